@@ -1,0 +1,37 @@
+# Everything a person needs: `make demo` runs the main job end to end, `make test` the test suite.
+PYTHON ?= python3
+SERVE ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+# Fresh machine → data → training → bundle → a server that answers. SERVE=0 ends after one answer of each.
+demo:
+	@started=$$(date +%s) && $(MAKE) --no-print-directory setup && \
+	$(BIN)/gems demo --out runs/demo --started $$started $(if $(filter 0,$(SERVE)),--no-serve,--serve)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m bench.decode --json runs/bench/decode.json
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,167 @@
+"""`python -m bench.decode --json F`: the engine against `transformers.generate` and against its floor.
+
+The floor is one plain forward pass over as many tokens as the engine feeds: P + W·(L − 1). All
+three run in one process on the same backbone (random identifier rows), fp32, vocabulary
+normalisation; figures are medians, and the ratios are what counts on a shared machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from index.identifiers import Identifiers
+from index.trie import Trie
+from index.vocabulary import IdentifierVocabulary
+from server.engine.contract import RankRequest
+from server.engine.torch_engine import TorchEngine
+from training.backbones import load_backbone
+from training.cli.quiet import quiet_libraries
+from training.config import TrainConfig
+from training.extension import extend_backbone
+
+ITEMS = 10_000
+CODEBOOKS = (256, 256, 256, 16)
+
+
+def milliseconds(run: Callable[[], Any], repeats: int, warm_up: bool = True) -> float:
+    """Median wall time of `run`."""
+    if warm_up:
+        run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def allowed_tokens(
+    vocabulary: IdentifierVocabulary, codes: NDArray[np.int32], prompt: int
+) -> Callable[[int, torch.Tensor], list[int]]:
+    """The catalogue as the dictionary of prefixes that `generate` asks."""
+    children: dict[tuple[int, ...], set[int]] = {}
+    for row in vocabulary.tokens(codes).tolist():
+        for depth in range(len(row)):
+            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
+    lists = {prefix: sorted(tokens) for prefix, tokens in children.items()}
+    return lambda _, sequence: lists.get(tuple(sequence[prompt:].tolist()), [0])
+
+
+def generate(model: PreTrainedModel, ids: torch.Tensor, width: int, levels: int, allowed: Any) -> Any:
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=levels,
+        do_sample=False,
+        length_penalty=0.0,
+        eos_token_id=None,
+        pad_token_id=0,
+        prefix_allowed_tokens_fn=allowed,
+    )
+
+
+@dataclass
+class Bench:
+    """One backbone with a catalogue of random identifiers."""
+
+    model: PreTrainedModel
+    engine: TorchEngine
+    vocabulary: IdentifierVocabulary
+    codes: NDArray[np.int32]
+
+    @classmethod
+    def build(cls, backbone: str, layers: int | None) -> Bench:
+        rng = np.random.default_rng(0)
+        table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
+        codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
+        loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
+        vectors = rng.normal(size=(ITEMS, 16)).astype(np.float32)
+        titles = [f"item {k}" for k in range(ITEMS)]
+        vocabulary = extend_backbone(loaded, Identifiers("semantic", codes, CODEBOOKS), titles, vectors)
+        engine = TorchEngine(loaded.model, Trie.build(codes), vocabulary, normalisation="vocabulary")
+        return cls(loaded.model, engine, vocabulary, codes)
+
+    def random_ids(self, length: int) -> torch.Tensor:
+        """Text tokens, int64 [1, length]."""
+        generator = torch.Generator().manual_seed(length)
+        return torch.randint(0, self.vocabulary.first_added, (1, length), generator=generator)
+
+    @torch.inference_mode()
+    def measure(self, P: int, W: int, repeats: int, generate_repeats: int) -> dict[str, Any]:
+        """Engine, floor and `generate` for one request of P prompt tokens and W beams."""
+        levels = len(CODEBOOKS)
+        ids, floor_ids = self.random_ids(P), self.random_ids(P + W * (levels - 1))
+        request = RankRequest(ids[0].tolist(), W, W)
+        engine = milliseconds(lambda: self.engine.rank([request]), repeats)
+        floor = milliseconds(lambda: self.model.base_model(input_ids=floor_ids, use_cache=False), repeats)
+        case = {
+            "P": P,
+            "W": W,
+            "L": levels,
+            "engine_ms": engine,
+            "floor_ms": floor,
+            "ratio_to_floor": engine / floor,
+        }
+        if generate_repeats:
+            allowed = allowed_tokens(self.vocabulary, self.codes, P)
+            found = generate(self.model, ids, W, levels, allowed)
+            theirs = milliseconds(
+                lambda: generate(self.model, ids, W, levels, allowed), generate_repeats, warm_up=False
+            )
+            ours = torch.from_numpy(self.vocabulary.tokens(self.codes[self.engine.rank([request])[0].items]))
+            case |= {"generate_ms": theirs, "speedup_over_generate": theirs / engine}
+            case["identical"] = torch.equal(found[:, P:], ours)
+        return case
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
+    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = None,
+    prompts: Annotated[str, typer.Option(help="prompt lengths P")] = "100,300,1000",
+    widths: Annotated[str, typer.Option(help="beam widths W")] = "10,20,50",
+    repeats: Annotated[int, typer.Option(help="timed runs of engine and floor")] = 5,
+    generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+) -> None:
+    """Time one request for every prompt length and beam width."""
+    torch.set_num_threads(threads)
+    quiet_libraries()
+    console = Console()
+    bench = Bench.build(backbone, layers)
+    cases = []
+    for P in map(int, prompts.split(",")):
+        for W in map(int, widths.split(",")):
+            with console.status(f"P = {P}, W = {W}"):
+                cases.append(bench.measure(P, W, repeats, generate_repeats))
+    kept = "all layers" if layers is None else f"first {layers} layers"
+    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, fp32")
+    for column in cases[0]:
+        report.add_column(column, justify="right")
+    for case in cases:
+        report.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in case.values()))
+    console.print(report)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        record = {"backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "cases": cases}
+        json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,220 @@
+"""The bundle: one directory that a server can serve (DESIGN §5).
+
+    config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
+    catalogue/items.jsonl                                 the items, row by row
+    trie/*.npy                                            the identifiers
+    bundle.json                                           what it is: `BundleInfo`
+    manifest.json                                         SHA-256 and size of every other file
+
+Published by writing a sibling folder, fsync and one rename: a reader sees no bundle or the whole
+one. A damaged bundle is refused by name of the file before anything of it is used. No pickle, no
+remote code, and the backbone's `generation_config.json` is not inherited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from index.catalogue import Catalogue
+from index.identifiers import Identifiers
+from index.sequence import SequenceEncoder
+from index.trie import Trie
+from index.vocabulary import IdentifierVocabulary
+
+FORMAT_VERSION = 1
+NORMALISATIONS = ("level", "vocabulary")
+
+
+class BundleError(Exception):
+    """The bundle cannot be published or opened; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What `bundle.json` says.
+
+    normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
+    `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
+    data, training: free descriptions for people (data set, simulation notes, method, figures).
+    """
+
+    bundle_id: str
+    scheme: str
+    codebook_sizes: tuple[int, ...]
+    first_added_token: int
+    normalisation: str
+    max_tokens: int
+    max_events: int
+    max_query_tokens: int
+    created: str
+    code_version: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> BundleInfo:
+        record = json.loads(path.read_text("utf-8"))
+        if record.get("format_version") != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {record.get('format_version')!r}; this program reads {FORMAT_VERSION}"
+            )
+        missing = {f.name for f in fields(cls)} - set(record)
+        if missing:
+            raise BundleError(f"{path}: lacks {', '.join(sorted(missing))}")
+        if record["normalisation"] not in NORMALISATIONS:
+            raise BundleError(f"{path}: unknown normalisation {record['normalisation']!r}")
+        record["codebook_sizes"] = tuple(record["codebook_sizes"])
+        return cls(**{f.name: record[f.name] for f in fields(cls)})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(
+    target: Path,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    catalogue: Catalogue,
+    identifiers: Identifiers,
+    info: BundleInfo,
+) -> None:
+    """Write a bundle to `target`, which must not exist yet: all of it, or nothing.
+
+    Raises `BundleError` where `target` exists, the parts do not fit, or the disk does not take them.
+    """
+    if target.exists():
+        raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
+    if len(identifiers.codes) != len(catalogue):
+        raise BundleError(f"{len(identifiers.codes)} identifiers for {len(catalogue)} items")
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
+    try:
+        (draft / "catalogue").mkdir(parents=True)
+        model.save_pretrained(draft)
+        (draft / "generation_config.json").unlink(missing_ok=True)
+        tokenizer.save_pretrained(draft)
+        catalogue.save(draft / "catalogue" / "items.jsonl")
+        Trie.build(identifiers.codes).save(draft / "trie")
+        (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
+        manifest = {
+            name: {"sha256": _sha256(draft / name), "bytes": (draft / name).stat().st_size}
+            for name in _files(draft)
+        }
+        (draft / "manifest.json").write_text(json.dumps({"files": manifest}, indent=2) + "\n", "utf-8")
+        for name in _files(draft):
+            (draft / name).chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
+        for name in [*_files(draft), "catalogue", "trie", "."]:
+            _fsync(draft / name)
+        os.rename(draft, target)
+        _fsync(target.parent)
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise BundleError(f"{target} was not published, nothing was left behind: {error}") from error
+    except BaseException:  # an interrupt leaves no draft behind either
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest. Raises `BundleError` naming the first that differs."""
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
+    try:
+        expected = json.loads(path.read_text("utf-8"))["files"]
+        entries = [(name, entry["sha256"], entry["bytes"]) for name, entry in expected.items()]
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} holds no manifest.json; it is not a complete bundle") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    present = set(_files(folder)) - {"manifest.json"}
+    unknown = present - set(expected)
+    if unknown:
+        raise BundleError(f"{folder / min(unknown)} is not listed in the manifest")
+    for name, sha256, size in entries:
+        if name not in present:
+            raise BundleError(f"{folder / name} is missing")
+        if (folder / name).stat().st_size != size or _sha256(folder / name) != sha256:
+            raise BundleError(
+                f"{folder / name} is damaged: it differs from the manifest; publish the bundle again"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """An opened bundle. The weights stay on disk until `load_model`."""
+
+    path: Path
+    info: BundleInfo
+    catalogue: Catalogue
+    trie: Trie
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: IdentifierVocabulary
+    encoder: SequenceEncoder
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Verify and open. Raises `BundleError` for anything that is not a whole, undamaged bundle."""
+        path = Path(path)
+        try:
+            verify(path)
+            return cls._open(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path} cannot be opened: {error}") from error
+
+    @classmethod
+    def _open(cls, path: Path) -> Bundle:
+        info = BundleInfo.load(path / "bundle.json")
+        catalogue = Catalogue.load(path / "catalogue" / "items.jsonl")
+        trie = Trie.open(path / "trie")
+        if trie.items != len(catalogue) or trie.levels != len(info.codebook_sizes):
+            raise BundleError(f"{path}: the trie does not fit the catalogue")
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        vocabulary = IdentifierVocabulary(info.first_added_token, info.codebook_sizes)
+        if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
+            raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
+        encoder = SequenceEncoder(
+            tokenizer,
+            vocabulary,
+            trie.codes(),
+            max_tokens=info.max_tokens,
+            max_events=info.max_events,
+            max_query_tokens=info.max_query_tokens,
+        )
+        return cls(path, info, catalogue, trie, tokenizer, vocabulary, encoder)
+
+    def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The weights, in evaluation mode."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,  # never a pickle
+        )
+        return model.eval()

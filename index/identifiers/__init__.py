@@ -1,0 +1,21 @@
+"""Identifier schemes: items → codes. `assign(scheme, ...)` picks one by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class IdentifierError(ValueError):
+    """Identifiers cannot be made from these items; the message says why and what to mend."""
+
+
+@dataclass(frozen=True, eq=False)
+class Identifiers:
+    """scheme: name; codes: int32 [N, L], one row an item; codebook_sizes: L sizes."""
+
+    scheme: str
+    codes: NDArray[np.int32]
+    codebook_sizes: tuple[int, ...]

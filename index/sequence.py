@@ -1,0 +1,144 @@
+"""A person's life as one token sequence; a request is its continuation (DESIGN §3).
+
+    history  =  [<|recommendation|> c1 .. cL]  [<|search|> query tokens <|item|> c1 .. cL]  ...
+    request  =  history <|recommendation|>                  → the model writes c1 .. cL
+    request  =  history <|search|> query tokens <|item|>    → the model writes c1 .. cL
+
+User text never becomes a control or item token: it is tokenised as a segment of its own with
+special tokens disabled, and the result is checked to hold no added id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from index.history import Event, Task
+from index.vocabulary import IdentifierVocabulary
+
+
+class SequenceError(ValueError):
+    """Text or history that cannot be written as tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of a request, and how many of the oldest events were dropped to fit."""
+
+    ids: list[int]
+    dropped_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training sequence.
+
+    ids:   int64 [T], token ids.
+    level: int8 [T], identifier level that token t writes, -1 for markers and query text.
+    task:  int8 [T], index into `TASKS` of the event that token t belongs to.
+    """
+
+    ids: NDArray[np.int64]
+    level: NDArray[np.int8]
+    task: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
+
+
+class SequenceEncoder:
+    """Writes histories and requests as token ids.
+
+    tokenizer: the bundle's tokenizer, identifier tokens and markers added.
+    codes: int [N, L], the identifiers of the catalogue's items.
+    max_tokens: prompt budget P; the oldest events are dropped beyond it.
+    max_events: history budget in events.
+    max_query_tokens: longer queries are cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocabulary: IdentifierVocabulary,
+        codes: NDArray[np.integer],
+        *,
+        max_tokens: int = 1024,
+        max_events: int = 50,
+        max_query_tokens: int = 32,
+    ) -> None:
+        # +2: the markers around the query; L: the identifier itself
+        if max_tokens < max_query_tokens + 2 + vocabulary.levels:
+            raise SequenceError(
+                f"max_tokens={max_tokens} has no room for one query of {max_query_tokens} tokens and its item"
+            )
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.max_events = max_events
+        self.max_query_tokens = max_query_tokens
+        self.tokens = vocabulary.tokens(codes)
+        self._tokenizer = tokenizer
+        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of user text, cut to `max_query_tokens`; never a control or item token.
+
+        Raises `SequenceError` for text without any token.
+        """
+        ids = self._encode(text)
+        if not ids:
+            raise SequenceError("the query holds no text")
+        return ids
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        backend = self._tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True  # "<|search|>" typed by a person is plain text
+        ids = backend.encode(text.strip(), add_special_tokens=False).ids
+        if any(i >= self.vocabulary.first_added for i in ids):
+            raise SequenceError("the text was encoded to a control or item token; the tokenizer is unsafe")
+        return tuple(ids[: self.max_query_tokens])
+
+    def _event(self, event: Event) -> list[int]:
+        query = event.query if event.behaviour is Task.SEARCH else None
+        return [*self._request(query), *self.tokens[event.item].tolist()]
+
+    def _request(self, query: str | None) -> list[int]:
+        markers = self.vocabulary.markers
+        if query is None:
+            return [markers["recommendation"]]
+        return [markers["search"], *self.encode_text(query), markers["item"]]
+
+    def _newest(self, events: Sequence[Event], budget: int) -> list[list[int]]:
+        """The newest events that fit the budget of tokens, oldest first."""
+        kept: list[list[int]] = []
+        for event in reversed(events[-self.max_events :] if self.max_events else ()):
+            tokens = self._event(event)
+            budget -= len(tokens)
+            if budget < 0:
+                break
+            kept.append(tokens)
+        return kept[::-1]
+
+    def prompt(self, history: Sequence[Event], query: str | None = None) -> Prompt:
+        """The request as token ids: search if a query is given, recommendation otherwise.
+
+        Room for the identifier to be written is left within `max_tokens`.
+        """
+        tail = self._request(query)
+        kept = self._newest(history, self.max_tokens - len(tail) - self.vocabulary.levels)
+        return Prompt([i for event in [*kept, tail] for i in event], len(history) - len(kept))
+
+    def sample(self, events: Sequence[Event]) -> Sample:
+        """The newest events that fit, as one training sequence: every item in it is a target."""
+        kept = self._newest(events, self.max_tokens)
+        ids = np.fromiter((i for event in kept for i in event), np.int64)
+        tasks = [TASKS.index(e.behaviour) for e in events[len(events) - len(kept) :]]
+        task = np.repeat(np.array(tasks, np.int8), [len(event) for event in kept])
+        return Sample(ids, self.vocabulary.level(ids), task)

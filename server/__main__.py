@@ -1,0 +1,40 @@
+"""`python -m server BUNDLE`: serve a bundle. Settings come from `GEMS_*` variables and from flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from server.launch import launch
+from server.settings import Settings
+
+EXIT_BAD_SETTINGS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m server", description="Serve a bundle over HTTP.")
+    parser.add_argument("bundle", type=Path, help="folder of a published bundle")
+    parser.add_argument("--host", help="address to listen on (GEMS_HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 for any free one (GEMS_PORT)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
+    )
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    bundle = given.pop("bundle")
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
+        return EXIT_BAD_SETTINGS
+    return launch(bundle, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Ranking engines: one contract, one object for serving and for evaluation."""

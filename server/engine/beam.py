@@ -1,0 +1,62 @@
+"""One step of beam search over a trie, for one request: gather the legal children, then take the best.
+
+Legal first, best second: the beam holds `width` legal hypotheses wherever as many exist, and never
+runs into a dead end, because children without an allowed leaf are dropped before the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.trie import Trie
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """Hypotheses of one depth, best first.
+
+    nodes: int64 [w], trie nodes. scores: float64 [w], summed log-probabilities.
+    parents: int64 [w], position of each hypothesis' parent in the previous beam.
+    codes: int64 [w], code written last.
+    """
+
+    nodes: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    parents: NDArray[np.int64]
+    codes: NDArray[np.int64]
+
+    @classmethod
+    def root(cls) -> Beam:
+        zero = np.zeros(1, np.int64)
+        return cls(zero, np.zeros(1), zero, zero)
+
+
+def advance(
+    trie: Trie, depth: int, beam: Beam, log_probs: NDArray[np.float32], width: int, blocked: NDArray[np.int64]
+) -> Beam:
+    """The best `width` children of a beam.
+
+    log_probs: float32 [w, codebook], log p(code | hypothesis) for every code of this level.
+    blocked: sorted leaves that must not be reached (`Trie.blocked_leaves`).
+    Ties go to the smaller node, that is, to leaf order.
+    """
+    parent, child, code = trie.expand(depth, beam.nodes)
+    score = beam.scores[parent] + log_probs[parent, code]
+    # At most len(blocked) nodes can be dead, so that the best width + len(blocked) hold the answer.
+    best = _top(score, child, width + len(blocked))
+    if len(blocked):
+        best = best[trie.alive(depth + 1, child[best], blocked)][:width]
+    return Beam(child[best], score[best], parent[best], code[best])
+
+
+def _top(score: NDArray[np.float64], node: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Positions of the `count` highest scores, best first, ties by ascending node."""
+    kept = np.arange(len(score))
+    if count < len(score):
+        threshold = np.partition(score, len(score) - count)[len(score) - count]
+        kept = np.flatnonzero(score >= threshold)
+    order = np.lexsort((node[kept], -score[kept]))
+    return kept[order][:count]

@@ -1,0 +1,55 @@
+"""What every engine does: `rank(requests) → rankings`, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class EngineError(Exception):
+    """The engine cannot rank; the message says what is wrong with the request or the bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """One prompt to be continued by item identifiers.
+
+    prompt: token ids, as `SequenceEncoder.prompt` makes them.
+    limit: how many items to return at most.
+    beam_width: hypotheses kept per level; raised to `limit` where smaller.
+    excluded: catalogue rows that must not come back.
+    """
+
+    prompt: Sequence[int]
+    limit: int
+    beam_width: int
+    excluded: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise EngineError("the prompt holds no token")
+        if self.limit < 1 or self.beam_width < 1:
+            raise EngineError(
+                f"limit and beam_width must be at least 1, got {self.limit} and {self.beam_width}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The answer to one request: catalogue rows, best first, with log-probabilities of their identifiers.
+
+    Items that share one identifier share its score. `seconds` holds the time the batch spent in each stage.
+    """
+
+    items: list[int]
+    scores: list[float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Exact constrained beam search: the best `limit` legal items under a beam of `beam_width`."""
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        """Rank a batch. The answer to a request does not depend on its neighbours. Raises `EngineError`."""
+        ...

@@ -1,0 +1,218 @@
+"""The torch engine: exact trie-constrained beam search at about the cost of one forward pass (DESIGN §7).
+
+The beams of a request are *query positions* of its one sequence (tree attention): each new position
+attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
+read once; there are exactly L − 1 decode passes after the prefill, and no stop condition.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from index.bundle import Bundle
+from index.trie import Trie
+from index.vocabulary import IdentifierVocabulary
+from server.engine.beam import Beam, advance
+from server.engine.cache import BeamCache
+from server.engine.contract import EngineError, Ranking, RankRequest
+
+STAGES = ("prefill", "decode", "head", "trie")
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+
+class TorchEngine:
+    """Ranks with a Hugging Face causal language model.
+
+    normalisation: `level` or `vocabulary`, see `BundleInfo`.
+    max_batch_tokens: prompt and beam positions that one forward pass may hold together; longer
+    lists of requests are split into several passes, alike lengths together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trie: Trie,
+        vocabulary: IdentifierVocabulary,
+        *,
+        normalisation: str = "level",
+        max_batch_tokens: int = 16384,
+    ) -> None:
+        if normalisation not in ("level", "vocabulary"):
+            raise EngineError(f"normalisation {normalisation!r} is unknown; level and vocabulary are")
+        if trie.levels != vocabulary.levels:
+            raise EngineError(
+                f"the trie has {trie.levels} levels, the identifier vocabulary {vocabulary.levels}"
+            )
+        self.model = model.eval()
+        self.trie = trie
+        self.vocabulary = vocabulary
+        self.normalisation = normalisation
+        self.max_batch_tokens = max_batch_tokens
+        self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
+        self._layers = int(model.config.num_hidden_layers)
+        self._body = model.base_model
+        self._head: Tensor = model.get_output_embeddings().weight
+        if len(self._head) < vocabulary.size:
+            raise EngineError(f"the model has {len(self._head)} output rows; {vocabulary.size} are needed")
+        self._check_head()
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, max_batch_tokens: int = 16384) -> TorchEngine:
+        return cls(
+            bundle.load_model(),
+            bundle.trie,
+            bundle.vocabulary,
+            normalisation=bundle.info.normalisation,
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    @torch.inference_mode()
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
+        rankings: list[Ranking | None] = [None] * len(requests)
+        for chunk in self._chunks(requests):
+            for position, ranking in zip(chunk, self._rank_chunk([requests[k] for k in chunk]), strict=True):
+                rankings[position] = ranking
+        return [ranking for ranking in rankings if ranking is not None]
+
+    def _chunks(self, requests: Sequence[RankRequest]) -> Iterator[list[int]]:
+        """Split into passes that fit `max_batch_tokens`, alike lengths together."""
+        chunk: list[int] = []
+        width = 0
+        for k in sorted(range(len(requests)), key=lambda k: len(requests[k].prompt)):
+            width = max(width, self._width(requests[k]))
+            each = len(requests[k].prompt) + width * (self.trie.levels - 1)
+            if chunk and (len(chunk) + 1) * each > self.max_batch_tokens:
+                yield chunk
+                chunk, width = [], self._width(requests[k])
+            chunk.append(k)
+        if chunk:
+            yield chunk
+
+    @staticmethod
+    def _width(request: RankRequest) -> int:
+        return max(request.beam_width, request.limit)
+
+    def _rank_chunk(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        watch = _Stopwatch()
+        trie, levels = self.trie, self.trie.levels
+        widths = [self._width(request) for request in requests]
+        blocked = [trie.blocked_leaves(request.excluded) for request in requests]
+        lengths = torch.tensor([len(request.prompt) for request in requests])
+        if int(lengths.max()) + levels > self._positions:
+            raise EngineError(
+                f"a prompt of {int(lengths.max())} tokens leaves no room for {levels} codes in a context "
+                f"of {self._positions} positions"
+            )
+        # A level cannot hold more hypotheses than the trie has nodes there.
+        slots = [min(max(widths), len(trie.code[level])) for level in range(levels - 1)]
+        cache = BeamCache(self._layers, int(lengths.max()) + sum(slots))
+        hidden = self._prefill(requests, lengths, cache).unsqueeze(1)  # [B, 1, d]
+        watch.lap("prefill")
+        beams = [Beam.root() for _ in requests]
+        tree = torch.zeros(len(requests), 1, 0, dtype=torch.bool)  # [B, w, tree slots]: ancestors
+        for level in range(levels):
+            log_probs = [self._log_probs(hidden[b, : len(beam.nodes)], level) for b, beam in enumerate(beams)]
+            watch.lap("head")
+            beams = [
+                advance(trie, level, beam, log_probs[b], widths[b], blocked[b])
+                for b, beam in enumerate(beams)
+            ]
+            watch.lap("trie")
+            if level < levels - 1:
+                hidden, tree = self._decode(level, beams, slots[level], tree, lengths, cache)
+                watch.lap("decode")
+        rankings = [
+            self._answer(request, beam, watch.seconds) for request, beam in zip(requests, beams, strict=True)
+        ]
+        watch.lap("trie")
+        return rankings
+
+    def _prefill(self, requests: Sequence[RankRequest], lengths: Tensor, cache: BeamCache) -> Tensor:
+        """Hidden state of each prompt's last token: float [B, d]. Right padding needs no mask: causal
+        attention keeps real positions from it, and `_decode` masks it."""
+        ids = torch.zeros(len(requests), int(lengths.max()), dtype=torch.long)
+        for row, request in zip(ids, requests, strict=True):
+            row[: len(request.prompt)] = torch.as_tensor(request.prompt)
+        hidden: Tensor = self._body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden[torch.arange(len(requests)), lengths - 1]
+
+    def _decode(
+        self, level: int, beams: Sequence[Beam], width: int, tree: Tensor, lengths: Tensor, cache: BeamCache
+    ) -> tuple[Tensor, Tensor]:
+        """Feed the codes just written as `width` further query positions.
+
+        Returns hidden states, float [B, width, d], and the new ancestor mask, bool [B, width, slots].
+        """
+        batch = len(beams)
+        ids = torch.full((batch, width), int(self.vocabulary.first_code[level]), dtype=torch.long)
+        parents = torch.zeros(batch, width, dtype=torch.long)
+        for b, beam in enumerate(beams):
+            ids[b, : len(beam.codes)] += torch.from_numpy(beam.codes)
+            parents[b, : len(beam.parents)] = torch.from_numpy(beam.parents)
+        ancestors = tree.gather(1, parents.unsqueeze(-1).expand(-1, -1, tree.shape[-1]))
+        itself = torch.eye(width, dtype=torch.bool).expand(batch, -1, -1)
+        tree = torch.cat([ancestors, itself], dim=-1)
+        prompt = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)  # [B, P]
+        mask = torch.cat([prompt.unsqueeze(1).expand(-1, width, -1), tree], dim=-1).unsqueeze(1)
+        hidden: Tensor = self._body(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(lengths + level).unsqueeze(-1).expand(-1, width),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden, tree
+
+    def _log_probs(self, hidden: Tensor, level: int) -> NDArray[np.float32]:
+        """log p(code | hypothesis) of every code of a level: [w, d] → float32 [w, codebook]."""
+        first, last = (int(i) for i in self.vocabulary.first_code[level : level + 2])
+        if self.normalisation == "level":
+            logits = (hidden @ self._head[first:last].T).float()
+            log_probs = logits.log_softmax(-1)
+        else:
+            logits = (hidden @ self._head.T).float()
+            log_probs = logits[:, first:last] - logits.logsumexp(-1, keepdim=True)
+        result: NDArray[np.float32] = log_probs.numpy()
+        return result
+
+    def _answer(self, request: RankRequest, beam: Beam, seconds: dict[str, float]) -> Ranking:
+        """Items of the best leaves, leaf by leaf, without the excluded ones, up to the limit."""
+        excluded = set(request.excluded)
+        items: list[int] = []
+        scores: list[float] = []
+        for leaf, score in zip(beam.nodes.tolist(), beam.scores.tolist(), strict=True):
+            for item in self.trie.items_of(leaf).tolist():
+                if item not in excluded and len(items) < request.limit:
+                    items.append(item)
+                    scores.append(score)
+        return Ranking(items, scores, seconds)
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Refuse architectures that do more than `head @ hidden` (soft caps, scaled logits)."""
+        ids = torch.tensor([[self.vocabulary.first_added, self.vocabulary.size - 1]])
+        ours = self._body(input_ids=ids).last_hidden_state @ self._head.T
+        theirs = self.model(input_ids=ids).logits
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            raise EngineError(
+                f"{type(self.model).__name__} does not compute its logits as output rows times hidden state"
+            )

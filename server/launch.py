@@ -1,0 +1,92 @@
+"""Running the server: open the bundle, warm up, listen, and stop in the order that loses no request.
+
+SIGTERM: `/health/ready` answers 503 at once, while requests are answered as before; after
+`drain_seconds`, when the load balancer has looked away, the listener closes and what is in flight
+ends. uvicorn alone would close the listener first. A second signal, or Ctrl-C, skips the wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+from transformers.utils import logging as transformers_logging
+
+from index.bundle import Bundle, BundleError
+from server import logs
+from server.app import create_app
+from server.engine.contract import EngineError
+from server.engine.torch_engine import TorchEngine
+from server.readiness import Readiness
+from server.settings import Settings
+
+logger = logging.getLogger("server.launch")
+
+EXIT_BAD_BUNDLE = 2
+
+
+def launch(path: Path, settings: Settings) -> int:
+    """Serve a bundle until told to stop; the exit code. Call it on the main thread."""
+    logs.configure(settings.log_level)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        bundle = Bundle.open(path)
+        engine = TorchEngine.open(bundle, max_batch_tokens=settings.max_batch_tokens)
+    except (BundleError, EngineError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # one line, whatever a library said
+        return EXIT_BAD_BUNDLE
+    app = create_app(bundle, engine, settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    DrainingServer(config, app.state.readiness, settings.drain_seconds).run()
+    logger.info("stopped")
+    return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, with the drain described above."""
+
+    def __init__(self, config: uvicorn.Config, readiness: Readiness, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._readiness = readiness
+        self._drain_seconds = drain_seconds
+        self._drained_at: float | None = None  # monotonic
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's would die of the signal in the end; a clean stop exits with 0."""
+        if self.should_exit:
+            self.force_exit = True
+        elif sig == signal.SIGTERM and self.started and self._drained_at is None:
+            self._readiness.status = "draining"
+            self._drained_at = time.monotonic() + self._drain_seconds
+        else:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        logger.info("ready", extra={"url": f"http://{host}:{port}"})

@@ -1,0 +1,215 @@
+"""What goes over the wire: requests and answers.
+
+Requests are strict: no coercion, no unknown field. Caps that an operator may set are checked by the
+service; the ceilings here only bound the work of validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+
+HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
+MAX_ITEM_ID_CHARS = 512
+MAX_FIELDS = 32  # of one JSON object; no request has as many
+
+TaskName = Literal["search", "recommendation"]
+
+
+def _crowded(data: Any) -> bool:
+    return isinstance(data, dict) and len(data) > MAX_FIELDS
+
+
+class HistoryEntry(BaseModel):
+    """One past interaction. Validators in Python would be felt: a history holds thousands of these."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    item_id: str = Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)
+    behaviour: TaskName = "recommendation"
+    query: str | None = Field(None, description="What was typed; needed where the behaviour is `search`.")
+
+
+class RecommendRequest(BaseModel):
+    """What will this person want next?"""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True}
+            ]
+        },
+    )
+
+    history: Annotated[list[HistoryEntry], FailFast()] = Field(
+        default=[], description="Past interactions, oldest first; may be empty."
+    )
+    limit: int | None = Field(None, ge=1, description="Items to return at most; default: `default_limit`.")
+    beam_width: int | None = Field(
+        None,
+        ge=1,
+        description="Hypotheses per level; default: the larger of `limit` and `default_beam_width`.",
+    )
+    exclude_history: bool = Field(False, description="Leave out every item of the history.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        """One error for an object of 100,000 unknown fields, instead of 100,000."""
+        if _crowded(data):
+            raise ValueError("the object has too many fields")
+        return data
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _bounded(cls, history: Any) -> Any:
+        """Refuse what is too large before its parts are looked at."""
+        if isinstance(history, list):
+            if len(history) > HISTORY_CEILING:
+                raise ValueError(f"more than {HISTORY_CEILING} entries; send the newest")
+            if any(map(_crowded, history)):
+                raise ValueError("an entry has too many fields")
+        return history
+
+    @field_validator("history")
+    @classmethod
+    def _searched(cls, history: list[HistoryEntry]) -> list[HistoryEntry]:
+        for position, entry in enumerate(history):
+            if entry.behaviour == "search" and not (entry.query and entry.query.strip()):
+                raise ValueError(f"entry {position} is of behaviour 'search' and needs a non-blank 'query'")
+        return history
+
+
+class SearchRequest(RecommendRequest):
+    """What does this person mean by these words?"""
+
+    model_config = ConfigDict(  # joined with that of the parent
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": "space adventure",
+                    "history": [{"item_id": "1"}, {"item_id": "2", "behaviour": "search", "query": "robots"}],
+                    "limit": 5,
+                }
+            ]
+        }
+    )
+
+    query: str
+
+    @field_validator("query")
+    @classmethod
+    def _not_blank(cls, query: str) -> str:
+        if not query.strip():
+            raise ValueError("the query must not be blank; use /recommend to ask without one")
+        return query
+
+
+class RankedItem(BaseModel):
+    """One item of an answer. score: log-probability of the item's identifier."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+    source: Literal["model"] = "model"
+
+
+class Dropped(BaseModel):
+    """What of the history was not used.
+
+    unknown_items: distinct ids that the catalogue does not hold, the first few of them.
+    unknown_count: how many history entries named an unknown item.
+    old_events: how many of the oldest known entries did not fit the model's prompt.
+    """
+
+    unknown_items: list[str] = []
+    unknown_count: int = 0
+    old_events: int = 0
+
+
+class Timings(BaseModel):
+    """Milliseconds. The stages of the engine are those of the batch that the request was part of."""
+
+    queue: float
+    tokenise: float
+    prefill: float
+    decode: float
+    head: float
+    trie: float
+    total: float
+
+
+class Answer(BaseModel):
+    """The answer of both endpoints."""
+
+    request_id: str
+    bundle_id: str
+    index_version: str
+    task: TaskName
+    items: list[RankedItem]
+    fewer_than_limit: str | None = Field(
+        description="Why fewer than `limit` items came back; null if they did not."
+    )
+    dropped: Dropped
+    timings_ms: Timings
+
+
+class Health(BaseModel):
+    """status: `live`, `ready`, `starting` or `draining`."""
+
+    status: str
+
+
+class Limits(BaseModel):
+    """The caps that a client has to keep."""
+
+    default_limit: int
+    max_limit: int
+    default_beam_width: int
+    max_beam_width: int
+    max_history: int
+    max_query_chars: int
+    max_body_bytes: int
+
+
+class Info(BaseModel):
+    """What is being served. data, training: the bundle's own description."""
+
+    version: str
+    bundle_id: str
+    index_version: str
+    created: str
+    code_version: str
+    items: int
+    scheme: str
+    codebook_sizes: list[int]
+    normalisation: str
+    max_events: int
+    max_query_tokens: int
+    limits: Limits
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+class FieldError(BaseModel):
+    """where: path of the field in the body; message: what to mend."""
+
+    where: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457, `application/problem+json`). It never repeats what was sent."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldError] = []

@@ -1,0 +1,51 @@
+"""Settings of the server: environment variables prefixed `GEMS_`, overridden by the command line."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.schemas import HISTORY_CEILING
+
+
+class Settings(BaseSettings):
+    """Every limit of the server and its default. `docs/api.md` describes each; a test keeps it so."""
+
+    model_config = SettingsConfigDict(env_prefix="GEMS_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
+    threads: int = Field(0, ge=0)  # 0: as many as torch chooses
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    max_batch_size: int = Field(8, ge=1)
+    batch_window_ms: float = Field(2.0, ge=0)
+    max_batch_tokens: int = Field(16384, ge=1)
+    queue_limit: int = Field(64, ge=1)
+    request_timeout_ms: float = Field(10_000, gt=0)
+
+    default_limit: int = Field(10, ge=1)
+    max_limit: int = Field(100, ge=1)
+    default_beam_width: int = Field(50, ge=1)
+    max_beam_width: int = Field(500, ge=1)
+
+    max_history: int = Field(20_000, ge=1, le=HISTORY_CEILING)
+    max_query_chars: int = Field(500, ge=1)
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1)
+
+    drain_seconds: float = Field(2.0, ge=0)  # not ready, but still answering
+    shutdown_seconds: int = Field(10, ge=1)  # for what is in flight when the listener has closed
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        """Defaults lie within their caps, and the beam can hold the largest answer."""
+        for small, large in (
+            ("default_limit", "max_limit"),
+            ("default_beam_width", "max_beam_width"),
+            ("max_limit", "max_beam_width"),
+        ):
+            if getattr(self, small) > getattr(self, large):
+                raise ValueError(f"{small} must not exceed {large}")
+        return self

@@ -1,0 +1,48 @@
+"""A real engine on the tiny bundle, and HTTP clients of applications around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from index.bundle import Bundle
+from server.app import create_app
+from server.engine.contract import Engine
+from server.engine.torch_engine import TorchEngine
+from server.settings import Settings
+
+MakeClient = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def engine(bundle: Bundle) -> TorchEngine:
+    return TorchEngine.open(bundle)
+
+
+@pytest.fixture
+def make_client(bundle: Bundle, engine: TorchEngine) -> Iterator[MakeClient]:
+    """Start an application with the given settings (and engine), and return a client of it."""
+    with ExitStack() as running:
+
+        def make(with_engine: Engine | None = None, **settings: Any) -> TestClient:
+            app = create_app(bundle, with_engine or engine, Settings(**settings))
+            return running.enter_context(TestClient(app))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Bundle, engine: TorchEngine) -> Iterator[TestClient]:
+    """One application with the default settings, shared by the tests of a module."""
+    with TestClient(create_app(bundle, engine, Settings())) as started:
+        yield started

@@ -1,0 +1,73 @@
+"""`docs/api.md` tells the truth: every setting, metric and error is in it, and its examples are valid."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.errors import ServerError
+from server.metrics import Metrics
+from server.schemas import Answer, HistoryEntry, Problem, SearchRequest
+from server.settings import Settings
+
+TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_setting_and_its_default_are_documented(name: str) -> None:
+    default = Settings.model_fields[name].default
+    assert f"| `GEMS_{name.upper()}` | `{default}` |" in TEXT
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    assert set(re.findall(r"`GEMS_([A-Z_]+)`", TEXT)) == {name.upper() for name in Settings.model_fields}
+
+
+def test_metrics_are_documented_with_their_labels() -> None:
+    documented = dict(re.findall(r"^\| `(gems_\w+)` \| (.*?) ?\|", TEXT, re.MULTILINE))
+    actual = {}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "_labelnames"):
+            name = metric.describe()[0].name + ("_total" if metric._type == "counter" else "")
+            actual[name] = ", ".join(f"`{label}`" for label in metric._labelnames)
+    assert documented == actual
+
+
+@pytest.mark.parametrize("error", [ServerError, *ServerError.__subclasses__()], ids=lambda error: error.code)
+def test_error_is_documented(error: type[ServerError]) -> None:
+    assert f"| {error.status} | `{error.code}` |" in TEXT
+
+
+@pytest.mark.parametrize("field", [*SearchRequest.model_fields, *HistoryEntry.model_fields])
+def test_field_of_a_request_is_documented(field: str) -> None:
+    assert re.search(rf"^\| `(history\[\]\.)?{field}` \|", TEXT, re.MULTILINE)
+
+
+def test_curl_examples_are_answered(client: TestClient) -> None:
+    examples = re.findall(r"curl -s localhost:8000(/\w+) .*? -d '(.*?)'", TEXT, re.DOTALL)
+    assert [path for path, _ in examples] == ["/search", "/recommend"]
+    for path, body in examples:
+        response = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 200
+
+
+def test_answers_and_problems_look_as_documented(client: TestClient) -> None:
+    examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+    assert shape(examples[0]) == shape(client.post("/search", json={"query": "a", "limit": 2}).json())
+    assert set(examples[1]) == set(Problem.model_fields)
+    Answer.model_validate(examples[0])
+    Problem.model_validate(examples[1])
+
+
+def shape(value: Any) -> Any:
+    """The names of all fields, without values."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [shape(value[0])]
+    return None

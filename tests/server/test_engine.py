@@ -1,0 +1,217 @@
+"""The torch engine against `transformers.generate` and against brute force over the whole catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.bundles import make_model
+from transformers import PreTrainedModel
+
+from index.trie import Trie
+from index.vocabulary import IdentifierVocabulary
+from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.torch_engine import TorchEngine
+
+TEXT_TOKENS = 40
+LENGTHS = (1, 7, 30, 95)
+
+
+@dataclass
+class World:
+    model: PreTrainedModel
+    codes: np.ndarray
+    vocabulary: IdentifierVocabulary
+
+    def engine(self, normalisation: str, **options: int) -> TorchEngine:
+        return TorchEngine(
+            self.model, Trie.build(self.codes), self.vocabulary, normalisation=normalisation, **options
+        )
+
+
+@cache
+def world(arch: str = "llama", items: int = 120, levels: int = 3, seed: int = 0) -> World:
+    """A random transformer and a catalogue whose identifiers share prefixes unevenly."""
+    rng = np.random.default_rng(seed)
+    table = np.unique(rng.integers(0, 8, (items * 3, levels)) ** 2 // 8, axis=0)
+    codes = rng.permutation(table)[:items]
+    vocabulary = IdentifierVocabulary(TEXT_TOKENS, tuple(int(k) for k in codes.max(0) + 1))
+    return World(make_model(vocabulary.size, arch, positions=128, seed=seed), codes, vocabulary)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng([seed, length]).integers(1, TEXT_TOKENS + 3, length).tolist()
+
+
+def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[float]]:
+    """Beam search by transformers, constrained to the catalogue: items and summed log-probabilities."""
+    tokens = w.vocabulary.tokens(w.codes)
+    children: dict[tuple[int, ...], set[int]] = {}
+    for row in tokens.tolist():
+        for depth in range(len(row)):
+            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
+    output = w.model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=w.vocabulary.levels,
+        do_sample=False,
+        length_penalty=0.0,
+        eos_token_id=None,
+        pad_token_id=0,
+        # a hypothesis of score −inf has left the trie; it may go anywhere
+        prefix_allowed_tokens_fn=lambda _, seq: sorted(children.get(tuple(seq[len(ids) :].tolist()), {0})),
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    if width == 1:  # greedy search does not report its score
+        new = output.sequences[0, len(ids) :]
+        log_p = [logits[0].log_softmax(-1)[token] for logits, token in zip(output.logits, new, strict=True)]
+        output.sequences_scores = torch.stack(log_p).sum().unsqueeze(0)
+    row_of = {tuple(row): k for k, row in enumerate(tokens.tolist())}
+    found = [
+        (row_of[tuple(seq[len(ids) :].tolist())], float(score))
+        for seq, score in zip(output.sequences, output.sequences_scores, strict=True)
+        if torch.isfinite(score)
+    ]
+    return [item for item, _ in found], [score for _, score in found]
+
+
+def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
+    """log p(identifier | prompt) of every item: one plain forward each."""
+    tokens = torch.from_numpy(w.vocabulary.tokens(w.codes))
+    full = torch.cat([torch.tensor([ids]).expand(len(tokens), -1), tokens], dim=1)
+    with torch.inference_mode():
+        logits = w.model(full).logits[:, len(ids) - 1 : -1].double()
+    total = torch.zeros(len(tokens), dtype=torch.double)
+    for level in range(w.vocabulary.levels):
+        first, last = w.vocabulary.first_code[level : level + 2].tolist()
+        step = logits[:, level]
+        log_p = (
+            step[:, first:last].log_softmax(-1)
+            if normalisation == "level"
+            else step.log_softmax(-1)[:, first:last]
+        )
+        total += log_p.gather(1, tokens[:, level : level + 1] - first).squeeze(1)
+    return total.numpy()
+
+
+def assert_same(ranking: Ranking, items: list[int], scores: list[float], tolerance: float = 1e-3) -> None:
+    assert ranking.items == items
+    assert np.allclose(ranking.scores, scores, atol=tolerance)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
+@pytest.mark.parametrize("width", [1, 10, 50])
+def test_equals_transformers_generate(arch: str, width: int) -> None:
+    w = world(arch)
+    engine = w.engine("vocabulary")
+    requests = [RankRequest(prompt(length), width, width) for length in LENGTHS]
+    together = engine.rank(requests)
+    for request, batched in zip(requests, together, strict=True):
+        items, scores = generate(w, list(request.prompt), width)
+        assert_same(batched, items, scores)
+        assert_same(engine.rank([request])[0], items, scores)
+
+
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_a_beam_as_wide_as_the_catalogue_ranks_every_item_as_brute_force_does(
+    normalisation: str, levels: int
+) -> None:
+    w = world(items=100, levels=levels, seed=levels)
+    n = len(w.codes)
+    for length in LENGTHS:
+        ranking = w.engine(normalisation).rank([RankRequest(prompt(length), n, n)])[0]
+        expected = brute_force(w, prompt(length), normalisation)
+        assert sorted(ranking.items) == list(range(n))
+        assert np.allclose(ranking.scores, expected[ranking.items], atol=1e-3)
+        assert all(a >= b for a, b in zip(ranking.scores, ranking.scores[1:], strict=False))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(LENGTHS), st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=6
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_an_answer_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int, int]]) -> None:
+    engine = world().engine("level")
+    requests = [
+        RankRequest(prompt(length, k), limit, width) for k, (length, width, limit) in enumerate(shapes)
+    ]
+    for request, ranking in zip(requests, engine.rank(requests), strict=True):
+        alone = engine.rank([request])[0]
+        assert_same(ranking, alone.items, alone.scores, 1e-4)
+        assert len(ranking.items) <= request.limit
+
+
+def test_small_passes_give_the_answers_of_large_ones() -> None:
+    w = world()
+    requests = [RankRequest(prompt(length, 3), 10, 20) for length in LENGTHS]
+    for a, b in zip(
+        w.engine("level").rank(requests), w.engine("level", max_batch_tokens=64).rank(requests), strict=True
+    ):
+        assert_same(a, b.items, b.scores, 1e-4)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_excluded_items_never_come_back_and_as_many_others_do(data: st.DataObject) -> None:
+    w = world(items=60)
+    n = len(w.codes)
+    excluded = sorted(data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1)))
+    ids = prompt(data.draw(st.sampled_from(LENGTHS)))
+    ranking = w.engine("level").rank([RankRequest(ids, n, n, excluded)])[0]
+    assert sorted(ranking.items) == sorted(set(range(n)) - set(excluded))
+    expected = brute_force(w, ids, "level")
+    assert np.allclose(ranking.scores, expected[ranking.items], atol=1e-3)
+    limit = data.draw(st.integers(1, n))
+    short = w.engine("level").rank([RankRequest(ids, limit, 1, excluded)])[0]
+    assert len(short.items) == min(limit, n - len(excluded))
+    assert not set(short.items) & set(excluded)
+
+
+def test_items_that_share_an_identifier_come_back_together() -> None:
+    w = world()
+    codes = np.concatenate([w.codes, w.codes[:10]])
+    engine = TorchEngine(w.model, Trie.build(codes), w.vocabulary)
+    n = len(codes)
+    ranking = engine.rank([RankRequest(prompt(7), n, n, excluded=[3])])[0]
+    assert sorted(ranking.items) == sorted(set(range(n)) - {3})
+    scores = dict(zip(ranking.items, ranking.scores, strict=True))
+    assert scores[5] == scores[len(w.codes) + 5]
+
+
+def test_equal_scores_come_in_leaf_order() -> None:
+    w = world()
+    model = make_model(w.vocabulary.size, "llama", positions=128)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[w.vocabulary.first_added :] = 0  # every code equally likely
+    trie = Trie.build(w.codes)
+    ranking = TorchEngine(model, trie, w.vocabulary).rank([RankRequest(prompt(7), 200, 200)])[0]
+    expected = [int(trie.items_of(leaf)[0]) for leaf in range(trie.leaves)]
+    assert ranking.items == expected[: len(ranking.items)]
+    assert len(ranking.items) == len(w.codes)
+
+
+def test_prompts_and_bundles_that_do_not_fit_are_refused() -> None:
+    w = world()
+    with pytest.raises(EngineError, match="context"):
+        w.engine("level").rank([RankRequest(prompt(127), 1, 1)])
+    with pytest.raises(EngineError, match="no token"):
+        RankRequest([], 1, 1)
+    with pytest.raises(EngineError, match="at least 1"):
+        RankRequest([1], 0, 1)
+    with pytest.raises(EngineError, match="unknown"):
+        w.engine("softmax")
+    small = make_model(w.vocabulary.size - 1)
+    with pytest.raises(EngineError, match="output rows"):
+        TorchEngine(small, Trie.build(w.codes), w.vocabulary)

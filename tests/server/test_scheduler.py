@@ -1,0 +1,185 @@
+"""Batching, admission, deadlines and faults, with the real engine behind a gate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from support.engines import FailingEngine, GatedEngine
+
+from index.bundle import Bundle
+from server.engine.contract import Engine, RankRequest
+from server.engine.torch_engine import TorchEngine
+from server.errors import DeadlineError, EngineFailedError, NotReadyError, QueueFullError
+from server.metrics import Metrics
+from server.scheduler import Scheduler
+
+Scenario = Callable[[Scheduler], Awaitable[Any]]
+
+
+@pytest.fixture
+def gated(engine: TorchEngine) -> GatedEngine:
+    return GatedEngine(engine)
+
+
+def run(scenario: Scenario, engine: Engine, **settings: Any) -> Any:
+    """Run a scenario with a started scheduler, and stop it afterwards."""
+
+    async def main() -> Any:
+        options = {"max_batch_size": 4, "window": 0.0, "queue_limit": 3} | settings
+        scheduler = Scheduler(engine, Metrics(), **options)
+        await scheduler.start()
+        try:
+            return await asyncio.wait_for(scenario(scheduler), 20)
+        finally:
+            await scheduler.stop(5)
+
+    return asyncio.run(main())
+
+
+def request(bundle: Bundle, limit: int = 5) -> RankRequest:
+    return RankRequest(bundle.encoder.prompt([], f"query {limit}").ids, limit, 10)
+
+
+async def occupied(scheduler: Scheduler, gated: GatedEngine, bundle: Bundle) -> asyncio.Task[Any]:
+    """A request that the engine works on until its gate opens."""
+    gated.hold()
+    task = asyncio.create_task(scheduler.rank(request(bundle), 20))
+    assert await asyncio.to_thread(gated.entered.wait, 10)
+    return task
+
+
+async def queued(
+    scheduler: Scheduler, *requests: RankRequest, timeout: float = 20
+) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(scheduler.rank(each, timeout)) for each in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_answers_are_those_of_the_engine_alone(bundle: Bundle, engine: TorchEngine) -> None:
+    requests = [request(bundle, limit) for limit in (3, 9, 5)]
+
+    async def scenario(scheduler: Scheduler) -> Any:
+        return await asyncio.gather(*(scheduler.rank(each, 20) for each in requests))
+
+    for each, ranked in zip(requests, run(scenario, engine), strict=True):
+        alone = engine.rank([each])[0]
+        assert ranked.ranking.items == alone.items
+        assert ranked.ranking.scores == pytest.approx(alone.scores, abs=1e-5)
+        assert ranked.waited >= 0
+
+
+def test_what_waits_together_is_ranked_together_in_order(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        first = await occupied(scheduler, gated, bundle)
+        rest = await queued(scheduler, *(request(bundle, limit) for limit in range(1, 8)))
+        gated.gate.set()
+        await asyncio.gather(first, *rest)
+
+    run(scenario, gated, queue_limit=10)
+    assert [[each.limit for each in batch] for batch in gated.batches] == [[5], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_idle_engine_waits_the_window_for_company(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        first = await queued(scheduler, request(bundle, 1))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(*first, *await queued(scheduler, request(bundle, 2)))
+
+    run(scenario, gated, window=5.0, max_batch_size=2)  # a full batch does not wait for the window's end
+    assert [len(batch) for batch in gated.batches] == [2]
+
+
+def test_full_queue_refuses_at_once(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        first = await occupied(scheduler, gated, bundle)
+        waiting = await queued(scheduler, *[request(bundle)] * 3)
+        began = time.perf_counter()
+        with pytest.raises(QueueFullError) as refusal:
+            await scheduler.rank(request(bundle), 20)
+        assert time.perf_counter() - began < 0.05
+        assert 1 <= int(refusal.value.headers["Retry-After"]) <= 60
+        gated.gate.set()
+        await asyncio.gather(first, *waiting)
+        await scheduler.rank(request(bundle), 20)  # room again
+
+    run(scenario, gated)
+
+
+def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        first = await occupied(scheduler, gated, bundle)
+        (expiring,) = await queued(scheduler, request(bundle, 1), timeout=0.05)
+        cancelled, kept = await queued(scheduler, request(bundle, 2), request(bundle, 3))
+        cancelled.cancel()
+        with pytest.raises(DeadlineError):
+            await expiring
+        assert scheduler.depth == 1  # those who left make room at once
+        gated.gate.set()
+        await asyncio.gather(first, kept)
+
+    run(scenario, gated)
+    assert [[each.limit for each in batch] for batch in gated.batches] == [[5], [3]]
+
+
+def test_deadline_holds_while_the_engine_computes(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        gated.hold()
+        with pytest.raises(DeadlineError):
+            await scheduler.rank(request(bundle), 0.1)
+        gated.gate.set()
+        await scheduler.rank(request(bundle), 20)
+
+    run(scenario, gated)
+
+
+def test_engine_failure_fails_its_batch_alone(bundle: Bundle, engine: TorchEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        for _ in range(3):
+            with pytest.raises(EngineFailedError):
+                await scheduler.rank(request(bundle, 13), 20)
+            assert (await scheduler.rank(request(bundle, 5), 20)).ranking.items
+
+    run(scenario, FailingEngine(engine, limit=13))
+
+
+def test_stop_finishes_what_waits_and_refuses_what_comes(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        tasks = [await occupied(scheduler, gated, bundle), *await queued(scheduler, request(bundle, 2))]
+        stopping = asyncio.create_task(scheduler.stop(10))
+        await asyncio.sleep(0)
+        with pytest.raises(NotReadyError):
+            await scheduler.rank(request(bundle), 20)
+        gated.gate.set()
+        assert all(ranked.ranking.items for ranked in await asyncio.gather(*tasks))
+        await stopping
+
+    run(scenario, gated)
+
+
+def test_stop_gives_up_after_its_patience(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        tasks = [await occupied(scheduler, gated, bundle), *await queued(scheduler, request(bundle, 2))]
+        await scheduler.stop(0.05)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [NotReadyError, NotReadyError]
+        gated.gate.set()
+
+    run(scenario, gated)
+
+
+def test_warm_up_is_ranked_before_anything_is_accepted(bundle: Bundle, gated: GatedEngine) -> None:
+    async def main() -> None:
+        scheduler = Scheduler(gated, Metrics(), max_batch_size=1, window=0, queue_limit=1)
+        with pytest.raises(NotReadyError):
+            scheduler.admit()
+        await scheduler.start([request(bundle, 7)])
+        scheduler.admit()
+        await scheduler.stop(1)
+
+    asyncio.run(main())
+    assert [len(batch) for batch in gated.batches] == [1]

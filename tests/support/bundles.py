@@ -1,0 +1,127 @@
+"""Tiny but real bundles: a trained tokenizer, a random transformer, a catalogue, published to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from index.bundle import BundleInfo, publish
+from index.catalogue import Catalogue, Item
+from index.identifiers import Identifiers
+from index.vocabulary import IdentifierVocabulary
+
+_ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
+_NOUNS = ("River", "Machine", "Garden", "Voyage", "Letter", "Empire", "Señorita", "星")
+_GENRES = ("Drama", "Comedy", "Science Fiction", "Western", "Horror")
+
+
+def make_catalogue(n: int = 60) -> Catalogue:
+    """`n` items `item-0`, `item-1`, … with distinct titles, genres and years."""
+    return Catalogue(
+        Item(
+            f"item-{k}",
+            f"{_ADJECTIVES[k % 7]} {_NOUNS[k % 8]} {k}",
+            f"A story of the {_NOUNS[(k + 3) % 8].lower()}.",
+            (_GENRES[k % 5],),
+            {"year": 1950 + k},
+        )
+        for k in range(n)
+    )
+
+
+def make_identifiers(n: int = 60) -> Identifiers:
+    """Three-level identifiers of `n` items, all distinct; neighbours share no prefix."""
+    row = np.arange(n)
+    codes = np.stack([row % 4, row // 4 % 5, row // 20], axis=1).astype(np.int32)
+    return Identifiers("semantic", codes, tuple(int(size) for size in codes.max(axis=0) + 1))
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the texts: every text has tokens, none is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def make_model(
+    vocab_size: int, arch: str = "llama", *, positions: int = 512, hidden: int = 32, seed: int = 0
+) -> PreTrainedModel:
+    """Two random layers of `llama` (grouped queries, tied head) or `gpt-neox` (partial rotary, own head).
+
+    Weights are larger than a fresh model's, so that scores differ clearly between items.
+    """
+    torch.manual_seed(seed)
+    shared = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": positions,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if arch == "llama":
+        model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **shared))
+    elif arch == "gpt-neox":
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(tie_word_embeddings=False, **shared))
+    else:
+        raise ValueError(f"unknown arch {arch!r}")
+    return model.eval()
+
+
+def make_bundle(
+    path: Path,
+    *,
+    items: int = 60,
+    arch: str = "llama",
+    normalisation: str = "level",
+    max_tokens: int = 256,
+    max_events: int = 20,
+    max_query_tokens: int = 16,
+    seed: int = 0,
+) -> Path:
+    """Publish a tiny bundle to `path`, and return `path`."""
+    catalogue = make_catalogue(items)
+    identifiers = make_identifiers(items)
+    tokenizer = make_tokenizer(catalogue.texts())
+    vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
+    vocabulary.add_to(tokenizer)
+    info = BundleInfo(
+        bundle_id=f"tiny-{arch}-{items}",
+        scheme=identifiers.scheme,
+        codebook_sizes=identifiers.codebook_sizes,
+        first_added_token=vocabulary.first_added,
+        normalisation=normalisation,
+        max_tokens=max_tokens,
+        max_events=max_events,
+        max_query_tokens=max_query_tokens,
+        created="2026-01-01T00:00:00+00:00",
+        code_version="test",
+        data={"name": "tiny"},
+        training={"method": "none"},
+    )
+    model = make_model(vocabulary.size, arch, positions=max_tokens, seed=seed)
+    publish(path, model=model, tokenizer=tokenizer, catalogue=catalogue, identifiers=identifiers, info=info)
+    return path

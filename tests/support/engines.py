@@ -1,0 +1,43 @@
+"""Engines around a real one, for tests that need to hold it or to make it fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from server.engine.contract import Engine, Ranking, RankRequest
+
+
+class GatedEngine:
+    """Ranks with `engine`, but only while its gate is open. `batches` holds what it was given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()  # set whenever a batch has reached the engine
+        self.batches: list[list[RankRequest]] = []
+
+    def hold(self) -> None:
+        self.gate.clear()
+        self.entered.clear()
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        self.batches.append(list(requests))
+        self.entered.set()
+        if not self.gate.wait(20):
+            raise TimeoutError("the test never opened the gate")
+        return self.engine.rank(requests)
+
+
+class FailingEngine:
+    """Fails on batches that hold a request of this limit; ranks the others with `engine`."""
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self.engine = engine
+        self.limit = limit
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        if any(request.limit == self.limit for request in requests):
+            raise RuntimeError("the engine was told to fail")
+        return self.engine.rank(requests)

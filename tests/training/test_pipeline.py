@@ -1,0 +1,171 @@
+"""`gems train` on a small real data set: it learns, resumes exactly, and leaves nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from index.bundle import Bundle
+from index.catalogue import Catalogue, Item
+from index.history import Event, Task
+from server.engine.contract import RankRequest
+from server.engine.torch_engine import TorchEngine
+from training.config import ConfigError, TrainConfig
+from training.data.dataset import DataSet, UserHistory
+from training.data.schema import DataInfo
+from training.evaluation.evaluate import EvaluationError, evaluate
+from training.pipeline import RunError, train
+
+SETTINGS = {
+    "backbone": "scratch", "hidden": 32, "heads": 2, "layers": 1, "dropout": 0.1, "text_vocabulary": 400,
+    "codebooks": (4, 4), "max_events": 8, "max_tokens": 128, "batch_size": 16, "epochs": 12, "learning_rate": 1e-2,
+    "validation_cases": 60, "title_queries": 0.2, "patience": 100, "threads": 1,
+}  # fmt: skip
+COLOURS = ("red", "green", "blue", "black", "white", "golden")
+THINGS = ("shoes", "hat", "scarf", "coat", "gloves")
+
+
+def make_data(folder: Path, users: int = 120) -> Path:
+    """People walk through the things of one colour in a fixed order: the next item can be learned."""
+    catalogue = Catalogue(
+        Item(f"{c}-{t}", f"{c} {t}", categories=(t,)) for c in COLOURS for t in THINGS
+    )  # row = colour · 5 + thing
+    rng = np.random.default_rng(0)
+    people = []
+    for user in range(users):
+        colour, start = int(rng.integers(6)), int(rng.integers(5))
+        rows = [colour * 5 + (start + k) % 5 for k in range(int(rng.integers(4, 9)))]
+        searches = rng.random(len(rows)) < 0.5
+        events = tuple(
+            Event(row, Task.SEARCH, catalogue[row].title) if search else Event(row)
+            for row, search in zip(rows, searches, strict=True)
+        )
+        queries = tuple(catalogue[row].title for row in rows)
+        people.append(UserHistory(f"u{user}", events, queries, tuple(range(len(rows)))))
+    DataSet(DataInfo("walks", "test"), catalogue, people).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "walks")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(data, out, TrainConfig(**SETTINGS), console=Console(quiet=True))
+    return out
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def test_training_learns_both_tasks(run: Path, data: Path) -> None:
+    result = evaluate(run / "bundle", data, beam_width=30)
+    assert result["recommendation"]["hit@5"] > 2 * result["floors"]["popularity"]["recommendation"]["hit@5"]
+    assert result["search"]["hit@5"] > 0.8
+    assert result["search_match_share"] > 0.3
+    assert result["cases"] == {"search": 120, "recommendation": 120}
+    low, high = result["intervals"]["search"]["hit@5"]
+    assert low <= result["search"]["hit@5"] <= high
+    assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
+
+
+def test_the_run_folder_tells_all(run: Path) -> None:
+    assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "learning_rate" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert lines[-2]["recommendation.loss"] < lines[0]["recommendation.loss"] / 2
+    assert any("validation" in line for line in lines)
+    info = Bundle.open(run / "bundle").info
+    assert info.training["method"] == "full"
+    assert info.data["name"] == "walks"
+    assert not (run / "bundle" / "generation_config.json").exists()
+
+
+def test_the_bundle_is_a_plain_checkpoint(run: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run / "bundle")
+    bundle = Bundle.open(run / "bundle")
+    assert model.get_input_embeddings().weight.shape[0] == bundle.vocabulary.size
+    assert len(AutoTokenizer.from_pretrained(run / "bundle")) == bundle.vocabulary.size
+    ranking = TorchEngine.open(bundle).rank([RankRequest(bundle.encoder.prompt([], "red hat").ids, 5, 20)])[0]
+    assert "red hat" in [bundle.catalogue[row].title for row in ranking.items]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(run: Path, data: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"checkpoint_every": 1e-4}
+    config = tmp_path / "config.yaml"
+    TrainConfig(**settings).save(config)
+    command = [
+        sys.executable, "-m", "training.cli.main", "train", "--data", str(data), "--out", str(tmp_path / "run"),
+        "--config", str(config),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*[1-9]*")):
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "bundle").exists()
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step" in again.stdout
+    expected, found = weights(run), weights(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    ours, theirs = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run, tmp_path / "run"))
+    assert [json.loads(a)["step"] for a in ours] == [json.loads(b)["step"] for b in theirs]
+
+
+def test_a_run_folder_is_not_overwritten(run: Path, data: Path, tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    with pytest.raises(RunError, match="--resume"):
+        train(data, run, TrainConfig(**SETTINGS), console=console)
+    with pytest.raises(RunError, match="hidden"):
+        train(data, run, TrainConfig(**SETTINGS | {"hidden": 64}), resume=True, console=console)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(RunError, match="not empty"):
+        train(data, tmp_path, TrainConfig(**SETTINGS), console=console)
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="epochs"):
+        TrainConfig.load(None, {"epochs": -1})
+    with pytest.raises(ConfigError, match="colour"):
+        TrainConfig.load(None, {"colour": "red"})
+    (tmp_path / "c.yaml").write_text("learning_rate: 0.5\nepochs: 3\n")
+    assert TrainConfig.load(tmp_path / "c.yaml", {"epochs": 4}).epochs == 4
+    (tmp_path / "c.yaml").write_text("- no\n- mapping\n")
+    with pytest.raises(ConfigError, match="name: value"):
+        TrainConfig.load(tmp_path / "c.yaml", {})
+
+
+def test_a_bundle_is_evaluated_on_its_own_data(run: Path, tmp_path: Path) -> None:
+    catalogue = Catalogue([Item("x", "x"), Item("y", "y")])
+    events = (Event(0), Event(1), Event(0))
+    user = UserHistory("u", events, (None,) * 3, (0, 1, 2))
+    DataSet(DataInfo("tiny", "test"), catalogue, [user]).save(tmp_path / "tiny")
+    with pytest.raises(EvaluationError, match="different catalogues"):
+        evaluate(run / "bundle", tmp_path / "tiny")

@@ -1,0 +1,1 @@
+"""The offline side: assets, data sets, trainer, tuning methods, evaluation, the `gems` command line."""

@@ -1,0 +1,1 @@
+"""The `gems` command line: one file per group of commands."""

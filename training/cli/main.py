@@ -1,0 +1,46 @@
+"""The `gems` command line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from index.bundle import BundleError
+from index.catalogue import CatalogueError
+from index.identifiers import IdentifierError
+from server.engine.contract import EngineError
+from training.cli.assets import assets_app
+from training.cli.data import data_app
+from training.cli.evaluate import evaluate_command
+from training.cli.serve import serve_command
+from training.cli.train import train_command
+from training.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="One language model that both searches and recommends.",
+)
+app.add_typer(assets_app, name="assets")
+app.add_typer(data_app, name="data")
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serve_command
+)
+
+MENDABLE = (UserError, BundleError, CatalogueError, IdentifierError, EngineError)
+
+
+def main() -> None:
+    """Run the command; an error that a person can mend is one paragraph on stderr and exit code 2."""
+    try:
+        app()
+    except MENDABLE as error:
+        print(f"gems: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""`gems serve`: hands over to the server, which needs nothing of the training side."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve_command(
+    context: typer.Context, bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")]
+) -> None:
+    """Serve a bundle over HTTP. Further options go to the server: see 'python -m server --help'."""
+    command = [sys.executable, "-m", "server", str(bundle), *context.args]
+    os.execv(sys.executable, command)

@@ -1,0 +1,111 @@
+"""Every setting of a training run: one field each, from YAML, from flags, and recorded in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class ConfigError(UserError):
+    """A setting is unknown or out of range."""
+
+
+class TrainConfig(BaseModel):
+    """Settings of `gems train`. The description of each field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    # backbone
+    backbone: str = Field(
+        "smollm2-135m", description="'smollm2-135m', 'scratch', or a Hugging Face name or folder"
+    )
+    layers: int | None = Field(None, ge=1, description="keep the first N layers ('scratch': build N)")
+    hidden: int = Field(128, ge=8, description="'scratch': width of the model")
+    heads: int = Field(4, ge=1, description="'scratch': attention heads")
+    dropout: float = Field(0.3, ge=0, lt=1, description="'scratch': dropout on embeddings and block outputs")
+    text_vocabulary: int = Field(
+        8000, ge=300, description="'scratch': size of the BPE trained on the catalogue"
+    )
+
+    # identifiers
+    scheme: Literal["semantic", "atomic"] = Field("semantic", description="identifier scheme")
+    codebooks: tuple[int, ...] = Field(
+        (256, 256),
+        min_length=1,
+        description="'semantic': codes per level, comma-separated; a level that "
+        "separates collisions is added",
+    )
+    normalisation: Literal["level", "vocabulary"] = Field(
+        "level", description="softmax over the level's codebook, or over the whole vocabulary"
+    )
+
+    # sequences
+    max_events: int = Field(50, ge=1, description="events of a history that the model reads")
+    max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
+    max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
+    title_queries: float = Field(
+        0.1, ge=0, le=10, description="titles as extra search queries, as a share of the logged interactions"
+    )
+    query_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of logged searches trained as recommendations, their query hidden"
+    )
+
+    # optimisation
+    method: Literal["full"] = Field("full", description="tuning method")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
+    final_rate: float = Field(
+        0.05, ge=0, le=1, description="learning rate at the end, as a share of the peak"
+    )
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    batch_size: int = Field(128, ge=1, description="logged sequences a step")
+    part_tokens: int = Field(8192, ge=64, description="tokens of one forward pass; a step takes several")
+    epochs: float = Field(10, gt=0, description="passes over the logged sequences")
+    minutes: float | None = Field(
+        None, gt=0, description="length of training in minutes: the schedule ends then, if not before"
+    )
+    seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+
+    # validation and checkpoints
+    validate_every: float = Field(1.0, gt=0, description="epochs between validations")
+    validation_cases: int = Field(1000, ge=1, description="validation cases, drawn once")
+    stop_on: Literal["loss", "ndcg@10"] = Field(
+        "loss", description="what early stopping watches; ndcg@10 ranks through the serving engine"
+    )
+    patience: int = Field(3, ge=1, description="validations without improvement before training stops")
+    checkpoint_every: float = Field(5.0, gt=0, description="minutes between checkpoints")
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: dict[str, Any]) -> TrainConfig:
+        """YAML file or recipe name, then flags. Raises `ConfigError` naming the setting."""
+        settings: dict[str, Any] = {}
+        if path is not None:
+            recipe = RECIPES / f"{path}.yaml"
+            if not path.exists() and recipe.exists():
+                path = recipe
+            try:
+                settings = yaml.safe_load(path.read_text("utf-8")) or {}
+            except (OSError, yaml.YAMLError) as error:
+                known = ", ".join(sorted(r.stem for r in RECIPES.glob("*.yaml")))
+                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {known}") from error
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{path} must hold settings as 'name: value' lines")
+        try:
+            return cls.model_validate(settings | overrides)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+            )
+            raise ConfigError(f"settings cannot be used: {problems}") from error
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), "utf-8")

@@ -1,0 +1,160 @@
+"""A data set in memory, and to and from its folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from index.catalogue import Catalogue
+from index.history import Event, Task
+from training.data.schema import (
+    INFO_FILE,
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    SIMULATED_QUERY,
+    DataError,
+    DataInfo,
+    is_data_set,
+    read_interactions,
+    read_items,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UserHistory:
+    """One person: their events oldest first, with the simulated query and the time stamp of each."""
+
+    user_id: str
+    events: tuple[Event, ...]
+    simulated_queries: tuple[str | None, ...]
+    timestamps: tuple[int | float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.events) == len(self.simulated_queries) == len(self.timestamps):
+            raise ValueError(
+                f"user {self.user_id!r}: events, simulated queries and time stamps differ in number"
+            )
+
+    def search_query(self, position: int) -> str | None:
+        """The query with which the event can be tested as search: its own, else the simulated one."""
+        return self.events[position].query or self.simulated_queries[position]
+
+
+class DataSet:
+    """A catalogue and what people did with it.
+
+    Raises `DataError` if there is no interaction at all.
+    """
+
+    def __init__(self, info: DataInfo, catalogue: Catalogue, users: Iterable[UserHistory]) -> None:
+        self.catalogue = catalogue
+        self.users = list(users)
+        behaviours = Counter(event.behaviour for user in self.users for event in user.events)
+        if not behaviours:
+            raise DataError(f"data set {info.name!r} holds no interaction")
+        counts = {"users": len(self.users), "items": len(catalogue), "interactions": behaviours.total()}
+        self.info = replace(info, counts=counts | {task.value: behaviours[task] for task in Task})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> DataSet:
+        """Read a data set folder. Raises `DataError` naming the file, the row and the reason."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(f"no data set at {folder}: there is no such folder; make one with 'gems data'")
+        missing = [
+            name for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE) if not (folder / name).is_file()
+        ]
+        if missing:
+            raise DataError(
+                f"{folder} is not a data set: missing {', '.join(missing)}; make one with 'gems data'"
+            )
+        info = DataInfo.load(folder / INFO_FILE)
+        catalogue = read_items(folder / ITEMS_FILE)
+        frame = read_interactions(folder / INTERACTIONS_FILE, catalogue)
+        return cls(info, catalogue, histories(frame, catalogue))
+
+    def save(self, folder: Path | str, force: bool = False) -> None:
+        """Write the folder: all of it or nothing.
+
+        An empty or missing folder is filled; a data set is replaced only with `force`; anything else
+        is refused with `DataError`, as is a disk that is full.
+        """
+        folder = Path(folder).resolve()  # a link stays, what it points to is replaced
+        check_writable(folder, force)
+        temporary: Path | None = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            content = temporary / "new"
+            content.mkdir()
+            self.catalogue.save(content / ITEMS_FILE)
+            self._frame().write_parquet(content / INTERACTIONS_FILE)
+            self.info.save(content / INFO_FILE)
+            if folder.exists():
+                folder.rename(temporary / "old")
+            content.rename(folder)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"cannot write the data set to {folder}: {error}; nothing was changed") from error
+        finally:
+            if temporary:
+                old = temporary / "old"
+                if old.exists() and not folder.exists():
+                    old.rename(folder)  # the old one moved away and the new one did not arrive
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _frame(self) -> pl.DataFrame:
+        ids = [item.item_id for item in self.catalogue]
+        events = [event for user in self.users for event in user.events]
+        stamps = [stamp for user in self.users for stamp in user.timestamps]
+        whole = all(isinstance(stamp, int) for stamp in stamps)
+        return pl.DataFrame(
+            {
+                "user_id": [user.user_id for user in self.users for _ in user.events],
+                "item_id": [ids[event.item] for event in events],
+                "timestamp": pl.Series(stamps, dtype=pl.Int64 if whole else pl.Float64, strict=False),
+                "behaviour": [event.behaviour.value for event in events],
+                "query": pl.Series([event.query for event in events], dtype=pl.String),
+                SIMULATED_QUERY: pl.Series(
+                    [query for user in self.users for query in user.simulated_queries], dtype=pl.String
+                ),
+            }
+        )
+
+
+def check_writable(folder: Path, force: bool) -> None:
+    """Raise `DataError` if a data set must not be written there; ask before work that takes long."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(
+            f"cannot write the data set to {folder}: it is a file, not a folder; choose another --out"
+        )
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not is_data_set(folder):
+        raise DataError(f"{folder} is not empty and is not a data set, so it stays; choose another --out")
+    if not force:
+        raise DataError(
+            f"{folder} already holds a data set; give --force to replace it, or choose another --out"
+        )
+
+
+def histories(frame: pl.DataFrame, catalogue: Catalogue) -> list[UserHistory]:
+    """Group checked interactions (see `schema`) by user: users as they first appear, events by time."""
+    users: dict[str, list[tuple[Event, str | None, int | float]]] = {
+        user: [] for user in frame["user_id"].unique(maintain_order=True)
+    }
+    rows = {item.item_id: row for row, item in enumerate(catalogue)}
+    ordered = frame.sort("timestamp", maintain_order=True)
+    columns = ("user_id", "item_id", "timestamp", "behaviour", "query", SIMULATED_QUERY)
+    for user, item_id, stamp, behaviour, query, simulated in zip(
+        *(ordered[column].to_list() for column in columns), strict=True
+    ):
+        task = Task(behaviour)
+        event = Event(rows[item_id], task, query if task is Task.SEARCH else None)
+        users[user].append((event, simulated, stamp))
+    return [UserHistory(user, *map(tuple, zip(*entries, strict=True))) for user, entries in users.items()]

@@ -1,0 +1,245 @@
+"""Your own files as a data set: JSON Lines or Parquet, every row checked.
+
+Items: `item_id` (string or integer), `title`, optional `description`, `categories` (list of strings);
+further fields become attributes (string, number, boolean, list of strings or of integers).
+Interactions: `user_id` and `item_id` (string or integer), `timestamp` (a finite number), `behaviour`
+(`search` or `recommendation`), `query` (needed for a search, ignored otherwise) and optionally
+`simulated_query` (see `schema`). Other fields of interactions are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from index.catalogue import Catalogue, CatalogueError, Item
+from index.history import Task
+from training.data.dataset import DataSet, histories
+from training.data.schema import BEHAVIOURS, SIMULATED_QUERY, DataError, DataInfo
+
+ITEM_COLUMNS = ("item_id", "title")
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+PARQUET = (".parquet", ".pq")
+LARGEST = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: line of a JSON Lines file, or row of a Parquet file, from 1."""
+
+    file: Path
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {_place(self.file, self.number)}: {self.reason}"
+
+
+class BadRowsError(DataError):
+    """There are bad rows and they may not be skipped; `rows` holds all of them."""
+
+    def __init__(self, rows: list[BadRow]) -> None:
+        self.rows = rows
+        listed = "\n".join(map(str, rows))
+        super().__init__(
+            f"{listed}\n{len(rows)} bad row(s), nothing was written; mend them, or keep the rest "
+            "with --skip-bad"
+        )
+
+
+class RowError(ValueError):
+    """One row is wrong; the message is the reason."""
+
+
+def import_files(
+    items: Path, interactions: Path, name: str, skip_bad: bool = False
+) -> tuple[DataSet, list[BadRow]]:
+    """Read and check both files; the data set and the rows that were skipped (also counted in its info).
+
+    An interaction with an item whose row is bad is bad itself. Raises `BadRowsError` if there are bad
+    rows and `skip_bad` is not set, `DataError` if a file cannot be read, a Parquet file lacks a column,
+    or nothing is left.
+    """
+    bad: list[BadRow] = []
+    kept: dict[str, Item] = {}
+    numbers: dict[str, int] = {}
+    for number, row in read_rows(items, ITEM_COLUMNS):
+        try:
+            item = check_item(row)
+            if item.item_id in kept:
+                first = _place(items, numbers[item.item_id])
+                raise RowError(f"item_id {item.item_id!r} is already that of {first}; ids must be unique")
+            kept[item.item_id], numbers[item.item_id] = item, number
+        except RowError as error:
+            bad.append(BadRow(items, number, str(error)))
+    bad_items = len(bad)
+    events: list[dict[str, Any]] = []
+    for number, row in read_rows(interactions, INTERACTION_COLUMNS):
+        try:
+            event = check_interaction(row)
+            if event["item_id"] not in kept:
+                raise RowError(f"item {event['item_id']!r} is not among the items")
+            events.append(event)
+        except RowError as error:
+            bad.append(BadRow(interactions, number, str(error)))
+    if bad and not skip_bad:
+        raise BadRowsError(bad)
+    for path, left in ((items, kept), (interactions, events)):
+        if not left:
+            listed = "".join(f"{row}\n" for row in bad)
+            raise DataError(f"{listed}no usable row in {path}; nothing was written")
+    left_out = {"bad item rows": bad_items, "bad interaction rows": len(bad) - bad_items} if bad else {}
+    info = DataInfo(name, f"imported from {items.name} and {interactions.name}", left_out=left_out)
+    catalogue = Catalogue(kept.values())
+    return DataSet(info, catalogue, histories(_frame(events), catalogue)), bad
+
+
+def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, object]]:
+    """Rows with their numbers; what is not JSON comes as the `RowError` that says so. Skips blank lines."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    if path.suffix.lower() in JSON_LINES:
+        yield from _json_rows(path)
+    elif path.suffix.lower() in PARQUET:
+        try:
+            frame = pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        missing = [column for column in required if column not in frame.columns]
+        if missing:
+            raise DataError(
+                f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}"
+            )
+        yield from enumerate(frame.iter_rows(named=True), start=1)
+    else:
+        raise DataError(f"{path}: the name must end in .jsonl (JSON Lines) or .parquet, to say what it is")
+
+
+def check_item(row: object) -> Item:
+    """Raises `RowError` with the reason."""
+    record = _record(row, ITEM_COLUMNS)
+    for key in ("item_id", "title"):
+        if record[key] is None:
+            raise RowError(f"{key!r} is missing")
+    try:
+        item = Item.from_json(record)
+    except CatalogueError as error:
+        raise RowError(str(error)) from error
+    for key, value in item.attributes.items():
+        _check_attribute(key, value)
+    for text in (item.item_id, item.title, item.description, *item.categories):
+        _check_text(text)
+    return item
+
+
+def check_interaction(row: object) -> dict[str, Any]:
+    """The row in the columns of `schema`; whether there is such an item is not checked here.
+
+    Raises `RowError` with the reason.
+    """
+    record = _record(row, INTERACTION_COLUMNS)
+    behaviour = record["behaviour"]
+    if behaviour not in BEHAVIOURS:
+        raise RowError(f"'behaviour' must be {' or '.join(BEHAVIOURS)}, got {_shown(behaviour)}")
+    query = record.get("query") if behaviour == Task.SEARCH.value else None
+    if behaviour == Task.SEARCH.value and (not isinstance(query, str) or not query.strip()):
+        raise RowError(f"a search needs a 'query' (a string with words in it), got {_shown(query)}")
+    simulated = record.get(SIMULATED_QUERY)
+    if simulated is not None and not isinstance(simulated, str):
+        raise RowError(f"{SIMULATED_QUERY!r} must be a string or null, got {_shown(simulated)}")
+    for text in (query, simulated):
+        _check_text(text or "")
+    return {
+        "user_id": _identifier(record, "user_id"),
+        "item_id": _identifier(record, "item_id"),
+        "timestamp": _timestamp(record["timestamp"]),
+        "behaviour": behaviour,
+        "query": query,
+        SIMULATED_QUERY: simulated if simulated and simulated.strip() else None,
+    }
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                # A byte-order mark may head the first line: some editors write one.
+                yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield number, RowError(f"not UTF-8 text: {error}")
+            except (ValueError, RecursionError) as error:
+                yield number, RowError(f"not JSON: {error}")
+
+
+def _record(row: object, required: tuple[str, ...]) -> Mapping[str, Any]:
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError(f"not a JSON object, got {_shown(row)}")
+    missing = [key for key in required if key not in row]
+    if missing:
+        raise RowError(f"missing {', '.join(map(repr, missing))}")
+    return row
+
+
+def _identifier(record: Mapping[str, Any], key: str) -> str:
+    value = record[key]
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise RowError(f"{key!r} must be a non-empty string or an integer, got {_shown(value)}")
+    return _check_text(str(value))
+
+
+def _timestamp(value: object) -> int | float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise RowError(f"'timestamp' must be a number (such as seconds since 1970), got {_shown(value)}")
+    if not math.isfinite(value) or abs(value) >= LARGEST:
+        raise RowError(f"'timestamp' must be a finite number below 2^63, got {_shown(value)}")
+    return value
+
+
+def _check_text(text: str) -> str:
+    """JSON can spell half a character (a lone surrogate), which no file of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(f"holds text that is not valid Unicode: {error}") from error
+    return text
+
+
+def _check_attribute(key: str, value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"attribute {key!r} must be a finite number, got {value}")
+    # bool is an int for Python, but a list of them is no list of numbers.
+    plural = isinstance(value, list) and (
+        all(isinstance(v, str) for v in value)
+        or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    )
+    if not (isinstance(value, str | int | float) or plural):
+        kinds = "a string, a number, a boolean, or a list of strings or of integers"
+        raise RowError(f"attribute {key!r} must be {kinds}, got {_shown(value)}")
+    for text in (key, value, *(value if isinstance(value, list) else ())):
+        _check_text(text if isinstance(text, str) else "")
+
+
+def _place(path: Path, number: int) -> str:
+    return f"{'row' if path.suffix.lower() in PARQUET else 'line'} {number}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _frame(events: list[dict[str, Any]]) -> pl.DataFrame:
+    whole = all(isinstance(event["timestamp"], int) for event in events)
+    text = dict.fromkeys(("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY), pl.String)
+    return pl.DataFrame(events, schema={**text, "timestamp": pl.Int64 if whole else pl.Float64}, strict=False)

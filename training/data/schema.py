@@ -1,0 +1,161 @@
+"""The data set on disk.
+
+A data set is a folder of three files:
+
+`items.jsonl`
+    One item a line: `item_id` (string), `title`, optional `description`, `categories` (list of
+    strings), and any further attributes. The order of the lines is the order
+    of the catalogue's rows.
+`interactions.parquet`
+    One interaction a row, columns:
+    `user_id` (string), `item_id` (string, one of `items.jsonl`), `timestamp` (integer or float; ties
+    keep the order of the file), `behaviour` (`search` or `recommendation`), `query` (string; required
+    where the behaviour is `search`, ignored elsewhere) and optionally `simulated_query` (string or
+    null): a query that would lead to this item, so that a recommendation can be tested as search too.
+`data.json`
+    `DataInfo`: name, source, what is simulated and how, counts, the version that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import polars as pl
+
+from index.catalogue import Catalogue, CatalogueError, Item
+from index.history import Task
+from training.errors import UserError
+
+ITEMS_FILE = "items.jsonl"
+INTERACTIONS_FILE = "interactions.parquet"
+INFO_FILE = "data.json"
+FORMAT = 1
+
+REQUIRED_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour", "query")
+SIMULATED_QUERY = "simulated_query"
+BEHAVIOURS = tuple(task.value for task in Task)
+
+
+class DataError(UserError):
+    """A data set, or a file that should become one, is missing or wrong; the message names the place."""
+
+
+def package_version() -> str:
+    try:
+        return metadata.version("gems-sr")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What `data.json` holds.
+
+    `simulation` maps what is not from the source ("behaviour", "query", "timestamp") to a sentence
+    that says how it was made; it is empty for data that is all real. `left_out` maps a reason to the
+    number of source rows that were dropped for it. `counts` is filled in by `DataSet`.
+    """
+
+    name: str
+    source: str
+    simulation: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    gems_version: str = field(default_factory=package_version)
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> DataInfo:
+        """Raises `DataError` if the file is not JSON of this format."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = record["format"]
+            if found != FORMAT:
+                raise DataError(
+                    f"{path}: data set format {found!r}, this version reads {FORMAT}; make the data set again"
+                )
+            return cls(**record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not the data.json of a data set ({error}); make it again") from error
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether the folder is one that `DataSet.save` wrote: only such a folder may be replaced."""
+    return all((folder / name).is_file() for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE))
+
+
+def read_items(path: Path) -> Catalogue:
+    """Read `items.jsonl`. Raises `DataError` naming the line."""
+    items: list[Item] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    items.append(Item.from_json(json.loads(line)))
+                except (ValueError, AttributeError) as error:  # not JSON, not an object, or not an item
+                    raise DataError(f"{path} line {number}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        return Catalogue(items)
+    except CatalogueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
+    """Read and check `interactions.parquet`; `simulated_query` is always among the columns of the answer.
+
+    Raises `DataError` that names the first wrong row (1-based) and how many more there are.
+    """
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    missing = [column for column in REQUIRED_COLUMNS if column not in frame.columns]
+    if missing:
+        raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}")
+    if SIMULATED_QUERY not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, pl.String).alias(SIMULATED_QUERY))
+    for column in ("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY):
+        if frame[column].dtype == pl.Null:  # a column without a single value
+            frame = frame.with_columns(pl.col(column).cast(pl.String))
+        if frame[column].dtype != pl.String:
+            raise DataError(f"{path}: column {column!r} must hold strings, it holds {frame[column].dtype}")
+    if not frame["timestamp"].dtype.is_numeric():
+        raise DataError(f"{path}: column 'timestamp' must hold numbers, it holds {frame['timestamp'].dtype}")
+    if frame.is_empty():
+        raise DataError(f"{path} holds no interaction")
+    ids = pl.Series("item_id", [item.item_id for item in catalogue])
+    blank = pl.col("query").fill_null("").str.strip_chars() == ""
+    checks = {
+        "'user_id' is empty": pl.col("user_id").fill_null("") == "",
+        f"'item_id' is not in {ITEMS_FILE}": ~pl.col("item_id").is_in(ids.implode()).fill_null(False),
+        "'timestamp' is not a finite number": ~pl.col("timestamp")
+        .cast(pl.Float64)
+        .is_finite()
+        .fill_null(False),
+        f"'behaviour' is not one of {', '.join(BEHAVIOURS)}": ~pl.col("behaviour")
+        .is_in(list(BEHAVIOURS))
+        .fill_null(False),
+        "a search without a query": (pl.col("behaviour") == Task.SEARCH.value) & blank,
+    }
+    for reason, wrong in checks.items():
+        rows = frame.select(wrong.fill_null(False).arg_true()).to_series()
+        if len(rows):
+            first = rows[0]
+            values = {column: frame[column][first] for column in REQUIRED_COLUMNS}
+            more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+            raise DataError(
+                f"{path} row {first + 1}: {reason}{more}; the row is {values}. "
+                "Files of your own go through 'gems data import', which reports every bad row."
+            )
+    return frame

@@ -1,0 +1,1 @@
+"""How good the rankings are: metrics, floors, intervals, and the evaluation that combines them."""

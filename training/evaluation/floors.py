@@ -1,0 +1,92 @@
+"""Floors: what a ranking must beat before it means anything (DESIGN §8).
+
+    popularity           items by how often people chose them in training
+    popularity_in_query  the same, items that match the query first (search only)
+    bm25                 Okapi BM25 of the query against the items' texts (search only)
+
+Every floor scores all items; the rank of a target counts the items with a higher score and, of the
+equal ones, those before it in catalogue order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalogue import Catalogue
+from index.history import Event, Task
+from training.data.splits import Case
+from training.evaluation.ranking import seen_items
+from training.text import words
+
+Scores = Callable[[Case], NDArray[np.float64]]
+
+
+def popularity(histories: Sequence[Sequence[Event]], items: int) -> NDArray[np.float64]:
+    """How often each item occurs in the training histories: float64 [items]."""
+    rows = [event.item for history in histories for event in history]
+    return np.bincount(rows, minlength=items).astype(np.float64)
+
+
+def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) -> dict[str, Scores]:
+    """The floors of a task by name; each maps a case to scores float64 [items], higher is better."""
+    floors: dict[str, Scores] = {"popularity": lambda case: counts}
+    if task is Task.SEARCH:
+        matches = _word_matches(catalogue)
+        floors["popularity_in_query"] = lambda case: matches(case.query or "") * (counts.max() + 1) + counts
+        floors["bm25"] = _bm25(catalogue)
+    return floors
+
+
+def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
+    """query → share of its distinct words that an item's text holds, float64 [items]."""
+    postings: dict[str, list[int]] = {}
+    for row, text in enumerate(catalogue.texts()):
+        for word in set(words(text)):
+            postings.setdefault(word, []).append(row)
+    arrays = {word: np.array(rows) for word, rows in postings.items()}
+    known: dict[str, NDArray[np.float64]] = {}
+
+    def matches(query: str) -> NDArray[np.float64]:
+        if query not in known:
+            distinct = set(words(query))
+            share = np.zeros(len(catalogue))
+            for word in distinct & arrays.keys():
+                share[arrays[word]] += 1
+            known[query] = np.floor(share / max(1, len(distinct)) + 1e-9)  # 1 where every word matches
+        return known[query]
+
+    return matches
+
+
+def _bm25(catalogue: Catalogue) -> Scores:
+    retriever = bm25s.BM25()
+    retriever.index([words(text) for text in catalogue.texts()], show_progress=False)
+    known: dict[str, NDArray[np.float64]] = {}
+
+    def scores(case: Case) -> NDArray[np.float64]:
+        query = case.query or ""
+        if query not in known:
+            known[query] = np.asarray(retriever.get_scores(words(query)), np.float64)
+        return known[query]
+
+    return scores
+
+
+def floor_ranks(
+    scores: Scores, cases: Sequence[Case], limit: int = 50, exclude_history: bool = False
+) -> NDArray[np.int64]:
+    """Rank of each case's target under a floor: int64 [cases], 1-based, 0 below `limit`."""
+    ranks = np.zeros(len(cases), np.int64)
+    for k, case in enumerate(cases):
+        score = scores(case)
+        if exclude_history:
+            score = score.copy()
+            score[seen_items(case)] = -np.inf
+        target = score[case.target]
+        rank = 1 + int((score > target).sum()) + int((score[: case.target] == target).sum())
+        ranks[k] = rank if rank <= limit else 0
+    return ranks

@@ -1,0 +1,25 @@
+"""Does a search use its query? The share of its results that match a word of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from index.catalogue import Catalogue
+from server.engine.contract import Ranking
+from training.data.splits import Case
+from training.text import words
+
+
+def query_match_share(
+    catalogue: Catalogue, cases: Sequence[Case], rankings: Sequence[Ranking], k: int = 10
+) -> float:
+    """Share of the first `k` results whose text (title, categories, attributes) holds a word of the query."""
+    texts = [set(words(text)) for text in catalogue.texts()]
+    matches = [
+        not texts[item].isdisjoint(words(case.query or ""))
+        for case, ranking in zip(cases, rankings, strict=True)
+        for item in ranking.items[:k]
+    ]
+    return float(np.mean(matches)) if matches else 0.0

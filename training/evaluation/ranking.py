@@ -1,0 +1,65 @@
+"""Ranks of the targets, through the very engine that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.history import Task
+from index.sequence import SequenceEncoder
+from server.engine.contract import Engine, Ranking, RankRequest
+from training.data.splits import Case
+
+Progress = Callable[[int, int], None]
+
+
+def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
+    """The cases that can be asked as this task: search needs a query."""
+    return [case for case in cases if task is Task.RECOMMENDATION or case.query is not None]
+
+
+def rank_cases(
+    engine: Engine,
+    encoder: SequenceEncoder,
+    cases: Sequence[Case],
+    task: Task,
+    *,
+    beam_width: int = 50,
+    limit: int = 50,
+    exclude_history: bool = False,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> list[Ranking]:
+    """Full-catalogue ranking of each case, in the order of `cases`."""
+    rankings: dict[int, Ranking] = {}
+    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        requests = []
+        for k in chosen:
+            case = cases[k]
+            prompt = encoder.prompt(case.history, case.query if task is Task.SEARCH else None)
+            excluded = seen_items(case) if exclude_history else []
+            requests.append(RankRequest(prompt.ids, limit, beam_width, excluded))
+        rankings.update(zip(chosen, engine.rank(requests), strict=True))
+        if progress:
+            progress(len(rankings), len(order))
+    return [rankings[k] for k in range(len(cases))]
+
+
+def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[np.int64]:
+    """Rank of each case's target: int64 [cases], 1-based, 0 where it was not ranked."""
+    return np.array(
+        [
+            ranking.items.index(case.target) + 1 if case.target in ranking.items else 0
+            for ranking, case in zip(rankings, cases, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def seen_items(case: Case) -> list[int]:
+    """Items of the history, but never the target: people do come back to items."""
+    return sorted({event.item for event in case.history} - {case.target})

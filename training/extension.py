@@ -1,0 +1,97 @@
+"""Gives a backbone its markers and identifier tokens, with informed initial rows (DESIGN §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from index.identifiers import Identifiers
+from index.vocabulary import MARKERS, IdentifierVocabulary
+from training.backbones import Backbone
+
+
+def extend_backbone(
+    backbone: Backbone, identifiers: Identifiers, titles: Sequence[str], item_vectors: NDArray[np.float32]
+) -> IdentifierVocabulary:
+    """Add the tokens to the tokenizer and their rows to the model, in place.
+
+    A pretrained backbone represents an item by the mean of its title's token rows; a random one knows
+    no words, so that there an item is the leading principal components of its `item_vectors` (float32
+    [N, d]). The row of a code is the mean over the items below it.
+    """
+    model, tokenizer = backbone.model, backbone.tokenizer
+    vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
+    old_rows = model.get_input_embeddings().weight.detach().clone()
+    vocabulary.add_to(tokenizer)
+    if vocabulary.size > len(old_rows):
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+    if backbone.pretrained:
+        used = old_rows[: vocabulary.first_added]
+        items = _rescale(_title_means(tokenizer, used, titles), used)
+        markers = _rescale(_title_means(tokenizer, used, MARKERS), used)
+    else:
+        items = torch.from_numpy(_principal_components(item_vectors, old_rows.shape[1])) * old_rows.std()
+        markers = torch.randn(len(MARKERS), old_rows.shape[1]) * old_rows.std()
+    rows = torch.cat([markers, *_code_means(identifiers, items)])
+    _write_rows(model, vocabulary, rows)
+    return vocabulary
+
+
+def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequence[str]) -> Tensor:
+    """Mean token row of each text: float [len(texts), d]."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    encoded = backend.encode_batch(list(texts), add_special_tokens=False)
+    bags = [encoding.ids for encoding in encoded]
+    lengths = torch.tensor([len(bag) for bag in bags])
+    owner = torch.repeat_interleave(torch.arange(len(bags)), lengths)
+    total = torch.zeros(len(bags), rows.shape[1])
+    total.index_add_(0, owner, rows[torch.tensor([i for bag in bags for i in bag], dtype=torch.long)])
+    return torch.div(total, lengths.clamp(min=1).unsqueeze(1))
+
+
+def _rescale(means: Tensor, rows: Tensor) -> Tensor:
+    """Averaging shrinks rows towards the centre; stretch the means back to the usual distance from it."""
+    centre = rows.mean(0)
+    usual = (rows - centre).norm(dim=1).mean()
+    found = (means - centre).norm(dim=1).mean().clamp(min=1e-6)
+    return centre + (means - centre) * (usual / found)
+
+
+def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Leading principal components, scaled to unit mean square: [N, d] → float32 [N, width].
+
+    With fewer dimensions than `width` the rest stays zero.
+    """
+    centred = vectors - vectors.mean(0)
+    _, values, directions = np.linalg.svd(centred.T @ centred)
+    kept = directions[: min(width, int((values > values[0] * 1e-9).sum()))]
+    components = np.zeros((len(vectors), width), np.float32)
+    components[:, : len(kept)] = centred @ kept.T
+    return components / max(float(components.std()), 1e-6)
+
+
+def _code_means(identifiers: Identifiers, items: Tensor) -> list[Tensor]:
+    """Per level, the mean of the items below each code: float [codebook, d]."""
+    means = []
+    for level, size in enumerate(identifiers.codebook_sizes):
+        code = torch.from_numpy(identifiers.codes[:, level].astype(np.int64))
+        total = torch.zeros(size, items.shape[1]).index_add_(0, code, items)
+        count = torch.bincount(code, minlength=size).unsqueeze(1)
+        means.append(torch.where(count > 0, total / count.clamp(min=1), items.mean(0)))
+    return means
+
+
+def _write_rows(model: PreTrainedModel, vocabulary: IdentifierVocabulary, rows: Tensor) -> None:
+    tables = {
+        id(table.weight): table.weight
+        for table in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    with torch.no_grad():
+        for table in tables.values():
+            table[vocabulary.first_added : vocabulary.size] = rows

@@ -1,0 +1,48 @@
+"""The two-task loss from one forward pass: every item of every sequence is a target.
+
+For an item with identifier c_1 .. c_L after the tokens x, with the head's rows E and the hidden
+state h of the last token before c_j:
+
+    level:       nll = −Σ_j log softmax(E_level(j) h)[c_j]      (softmax over the codebook of level j)
+    vocabulary:  nll = −Σ_j log softmax(E h)[token(c_j)]        (softmax over all tokens)
+
+    L_task = (1 / N_task) Σ_{items of the task} nll
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from index.history import Task
+from index.sequence import TASKS
+from index.vocabulary import IdentifierVocabulary
+from training.batches import Part
+
+
+def item_losses(
+    model: PreTrainedModel, vocabulary: IdentifierVocabulary, part: Part, normalisation: str
+) -> dict[Task, Tensor]:
+    """Summed negative log-likelihood (nats) of the items of each task in a part; scalars with gradient.
+
+    A task without an item in the part is left out. Only the needed rows of the head are computed.
+    """
+    hidden = model.base_model(input_ids=part.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, d]
+    target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
+    head = model.get_output_embeddings().weight
+    totals: dict[Task, Tensor] = {}
+    for j in range(vocabulary.levels):
+        where = level == j
+        if normalisation == "level":
+            first, last = (int(i) for i in vocabulary.first_code[j : j + 2])
+        else:
+            first, last = 0, len(head)
+        logits = hidden[where] @ head[first:last].T
+        nll = F.cross_entropy(logits.float(), target[where] - first, reduction="none")  # [targets]
+        for k, name in enumerate(TASKS):
+            chosen = task[where] == k
+            if bool(chosen.any()):
+                totals[name] = totals.get(name, torch.zeros(())) + nll[chosen].sum()
+    return totals

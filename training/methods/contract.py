@@ -1,0 +1,32 @@
+"""What a tuning method does with the losses of the two tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from index.history import Task
+
+
+class Method(Protocol):
+    """Turns losses into updates. A step is one or more calls of `backward`, then one of `step`."""
+
+    def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
+        """Accumulate gradients of one part of the step.
+
+        losses: the part's contribution to the mean loss per item of each task (scalars; parts add up).
+        shares: each task's share of the items of the whole step; adds up to 1.
+        """
+        ...
+
+    def step(self, learning_rate: float) -> dict[str, float]:
+        """Update the weights, drop the gradients; returns figures for `metrics.jsonl`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs beside the weights: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

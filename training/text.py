@@ -1,0 +1,12 @@
+"""Words of a text, for matching queries with items."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"[a-z0-9']+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words in order: letters, digits and apostrophes."""
+    return _WORD.findall(text.lower())

@@ -1,0 +1,211 @@
+"""The training loop: batches → losses → method, with validation, early stopping and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from index.history import Task
+from index.vocabulary import IdentifierVocabulary
+from training.batches import Batch, BatchSource
+from training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
+from training.config import TrainConfig
+from training.errors import UserError
+from training.losses import item_losses
+from training.methods import Method
+from training.schedule import rate_factor
+from training.validation import Validator
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the last checkpoint stays good."""
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run stands; what a checkpoint remembers beside weights and method state."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -math.inf
+    best_step: int = 0
+    bad_validations: int = 0
+    finished: bool = False
+
+
+class Trainer:
+    """Runs `config.epochs` over a batch source, into a run folder."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        vocabulary: IdentifierVocabulary,
+        method: Method,
+        batches: BatchSource,
+        validator: Validator,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.model = model
+        self.vocabulary = vocabulary
+        self.method = method
+        self.batches = batches
+        self.validator = validator
+        self.progress = TrainingProgress()
+        self.total_steps = max(1, round(config.epochs * batches.steps_per_epoch))
+        self._validate_every = max(1, round(config.validate_every * batches.steps_per_epoch))
+        self._last_checkpoint = 0.0
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint, if there is one. Returns whether there was."""
+        found = load_checkpoint(self.run, self.model, self.method)
+        if found is not None:
+            self.progress = TrainingProgress(**found)
+            self._last_checkpoint = self.progress.seconds
+        self._truncate_metrics()
+        return found is not None
+
+    def train(self) -> dict[str, float]:
+        """Train to the end and leave the best weights in the model. Returns the best validation figures."""
+        begin = time.perf_counter() - self.progress.seconds
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.model.train()
+        with (
+            Progress(*columns) as bar,
+            (self.run / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as log,
+        ):
+            row = bar.add_task("training", total=1.0, figures="")
+            try:
+                for batch in self._remaining():
+                    self.progress.seconds = time.perf_counter() - begin
+                    figures = self._step(batch)
+                    self.progress.seconds = time.perf_counter() - begin
+                    done = self._share() >= 1
+                    self._log(log, figures | {"seconds": self.progress.seconds})
+                    bar.update(row, completed=self._share(), figures=_show(figures))
+                    if done or self.progress.step % self._validate_every == 0:
+                        validation = self._validate()
+                        self._log(log, {"validation": validation})
+                        bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
+                        done = done or self.progress.bad_validations >= self.config.patience
+                        self.progress.seconds = time.perf_counter() - begin
+                        self._checkpoint(log)
+                    elif self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every:
+                        self._checkpoint(log)
+                    if done:
+                        break
+            except KeyboardInterrupt:
+                self._checkpoint(log)
+                raise TrainingError(
+                    f"stopped at step {self.progress.step}; the same command with --resume continues"
+                ) from None
+            self.progress.finished = True
+            self._checkpoint(log)
+        load_best(self.run, self.model)
+        self.model.eval()
+        return self.validator()
+
+    def _remaining(self) -> Iterator[Batch]:
+        """The batches from the current step on, epoch after epoch."""
+        per_epoch = self.batches.steps_per_epoch
+        epoch, skip = divmod(self.progress.step, per_epoch)
+        while self.progress.step < self.total_steps and not self.progress.finished:
+            for position, batch in enumerate(self.batches.epoch(epoch)):
+                if position >= skip and self.progress.step < self.total_steps:
+                    yield batch
+            epoch, skip = epoch + 1, 0
+
+    def _step(self, batch: Batch) -> dict[str, Any]:
+        """One update. The loss of each task is its mean over the items of the whole batch."""
+        items = sum(batch.targets.values())
+        shares = {task: count / items for task, count in batch.targets.items() if count}
+        means = dict.fromkeys(shares, 0.0)
+        for part in batch.parts:
+            sums = item_losses(self.model, self.vocabulary, part, self.config.normalisation)
+            losses = {task: total / batch.targets[task] for task, total in sums.items()}
+            for task, loss in losses.items():
+                means[task] += float(loss.detach())
+            if not all(math.isfinite(value) for value in means.values()):
+                raise TrainingError(
+                    f"the loss is not finite at step {self.progress.step + 1}; try a smaller "
+                    f"--learning-rate. The last good checkpoint is kept in {self.run / 'checkpoints'}"
+                )
+            if losses:
+                self.method.backward(losses, shares)
+        rate = self.config.learning_rate * rate_factor(
+            self._share(ahead=1), self.config.warmup, self.config.final_rate
+        )
+        diagnostics = self.method.step(rate)
+        self.progress.step += 1
+        figures = {f"{task.value}.loss": means[task] for task in Task if task in means}
+        return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
+
+    def _share(self, ahead: int = 0) -> float:
+        """Progress of the run in [0, 1]: by steps, or by the clock where `minutes` ends it sooner."""
+        by_steps = (self.progress.step + ahead) / self.total_steps
+        by_clock = self.progress.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return min(1.0, max(by_steps, by_clock))
+
+    def _validate(self) -> dict[str, float]:
+        figures = self.validator()
+        if figures["score"] > self.progress.best_score:
+            self.progress.best_score = figures["score"]
+            self.progress.best_step = self.progress.step
+            self.progress.bad_validations = 0
+            save_best(self.run, self.model, self.progress.step)
+        else:
+            self.progress.bad_validations += 1
+        return figures
+
+    def _checkpoint(self, log: Any) -> None:
+        log.flush()
+        os.fsync(log.fileno())
+        save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
+        self._last_checkpoint = self.progress.seconds
+
+    def _log(self, log: Any, figures: dict[str, Any]) -> None:
+        epoch = self.progress.step / self.batches.steps_per_epoch
+        record = {"step": self.progress.step, "epoch": round(epoch, 3), **figures}
+        log.write(json.dumps(record) + "\n")
+
+    def _truncate_metrics(self) -> None:
+        """Drop what was logged after the checkpoint: those steps are run again."""
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= self.progress.step:
+                    kept.append(line + "\n")
+            except ValueError:  # the last line of a killed run may be cut off
+                continue
+        path.write_text("".join(kept), "utf-8")
+
+
+def _show(figures: dict[str, Any]) -> str:
+    shown = {k: v for k, v in figures.items() if k not in ("tokens", "seconds", "score", "gradient_norm")}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def seed_everything(seed: int, threads: int | None) -> None:
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads or os.cpu_count() or 1)

@@ -1,0 +1,92 @@
+"""Validation during training: mean loss of the held-out items, and if asked for, their ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from index.history import Event, Task
+from index.sequence import SequenceEncoder
+from index.trie import Trie
+from server.engine.torch_engine import TorchEngine
+from training.batches import Part, pad
+from training.config import TrainConfig
+from training.data.splits import Case
+from training.evaluation.metrics import per_case
+from training.evaluation.ranking import cases_of, rank_cases, target_ranks
+from training.losses import item_losses
+
+
+class Validator:
+    """Holds a fixed draw of validation cases and asks each of them both ways."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: SequenceEncoder,
+        trie: Trie,
+        cases: Sequence[Case],
+        config: TrainConfig,
+    ) -> None:
+        drawn = np.random.default_rng(config.seed).permutation(len(cases))[: config.validation_cases]
+        self._cases = [cases[k] for k in np.sort(drawn)]
+        self._model = model
+        self._encoder = encoder
+        self._trie = trie
+        self._config = config
+
+    def __call__(self) -> dict[str, float]:
+        """Figures by name: `<task>.loss`, where asked for `<task>.hit@10` and `<task>.ndcg@10`, and `score`,
+        which is what early stopping watches, better when higher."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            figures = self._losses()
+            if self._config.stop_on == "loss":
+                score = -sum(value for name, value in figures.items() if name.endswith(".loss"))
+            else:
+                figures |= self._rankings()
+                score = sum(value for name, value in figures.items() if name.endswith(".ndcg@10"))
+        finally:
+            self._model.train(training)
+        return figures | {"score": score}
+
+    @torch.inference_mode()
+    def _losses(self) -> dict[str, float]:
+        figures = {}
+        for task in Task:
+            cases = cases_of(task, self._cases)
+            total = 0.0
+            for part in self._parts(cases, task):
+                losses = item_losses(self._model, self._encoder.vocabulary, part, self._config.normalisation)
+                total += float(losses[task])
+            if cases:
+                figures[f"{task.value}.loss"] = total / len(cases)
+        return figures
+
+    def _parts(self, cases: Sequence[Case], task: Task) -> list[Part]:
+        """Sequences in which only the held-out item is a target."""
+        samples = []
+        for case in cases:
+            last = Event(case.target, task, case.query if task is Task.SEARCH else None)
+            sample = self._encoder.sample([*case.history, last])
+            sample.level[: -self._encoder.vocabulary.levels] = -1
+            samples.append(sample)
+        samples.sort(key=len)
+        return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]
+
+    def _rankings(self) -> dict[str, float]:
+        engine = TorchEngine(
+            self._model, self._trie, self._encoder.vocabulary, normalisation=self._config.normalisation
+        )
+        figures: dict[str, float] = {}
+        for task in Task:
+            cases = cases_of(task, self._cases)
+            if cases:
+                rankings = rank_cases(engine, self._encoder, cases, task, beam_width=20, limit=10)
+                values = per_case(target_ranks(rankings, cases))
+                figures |= {f"{task.value}.{m}": float(values[m].mean()) for m in ("hit@10", "ndcg@10")}
+        return figures
