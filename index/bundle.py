@@ -113,6 +113,9 @@ def publish(
         raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
     if len(identifiers.codes) != len(catalogue):
         raise BundleError(f"{len(identifiers.codes)} identifiers for {len(catalogue)} items")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and info.max_tokens > positions:
+        raise BundleError(f"prompts of {info.max_tokens} tokens exceed the model's context of {positions}")
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
     try:
         (draft / "catalogue").mkdir(parents=True)

@@ -26,6 +26,10 @@ class SequenceError(ValueError):
     """Text or history that cannot be written as tokens."""
 
 
+class UnsafeTokenizerError(RuntimeError):
+    """The tokenizer turned user text into a control or item token; such a bundle must not be served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """Token ids of a request, and how many of the oldest events were dropped to fit."""
@@ -85,7 +89,7 @@ class SequenceEncoder:
         self.max_query_tokens = max_query_tokens
         self.tokens = vocabulary.tokens(codes)
         self._tokenizer = tokenizer
-        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+        self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Token ids of user text, cut to `max_query_tokens`; never a control or item token.
@@ -102,7 +106,7 @@ class SequenceEncoder:
         backend.encode_special_tokens = True  # "<|search|>" typed by a person is plain text
         ids = backend.encode(text.strip(), add_special_tokens=False).ids
         if any(i >= self.vocabulary.first_added for i in ids):
-            raise SequenceError("the text was encoded to a control or item token; the tokenizer is unsafe")
+            raise UnsafeTokenizerError("user text was encoded to a control or item token")
         return tuple(ids[: self.max_query_tokens])
 
     def _event(self, event: Event) -> list[int]:

@@ -52,7 +52,8 @@ def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequen
     owner = torch.repeat_interleave(torch.arange(len(bags)), lengths)
     total = torch.zeros(len(bags), rows.shape[1])
     total.index_add_(0, owner, rows[torch.tensor([i for bag in bags for i in bag], dtype=torch.long)])
-    return torch.div(total, lengths.clamp(min=1).unsqueeze(1))
+    means: Tensor = total / lengths.clamp(min=1).unsqueeze(1)
+    return means
 
 
 def _rescale(means: Tensor, rows: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def _rescale(means: Tensor, rows: Tensor) -> Tensor:
     centre = rows.mean(0)
     usual = (rows - centre).norm(dim=1).mean()
     found = (means - centre).norm(dim=1).mean().clamp(min=1e-6)
-    return centre + (means - centre) * (usual / found)
+    stretched: Tensor = centre + (means - centre) * (usual / found)
+    return stretched
 
 
 def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:

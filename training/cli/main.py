@@ -12,6 +12,7 @@ from index.identifiers import IdentifierError
 from server.engine.contract import EngineError
 from training.cli.assets import assets_app
 from training.cli.data import data_app
+from training.cli.demo import demo_command
 from training.cli.evaluate import evaluate_command
 from training.cli.serve import serve_command
 from training.cli.train import train_command
@@ -26,6 +27,7 @@ app.add_typer(assets_app, name="assets")
 app.add_typer(data_app, name="data")
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("demo")(demo_command)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     serve_command
 )

@@ -1,0 +1,154 @@
+"""The README and the guide, followed to the letter on a small shop's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.config import RECIPES, TrainConfig
+from training.serving import ServerProcess
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+JSON_EXAMPLES = re.findall(r"```json\n(.*?)```", README, re.S)
+
+
+def lines(start: str) -> list[str]:
+    """Commands of the README's shell blocks that begin with `start`."""
+    found = [line for block in BLOCKS for line in block.splitlines() if line.startswith(start)]
+    assert found, f"the README shows no command that starts with {start!r}"
+    return found
+
+
+def shell(command: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two files that the README describes, its own example rows among them."""
+    folder = tmp_path_factory.mktemp("shop")
+    item, interaction = (json.loads(example) for example in JSON_EXAMPLES)
+    sports, things = ("Trail", "Road", "Track", "Indoor"), ("shoes", "shirt", "socks", "bottle", "watch")
+    items = [item] + [
+        {"item_id": f"{s}-{t}", "title": f"{s} {t}", "categories": ["Sports", t], "price": k}
+        for k, (s, t) in enumerate((s, t) for s in sports for t in things)
+    ]
+    rng = np.random.default_rng(0)
+    rows = [interaction]
+    for user in range(60):
+        sport = sports[int(rng.integers(4))]
+        for k, t in enumerate(rng.permutation(things)):
+            row = {"user_id": f"p{user}", "item_id": f"{sport}-{t}", "timestamp": k, "behaviour": "recommendation"}
+            if rng.random() < 0.5:
+                row |= {"behaviour": "search", "query": f"{sport} {t}".lower()}
+            rows.append(row)
+    for name, records in (("items", items), ("interactions", rows)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(shop: Path) -> Path:
+    for command in lines("gems data import") + lines("gems data describe") + lines("gems train"):
+        shell(command, shop)
+    return shop / "runs" / "mine" / "bundle"
+
+
+def test_the_evaluation_is_printed_and_written(shop: Path, trained: Path) -> None:
+    (command,) = lines("gems evaluate")
+    assert "full catalogue" in shell(command, shop)
+    result = json.loads((shop / "runs" / "mine" / "evaluation.json").read_text())
+    for task in ("search", "recommendation"):
+        assert {"hit@10", "ndcg@10", "mrr@10"} <= result[task].keys()
+        assert "hit@10" in result["floors"]["popularity"][task]
+    assert result["search"]["hit@5"] > 0.5  # twenty-one items: the query names the right one
+
+
+@pytest.fixture(scope="module")
+def server(trained: Path) -> Iterator[ServerProcess]:
+    (command,) = lines("gems serve")
+    assert command.split()[1:3] == ["serve", "runs/mine/bundle"]  # the same bundle, on a free port
+    with ServerProcess(trained) as running:
+        yield running
+
+
+def test_the_curl_lines_are_answered(server: ServerProcess, shop: Path) -> None:
+    answers = [shell(line.replace("localhost:8000", server.url[7:]), shop) for line in lines("curl")]
+    search, recommend = (json.loads(answer) for answer in answers[:2])
+    assert [item["rank"] for item in search["items"]] == [1, 2, 3, 4, 5]
+    assert any("shoes" in item["title"] for item in search["items"])
+    assert len(recommend["items"]) == 5
+    assert recommend["dropped"]["unknown_count"] == 0
+    assert "gems_requests_total" in answers[2]
+
+
+def test_the_other_commands_work(shop: Path) -> None:
+    assert "smollm2-135m" in shell("gems assets list", shop)
+    (command,) = lines("gems data movielens")
+    shell(command, shop)
+    assert (shop / "data" / "movielens" / "data.json").exists()
+    for target in re.findall(r"make (\w+)", README):
+        shell(f"make -n {target}", ROOT)
+
+
+def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> None:
+    script = (
+        "import sys; from index.bundle import Bundle; from server.engine.torch_engine import TorchEngine; "
+        "import server.app; TorchEngine.open(Bundle.open(sys.argv[1])); "
+        "sys.exit(any(m.split('.')[0] in ('training', 'gems') for m in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(trained)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("data import --items nowhere.jsonl --interactions interactions.jsonl --out data/x", "nowhere.jsonl"),
+        ("train --data nowhere --out runs/x", "nowhere"),
+        ("train --data data/mine --out runs/x --epochs -3", "epochs"),
+        ("train --data data/mine --out runs/x --config nothing", "Recipes"),
+        ("train --data data/mine --out runs/x --backbone no/such-model", "no/such-model"),
+        ("train --data data/mine --out runs/x --backbone scratch --hidden 30 --heads 4", "multiple"),
+        ("evaluate nowhere --data data/mine", "nowhere"),
+        ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
+        ("assets fetch nothing", "nothing"),
+    ],
+)
+def test_mistakes_get_one_clear_message(shop: Path, trained: Path, arguments: str, message: str) -> None:
+    command = [sys.executable, "-m", "training.cli.main", *arguments.split()]
+    result = subprocess.run(
+        command, cwd=shop, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (shop / "runs" / "x" / "bundle").exists()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    guide = (ROOT / "docs" / "training.md").read_text("utf-8")
+    for name, field in TrainConfig.model_fields.items():
+        default = field.default
+        shown = "none" if default is None else ",".join(map(str, default)) if isinstance(default, tuple) else default
+        assert f"| `{name}` | {shown} | {field.description} |" in guide
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_can_be_read(recipe: Path) -> None:
+    TrainConfig.load(Path(recipe.stem), {})
+    assert f"`{recipe.stem}`" in README

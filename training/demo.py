@@ -1,0 +1,109 @@
+"""`gems demo`: the main job end to end, from nothing to a server that has answered both endpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from index.history import Event, Task
+from training.config import RECIPES, TrainConfig
+from training.data.dataset import DataSet
+from training.data.movielens import movielens
+from training.data.splits import Case, leave_one_out
+from training.errors import UserError
+from training.evaluation.evaluate import evaluate, save_evaluation
+from training.evaluation.table import print_evaluation
+from training.pipeline import train
+from training.serving import ServerProcess
+
+
+def demo(out: Path, *, started: float, serve: bool, port: int, console: Console) -> None:
+    """Data → training → bundle → evaluation → a server and its answers; writes `out/summary.json`.
+
+    started: when the command began (Unix time), so that `seconds.total` holds the set-up too.
+    serve: leave the server running until Ctrl-C.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
+        raise UserError(f"{out} is not empty and no demo of ours; choose another --out")
+    shutil.rmtree(out / "run", ignore_errors=True)
+    (out / "summary.json").unlink(missing_ok=True)
+    console.rule("1. Data: MovieLens, with simulated searches")
+    with console.status("fetching and reading MovieLens"):
+        dataset = movielens()
+        dataset.save(out / "data", force=True)
+    counts = dataset.info.counts
+    console.print(f"{counts['users']} people, {counts['items']} films, {counts['interactions']} interactions")
+    console.rule("2. Training")
+    begin = time.time()
+    bundle = train(out / "data", out / "run", TrainConfig.load(RECIPES / "demo.yaml", {}), console=console)
+    training = json.loads((bundle / "bundle.json").read_text("utf-8"))["training"]["seconds"]
+    prepared = time.time() - begin - training
+    console.rule("3. Evaluation, through the engine that serves")
+    begin = time.time()
+    evaluation = evaluate(bundle, out / "data", exclude_history=True, console=console)
+    print_evaluation(evaluation, console)
+    save_evaluation(evaluation, out / "evaluation.json")
+    evaluated = time.time() - begin
+    console.rule("4. Serving")
+    with ServerProcess(bundle, port if serve else 0) as server:
+        body, query = example(dataset)
+        answers = {
+            "search": server.post("/search", body | {"query": query}),
+            "recommend": server.post("/recommend", body),
+        }
+        for path, answer in answers.items():
+            _print_answer(f"/{path}" + (f"  “{query}”" if path == "search" else ""), answer, console)
+        total = time.time() - started
+        summary = {
+            "seconds": {"total": total, "training": training, "preparation": prepared, "evaluation": evaluated},
+            "search_match_share": evaluation["search_match_share"],
+            "evaluation": evaluation,
+            "answers": answers,
+        }
+        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        console.print(f"{total:.0f} s in all, {training:.0f} s of them training; {out / 'summary.json'}")
+        if serve:
+            console.rule("The server runs; try")
+            for path, request in (("search", body | {"query": query}), ("recommend", body)):
+                console.print(
+                    f"curl -s {server.url}/{path} -H 'Content-Type: application/json' -d '{json.dumps(request)}'",
+                    soft_wrap=True, highlight=False, markup=False,
+                )  # fmt: skip
+            console.print(f"{server.url}/docs describes the API, {server.url}/metrics the state. Ctrl-C ends.")
+            try:
+                server.process.wait()
+            except KeyboardInterrupt:
+                console.print("stopping")
+
+
+def example(dataset: DataSet) -> tuple[dict[str, Any], str]:
+    """A request body with the last five events of the first testable person, and a query of theirs."""
+    cases: list[Case] = [case for case in leave_one_out(dataset).test if case.query]
+    if not cases:
+        raise UserError("the data set has nobody with three interactions and a query")
+    case = cases[0]
+    history = [_entry(dataset, event) for event in case.history[-5:]]
+    return {"history": history, "limit": 5, "exclude_history": True}, str(case.query)
+
+
+def _entry(dataset: DataSet, event: Event) -> dict[str, str]:
+    entry = {"item_id": dataset.catalogue[event.item].item_id, "behaviour": event.behaviour.value}
+    if event.behaviour is Task.SEARCH and event.query:
+        entry["query"] = event.query
+    return entry
+
+
+def _print_answer(title: str, answer: dict[str, Any], console: Console) -> None:
+    table = Table(title=title)
+    table.add_column("rank", justify="right")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    for item in answer["items"]:
+        table.add_row(str(item["rank"]), f"{item['title']} [{item['item_id']}]", f"{item['score']:.3f}")
+    console.print(table)

@@ -1,0 +1,68 @@
+"""A server process for the length of a `with` block: what the demo and the end-to-end tests talk to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from training.errors import UserError
+
+
+class ServingError(UserError):
+    """The server did not start; the message holds what it said."""
+
+
+class ServerProcess:
+    """`python -m server BUNDLE` as a child. Port 0 takes any free port; `url` says which it became."""
+
+    def __init__(self, bundle: Path, port: int = 0, patience: float = 120) -> None:
+        self.url = ""
+        self._said: list[str] = []
+        self._ready = threading.Event()
+        self._patience = patience
+        command = [sys.executable, "-m", "server", str(bundle), "--port", str(port)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._said = [*self._said[-20:], line]
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("message") == "ready":
+                self.url = record["url"]
+                self._ready.set()
+        self._ready.set()  # it ended
+
+    def __enter__(self) -> ServerProcess:
+        if not self._ready.wait(self._patience) or not self.url:
+            self.process.kill()
+            raise ServingError("the server did not start: " + "".join(self._said).strip())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST JSON, get JSON. Raises `urllib.error.HTTPError` for an answer of 400 and above."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            record: dict[str, Any] = json.load(answer)
+        return record
