@@ -4,6 +4,9 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
+# A mirror, or an index with CPU builds of torch:  --build-arg PIP_EXTRA_INDEX_URL=...
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # Dependencies first: they change less often than the code.
@@ -14,7 +17,7 @@ COPY gems gems
 COPY index index
 COPY server server
 COPY training training
-RUN pip install --no-deps --force-reinstall .
+RUN rm -rf build *.egg-info && pip install --no-deps --force-reinstall .
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 gems
@@ -24,6 +27,6 @@ USER gems
 WORKDIR /home/gems
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=3s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"GEMS_PORT\", 8000)}/health/ready', timeout=2)"]
 ENTRYPOINT ["python", "-m", "server"]
 CMD ["/bundle", "--host", "0.0.0.0"]

@@ -94,6 +94,9 @@ class Bench:
         vectors = rng.normal(size=(ITEMS, 16)).astype(np.float32)
         titles = [f"item {k}" for k in range(ITEMS)]
         vocabulary = extend_backbone(loaded, Identifiers("semantic", codes, CODEBOOKS), titles, vectors)
+        rows = loaded.model.get_input_embeddings().weight
+        with torch.no_grad():  # random rows: no ties that rounding could decide
+            rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
         engine = TorchEngine(loaded.model, Trie.build(codes), vocabulary, normalisation="vocabulary")
         return cls(loaded.model, engine, vocabulary, codes)
 

@@ -13,7 +13,6 @@ remote code, and the backbone's `generation_config.json` is not inherited.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,16 +27,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from index.catalogue import Catalogue
 from index.identifiers import Identifiers
+from index.manifest import BundleError, fsync, verify, write_manifest
 from index.sequence import SequenceEncoder
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 
 FORMAT_VERSION = 1
 NORMALISATIONS = ("level", "vocabulary")
-
-
-class BundleError(Exception):
-    """The bundle cannot be published or opened; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +75,6 @@ class BundleInfo:
         return cls(**{f.name: record[f.name] for f in fields(cls)})
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def publish(
     target: Path,
     *,
@@ -125,48 +104,17 @@ def publish(
         catalogue.save(draft / "catalogue" / "items.jsonl")
         Trie.build(identifiers.codes).save(draft / "trie")
         (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
-        manifest = {
-            name: {"sha256": _sha256(draft / name), "bytes": (draft / name).stat().st_size}
-            for name in _files(draft)
-        }
-        (draft / "manifest.json").write_text(json.dumps({"files": manifest}, indent=2) + "\n", "utf-8")
-        for name in _files(draft):
-            (draft / name).chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
-        for name in [*_files(draft), "catalogue", "trie", "."]:
-            _fsync(draft / name)
+        for path in draft.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
+        write_manifest(draft)
         os.rename(draft, target)
-        _fsync(target.parent)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise BundleError(f"{target} was not published, nothing was left behind: {error}") from error
     except BaseException:  # an interrupt leaves no draft behind either
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def verify(folder: Path) -> None:
-    """Check every file against the manifest. Raises `BundleError` naming the first that differs."""
-    path = folder / "manifest.json"
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
-    try:
-        expected = json.loads(path.read_text("utf-8"))["files"]
-        entries = [(name, entry["sha256"], entry["bytes"]) for name, entry in expected.items()]
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} holds no manifest.json; it is not a complete bundle") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
-    present = set(_files(folder)) - {"manifest.json"}
-    unknown = present - set(expected)
-    if unknown:
-        raise BundleError(f"{folder / min(unknown)} is not listed in the manifest")
-    for name, sha256, size in entries:
-        if name not in present:
-            raise BundleError(f"{folder / name} is missing")
-        if (folder / name).stat().st_size != size or _sha256(folder / name) != sha256:
-            raise BundleError(
-                f"{folder / name} is damaged: it differs from the manifest; publish the bundle again"
-            )
+    fsync(target.parent)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ class Item:
     """One thing that can be found.
 
     `categories` are free text labels or paths ("Beauty > Makeup > Nails"); `attributes` are any
-    further fields of the source file, kept for filters and shown back by the server.
+    further fields of the source file. Those that are strings belong to the item's text.
     """
 
     item_id: str

@@ -64,7 +64,7 @@ class SequenceEncoder:
     tokenizer: the bundle's tokenizer, identifier tokens and markers added.
     codes: int [N, L], the identifiers of the catalogue's items.
     max_tokens: prompt budget P; the oldest events are dropped beyond it.
-    max_events: history budget in events.
+    max_events: budget in events, the one that answers a request among them: the model never saw more.
     max_query_tokens: longer queries are cut.
     """
 
@@ -101,6 +101,10 @@ class SequenceEncoder:
             raise SequenceError("the query holds no text")
         return ids
 
+    def has_tokens(self, text: str) -> bool:
+        """Whether `encode_text` finds anything in the text."""
+        return bool(self._encode(text))
+
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
         backend = self._tokenizer.backend_tokenizer
         backend.encode_special_tokens = True  # "<|search|>" typed by a person is plain text
@@ -110,8 +114,12 @@ class SequenceEncoder:
         return tuple(ids[: self.max_query_tokens])
 
     def _event(self, event: Event) -> list[int]:
-        query = event.query if event.behaviour is Task.SEARCH else None
+        query = event.query if self._task(event) is Task.SEARCH else None
         return [*self._request(query), *self.tokens[event.item].tolist()]
+
+    def _task(self, event: Event) -> Task:
+        """A past search whose query has no token (invisible characters, say) is written as a recommendation."""
+        return event.behaviour if event.query and self._encode(event.query) else Task.RECOMMENDATION
 
     def _request(self, query: str | None) -> list[int]:
         markers = self.vocabulary.markers
@@ -119,10 +127,10 @@ class SequenceEncoder:
             return [markers["recommendation"]]
         return [markers["search"], *self.encode_text(query), markers["item"]]
 
-    def _newest(self, events: Sequence[Event], budget: int) -> list[list[int]]:
-        """The newest events that fit the budget of tokens, oldest first."""
+    def _newest(self, events: Sequence[Event], count: int, budget: int) -> list[list[int]]:
+        """The newest events that fit a count and a budget of tokens, oldest first."""
         kept: list[list[int]] = []
-        for event in reversed(events[-self.max_events :] if self.max_events else ()):
+        for event in reversed(events[max(0, len(events) - count) :]):
             tokens = self._event(event)
             budget -= len(tokens)
             if budget < 0:
@@ -136,13 +144,28 @@ class SequenceEncoder:
         Room for the identifier to be written is left within `max_tokens`.
         """
         tail = self._request(query)
-        kept = self._newest(history, self.max_tokens - len(tail) - self.vocabulary.levels)
+        kept = self._newest(
+            history, self.max_events - 1, self.max_tokens - len(tail) - self.vocabulary.levels
+        )
         return Prompt([i for event in [*kept, tail] for i in event], len(history) - len(kept))
+
+    def windows(self, events: Sequence[Event], first: int) -> list[Sequence[Event]]:
+        """Cut a history into stretches that `sample` keeps whole: the first of at most `first` events, the
+        others as long as the budgets allow."""
+        windows: list[Sequence[Event]] = []
+        start, tokens, count = 0, 0, min(first, self.max_events)
+        for position, event in enumerate(events):
+            length = len(self._event(event))
+            if position > start and (position - start == count or tokens + length > self.max_tokens):
+                windows.append(events[start:position])
+                start, tokens, count = position, 0, self.max_events
+            tokens += length
+        return [*windows, events[start:]]
 
     def sample(self, events: Sequence[Event]) -> Sample:
         """The newest events that fit, as one training sequence: every item in it is a target."""
-        kept = self._newest(events, self.max_tokens)
+        kept = self._newest(events, self.max_events, self.max_tokens)
         ids = np.fromiter((i for event in kept for i in event), np.int64)
-        tasks = [TASKS.index(e.behaviour) for e in events[len(events) - len(kept) :]]
+        tasks = [TASKS.index(self._task(e)) for e in events[len(events) - len(kept) :]]
         task = np.repeat(np.array(tasks, np.int8), [len(event) for event in kept])
         return Sample(ids, self.vocabulary.level(ids), task)

@@ -19,7 +19,8 @@ import torch
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
-from index.bundle import Bundle, BundleError
+from index.bundle import Bundle
+from index.manifest import BundleError
 from server import logs
 from server.app import create_app
 from server.engine.contract import EngineError

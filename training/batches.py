@@ -7,7 +7,6 @@ padding; every part is one forward and backward pass, and their gradients add up
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class BatchSource:
     ) -> None:
         self._encoder = encoder
         self._histories = [history for history in histories if history]
-        self._titles = titles
+        self._titles = [(row, title) for row, title in enumerate(titles) if encoder.has_tokens(title)]
         self._batch_size = batch_size
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
@@ -72,25 +71,23 @@ class BatchSource:
         rng = np.random.default_rng([self._seed, epoch])
         windows = [window for history in self._histories for window in self._windows(history, rng)]
         order = rng.permutation(len(windows))
-        for step in range(self.steps_per_epoch):  # jitter may make a few windows more or fewer
+        for step in range(self.steps_per_epoch):  # jitter may make a few windows more
             chosen = order[
                 step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
             ]
             samples = [self._encoder.sample(self._hide_queries(windows[k], rng)) for k in chosen]
             titles = int(self._titles_per_step + rng.random())
-            samples += [self._title_sample(int(row)) for row in rng.integers(0, len(self._titles), titles)]
+            if self._titles:
+                samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
             yield self._batch(samples)
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
     ) -> list[Sequence[Event]]:
-        """Cut a long history into windows of `max_events`; with `rng`, at other places each epoch."""
+        """Cut a long history into windows that fit the model; with `rng`, at other places each epoch."""
         size = self._encoder.max_events
-        if len(history) <= size:
-            return [history]
         first = size if rng is None else int(rng.integers(size // 2 + 1, size + 1))
-        cuts = [0, *range(first, len(history), size), len(history)]
-        return [history[a:b] for a, b in itertools.pairwise(cuts)]
+        return self._encoder.windows(history, size if len(history) <= size else first)
 
     def _hide_queries(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
         """Query dropout: what was searched for was also wanted, so it may be recommended."""
@@ -99,8 +96,9 @@ class BatchSource:
         hidden = rng.random(len(events)) < self._query_dropout
         return [Event(e.item) if hide else e for e, hide in zip(events, hidden, strict=True)]
 
-    def _title_sample(self, row: int) -> Sample:
-        return self._encoder.sample([Event(row, Task.SEARCH, self._titles[row])])
+    def _title_sample(self, k: int) -> Sample:
+        row, title = self._titles[k]
+        return self._encoder.sample([Event(row, Task.SEARCH, title)])
 
     def _batch(self, samples: list[Sample]) -> Batch:
         samples.sort(key=len)

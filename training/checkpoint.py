@@ -82,12 +82,13 @@ def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(draft, folder)
+        if folder.exists():  # the same step again, after a resume: its content is the same
+            shutil.rmtree(draft)
+        else:
+            os.rename(draft, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{folder} could not be written: {error}") from error
-    for old in parent.glob("step-*"):
+    for old in [*parent.glob("step-*"), *parent.glob(".step-*.draft")]:  # drafts of killed runs, too
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import UserError
 
@@ -36,7 +36,7 @@ class TrainConfig(BaseModel):
 
     # identifiers
     scheme: Literal["semantic", "atomic"] = Field("semantic", description="identifier scheme")
-    codebooks: tuple[int, ...] = Field(
+    codebooks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (256, 256),
         min_length=1,
         description="'semantic': codes per level, comma-separated; a level that "
@@ -47,7 +47,7 @@ class TrainConfig(BaseModel):
     )
 
     # sequences
-    max_events: int = Field(50, ge=1, description="events of a history that the model reads")
+    max_events: int = Field(50, ge=2, description="events of a sequence, the one to be predicted among them")
     max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
     max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
     title_queries: float = Field(
@@ -83,6 +83,13 @@ class TrainConfig(BaseModel):
     )
     patience: int = Field(3, ge=1, description="validations without improvement before training stops")
     checkpoint_every: float = Field(5.0, gt=0, description="minutes between checkpoints")
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainConfig:
+        room = self.max_query_tokens + len(self.codebooks) + 3  # two markers and the collision level
+        if self.max_tokens < room:
+            raise ValueError(f"max_tokens {self.max_tokens} has no room for one search; at least {room}")
+        return self
 
     @classmethod
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> TrainConfig:

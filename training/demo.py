@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from index.history import Event, Task
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
 from training.data.movielens import movielens
+from training.data.schema import is_data_set
 from training.data.splits import Case, leave_one_out
 from training.errors import UserError
 from training.evaluation.evaluate import evaluate, save_evaluation
@@ -29,8 +32,10 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     started: when the command began (Unix time), so that `seconds.total` holds the set-up too.
     serve: leave the server running until Ctrl-C.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
+    if out.exists() and any(out.iterdir()) and not is_data_set(out / "data"):
         raise UserError(f"{out} is not empty and no demo of ours; choose another --out")
+    if serve:
+        _check_port(port)
     shutil.rmtree(out / "run", ignore_errors=True)
     (out / "summary.json").unlink(missing_ok=True)
     console.rule("1. Data: MovieLens, with simulated searches")
@@ -61,7 +66,12 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
             _print_answer(f"/{path}" + (f"  “{query}”" if path == "search" else ""), answer, console)
         total = time.time() - started
         summary = {
-            "seconds": {"total": total, "training": training, "preparation": prepared, "evaluation": evaluated},
+            "seconds": {
+                "total": total,
+                "training": training,
+                "preparation": prepared,
+                "evaluation": evaluated,
+            },
             "search_match_share": evaluation["search_match_share"],
             "evaluation": evaluation,
             "answers": answers,
@@ -71,11 +81,14 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
         if serve:
             console.rule("The server runs; try")
             for path, request in (("search", body | {"query": query}), ("recommend", body)):
+                quoted = shlex.quote(json.dumps(request))
                 console.print(
-                    f"curl -s {server.url}/{path} -H 'Content-Type: application/json' -d '{json.dumps(request)}'",
+                    f"curl -s {server.url}/{path} -H 'Content-Type: application/json' -d {quoted}",
                     soft_wrap=True, highlight=False, markup=False,
                 )  # fmt: skip
-            console.print(f"{server.url}/docs describes the API, {server.url}/metrics the state. Ctrl-C ends.")
+            console.print(
+                f"{server.url}/docs describes the API, {server.url}/metrics the state. Ctrl-C ends."
+            )
             try:
                 server.process.wait()
             except KeyboardInterrupt:
@@ -90,6 +103,12 @@ def example(dataset: DataSet) -> tuple[dict[str, Any], str]:
     case = cases[0]
     history = [_entry(dataset, event) for event in case.history[-5:]]
     return {"history": history, "limit": 5, "exclude_history": True}, str(case.query)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is taken; end what listens there, or choose another --port")
 
 
 def _entry(dataset: DataSet, event: Event) -> dict[str, str]:

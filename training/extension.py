@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from index.identifiers import Identifiers
 from index.vocabulary import MARKERS, IdentifierVocabulary
-from training.backbones import Backbone
+from training.backbones import Backbone, BackboneError
 
 
 def extend_backbone(
@@ -20,25 +20,32 @@ def extend_backbone(
 ) -> IdentifierVocabulary:
     """Add the tokens to the tokenizer and their rows to the model, in place.
 
-    A pretrained backbone represents an item by the mean of its title's token rows; a random one knows
-    no words, so that there an item is the leading principal components of its `item_vectors` (float32
-    [N, d]). The row of a code is the mean over the items below it.
+    The row of a code is the mean over the items below it. In a pretrained backbone, an item is the mean
+    of its title's token rows (of the same table: input and output rows may differ); a random backbone
+    knows no words, so that there an item is the leading principal components of its `item_vectors`
+    (float32 [N, d]). Raises `BackboneError` if the tokenizer cannot take the tokens.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
     vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
-    old_rows = model.get_input_embeddings().weight.detach().clone()
-    vocabulary.add_to(tokenizer)
-    if vocabulary.size > len(old_rows):
+    try:
+        vocabulary.add_to(tokenizer)
+    except ValueError as error:
+        raise BackboneError(f"backbone {backbone.name!r} cannot take identifier tokens: {error}") from error
+    if vocabulary.size > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-    if backbone.pretrained:
-        used = old_rows[: vocabulary.first_added]
-        items = _rescale(_title_means(tokenizer, used, titles), used)
-        markers = _rescale(_title_means(tokenizer, used, MARKERS), used)
-    else:
-        items = torch.from_numpy(_principal_components(item_vectors, old_rows.shape[1])) * old_rows.std()
-        markers = torch.randn(len(MARKERS), old_rows.shape[1]) * old_rows.std()
-    rows = torch.cat([markers, *_code_means(identifiers, items)])
-    _write_rows(model, vocabulary, rows)
+    tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for table in tables.values():
+            known = table[: vocabulary.first_added]
+            if backbone.pretrained:
+                items = _title_means(tokenizer, known, titles)
+                markers = _title_means(tokenizer, known, MARKERS)
+            else:
+                scale = known.std()
+                items = torch.from_numpy(_principal_components(item_vectors, table.shape[1])) * scale
+                markers = torch.randn(len(MARKERS), table.shape[1]) * scale
+            rows = torch.cat([markers, *_code_means(identifiers, items)])
+            table[vocabulary.first_added : vocabulary.size] = rows
     return vocabulary
 
 
@@ -54,15 +61,6 @@ def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequen
     total.index_add_(0, owner, rows[torch.tensor([i for bag in bags for i in bag], dtype=torch.long)])
     means: Tensor = total / lengths.clamp(min=1).unsqueeze(1)
     return means
-
-
-def _rescale(means: Tensor, rows: Tensor) -> Tensor:
-    """Averaging shrinks rows towards the centre; stretch the means back to the usual distance from it."""
-    centre = rows.mean(0)
-    usual = (rows - centre).norm(dim=1).mean()
-    found = (means - centre).norm(dim=1).mean().clamp(min=1e-6)
-    stretched: Tensor = centre + (means - centre) * (usual / found)
-    return stretched
 
 
 def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -87,13 +85,3 @@ def _code_means(identifiers: Identifiers, items: Tensor) -> list[Tensor]:
         count = torch.bincount(code, minlength=size).unsqueeze(1)
         means.append(torch.where(count > 0, total / count.clamp(min=1), items.mean(0)))
     return means
-
-
-def _write_rows(model: PreTrainedModel, vocabulary: IdentifierVocabulary, rows: Tensor) -> None:
-    tables = {
-        id(table.weight): table.weight
-        for table in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    with torch.no_grad():
-        for table in tables.values():
-            table[vocabulary.first_added : vocabulary.size] = rows

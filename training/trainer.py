@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
@@ -91,34 +93,32 @@ class Trainer:
         with (
             Progress(*columns) as bar,
             (self.run / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as log,
+            _interrupts() as interrupted,
         ):
             row = bar.add_task("training", total=1.0, figures="")
-            try:
-                for batch in self._remaining():
+            for batch in self._remaining():
+                self.progress.seconds = time.perf_counter() - begin
+                figures = self._step(batch)
+                self.progress.seconds = time.perf_counter() - begin
+                self._log(log, figures | {"seconds": self.progress.seconds})
+                bar.update(row, completed=self._share(), figures=_show(figures))
+                done = self._share() >= 1
+                validate = done or self.progress.step % self._validate_every == 0
+                if validate:
+                    validation = self._validate()
+                    self._log(log, {"validation": validation})
+                    bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
                     self.progress.seconds = time.perf_counter() - begin
-                    figures = self._step(batch)
-                    self.progress.seconds = time.perf_counter() - begin
-                    done = self._share() >= 1
-                    self._log(log, figures | {"seconds": self.progress.seconds})
-                    bar.update(row, completed=self._share(), figures=_show(figures))
-                    if done or self.progress.step % self._validate_every == 0:
-                        validation = self._validate()
-                        self._log(log, {"validation": validation})
-                        bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
-                        done = done or self.progress.bad_validations >= self.config.patience
-                        self.progress.seconds = time.perf_counter() - begin
-                        self._checkpoint(log)
-                    elif self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every:
-                        self._checkpoint(log)
-                    if done:
-                        break
-            except KeyboardInterrupt:
-                self._checkpoint(log)
-                raise TrainingError(
-                    f"stopped at step {self.progress.step}; the same command with --resume continues"
-                ) from None
-            self.progress.finished = True
-            self._checkpoint(log)
+                    self.progress.finished = done or self.progress.bad_validations >= self.config.patience
+                overdue = self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every
+                if validate or overdue or interrupted:
+                    self._checkpoint(log)
+                if self.progress.finished:
+                    break
+                if interrupted:
+                    raise TrainingError(
+                        f"stopped after step {self.progress.step}; the same command with --resume goes on"
+                    )
         load_best(self.run, self.model)
         self.model.eval()
         return self.validator()
@@ -144,19 +144,25 @@ class Trainer:
             for task, loss in losses.items():
                 means[task] += float(loss.detach())
             if not all(math.isfinite(value) for value in means.values()):
-                raise TrainingError(
-                    f"the loss is not finite at step {self.progress.step + 1}; try a smaller "
-                    f"--learning-rate. The last good checkpoint is kept in {self.run / 'checkpoints'}"
-                )
+                raise self._diverged("the loss is not finite")
             if losses:
                 self.method.backward(losses, shares)
         rate = self.config.learning_rate * rate_factor(
             self._share(ahead=1), self.config.warmup, self.config.final_rate
         )
-        diagnostics = self.method.step(rate)
+        try:
+            diagnostics = self.method.step(rate)
+        except ArithmeticError as error:
+            raise self._diverged(str(error)) from error
         self.progress.step += 1
         figures = {f"{task.value}.loss": means[task] for task in Task if task in means}
         return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} at step {self.progress.step + 1}; try a smaller --learning-rate. The last good checkpoint "
+            f"is kept in {self.run / 'checkpoints'}"
+        )
 
     def _share(self, ahead: int = 0) -> float:
         """Progress of the run in [0, 1]: by steps, or by the clock where `minutes` ends it sooner."""
@@ -201,11 +207,22 @@ class Trainer:
         path.write_text("".join(kept), "utf-8")
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step is finished before the run stops. Main thread only."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
+    try:
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
 def _show(figures: dict[str, Any]) -> str:
     shown = {k: v for k, v in figures.items() if k not in ("tokens", "seconds", "score", "gradient_norm")}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-
-
-def seed_everything(seed: int, threads: int | None) -> None:
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads or os.cpu_count() or 1)

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from index.history import Event, Task
 from index.sequence import SequenceEncoder
-from index.trie import Trie
-from server.engine.torch_engine import TorchEngine
+from server.engine.contract import Engine
 from training.batches import Part, pad
 from training.config import TrainConfig
 from training.data.splits import Case
@@ -27,7 +26,7 @@ class Validator:
         self,
         model: PreTrainedModel,
         encoder: SequenceEncoder,
-        trie: Trie,
+        engine: Engine,
         cases: Sequence[Case],
         config: TrainConfig,
     ) -> None:
@@ -35,7 +34,7 @@ class Validator:
         self._cases = [cases[k] for k in np.sort(drawn)]
         self._model = model
         self._encoder = encoder
-        self._trie = trie
+        self._engine = engine
         self._config = config
 
     def __call__(self) -> dict[str, float]:
@@ -79,14 +78,11 @@ class Validator:
         return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]
 
     def _rankings(self) -> dict[str, float]:
-        engine = TorchEngine(
-            self._model, self._trie, self._encoder.vocabulary, normalisation=self._config.normalisation
-        )
         figures: dict[str, float] = {}
         for task in Task:
             cases = cases_of(task, self._cases)
             if cases:
-                rankings = rank_cases(engine, self._encoder, cases, task, beam_width=20, limit=10)
+                rankings = rank_cases(self._engine, self._encoder, cases, task, beam_width=20, limit=10)
                 values = per_case(target_ranks(rankings, cases))
                 figures |= {f"{task.value}.{m}": float(values[m].mean()) for m in ("hit@10", "ndcg@10")}
         return figures

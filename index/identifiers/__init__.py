@@ -1,4 +1,4 @@
-"""Identifier schemes: items → codes. `assign(scheme, ...)` picks one by name."""
+"""Identifier schemes, one file each: items → codes."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class TorchEngine:
         self._head: Tensor = model.get_output_embeddings().weight
         if len(self._head) < vocabulary.size:
             raise EngineError(f"the model has {len(self._head)} output rows; {vocabulary.size} are needed")
-        self._check_head()
+        self._probe()
 
     @classmethod
     def open(cls, bundle: Bundle, *, max_batch_tokens: int = 16384) -> TorchEngine:
@@ -192,6 +192,8 @@ class TorchEngine:
             logits = (hidden @ self._head.T).float()
             log_probs = logits[:, first:last] - logits.logsumexp(-1, keepdim=True)
         result: NDArray[np.float32] = log_probs.numpy()
+        if not np.isfinite(result).all():
+            raise EngineError("the model's scores are not finite; its weights are damaged or have diverged")
         return result
 
     def _answer(self, request: RankRequest, beam: Beam, seconds: dict[str, float]) -> Ranking:
@@ -207,12 +209,36 @@ class TorchEngine:
         return Ranking(items, scores, seconds)
 
     @torch.inference_mode()
-    def _check_head(self) -> None:
-        """Refuse architectures that do more than `head @ hidden` (soft caps, scaled logits)."""
-        ids = torch.tensor([[self.vocabulary.first_added, self.vocabulary.size - 1]])
-        ours = self._body(input_ids=ids).last_hidden_state @ self._head.T
-        theirs = self.model(input_ids=ids).logits
+    def _probe(self) -> None:
+        """Refuse architectures whose forward this engine would not reproduce.
+
+        Some do more than head × hidden (biases, soft caps, scaled logits); some ignore a tree mask. Two
+        beams that branch after two tokens must equal two plain forward passes.
+        """
+        name = type(self.model).__name__
+        window = getattr(self.model.config, "sliding_window", None)
+        if (
+            window is not None
+            and window < self._positions
+            and getattr(self.model.config, "use_sliding_window", True)
+        ):
+            raise EngineError(f"{name} attends to a window of {window} positions; full attention is needed")
+        first, last = self.vocabulary.first_added, self.vocabulary.size - 1
+        prompt, branches = [first, last], [last, first]
+        plain = [self.model(input_ids=torch.tensor([[*prompt, token]])) for token in branches]
+        theirs = torch.cat([output.logits[0, -1:] for output in plain])
+        cache = BeamCache(self._layers, 4)
+        self._body(input_ids=torch.tensor([prompt]), past_key_values=cache, use_cache=True)
+        hidden = self._body(
+            input_ids=torch.tensor([branches]),
+            attention_mask=torch.tensor([[[[True, True, True, False], [True, True, False, True]]]]),
+            position_ids=torch.full((1, 2), 2),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[0]
+        ours = hidden @ self._head.T
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
             raise EngineError(
-                f"{type(self.model).__name__} does not compute its logits as output rows times hidden state"
+                f"{name} cannot be served by this engine: its logits are not output rows times hidden state, or "
+                "it does not take a tree attention mask"
             )

@@ -32,7 +32,12 @@ def lines(start: str) -> list[str]:
 def shell(command: str, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+        ["bash", "-c", command],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -53,7 +58,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for user in range(60):
         sport = sports[int(rng.integers(4))]
         for k, t in enumerate(rng.permutation(things)):
-            row = {"user_id": f"p{user}", "item_id": f"{sport}-{t}", "timestamp": k, "behaviour": "recommendation"}
+            row = {
+                "user_id": f"p{user}",
+                "item_id": f"{sport}-{t}",
+                "timestamp": k,
+                "behaviour": "recommendation",
+            }
             if rng.random() < 0.5:
                 row |= {"behaviour": "search", "query": f"{sport} {t}".lower()}
             rows.append(row)
@@ -124,6 +134,8 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("train --data data/mine --out runs/x --config nothing", "Recipes"),
         ("train --data data/mine --out runs/x --backbone no/such-model", "no/such-model"),
         ("train --data data/mine --out runs/x --backbone scratch --hidden 30 --heads 4", "multiple"),
+        ("train --data data/mine --out runs/x --backbone smollm2-135m --max-tokens 10000", "context"),
+        ("train --data data/mine --out runs/x --backbone runs/mine/bundle", "already knows"),
         ("evaluate nowhere --data data/mine", "nowhere"),
         ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
         ("assets fetch nothing", "nothing"),
@@ -132,19 +144,31 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
 def test_mistakes_get_one_clear_message(shop: Path, trained: Path, arguments: str, message: str) -> None:
     command = [sys.executable, "-m", "training.cli.main", *arguments.split()]
     result = subprocess.run(
-        command, cwd=shop, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        command,
+        cwd=shop,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (shop / "runs" / "x" / "bundle").exists()
+    assert not (shop / "runs" / "x").exists()
+    assert not (shop / "data" / "x").exists()
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
     guide = (ROOT / "docs" / "training.md").read_text("utf-8")
     for name, field in TrainConfig.model_fields.items():
         default = field.default
-        shown = "none" if default is None else ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = (
+            "none"
+            if default is None
+            else ",".join(map(str, default))
+            if isinstance(default, tuple)
+            else default
+        )
         assert f"| `{name}` | {shown} | {field.description} |" in guide
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from support.bundles import make_bundle, make_catalogue, make_identifiers
 
-from index.bundle import Bundle, BundleError
+from index.bundle import Bundle
+from index.manifest import BundleError
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,7 +159,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
-from index.bundle import BundleError
+from index.manifest import BundleError
 from support.bundles import make_bundle
 for limit in (100, 5_000, 20_000, 100_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -34,6 +34,21 @@ events = st.builds(
 )
 
 
+@given(st.lists(events, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_a_prompt_holds_no_more_events_than_training_showed(history: list[Event]) -> None:
+    answer = Event(9)
+    whole = _SMALL.sample([*history, answer]).ids.tolist()
+    assert whole == _SMALL.prompt(history).ids + _SMALL.tokens[9].tolist()
+
+
+def test_a_past_query_without_tokens_is_a_recommendation() -> None:
+    invisible = Event(3, Task.SEARCH, "x")
+    object.__setattr__(invisible, "query", " \u2003")  # white space of another script
+    assert ENCODER.prompt([invisible]).ids == ENCODER.prompt([Event(3)]).ids
+    assert TASKS[ENCODER.sample([invisible]).task[0]] is Task.RECOMMENDATION
+
+
 def test_the_layout_of_design_section_3() -> None:
     history = [Event(3), Event(5, Task.SEARCH, "golden")]
     query = list(ENCODER.encode_text("golden"))

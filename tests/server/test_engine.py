@@ -10,13 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from support.bundles import make_model
-from transformers import PreTrainedModel
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
+from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.contract import EngineError, Ranking, RankRequest
 from server.engine.torch_engine import TorchEngine
+from training.backbones import load_backbone
+from training.config import TrainConfig
+from training.extension import extend_backbone
 
 TEXT_TOKENS = 40
 LENGTHS = (1, 7, 30, 95)
@@ -200,6 +213,75 @@ def test_equal_scores_come_in_leaf_order() -> None:
     expected = [int(trie.items_of(leaf)[0]) for leaf in range(trie.leaves)]
     assert ranking.items == expected[: len(ranking.items)]
     assert len(ranking.items) == len(w.codes)
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_catalogue_is_ranked_as_brute_force_does(data: st.DataObject) -> None:
+    """From a single item up; levels with one code; items that share an identifier."""
+    shape = data.draw(st.tuples(st.integers(1, 25), st.integers(1, 4)))
+    codes = data.draw(arrays(np.int32, shape, elements=st.integers(0, 4)))
+    sizes = tuple(int(k) for k in codes.max(0) + 1)
+    vocabulary = IdentifierVocabulary(TEXT_TOKENS, sizes)
+    w = World(make_model(vocabulary.size, positions=128), codes, vocabulary)
+    excluded = sorted(data.draw(st.sets(st.integers(0, shape[0] - 1), max_size=3)))
+    ids = prompt(data.draw(st.sampled_from(LENGTHS)))
+    ranking = w.engine("level").rank([RankRequest(ids, 30, 30, excluded)])[0]
+    assert sorted(ranking.items) == sorted(set(range(shape[0])) - set(excluded))
+    assert np.allclose(ranking.scores, brute_force(w, ids, "level")[ranking.items], atol=1e-3)
+
+
+def test_architectures_that_the_engine_would_get_wrong_are_refused() -> None:
+    w = world()
+    size = w.vocabulary.size
+    shared = {
+        "vocab_size": size,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(0)
+    neo = GPTNeoForCausalLM(GPTNeoConfig(**shared, attention_types=[[["global"], 2]], initializer_range=0.3))
+    biased = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32))  # fmt: skip
+    biased.lm_head = torch.nn.Linear(16, size, bias=True)
+    with torch.no_grad():
+        biased.lm_head.bias += 3
+    sliding = MistralForCausalLM(MistralConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, sliding_window=8))  # fmt: skip
+    for model, reason in ((neo, "tree attention"), (biased, "logits"), (sliding, "window of 8")):
+        with pytest.raises(EngineError, match=reason):
+            TorchEngine(model.eval(), Trie.build(w.codes), w.vocabulary)
+
+
+def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
+    w = world()
+    model = make_model(w.vocabulary.size, positions=128)
+    engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[w.vocabulary.first_added + 5] = float("nan")
+    with pytest.raises(EngineError, match="not finite"):
+        engine.rank([RankRequest(prompt(7), 5, 5)])
+
+
+@pytest.mark.slow
+def test_equals_generate_on_the_whole_smollm2() -> None:
+    backbone = load_backbone(TrainConfig(), [])
+    codes = np.unique(np.random.default_rng(0).integers(0, 32, (2000, 4)), axis=0).astype(np.int32)
+    identifiers = Identifiers("semantic", codes, (32,) * 4)
+    vocabulary = extend_backbone(
+        backbone, identifiers, [f"item {k}" for k in range(len(codes))], np.ones((1, 1))
+    )
+    rows = backbone.model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[vocabulary.first_added :].normal_(0, float(rows.std()))
+    w = World(backbone.model.eval(), codes, vocabulary)
+    for length, width in ((20, 50), (150, 10)):
+        items, scores = generate(w, prompt(length), width)
+        assert_same(
+            w.engine("vocabulary").rank([RankRequest(prompt(length), width, width)])[0], items, scores
+        )
 
 
 def test_prompts_and_bundles_that_do_not_fit_are_refused() -> None:

@@ -106,6 +106,14 @@ def test_an_epoch_trains_on_every_interaction_once() -> None:
         assert targets.total() == expected.total()
 
 
+def test_no_event_is_lost_where_the_token_budget_is_smaller_than_the_event_budget() -> None:
+    encoder = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=40, max_events=10)
+    batches = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
+    expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
+    for epoch in range(2):
+        assert sum((items_of(batch) for batch in batches.epoch(epoch)), Counter()) == expected
+
+
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
     def ids(seed: int, epoch: int) -> list[list[int]]:
         return [

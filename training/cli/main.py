@@ -6,9 +6,9 @@ import sys
 
 import typer
 
-from index.bundle import BundleError
 from index.catalogue import CatalogueError
 from index.identifiers import IdentifierError
+from index.manifest import BundleError
 from server.engine.contract import EngineError
 from training.cli.assets import assets_app
 from training.cli.data import data_app

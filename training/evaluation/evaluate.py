@@ -19,16 +19,11 @@ from index.history import Task
 from server.engine.torch_engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import Case, leave_one_out
-from training.errors import UserError
 from training.evaluation.bootstrap import mean_interval
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.metrics import NAMES, per_case
-from training.evaluation.ranking import cases_of, rank_cases, target_ranks
-
-
-class EvaluationError(UserError):
-    """The bundle cannot be evaluated on this data."""
+from training.evaluation.ranking import EvaluationError, cases_of, rank_cases, target_ranks
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
     popularity           items by how often people chose them in training
     popularity_in_query  the same, items that match the query first (search only)
-    bm25                 Okapi BM25 of the query against the items' texts (search only)
+    bm25                 BM25 (Lucene variant) of the query against the items' texts (search only)
 
 Every floor scores all items; the rank of a target counts the items with a higher score and, of the
 equal ones, those before it in catalogue order.
@@ -11,6 +11,7 @@ equal ones, those before it in catalogue order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import bm25s
 import numpy as np
@@ -42,22 +43,21 @@ def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) 
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
-    """query → share of its distinct words that an item's text holds, float64 [items]."""
+    """query → 1 where an item's text holds all of its words, else 0: float64 [items]."""
     postings: dict[str, list[int]] = {}
     for row, text in enumerate(catalogue.texts()):
         for word in set(words(text)):
             postings.setdefault(word, []).append(row)
     arrays = {word: np.array(rows) for word, rows in postings.items()}
-    known: dict[str, NDArray[np.float64]] = {}
 
+    @lru_cache(maxsize=256)  # queries repeat
     def matches(query: str) -> NDArray[np.float64]:
-        if query not in known:
-            distinct = set(words(query))
-            share = np.zeros(len(catalogue))
-            for word in distinct & arrays.keys():
-                share[arrays[word]] += 1
-            known[query] = np.floor(share / max(1, len(distinct)) + 1e-9)  # 1 where every word matches
-        return known[query]
+        distinct = set(words(query))
+        found = np.zeros(len(catalogue))
+        for word in distinct & arrays.keys():
+            found[arrays[word]] += 1
+        share: NDArray[np.float64] = np.where(found > 0, found == len(distinct), 0.0)
+        return share
 
     return matches
 
@@ -65,15 +65,13 @@ def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
 def _bm25(catalogue: Catalogue) -> Scores:
     retriever = bm25s.BM25()
     retriever.index([words(text) for text in catalogue.texts()], show_progress=False)
-    known: dict[str, NDArray[np.float64]] = {}
 
-    def scores(case: Case) -> NDArray[np.float64]:
-        query = case.query or ""
-        if query not in known:
-            known[query] = np.asarray(retriever.get_scores(words(query)), np.float64)
-        return known[query]
+    @lru_cache(maxsize=256)
+    def scores(query: str) -> NDArray[np.float64]:
+        known = words(query)
+        return np.asarray(retriever.get_scores(known), np.float64) if known else np.zeros(len(catalogue))
 
-    return scores
+    return lambda case: scores(case.query or "")
 
 
 def floor_ranks(
@@ -87,6 +85,8 @@ def floor_ranks(
             score = score.copy()
             score[seen_items(case)] = -np.inf
         target = score[case.target]
+        if target == -np.inf:
+            continue
         rank = 1 + int((score > target).sum()) + int((score[: case.target] == target).sum())
         ranks[k] = rank if rank <= limit else 0
     return ranks

@@ -15,7 +15,7 @@ from training.text import words
 def query_match_share(
     catalogue: Catalogue, cases: Sequence[Case], rankings: Sequence[Ranking], k: int = 10
 ) -> float:
-    """Share of the first `k` results whose text (title, categories, attributes) holds a word of the query."""
+    """Share of the first `k` results whose text (`Item.text`) holds a word of the query."""
     texts = [set(words(text)) for text in catalogue.texts()]
     matches = [
         not texts[item].isdisjoint(words(case.query or ""))

@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.history import Task
-from index.sequence import SequenceEncoder
+from index.sequence import SequenceEncoder, SequenceError
 from server.engine.contract import Engine, Ranking, RankRequest
 from training.data.splits import Case
+from training.errors import UserError
 
 Progress = Callable[[int, int], None]
+
+
+class EvaluationError(UserError):
+    """The bundle cannot be evaluated on this data."""
 
 
 def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
@@ -40,7 +45,12 @@ def rank_cases(
         requests = []
         for k in chosen:
             case = cases[k]
-            prompt = encoder.prompt(case.history, case.query if task is Task.SEARCH else None)
+            try:
+                prompt = encoder.prompt(case.history, case.query if task is Task.SEARCH else None)
+            except SequenceError as error:
+                raise EvaluationError(
+                    f"user {case.user_id!r} cannot be tested as {task.value}: {error}"
+                ) from error
             excluded = seen_items(case) if exclude_history else []
             requests.append(RankRequest(prompt.ids, limit, beam_width, excluded))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
@@ -61,5 +71,5 @@ def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[
 
 
 def seen_items(case: Case) -> list[int]:
-    """Items of the history, but never the target: people do come back to items."""
-    return sorted({event.item for event in case.history} - {case.target})
+    """Items of the history. A target among them is then an honest miss: the server would not name it."""
+    return sorted({event.item for event in case.history})

@@ -22,7 +22,10 @@ class Method(Protocol):
         ...
 
     def step(self, learning_rate: float) -> dict[str, float]:
-        """Update the weights, drop the gradients; returns figures for `metrics.jsonl`."""
+        """Update the weights, drop the gradients; returns figures for `metrics.jsonl`.
+
+        Raises `ArithmeticError` for gradients that are not finite, and leaves the weights as they are.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class FullTuning:
 
     def step(self, learning_rate: float) -> dict[str, float]:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        if not torch.isfinite(norm):
+            raise ArithmeticError("the gradient is not finite")
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()

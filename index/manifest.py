@@ -1,0 +1,68 @@
+"""What makes a bundle whole: a manifest of every file's size and SHA-256, and writes that last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+class BundleError(Exception):
+    """The bundle cannot be published or opened; the message names the file and the reason."""
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of the folder in `manifest.json`, then sync all of it to disk."""
+    entries = {
+        name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in _files(folder)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", "utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        fsync(path)
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest. Raises `BundleError` naming the first that differs."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
+    try:
+        expected = json.loads(path.read_text("utf-8"))["files"]
+        entries = [(name, entry["sha256"], entry["bytes"]) for name, entry in expected.items()]
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} holds no {MANIFEST}; it is not a complete bundle") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    present = set(_files(folder)) - {MANIFEST}
+    unknown = present - set(expected)
+    if unknown:
+        raise BundleError(f"{folder / min(unknown)} is not listed in the manifest")
+    for name, sha256, size in entries:
+        if name not in present:
+            raise BundleError(f"{folder / name} is missing")
+        if (folder / name).stat().st_size != size or _sha256(folder / name) != sha256:
+            raise BundleError(
+                f"{folder / name} is damaged: it differs from the manifest; publish the bundle again"
+            )
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,103 @@
+"""What training starts from: item vectors, identifiers and the extended backbone, kept in the run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from index.catalogue import Catalogue
+from index.embeddings import TextEncoder
+from index.identifiers import Identifiers
+from index.identifiers.atomic import atomic_identifiers
+from index.identifiers.semantic import semantic_identifiers
+from index.sequence import SequenceEncoder
+from index.vocabulary import IdentifierVocabulary
+from training import assets
+from training.backbones import Backbone
+from training.config import TrainConfig
+from training.extension import extend_backbone
+
+CODES = "codes.npz"  # written last: where it is, the folder is whole
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Identifiers of the catalogue, and a backbone that can write them."""
+
+    identifiers: Identifiers
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: IdentifierVocabulary
+
+    def encoder(self, config: TrainConfig) -> SequenceEncoder:
+        return SequenceEncoder(
+            self.tokenizer,
+            self.vocabulary,
+            self.identifiers.codes,
+            max_tokens=config.max_tokens,
+            max_events=config.max_events,
+            max_query_tokens=config.max_query_tokens,
+        )
+
+
+def prepare(
+    folder: Path, catalogue: Catalogue, backbone: Backbone, config: TrainConfig, console: Console
+) -> None:
+    """Make identifiers, extend the backbone, and write both to `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    vectors = embed_items(catalogue, console)
+    np.save(folder / "item_vectors.npy", vectors)
+    with console.status("identifiers and backbone"):
+        if config.scheme == "atomic":
+            identifiers = atomic_identifiers(len(catalogue))
+        else:
+            identifiers = semantic_identifiers(vectors, config.codebooks, config.seed)
+        titles = [item.title for item in catalogue]
+        vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
+        backbone.model.save_pretrained(folder / "backbone")
+        backbone.tokenizer.save_pretrained(folder / "backbone")
+    draft = folder / f"draft-{CODES}"
+    np.savez(
+        draft,
+        codes=identifiers.codes,
+        codebook_sizes=np.array(identifiers.codebook_sizes),
+        first_added=np.array(vocabulary.first_added),
+    )
+    os.rename(draft, folder / CODES)
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / CODES).exists()
+
+
+def open_prepared(folder: Path, scheme: str) -> Prepared:
+    """Read back what `prepare` wrote; a run starts from here whether it is new or resumed."""
+    stored = np.load(folder / CODES, allow_pickle=False)
+    sizes = tuple(int(size) for size in stored["codebook_sizes"])
+    source = folder / "backbone"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes)
+    return Prepared(Identifiers(scheme, stored["codes"], sizes), model, tokenizer, vocabulary)
+
+
+def embed_items(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
+    """MiniLM vectors of the items' texts (their first 64 tokens): float32 [N, 384]."""
+    encoder = TextEncoder(assets.fetch("minilm"))
+    texts = catalogue.texts()
+    order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths share a batch
+    chunks = np.array_split(order, max(1, len(texts) // 256))
+    vectors = np.empty((len(texts), encoder.dimensions), np.float32)
+    for chunk in track(chunks, "item embeddings", console=console):
+        vectors[chunk] = encoder.encode([texts[row] for row in chunk])
+    return vectors
