@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from index.identifiers import Identifiers
 from index.vocabulary import MARKERS, IdentifierVocabulary
-from training.backbones import Backbone, BackboneError
+from training.backbones import Backbone
 
 
 def extend_backbone(
@@ -23,14 +23,11 @@ def extend_backbone(
     The row of a code is the mean over the items below it. In a pretrained backbone, an item is the mean
     of its title's token rows (of the same table: input and output rows may differ); a random backbone
     knows no words, so that there an item is the leading principal components of its `item_vectors`
-    (float32 [N, d]). Raises `BackboneError` if the tokenizer cannot take the tokens.
+    (float32 [N, d]). Raises `ValueError` if the tokenizer cannot take the tokens.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
     vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
-    try:
-        vocabulary.add_to(tokenizer)
-    except ValueError as error:
-        raise BackboneError(f"backbone {backbone.name!r} cannot take identifier tokens: {error}") from error
+    vocabulary.add_to(tokenizer)
     if vocabulary.size > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}

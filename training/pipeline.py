@@ -17,6 +17,7 @@ from rich.console import Console
 
 from index.bundle import BundleInfo, publish
 from index.trie import Trie
+from index.vocabulary import MARKERS
 from server.engine.torch_engine import TorchEngine
 from training import assets
 from training.backbones import Backbone, BackboneError, load_backbone
@@ -110,6 +111,11 @@ def train(data: Path, out: Path, config: TrainConfig, *, resume: bool = False, c
 def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
     torch.manual_seed(config.seed)
     backbone = load_backbone(config, dataset.catalogue.texts())
+    taken = {f"<|{name}|>" for name in MARKERS} & set(backbone.tokenizer.get_vocab())
+    if taken:
+        raise BackboneError(
+            f"backbone {config.backbone!r} already knows {min(taken)}; use one that is no bundle"
+        )
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
     if positions is not None and config.max_tokens > positions:
         raise BackboneError(

@@ -76,7 +76,7 @@ def test_unknown_items_are_dropped_and_reported(client: TestClient) -> None:
 
 
 def test_long_history_uses_its_newest_entries(client: TestClient, bundle: Bundle) -> None:
-    newest = [{"item_id": f"item-{k}"} for k in range(bundle.info.max_events)]
+    newest = [{"item_id": f"item-{k}"} for k in range(bundle.info.max_events - 1)]  # and the answer
     history = [{"item_id": f"item-{k % 60}"} for k in range(10_000)] + newest
     answer = client.post("/recommend", json={"history": history}).json()
     assert answer["dropped"]["old_events"] == 10_000

@@ -45,7 +45,7 @@ def test_counters_equal_what_happened(make_client) -> None:
     assert value(client, "gems_rejected_total", reason="body_too_large") == 1
     assert value(client, "gems_fewer_than_limit_total", task="recommendation") == 1
     assert value(client, "gems_unknown_history_items_total") == 4
-    assert value(client, "gems_old_history_events_total") == 5
+    assert value(client, "gems_old_history_events_total") == 6
     assert value(client, "gems_ready") == 1
     assert value(client, "gems_queue_depth") == 0
 
