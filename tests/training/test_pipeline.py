@@ -112,7 +112,7 @@ def test_the_bundle_is_a_plain_checkpoint(run: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(run: Path, data: Path, tmp_path: Path) -> None:
-    settings = SETTINGS | {"checkpoint_every": 1e-4}
+    settings = SETTINGS | {"checkpoint_every": 3e-3}
     config = tmp_path / "config.yaml"
     TrainConfig(**settings).save(config)
     command = [
