@@ -54,7 +54,10 @@ class BatchSource:
         title_queries: float = 0.0,
         query_dropout: float = 0.0,
         seed: int = 0,
+        min_parts: int = 1,
     ) -> None:
+        """min_parts: parts that a step has at least, so that every process has some to compute."""
+        self._min_parts = min_parts
         self._encoder = encoder
         self._histories = [history for history in histories if history]
         self._titles = [(row, title) for row, title in enumerate(titles) if encoder.has_tokens(title)]
@@ -112,6 +115,10 @@ class BatchSource:
             if not part or tokens > self._part_tokens or (padded > tokens / 8 and tokens > 2048):
                 parts.append([])
             parts[-1].append(sample)
+        while len(parts) < min(self._min_parts, len(samples)):
+            largest = max(parts, key=len)
+            parts[parts.index(largest)] = largest[::2]
+            parts.append(largest[1::2])
         starts = [(s.task[s.level == 0]) for s in samples]
         count = np.bincount(np.concatenate(starts), minlength=len(TASKS))
         targets = {task: int(count[k]) for k, task in enumerate(TASKS)}

@@ -1,6 +1,6 @@
 """Checkpoints of a run: written beside, then renamed, so that the newest whole one always stands.
 
-checkpoints/step-00000120/   weights, method state, random state, progress: all of an exact resume
+checkpoints/step-00000120/   weights, method state, progress: all of an exact resume
 best/step-00000100/          weights of the best validation so far
 """
 
@@ -31,8 +31,7 @@ def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress:
 
     def write(draft: Path) -> None:
         save_model(model, str(draft / "weights.safetensors"))
-        state = {"method": method.state_dict(), "random": torch.get_rng_state()}
-        torch.save(state, draft / "state.pt")
+        torch.save({"method": method.state_dict()}, draft / "state.pt")
         (draft / "progress.json").write_text(json.dumps(progress, indent=2), "utf-8")
 
     _write(run / "checkpoints", progress["step"], write)
@@ -47,7 +46,6 @@ def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[s
         load_model(model, str(folder / "weights.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True)
         method.load_state_dict(state["method"])
-        torch.set_rng_state(state["random"])
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text("utf-8"))
     except Exception as error:  # safetensors, torch and json each have their own errors
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error

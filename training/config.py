@@ -58,7 +58,9 @@ class TrainConfig(BaseModel):
     )
 
     # optimisation
-    method: Literal["full"] = Field("full", description="tuning method")
+    method: Literal["gems", "full", "lora", "lora-moe", "subspace", "pcgrad"] = Field(
+        "gems", description="tuning method"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
@@ -75,6 +77,49 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
 
+    # GEMS; `subspace` uses rank, scale, refresh and moments, too
+    rank: float = Field(
+        0.25, gt=0, description="shared subspace: share of a layer's inputs up to 1, a count above"
+    )
+    task_rank: float | None = Field(
+        None, gt=0, description="subspace of each task, in the same way (default: half of the shared one)"
+    )
+    scale: float = Field(1.0, gt=0, description="subspace updates are this many times as long")
+    rank_scaling: bool = Field(
+        False, description="lengthen a subspace update by sqrt(inputs / rank), to the length of Adam's"
+    )
+    growth_limit: float | None = Field(
+        None, gt=1, description="a subspace update grows by at most this factor a step"
+    )
+    refresh_every: int = Field(200, ge=1, description="steps between refreshes of a layer's subspaces")
+    stagger: int = Field(10, ge=1, description="groups of layers that take turns to refresh")
+    stale_moments: bool = Field(False, description="keep Adam's moments as they are at a refresh")
+    multi_subspace: bool = Field(True, description="a subspace for each task beside the shared one")
+    deflation: bool = Field(True, description="task subspaces complement the shared one")
+    joint_gradients: bool = Field(
+        False, description="gradients of each task at refreshes only, the joint one in between: cheaper"
+    )
+    gate: Literal["hypergradient", "prior", "uniform"] = Field(
+        "hypergradient", description="how the tasks' updates are weighted"
+    )
+    gate_temperature: float = Field(1.5, gt=0, description="softmax temperature of the gate")
+    null_space: bool = Field(True, description="leave the directions of general text alone (pretrained only)")
+    knowledge: Path | None = Field(
+        None, description="knowledge basis of this backbone to use (default: collect one)"
+    )
+    knowledge_energy: float = Field(
+        0.9, gt=0, le=1, description="share of the inputs' energy on general text that is left alone"
+    )
+    knowledge_cap: float = Field(
+        0.5, gt=0, lt=1, description="largest share of a layer's input directions that is left alone"
+    )
+    knowledge_tokens: int = Field(65536, ge=256, description="tokens of general text for the knowledge basis")
+
+    # LoRA
+    lora_rank: int = Field(32, ge=1, description="'lora', 'lora-moe': rank of an adapter")
+    lora_alpha: float = Field(64, gt=0, description="'lora', 'lora-moe': adapters are scaled by alpha / rank")
+    experts: int = Field(4, ge=1, description="'lora-moe': experts of a layer")
+
     # validation and checkpoints
     validate_every: float = Field(1.0, gt=0, description="epochs between validations")
     validation_cases: int = Field(1000, ge=1, description="validation cases, drawn once")
@@ -83,6 +128,10 @@ class TrainConfig(BaseModel):
     )
     patience: int = Field(3, ge=1, description="validations without improvement before training stops")
     checkpoint_every: float = Field(5.0, gt=0, description="minutes between checkpoints")
+    conflict_cases: int = Field(
+        32, ge=0, description="validation cases on which the tasks' conflict is measured (0: not at all)"
+    )
+    tensorboard: bool = Field(False, description="mirror the figures to RUN/tensorboard")
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:

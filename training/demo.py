@@ -47,6 +47,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     console.rule("2. Training")
     begin = time.time()
     bundle = train(out / "data", out / "run", TrainConfig.load(RECIPES / "demo.yaml", {}), console=console)
+    assert bundle is not None  # the recipe's method leaves plain weights
     training = json.loads((bundle / "bundle.json").read_text("utf-8"))["training"]["seconds"]
     prepared = time.time() - begin - training
     console.rule("3. Evaluation, through the engine that serves")

@@ -20,14 +20,20 @@ from index.history import Task
 from index.sequence import TASKS
 from index.vocabulary import IdentifierVocabulary
 from training.batches import Part
+from training.rows import AddedRows
 
 
 def item_losses(
-    model: PreTrainedModel, vocabulary: IdentifierVocabulary, part: Part, normalisation: str
+    model: PreTrainedModel,
+    vocabulary: IdentifierVocabulary,
+    part: Part,
+    normalisation: str,
+    rows: AddedRows | None = None,
 ) -> dict[Task, Tensor]:
     """Summed negative log-likelihood (nats) of the items of each task in a part; scalars with gradient.
 
-    A task without an item in the part is left out. Only the needed rows of the head are computed.
+    A task without an item in the part is left out. Only the needed rows of the head are computed. `rows`:
+    where the added rows are weights of their own.
     """
     hidden = model.base_model(input_ids=part.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, d]
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
@@ -39,7 +45,8 @@ def item_losses(
             first, last = (int(i) for i in vocabulary.first_code[j : j + 2])
         else:
             first, last = 0, len(head)
-        logits = hidden[where] @ head[first:last].T
+        used = head[first:last] if rows is None else rows.head(first, last)
+        logits = hidden[where] @ used.T
         nll = F.cross_entropy(logits.float(), target[where] - first, reduction="none")  # [targets]
         for k, name in enumerate(TASKS):
             chosen = task[where] == k

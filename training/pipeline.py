@@ -7,14 +7,19 @@ to fit. The run folder then records everything (see docs/training.md).
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
+from torch import nn
 
+from gems import KnowledgeBasis
 from index.bundle import BundleInfo, publish
 from index.trie import Trie
 from index.vocabulary import MARKERS
@@ -25,35 +30,102 @@ from training.batches import BatchSource
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.schema import package_version
-from training.data.splits import leave_one_out
-from training.methods import make_method
+from training.data.splits import Split, leave_one_out
+from training.knowledge import collect, knowledge_path, uses_knowledge
+from training.locks import claim
+from training.methods import Method, check_ranks, make_method, projected_linears
+from training.parallel import Parallel
 from training.preparation import Prepared, is_prepared, open_prepared, prepare
+from training.probe import ConflictProbe
 from training.run_folder import RunError, check_run, record_run
 from training.trainer import Trainer
 from training.validation import Validator
 
 
-def train(data: Path, out: Path, config: TrainConfig, *, resume: bool = False, console: Console) -> Path:
-    """Train and publish; returns the bundle's folder. Raises `UserError` with what to mend."""
+@dataclass(frozen=True)
+class Trained:
+    """A finished training in memory; `record` is what the bundle will say of it."""
+
+    dataset: DataSet
+    split: Split
+    prepared: Prepared
+    engine: TorchEngine
+    method: Method
+    record: dict[str, Any]
+
+
+def train(
+    data: Path, out: Path, config: TrainConfig, *, resume: bool = False, console: Console
+) -> Path | None:
+    """Train and publish; returns the bundle's folder, or None for a method that leaves no plain weights.
+
+    Under `torchrun` every process calls it, and the first one writes. Raises `UserError` with what to mend.
+    """
+    parallel = Parallel.start()
+    bundle = out / "bundle"
+    trained = fit(data, out, config, resume=resume, console=console, parallel=parallel)
+    if trained is None:
+        console.print(f"{bundle} is published already; nothing left to do")
+        return bundle
+    if not trained.method.exportable:
+        console.print(f"a model trained with {config.method!r} cannot be exported; its figures are in {out}")
+        return None
+    trained.method.merge()
+    if parallel.main:
+        publish(
+            bundle,
+            model=trained.prepared.model,
+            tokenizer=trained.prepared.tokenizer,
+            catalogue=trained.dataset.catalogue,
+            identifiers=trained.prepared.identifiers,
+            info=_bundle_info(config, trained),
+        )
+    parallel.wait()
+    return bundle
+
+
+def fit(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    console: Console,
+    parallel: Parallel | None = None,
+    preparations: Path | None = None,
+) -> Trained | None:
+    """Prepare and train, without publishing; None where a bundle is published already.
+
+    preparations: where identifiers and extended backbone are kept, if not in `out`; several runs may share
+    them (see `training.preparation.SHAPED_BY`).
+    """
+    parallel = parallel or Parallel()
+    if not parallel.main:
+        console = Console(quiet=True)
     dataset = DataSet.load(data)
     split = leave_one_out(dataset)
     if not split.validation:
         raise RunError(
             "nobody has three interactions, so there is nothing to validate on; more data is needed"
         )
-    continued = check_run(out, config, dataset, resume)
-    bundle = out / "bundle"
-    if bundle.exists():
-        console.print(f"{bundle} is published already; nothing left to do")
-        return bundle
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    if not is_prepared(out / "prepared"):
-        backbone = _checked_backbone(config, dataset)
-        assets.fetch("minilm")
-        if not continued:
-            record_run(out, config, dataset, data)
-        prepare(out / "prepared", dataset.catalogue, backbone, config, console)
-    prepared = open_prepared(out / "prepared", config.scheme)
+    continued = parallel.agree(check_run(out, config, dataset, resume) if parallel.main else False)
+    if (out / "bundle").exists():
+        return None
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // parallel.size))
+    folder = preparations or out / "prepared"
+    if parallel.main:
+        lock = claim(folder.with_suffix(".lock"), wait=True) if preparations else nullcontext()
+        with lock:
+            _prepare(
+                folder,
+                config,
+                dataset,
+                console,
+                None if continued else partial(record_run, out, config, dataset, data),
+            )
+    parallel.wait()
+    prepared = open_prepared(folder, config.scheme)
+    knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
     encoder = prepared.encoder(config)
     engine = TorchEngine(
         prepared.model,
@@ -70,23 +142,33 @@ def train(data: Path, out: Path, config: TrainConfig, *, resume: bool = False, c
         title_queries=config.title_queries,
         query_dropout=config.query_dropout,
         seed=config.seed,
+        min_parts=parallel.size,
     )
+    linears = projected_linears(prepared.model)
+    validator = Validator(prepared.model, encoder, engine, split.validation, config)
+    torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
+    method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
+    weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
     trainer = Trainer(
         out,
         config,
         prepared.model,
         prepared.vocabulary,
-        make_method(prepared.model, config),
+        method,
         batches,
-        Validator(prepared.model, encoder, engine, split.validation, config),
+        validator,
+        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
+        if config.conflict_cases
+        else None,
+        parallel,
     )
-    torch.manual_seed(config.seed)  # the same dropout whether the backbone was just made or read back
     if continued and trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {trainer.total_steps}")
-    weights = sum(p.numel() for p in prepared.model.parameters())
+    size = sum(p.numel() for p in prepared.model.parameters())
     console.print(
         f"{len(split.train)} histories, {len(dataset.catalogue)} items, identifiers of "
-        f"{prepared.vocabulary.levels} codes {prepared.vocabulary.codebook_sizes}; {weights / 1e6:.1f} M weights"
+        f"{prepared.vocabulary.levels} codes {prepared.vocabulary.codebook_sizes}; {size / 1e6:.1f} M weights; "
+        f"method {config.method}"
     )
     validation = trainer.train()
     record = {
@@ -97,15 +179,23 @@ def train(data: Path, out: Path, config: TrainConfig, *, resume: bool = False, c
         "seconds": round(trainer.progress.seconds, 1),
         "validation": validation,
     }
-    publish(
-        bundle,
-        model=prepared.model,
-        tokenizer=prepared.tokenizer,
-        catalogue=dataset.catalogue,
-        identifiers=prepared.identifiers,
-        info=_bundle_info(config, prepared, dataset, record),
-    )
-    return bundle
+    return Trained(dataset, split, prepared, engine, method, record)
+
+
+def _prepare(
+    folder: Path, config: TrainConfig, dataset: DataSet, console: Console, record: Callable[[], None] | None
+) -> None:
+    """Fill `folder` with what is missing; `record` the run once nothing can be refused any more."""
+    missing = not is_prepared(folder)
+    backbone = _checked_backbone(config, dataset) if missing else None
+    if backbone is not None:
+        assets.fetch("minilm")
+    if record is not None:
+        record()
+    if backbone is not None:
+        prepare(folder, dataset.catalogue, backbone, config, console)
+    if uses_knowledge(config) and not knowledge_path(folder, config).exists():
+        collect(folder, open_prepared(folder, config.scheme), config, console)
 
 
 def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
@@ -116,6 +206,12 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
         raise BackboneError(
             f"backbone {config.backbone!r} already knows {min(taken)}; use one that is no bundle"
         )
+    check_ranks(backbone.model, config)
+    if uses_knowledge(config):
+        if config.knowledge is None:
+            assets.fetch("wikipedia")
+        else:
+            KnowledgeBasis.load(config.knowledge).check(projected_linears(backbone.model))
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
     if positions is not None and config.max_tokens > positions:
         raise BackboneError(
@@ -124,15 +220,14 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
     return backbone
 
 
-def _bundle_info(
-    config: TrainConfig, prepared: Prepared, dataset: DataSet, record: dict[str, Any]
-) -> BundleInfo:
+def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
     created = datetime.now(UTC)
+    dataset, vocabulary = trained.dataset, trained.prepared.vocabulary
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
         scheme=config.scheme,
-        codebook_sizes=prepared.vocabulary.codebook_sizes,
-        first_added_token=prepared.vocabulary.first_added,
+        codebook_sizes=vocabulary.codebook_sizes,
+        first_added_token=vocabulary.first_added,
         normalisation=config.normalisation,
         max_tokens=config.max_tokens,
         max_events=config.max_events,
@@ -140,5 +235,5 @@ def _bundle_info(
         created=created.isoformat(timespec="seconds"),
         code_version=package_version(),
         data=asdict(dataset.info),
-        training=record,
+        training=trained.record,
     )

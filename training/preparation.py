@@ -26,6 +26,12 @@ from training.backbones import Backbone
 from training.config import TrainConfig
 from training.extension import extend_backbone
 
+# the settings that shape what is prepared: runs that agree in them, and in the data, may share it
+SHAPED_BY = (
+    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "max_tokens",
+    "seed",
+)  # fmt: skip
+
 CODES = "codes.npz"  # written last: where it is, the folder is whole
 
 

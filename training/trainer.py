@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -14,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from index.history import Task
+from index.sequence import TASKS
 from index.vocabulary import IdentifierVocabulary
 from training.batches import Batch, BatchSource
 from training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
@@ -25,6 +25,9 @@ from training.config import TrainConfig
 from training.errors import UserError
 from training.losses import item_losses
 from training.methods import Method
+from training.metrics_log import MetricsLog
+from training.parallel import Parallel
+from training.probe import ConflictProbe
 from training.schedule import rate_factor
 from training.validation import Validator
 
@@ -57,6 +60,8 @@ class Trainer:
         method: Method,
         batches: BatchSource,
         validator: Validator,
+        probe: ConflictProbe | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -65,6 +70,8 @@ class Trainer:
         self.method = method
         self.batches = batches
         self.validator = validator
+        self.probe = probe
+        self.parallel = parallel or Parallel()
         self.progress = TrainingProgress()
         self.total_steps = max(1, round(config.epochs * batches.steps_per_epoch))
         self._validate_every = max(1, round(config.validate_every * batches.steps_per_epoch))
@@ -76,7 +83,8 @@ class Trainer:
         if found is not None:
             self.progress = TrainingProgress(**found)
             self._last_checkpoint = self.progress.seconds
-        self._truncate_metrics()
+        if self.parallel.main:
+            self._truncate_metrics(-1 if found is None else self.progress.step)
         return found is not None
 
     def train(self) -> dict[str, float]:
@@ -91,16 +99,22 @@ class Trainer:
         )
         self.model.train()
         with (
-            Progress(*columns) as bar,
-            (self.run / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as log,
-            _interrupts() as interrupted,
+            Progress(*columns, disable=not self.parallel.main) as bar,
+            self._open_log() as log,
+            _interrupts() as received,
         ):
             row = bar.add_task("training", total=1.0, figures="")
-            for batch in self._remaining():
-                self.progress.seconds = time.perf_counter() - begin
-                figures = self._step(batch)
-                self.progress.seconds = time.perf_counter() - begin
+            if self.progress.step == 0 and self.probe is not None:
+                self._log(log, {"conflict": self._probe()})
+            for position, batch in self._remaining():
+                self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
+                figures = self._step(position, batch)
+                self.progress.seconds, interrupted = self.parallel.agree(
+                    (time.perf_counter() - begin, bool(received))
+                )
                 self._log(log, figures | {"seconds": self.progress.seconds})
+                if self.progress.step == 1:
+                    self._log(log, {"cost": self.method.costs()})
                 bar.update(row, completed=self._share(), figures=_show(figures))
                 done = self._share() >= 1
                 validate = done or self.progress.step % self._validate_every == 0
@@ -108,7 +122,9 @@ class Trainer:
                     validation = self._validate()
                     self._log(log, {"validation": validation})
                     bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
-                    self.progress.seconds = time.perf_counter() - begin
+                    if self.probe is not None:
+                        self._log(log, {"conflict": self._probe()})
+                    self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
                     self.progress.finished = done or self.progress.bad_validations >= self.config.patience
                 overdue = self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every
                 if validate or overdue or interrupted:
@@ -121,47 +137,50 @@ class Trainer:
                     )
         load_best(self.run, self.model)
         self.model.eval()
-        return self.validator()
+        return self.parallel.agree(self.validator() if self.parallel.main else {})
 
-    def _remaining(self) -> Iterator[Batch]:
-        """The batches from the current step on, epoch after epoch."""
+    def _remaining(self) -> Iterator[tuple[str, Batch]]:
+        """The batches from the current step on, epoch after epoch, and what to call each."""
         per_epoch = self.batches.steps_per_epoch
         epoch, skip = divmod(self.progress.step, per_epoch)
         while self.progress.step < self.total_steps and not self.progress.finished:
             for position, batch in enumerate(self.batches.epoch(epoch)):
                 if position >= skip and self.progress.step < self.total_steps:
-                    yield batch
+                    yield f"batch {position + 1} of epoch {epoch + 1}", batch
             epoch, skip = epoch + 1, 0
 
-    def _step(self, batch: Batch) -> dict[str, Any]:
+    def _step(self, position: str, batch: Batch) -> dict[str, Any]:
         """One update. The loss of each task is its mean over the items of the whole batch."""
         items = sum(batch.targets.values())
         shares = {task: count / items for task, count in batch.targets.items() if count}
-        means = dict.fromkeys(shares, 0.0)
-        for part in batch.parts:
-            sums = item_losses(self.model, self.vocabulary, part, self.config.normalisation)
+        means = torch.zeros(len(TASKS), dtype=torch.float64)
+        # dropout is a pure function of seed, step and process: nothing of it needs to be remembered
+        torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
+        for part in self.parallel.share(batch.parts):
+            sums = item_losses(self.model, self.vocabulary, part, self.config.normalisation, self.method.rows)
             losses = {task: total / batch.targets[task] for task, total in sums.items()}
             for task, loss in losses.items():
-                means[task] += float(loss.detach())
-            if not all(math.isfinite(value) for value in means.values()):
-                raise self._diverged("the loss is not finite")
-            if losses:
+                means[TASKS.index(task)] += float(loss.detach())
+            if losses and bool(torch.isfinite(means).all()):
                 self.method.backward(losses, shares)
+        self.parallel.sum([means])
+        if not bool(torch.isfinite(means).all()):
+            raise self._diverged("the loss is not finite", position)
         rate = self.config.learning_rate * rate_factor(
             self._share(ahead=1), self.config.warmup, self.config.final_rate
         )
         try:
             diagnostics = self.method.step(rate)
         except ArithmeticError as error:
-            raise self._diverged(str(error)) from error
+            raise self._diverged(str(error), position) from error
         self.progress.step += 1
-        figures = {f"{task.value}.loss": means[task] for task in Task if task in means}
+        figures = {f"{task.value}.loss": float(means[TASKS.index(task)]) for task in shares}
         return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
 
-    def _diverged(self, what: str) -> TrainingError:
+    def _diverged(self, what: str, position: str) -> TrainingError:
         return TrainingError(
-            f"{what} at step {self.progress.step + 1}; try a smaller --learning-rate. The last good checkpoint "
-            f"is kept in {self.run / 'checkpoints'}"
+            f"{what} at step {self.progress.step + 1} ({position}); try a smaller --learning-rate. The last good "
+            f"checkpoint is kept in {self.run / 'checkpoints'}"
         )
 
     def _share(self, ahead: int = 0) -> float:
@@ -171,36 +190,50 @@ class Trainer:
         return min(1.0, max(by_steps, by_clock))
 
     def _validate(self) -> dict[str, float]:
-        figures = self.validator()
+        figures = self.parallel.agree(self.validator() if self.parallel.main else {})
         if figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
             self.progress.best_step = self.progress.step
             self.progress.bad_validations = 0
-            save_best(self.run, self.model, self.progress.step)
+            if self.parallel.main:
+                save_best(self.run, self.model, self.progress.step)
         else:
             self.progress.bad_validations += 1
         return figures
 
-    def _checkpoint(self, log: Any) -> None:
-        log.flush()
-        os.fsync(log.fileno())
-        save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
+    def _probe(self) -> dict[str, float]:
+        return self.probe() if self.probe is not None and self.parallel.main else {}
+
+    def _checkpoint(self, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.flush_to_disk()
+            save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
         self._last_checkpoint = self.progress.seconds
+        self.parallel.wait()
 
-    def _log(self, log: Any, figures: dict[str, Any]) -> None:
-        epoch = self.progress.step / self.batches.steps_per_epoch
-        record = {"step": self.progress.step, "epoch": round(epoch, 3), **figures}
-        log.write(json.dumps(record) + "\n")
+    @contextmanager
+    def _open_log(self) -> Iterator[MetricsLog | None]:
+        """The run's log, in the main process."""
+        if not self.parallel.main:
+            yield None
+            return
+        with MetricsLog(self.run, self.config.tensorboard) as log:
+            yield log
 
-    def _truncate_metrics(self) -> None:
-        """Drop what was logged after the checkpoint: those steps are run again."""
+    def _log(self, log: MetricsLog | None, figures: dict[str, Any]) -> None:
+        if log is not None:
+            epoch = self.progress.step / self.batches.steps_per_epoch
+            log.write({"step": self.progress.step, "epoch": round(epoch, 3), **figures})
+
+    def _truncate_metrics(self, last: int) -> None:
+        """Drop what was logged after step `last`: those steps are run again."""
         path = self.run / "metrics.jsonl"
         if not path.exists():
             return
         kept = []
         for line in path.read_text("utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= self.progress.step:
+                if json.loads(line)["step"] <= last:
                     kept.append(line + "\n")
             except ValueError:  # the last line of a killed run may be cut off
                 continue
@@ -224,5 +257,6 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _show(figures: dict[str, Any]) -> str:
-    shown = {k: v for k, v in figures.items() if k not in ("tokens", "seconds", "score", "gradient_norm")}
+    hidden = ("tokens", "seconds", "score", "gradient_norm", "subspaces")
+    shown = {k: v for k, v in figures.items() if k not in hidden}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

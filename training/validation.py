@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -15,7 +14,7 @@ from training.batches import Part, pad
 from training.config import TrainConfig
 from training.data.splits import Case
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import cases_of, rank_cases, target_ranks
+from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.losses import item_losses
 
 
@@ -30,8 +29,7 @@ class Validator:
         cases: Sequence[Case],
         config: TrainConfig,
     ) -> None:
-        drawn = np.random.default_rng(config.seed).permutation(len(cases))[: config.validation_cases]
-        self._cases = [cases[k] for k in np.sort(drawn)]
+        self.cases = draw_cases(cases, config.validation_cases, config.seed)
         self._model = model
         self._encoder = encoder
         self._engine = engine
@@ -57,32 +55,33 @@ class Validator:
     def _losses(self) -> dict[str, float]:
         figures = {}
         for task in Task:
-            cases = cases_of(task, self._cases)
+            cases = cases_of(task, self.cases)
             total = 0.0
-            for part in self._parts(cases, task):
+            for part in held_out_parts(self._encoder, cases, task):
                 losses = item_losses(self._model, self._encoder.vocabulary, part, self._config.normalisation)
                 total += float(losses[task])
             if cases:
                 figures[f"{task.value}.loss"] = total / len(cases)
         return figures
 
-    def _parts(self, cases: Sequence[Case], task: Task) -> list[Part]:
-        """Sequences in which only the held-out item is a target."""
-        samples = []
-        for case in cases:
-            last = Event(case.target, task, case.query if task is Task.SEARCH else None)
-            sample = self._encoder.sample([*case.history, last])
-            sample.level[: -self._encoder.vocabulary.levels] = -1
-            samples.append(sample)
-        samples.sort(key=len)
-        return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]
-
     def _rankings(self) -> dict[str, float]:
         figures: dict[str, float] = {}
         for task in Task:
-            cases = cases_of(task, self._cases)
+            cases = cases_of(task, self.cases)
             if cases:
                 rankings = rank_cases(self._engine, self._encoder, cases, task, beam_width=20, limit=10)
                 values = per_case(target_ranks(rankings, cases))
                 figures |= {f"{task.value}.{m}": float(values[m].mean()) for m in ("hit@10", "ndcg@10")}
         return figures
+
+
+def held_out_parts(encoder: SequenceEncoder, cases: Sequence[Case], task: Task) -> list[Part]:
+    """Sequences of the cases, asked as `task`, in which only the held-out item is a target."""
+    samples = []
+    for case in cases:
+        last = Event(case.target, task, case.query if task is Task.SEARCH else None)
+        sample = encoder.sample([*case.history, last])
+        sample.level[: -encoder.vocabulary.levels] = -1
+        samples.append(sample)
+    samples.sort(key=len)
+    return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]

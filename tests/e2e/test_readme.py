@@ -90,6 +90,14 @@ def test_the_evaluation_is_printed_and_written(shop: Path, trained: Path) -> Non
     assert result["search"]["hit@5"] > 0.5  # twenty-one items: the query names the right one
 
 
+def test_the_report_is_one_page(shop: Path, trained: Path) -> None:
+    (command,) = lines("gems report")
+    shell(command, shop)
+    page = (shop / "runs" / "mine" / "report.html").read_text("utf-8")
+    assert "recommendation" in page
+    assert "<svg" in page
+
+
 @pytest.fixture(scope="module")
 def server(trained: Path) -> Iterator[ServerProcess]:
     (command,) = lines("gems serve")
@@ -140,6 +148,10 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("evaluate nowhere --data data/mine", "nowhere"),
         ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
         ("assets fetch nothing", "nothing"),
+        ("train --data data/mine --out runs/x --config small --rank 4000", "too large"),
+        ("report nowhere", "nowhere"),
+        ("preservation nowhere --data data/mine", "nowhere"),
+        ("sweep nowhere.yaml --data data/mine --out runs/x", "nowhere"),
     ],
 )
 def test_mistakes_get_one_clear_message(

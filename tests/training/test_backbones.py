@@ -71,7 +71,7 @@ def test_a_cut_smollm2_learns_and_is_served() -> None:
     vocabulary = extend_backbone(backbone, IDENTIFIERS, TITLES, VECTORS)
     encoder = SequenceEncoder(backbone.tokenizer, vocabulary, IDENTIFIERS.codes)
     part = pad([encoder.sample([Event(k, Task.SEARCH, TITLES[k]), Event(k)]) for k in range(8)])
-    method = make_method(backbone.model, TrainConfig(learning_rate=3e-4))
+    method = make_method(backbone.model, TrainConfig(learning_rate=3e-4, method="full"), 0)
     losses = []
     for _ in range(25):
         sums = item_losses(backbone.model, vocabulary, part, "level")

@@ -10,27 +10,30 @@ import pytest
 import torch
 from support.bundles import make_model
 
+from index.history import Task
 from training.checkpoint import CheckpointError, load_best, load_checkpoint, save_best, save_checkpoint
 from training.config import TrainConfig
 from training.methods import make_method
 
 
-def make(seed: int = 0):  # type: ignore[no-untyped-def]
+def make(seed: int = 0, method: str = "full"):  # type: ignore[no-untyped-def]
     model = make_model(64, "gpt-neox", seed=seed)
-    return model, make_method(model, TrainConfig())
+    return model, make_method(model, TrainConfig(backbone="scratch", method=method), 40)
 
 
-def test_only_the_newest_checkpoint_is_kept_and_it_restores_everything(tmp_path: Path) -> None:
-    model, method = make()
-    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+@pytest.mark.parametrize("name", ["gems", "subspace", "full", "lora", "lora-moe", "pcgrad"])
+def test_only_the_newest_checkpoint_is_kept_and_it_restores_everything(name: str, tmp_path: Path) -> None:
+    model, method = make(method=name)
+    loss = model(torch.tensor([[1, 2, 3]])).logits.square().sum()
+    method.backward(
+        {Task.SEARCH: loss, Task.RECOMMENDATION: 2 * loss}, {Task.SEARCH: 0.5, Task.RECOMMENDATION: 0.5}
+    )
     method.step(1e-2)
     for step in (3, 12):
         save_checkpoint(tmp_path, model, method, {"step": step})
-    random = torch.rand(3)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000012"]
-    other, fresh = make(seed=1)
+    other, fresh = make(seed=1, method=name)
     assert load_checkpoint(tmp_path, other, fresh) == {"step": 12}
-    assert torch.equal(torch.rand(3), random)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     assert str(method.state_dict()) == str(fresh.state_dict())
@@ -64,7 +67,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try:\n"
-        "    save_checkpoint(Path(sys.argv[1]), model, make_method(model, TrainConfig()), {'step': 2})\n"
+        "    method = make_method(model, TrainConfig(method='full'), 40)\n"
+        "    save_checkpoint(Path(sys.argv[1]), model, method, {'step': 2})\n"
         "except CheckpointError as error:\n"
         "    sys.exit(7)\n"
     )

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from gems.errors import GemsError
 from index.catalogue import CatalogueError
 from index.identifiers import IdentifierError
 from index.manifest import BundleError
@@ -14,7 +15,10 @@ from training.cli.assets import assets_app
 from training.cli.data import data_app
 from training.cli.demo import demo_command
 from training.cli.evaluate import evaluate_command
+from training.cli.preservation import preservation_command
+from training.cli.report import report_command
 from training.cli.serve import serve_command
+from training.cli.sweep import sweep_command
 from training.cli.train import train_command
 from training.errors import UserError
 
@@ -27,12 +31,15 @@ app.add_typer(assets_app, name="assets")
 app.add_typer(data_app, name="data")
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("preservation")(preservation_command)
+app.command("report")(report_command)
+app.command("sweep")(sweep_command)
 app.command("demo")(demo_command)
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     serve_command
 )
 
-MENDABLE = (UserError, BundleError, CatalogueError, IdentifierError, EngineError)
+MENDABLE = (UserError, BundleError, CatalogueError, IdentifierError, EngineError, GemsError)
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ def train_command(
         given["codebooks"] = given["codebooks"].split(",")
     console = Console()
     bundle = train(data, out, TrainConfig.load(config, given), resume=resume, console=console)
-    console.print(f"bundle: {bundle}")
+    if bundle is not None:
+        console.print(f"bundle: {bundle}")
 
 
 def _flag(name: str) -> inspect.Parameter:

@@ -23,7 +23,7 @@ from training.evaluation.bootstrap import mean_interval
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.metrics import NAMES, per_case
-from training.evaluation.ranking import EvaluationError, cases_of, rank_cases, target_ranks
+from training.evaluation.ranking import EvaluationError, cases_of, draw_cases, rank_cases, target_ranks
 
 
 def evaluate(
@@ -60,10 +60,7 @@ def evaluate(
         raise EvaluationError(f"--split must be 'test' or 'validation', not {split!r}")
     torch.set_num_threads(threads or os.cpu_count() or 1)
     parts = leave_one_out(dataset)
-    chosen: Sequence[Case] = parts.test if split == "test" else parts.validation
-    if max_cases is not None and max_cases < len(chosen):
-        drawn = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:max_cases])
-        chosen = [chosen[k] for k in drawn]
+    chosen: Sequence[Case] = draw_cases(parts.test if split == "test" else parts.validation, max_cases, seed)
     if not chosen:
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
     engine = TorchEngine.open(bundle)

@@ -25,6 +25,13 @@ def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if task is Task.RECOMMENDATION or case.query is not None]
 
 
+def draw_cases(cases: Sequence[Case], most: int | None, seed: int) -> Sequence[Case]:
+    """At most `most` cases in their order, drawn by the seed; all of them for None."""
+    if most is None or most >= len(cases):
+        return cases
+    return [cases[k] for k in np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])]
+
+
 def rank_cases(
     engine: Engine,
     encoder: SequenceEncoder,

@@ -1,0 +1,165 @@
+"""`python -m bench.train --json F`: what a step costs, by method: time and bytes.
+
+Every method runs in a process of its own, on the same SmolLM2-135M (all layers unless --layers), the
+same random batch of two tasks and the same identifiers, fp32. `full` backpropagates the two tasks apart,
+as GEMS must; `full-joint` is the usual single pass over their sum. Rank n/8 for the subspaces, with half
+of that for each task; LoRA has rank 32. Time is the median of the steps without and with refreshes.
+Peak bytes are what the process grew to above the loaded model (VmHWM, Linux).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from index.history import Task
+from index.identifiers import Identifiers
+from training.backbones import load_backbone
+from training.batches import Part
+from training.cli.quiet import quiet_libraries
+from training.config import TrainConfig
+from training.extension import extend_backbone
+from training.losses import item_losses
+from training.methods import Method, make_method
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "full-joint": {"method": "full"},
+    "lora": {"method": "lora", "lora_rank": 32},
+    "subspace": {"method": "subspace", "rank": 0.125},
+    "gems": {"method": "gems", "rank": 0.125},
+    "gems-uniform": {"method": "gems", "rank": 0.125, "gate": "uniform"},
+    "gems-joint-gradients": {"method": "gems", "rank": 0.125, "joint_gradients": True},
+}
+CODEBOOKS = (256, 256, 256)
+ITEMS = 10_000
+
+
+def batch(vocabulary_codes: np.ndarray, first_code: list[int], rows: int, tokens: int, seed: int) -> Part:
+    """`rows` sequences of `tokens`: items of three codes, each after three text tokens; both tasks in each."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(100, 40_000, (rows, tokens))
+    level = np.full((rows, tokens), -1, np.int8)
+    task = np.zeros((rows, tokens), np.int8)
+    for row in range(rows):
+        for k, start in enumerate(range(3, tokens - 3, 6)):
+            item = vocabulary_codes[rng.integers(len(vocabulary_codes))]
+            ids[row, start : start + 3] = item + first_code[:3]
+            level[row, start : start + 3] = (0, 1, 2)
+            task[row, start : start + 3] = k % 2
+    return Part(torch.from_numpy(ids), torch.from_numpy(level), torch.from_numpy(task))
+
+
+def step_once(name: str, method: Method, losses: dict[Task, torch.Tensor]) -> dict[str, Any]:
+    shares = dict.fromkeys(losses, 0.5)
+    if name == "full":
+        for left, (task, loss) in zip((1, 0), losses.items(), strict=True):
+            (shares[task] * loss).backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
+    else:
+        method.backward(losses, shares)
+    return method.step(1e-5)
+
+
+def measure(
+    name: str, layers: int | None, rows: int, tokens: int, steps: int, threads: int
+) -> dict[str, Any]:
+    """Figures of one method; run in a process of its own."""
+    torch.set_num_threads(threads)
+    config = TrainConfig(layers=layers, null_space=False, refresh_every=1000, **SETTINGS[name])
+    backbone = load_backbone(config, [])
+    codes = np.random.default_rng(0).integers(0, 256, (ITEMS, 3)).astype(np.int32)
+    identifiers = Identifiers("semantic", codes, CODEBOOKS)
+    vocabulary = extend_backbone(
+        backbone, identifiers, [f"title {k}" for k in range(ITEMS)], np.zeros((ITEMS, 384), np.float32)
+    )
+    method = make_method(backbone.model, config, vocabulary.first_added)
+    first_code = [int(code) for code in vocabulary.first_code]
+    loaded = _reset_peak()
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for step in range(config.stagger + steps):
+        part = batch(codes, first_code, rows, tokens, step)
+        begin = time.perf_counter()
+        sums = item_losses(backbone.model, vocabulary, part, "level", method.rows)
+        count = rows * len(range(3, tokens - 3, 6)) / 2
+        figures = step_once(name, method, {task: total / count for task, total in sums.items()})
+        times["subspaces" in figures].append(time.perf_counter() - begin)
+    plain = times[False][2:] if times[True] == [] else times[False]
+    result = {"step_seconds": statistics.median(plain), **method.costs(), "peak_bytes": _peak() - loaded}
+    if times[True]:
+        result["refreshing_step_seconds"] = statistics.median(times[True][1:])
+    return result
+
+
+def _reset_peak() -> int:
+    """Forget the peak so far; returns what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found.group(1))
+
+
+def main(
+    json_file: Annotated[Path, typer.Option("--json", help="write the figures to this file")],
+    layers: Annotated[int | None, typer.Option(help="first N layers (default: all)")] = None,
+    rows: Annotated[int, typer.Option(help="sequences of a step")] = 4,
+    tokens: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
+    steps: Annotated[int, typer.Option(help="timed steps, after those in which subspaces start")] = 7,
+    threads: Annotated[int, typer.Option(help="CPU threads")] = os.cpu_count() or 1,
+    only: Annotated[str | None, typer.Option(help="methods, comma-separated")] = None,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    quiet_libraries()
+    if worker is not None:
+        json_file.write_text(json.dumps(measure(worker, layers, rows, tokens, steps, threads)), "utf-8")
+        return
+    console = Console()
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    names = only.split(",") if only else list(SETTINGS)
+    shape = {"rows": rows, "tokens": tokens, "layers": layers, "steps": steps, "threads": threads}
+    methods: dict[str, Any] = {}
+    draft = json_file.with_suffix(".part")
+    for name in names:
+        options = [f"--{key}={value}" for key, value in shape.items() if value is not None]
+        subprocess.run(
+            [sys.executable, "-m", "bench.train", f"--json={draft}", f"--worker={name}", *options], check=True
+        )
+        methods[name] = json.loads(draft.read_text("utf-8"))
+        draft.unlink()
+        console.print(name, methods[name])
+    full = methods.get("full")
+    for figures in methods.values():
+        figures["held_bytes"] = figures["state_bytes"] + figures["gradient_bytes"]
+        if full:
+            held = full["state_bytes"] + full["gradient_bytes"]
+            figures["step_to_full"] = figures["step_seconds"] / full["step_seconds"]
+            figures["held_to_full"] = figures["held_bytes"] / held
+    result = {"model": "SmolLM2-135M", "shape": shape, "torch": torch.__version__, "methods": methods}
+    json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    table = Table("method", "s / step", "÷ full", "state MB", "gradient MB", "held ÷ full", "peak MB")
+    for name, f in methods.items():
+        table.add_row(
+            name, f"{f['step_seconds']:.2f}", f"{f.get('step_to_full', 0):.2f}", f"{f['state_bytes'] / 1e6:.0f}",
+            f"{f['gradient_bytes'] / 1e6:.0f}", f"{f.get('held_to_full', 0):.2f}", f"{f['peak_bytes'] / 1e6:.0f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

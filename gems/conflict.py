@@ -1,0 +1,35 @@
+"""How much the tasks disagree about a weight."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def conflict(first: Tensor, second: Tensor) -> float:
+    """ρ = 1 − ⟨a, b⟩ / (‖a‖ ‖b‖): 0 aligned, 1 orthogonal, 2 opposed; NaN where a gradient is zero."""
+    a, b = first.flatten().double(), second.flatten().double()
+    norms = float(a.norm() * b.norm())
+    return 1 - float(a @ b) / norms if norms > 0 else float("nan")
+
+
+def measure_conflict(losses: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """ρ of each weight between the tasks' gradients, the mean over pairs of tasks.
+
+    One backward pass for each loss over the same graph; no `.grad` is touched and no gradient hook runs.
+    The gradients of `weights` are held once per task, so measure on a probe batch, not in every step.
+    A weight that a loss does not reach gives NaN.
+    """
+    gradients = [
+        torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+        for loss in losses.values()
+    ]
+    result = {}
+    for k, name in enumerate(weights):
+        pairs = list(itertools.combinations([task[k] for task in gradients], 2))
+        values = [float("nan") if a is None or b is None else conflict(a, b) for a, b in pairs]
+        result[name] = sum(values) / len(values) if values else float("nan")
+    return result

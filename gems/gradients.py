@@ -1,0 +1,108 @@
+"""What the backward passes of a step have left: projected gradients, plain ones, and figures of the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gems.layers import SHARED
+from gems.projection import Alignment, ProjectedWeight
+
+
+class HeldGradients:
+    """Sums, norms and clipping over all weights of an optimizer.
+
+    stats: fp64 [3, tasks]: loss, samples and number of passes of each task; alignment: by learning task.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[ProjectedWeight],
+        plain: Sequence[nn.Parameter],
+        learning: Iterable[str],
+        tasks: int,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.plain = list(plain)
+        self._weights = weights
+        self._learning = tuple(learning)
+        self._tasks = tasks
+        self._group = group
+        self.drop()
+
+    def drop(self) -> None:
+        device = self._weights[0].parameter.device
+        self.stats = torch.zeros(3, self._tasks, dtype=torch.float64)
+        self.alignment = {task: Alignment.zero(device) for task in self._learning}
+        for weight in self._weights:
+            weight.subspaces.projected.zero_()
+            weight.full = {}
+        for parameter in self.plain:
+            parameter.grad = None
+
+    def present(self, tasks: Sequence[str]) -> list[str]:
+        """The tasks that had a backward pass."""
+        return [task for k, task in enumerate(tasks) if self.stats[2, k] > 0]
+
+    def reduce_stats(self) -> None:
+        if self._group is not None and self._tasks:
+            stats = self.stats.to(self._weights[0].parameter.device)  # NCCL knows no tensors on the CPU
+            dist.all_reduce(stats, group=self._group)
+            self.stats = stats.cpu()
+
+    def reduce(self, due: Sequence[ProjectedWeight], tasks: Sequence[str]) -> None:
+        """Sum over the processes: projected gradients, and the full ones of weights that are `due`."""
+        if self._group is None:
+            return
+        refreshing = {weight.name for weight in due}
+        tensors: list[Tensor] = []
+        for weight in self._weights:
+            if weight.name in refreshing:
+                for task in tasks:
+                    if task not in weight.full:
+                        weight.full[task] = weight.subspaces.projected.new_zeros(weight.parameter.shape)
+                    tensors.append(weight.full[task])
+            else:
+                tensors.append(weight.subspaces.projected)
+        for parameter in self.plain:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            tensors.append(parameter.grad)
+        for found in self.alignment.values():
+            tensors += [found.dot, found.gradient, found.direction]
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=self._group)
+
+    def finite(self) -> bool:
+        tensors = [p.grad for p in self.plain if p.grad is not None]
+        for weight in self._weights:
+            tensors += [weight.subspaces.projected, *weight.full.values()]
+        return bool(torch.isfinite(_total_norm(tensors)))
+
+    def norm(self, family: str) -> float:
+        """‖R_family‖ over all weights; the plain parameters' gradients count with the shared family."""
+        tensors = [w.subspaces.projected[:, w.subspaces.columns[family]] for w in self._weights]
+        if family == SHARED:
+            tensors += [p.grad for p in self.plain if p.grad is not None]
+        return float(_total_norm(tensors))
+
+    def clip(self, norms: Mapping[str, float], largest: float) -> None:
+        """Scale the gradient of each family whose norm exceeds `largest`."""
+        for family, norm in norms.items():
+            if norm <= largest:
+                continue
+            for weight in self._weights:
+                weight.subspaces.projected[:, weight.subspaces.columns[family]] *= largest / norm
+            if family == SHARED:
+                for parameter in self.plain:
+                    if parameter.grad is not None:
+                        parameter.grad *= largest / norm
+
+
+def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(tensors))
+    total: Tensor = torch.stack([norm.double().cpu() for norm in norms]).norm()
+    return total

@@ -1,0 +1,242 @@
+"""The knowledge basis: which input directions general text uses at each linear layer.
+
+For a layer with inputs x ∈ R^n on general text, K = Σ x xᵀ. Its top eigenvectors U [n, k] span what the
+layer's knowledge answers to; an update Δ with Δ U = 0 leaves those answers as they were (DESIGN §6.2; as
+in Adam-NSCL, arXiv 2103.07113, and AlphaEdit, arXiv 2410.02355, on the input side).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gems.errors import GemsError
+
+Inputs = Mapping[str, Any] | Tensor
+
+
+class KnowledgeBasis:
+    """Eigenvectors and eigenvalues of every input site of a backbone.
+
+    site_of: weight name → site; layers that read the very same input share a site (q, k and v, say).
+    eigenvalues: site → fp64 [n], descending; directions: site → fp32 [n, kept], read when asked for.
+    backbone: weight name → fingerprint of that weight when it was collected; tokens: how many inputs it saw.
+    """
+
+    def __init__(
+        self,
+        site_of: Mapping[str, str],
+        eigenvalues: Mapping[str, Tensor],
+        directions: Callable[[str], Tensor],
+        backbone: Mapping[str, str],
+        tokens: int,
+    ) -> None:
+        self.site_of = dict(site_of)
+        self.eigenvalues = dict(eigenvalues)
+        self.backbone = dict(backbone)
+        self.tokens = tokens
+        self._directions = directions
+
+    def size(self, weight: str, energy: float, limit: int) -> int:
+        """How many directions hold the share `energy` of Σ‖x‖², at most `limit`."""
+        values = self.eigenvalues[self._site(weight)]
+        shares = values.cumsum(0) / values.sum().clamp(min=1e-300)
+        needed = int((shares < energy - 1e-12).sum()) + 1 if energy > 0 else 0
+        return min(needed, limit)
+
+    def directions(self, weight: str, energy: float, limit: int) -> Tensor:
+        """U: fp32 [n, k], orthonormal, k = `size(...)`. Raises `GemsError` where fewer were kept."""
+        site = self._site(weight)
+        kept = self._directions(site)
+        count = self.size(weight, energy, limit)
+        if count > kept.shape[1]:
+            raise GemsError(
+                f"the knowledge basis keeps {kept.shape[1]} directions of {site}, {count} are asked for; "
+                "collect it with a larger `keep`, or ask for less energy or a smaller cap"
+            )
+        return kept[:, :count]
+
+    def check(self, linears: Mapping[str, nn.Linear]) -> None:
+        """Raises `GemsError` unless it was collected on this very backbone."""
+        for name, linear in linears.items():
+            if name not in self.site_of or name not in self.backbone:
+                raise GemsError(f"the knowledge basis knows nothing of {name}; it is from another backbone")
+            if fingerprint(linear) != self.backbone[name]:
+                raise GemsError(
+                    f"the knowledge basis was collected on a backbone with other weights in {name}; collect it anew"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors = {f"eigenvalues.{site}": values for site, values in self.eigenvalues.items()}
+        tensors |= {f"directions.{site}": self._directions(site).contiguous() for site in self.eigenvalues}
+        about = {
+            "site_of": json.dumps(self.site_of),
+            "backbone": json.dumps(self.backbone),
+            "tokens": str(self.tokens),
+        }
+        save_file(tensors, path, metadata=about)
+
+    @classmethod
+    def load(cls, path: Path) -> KnowledgeBasis:
+        """Open a saved basis; directions stay on disk until they are asked for. Raises `GemsError`."""
+        try:
+            file: Any = safe_open(path, framework="pt")
+            about = file.metadata() or {}
+            site_of = dict(json.loads(about["site_of"]))
+            eigenvalues = {site: file.get_tensor(f"eigenvalues.{site}") for site in set(site_of.values())}
+            backbone, tokens = dict(json.loads(about["backbone"])), int(about["tokens"])
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise GemsError(f"{path} is no knowledge basis: {error}") from error
+        return cls(site_of, eigenvalues, lambda site: file.get_tensor(f"directions.{site}"), backbone, tokens)
+
+    def _site(self, weight: str) -> str:
+        try:
+            return self.site_of[weight]
+        except KeyError:
+            raise GemsError(f"the knowledge basis knows nothing of {weight}") from None
+
+
+def fingerprint(linear: nn.Linear) -> str:
+    """SHA-256 of the shape, dtype and values of a layer's weight."""
+    weight = linear.weight.detach().contiguous().cpu()
+    digest = hashlib.sha256(f"{tuple(weight.shape)} {weight.dtype}".encode())
+    digest.update(weight.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def collect_knowledge(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    linears: Mapping[str, nn.Linear],
+    *,
+    skip_positions: int = 1,
+    keep: float = 0.5,
+    sites_at_once: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> KnowledgeBasis:
+    """Stream general text through the model and keep the leading input directions of `linears`.
+
+    batches: what the model is called with: keyword arguments, or one tensor. Where they hold an
+    `attention_mask` [B, T], padding does not count; nor do the first `skip_positions` tokens of each row,
+    which transformers use as attention sinks (arXiv 2309.17453). Both rules apply to inputs [B, T, n].
+    keep: share of the n directions that is kept for later choices of energy.
+    sites_at_once: second moments held at a time, n² fp32 each; fewer need more passes over the text.
+    progress: called with (batches done, batches in all).
+    """
+    if not batches:
+        raise GemsError("a knowledge basis needs at least one batch of general text")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        sites = _find_sites(model, batches[0], linears)
+        names = list(sites)
+        chunk = sites_at_once or len(names)
+        starts = range(0, len(names), chunk)
+        eigenvalues: dict[str, Tensor] = {}
+        directions: dict[str, Tensor] = {}
+        tokens = 0
+        for turn, start in enumerate(starts):
+            chosen = names[start : start + chunk]
+            moments = {site: _SecondMoment(linears[sites[site][0]]) for site in chosen}
+            with _listening({sites[site][0]: moments[site] for site in chosen}, linears):
+                for k, batch in enumerate(batches):
+                    counted = _counted(batch, skip_positions)
+                    for moment in moments.values():
+                        moment.counted = counted
+                    _call(model, batch)
+                    if progress:
+                        progress(turn * len(batches) + k + 1, len(starts) * len(batches))
+            for site, moment in moments.items():
+                if moment.tokens == 0:
+                    raise GemsError("no token of the general text counts: all are padding or skipped")
+                values, vectors = torch.linalg.eigh(moment.total.double())
+                kept = max(1, round(keep * len(values)))
+                eigenvalues[site] = values.flip(0).clamp(min=0).cpu()
+                directions[site] = vectors.flip(1)[:, :kept].float().contiguous().cpu()
+                tokens = moment.tokens
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    site_of = {weight: site for site, weights in sites.items() for weight in weights}
+    backbone = {name: fingerprint(linear) for name, linear in linears.items()}
+    return KnowledgeBasis(site_of, eigenvalues, directions.__getitem__, backbone, tokens)
+
+
+class _SecondMoment:
+    """Σ x xᵀ [n, n] in fp32 over the inputs of one layer."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        n = linear.in_features
+        self.total = torch.zeros(n, n, device=linear.weight.device)
+        self.counted: Tensor | None = None
+        self.tokens = 0
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0]
+        if self.counted is not None and x.shape[:-1] == self.counted.shape:
+            x = x[self.counted.to(x.device)]
+        x = x.reshape(-1, x.shape[-1]).float()
+        if not bool(torch.isfinite(x).all()):
+            raise GemsError("the backbone's activations are not finite on the general text")
+        self.total.addmm_(x.T, x)
+        self.tokens += len(x)
+
+
+def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
+    """Group layers by the tensors that they read: site (its first layer's name) → weight names."""
+    read: dict[str, list[Tensor]] = {}  # several where the model uses a layer more than once
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: read.setdefault(name, []).append(inputs[0])
+
+    with _listening({name: note(name) for name in linears}, linears):
+        _call(model, batch)
+    unused = set(linears) - set(read)
+    if unused:
+        raise GemsError(f"{min(unused)} was not used by the model on the general text")
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, tensors in read.items():
+        groups.setdefault(tuple(map(id, tensors)), []).append(name)
+    return {names[0].removesuffix(".weight"): names for names in groups.values()}
+
+
+@contextmanager
+def _listening(
+    hooks: Mapping[str, Callable[[nn.Module, tuple[Any, ...]], None]], linears: Mapping[str, nn.Linear]
+) -> Iterator[None]:
+    handles = [linears[name].register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call(model: nn.Module, batch: Inputs) -> None:
+    if isinstance(batch, Tensor):
+        model(batch)
+    else:
+        model(**batch)
+
+
+def _counted(batch: Inputs, skip_positions: int) -> Tensor | None:
+    """Which tokens count: bool [B, T], or None where the batch says nothing about tokens."""
+    if isinstance(batch, Tensor):
+        return None
+    mask = batch.get("attention_mask")
+    if mask is None:
+        if "input_ids" not in batch:
+            return None
+        mask = torch.ones_like(batch["input_ids"])
+    return (mask > 0) & (mask.cumsum(1) > skip_positions)

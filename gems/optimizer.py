@@ -1,0 +1,331 @@
+"""GEMS, the optimizer: gradient multi-subspace tuning (arXiv 2601.09496, as corrected in docs/gems.md).
+
+    W ← W − η s (D_shared + Σ_t α_t D_t)        D_f = N_f V_fᵀ,  N_f = Adam on R_f = g_f V_f
+
+with g_shared = Σ_t g_t, one orthonormal basis V_f for each family inside the null space of the knowledge
+basis, and gates α. Gradients are projected in hooks while the backward pass goes on: the full gradient of
+the model never exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gems.errors import GemsError
+from gems.gate import Gate
+from gems.gradients import HeldGradients
+from gems.knowledge import KnowledgeBasis
+from gems.layers import SHARED, Rank, find_linears, ranks_of
+from gems.projection import ProjectedWeight, Rules
+
+
+class GEMS(torch.optim.Optimizer):
+    """Tunes the linear layers of a model in subspaces; its other trainable parameters by plain AdamW.
+
+    model: any module; frozen parameters (`requires_grad=False`) stay as they are.
+    tasks: names of the tasks; none for plain subspace tuning (GaLore) of one loss.
+    lr: η; the plain parameters' rate, too. `scale`: s, on the subspace updates only.
+    rank: directions of the shared basis: a count, or (float) a share of each layer's inputs.
+    task_rank: of each task's basis; half the shared one if not given.
+    linears: name → layer to be projected; all trainable `nn.Linear` but the output head if not given.
+    plain: parameters to be trained by AdamW; all other trainable ones of the model if not given.
+    refresh_every: T, steps between refreshes of a weight's bases; `stagger`: groups of weights that take
+        turns, and the steps until all have started. Only a group's full gradients exist at a time.
+    knowledge: basis of directions that are not to be touched; `energy` and `cap` (share of the inputs)
+        say how many.
+    gate: `hypergradient`, `prior` or `uniform`; `temperature`: τ.
+    deflate: task bases complement the shared one. transport: moments move to new bases.
+    joint: one backward pass of the summed loss between refreshes instead of one for each task; the task
+        families then see the joint gradient through their own bases.
+    rank_scaling, growth_limit: see `ProjectedWeight.update`.
+    clip: largest norm of each family's projected gradient (the plain parameters count with the shared one).
+    process_group: gradients are summed over it: projected ones, and full ones of weights that refresh.
+        Losses must be each process's contribution to the global loss.
+
+    Raises `GemsError` for what does not fit. Steps: `backward(losses)` once or more, then `step()`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[str] = (),
+        *,
+        lr: float,
+        rank: Rank,
+        task_rank: Rank | None = None,
+        scale: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        linears: Mapping[str, nn.Linear] | None = None,
+        plain: Iterable[nn.Parameter] | None = None,
+        refresh_every: int = 200,
+        stagger: int = 10,
+        knowledge: KnowledgeBasis | None = None,
+        energy: float = 0.9,
+        cap: float = 0.5,
+        gate: str = "hypergradient",
+        temperature: float = 1.5,
+        deflate: bool = True,
+        transport: bool = True,
+        joint: bool = False,
+        rank_scaling: bool = False,
+        growth_limit: float | None = None,
+        clip: float | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+    ) -> None:
+        if SHARED in tasks or len(set(tasks)) != len(tasks):
+            raise GemsError(f"task names {list(tasks)} must differ from each other and from {SHARED!r}")
+        if refresh_every < 1 or stagger < 1:
+            raise GemsError("refresh_every and stagger must be at least 1")
+        linears = dict(linears if linears is not None else find_linears(model))
+        if not linears:
+            raise GemsError("the model has no trainable linear layer to tune")
+        if knowledge is not None:
+            knowledge.check(linears)
+        self.tasks = tuple(tasks)
+        self.steps = 0
+        self._refresh_every = refresh_every
+        self._stagger = min(stagger, refresh_every)
+        self._joint = joint and len(tasks) > 1
+        self._clip = clip
+        self._seed = seed
+        self.gate = Gate(self.tasks, gate, temperature=temperature, seed=seed)
+        rules = Rules(
+            self.tasks, betas, eps, deflate, transport, rank_scaling, growth_limit, knowledge, energy, seed
+        )
+        self.weights: list[ProjectedWeight] = []
+        for index, (name, linear) in enumerate(linears.items()):
+            ranks, limit = ranks_of(name, linear, self.tasks, rank, task_rank, cap, knowledge, energy)
+            parameter = cast(nn.Parameter, linear.weight)
+            self.weights.append(ProjectedWeight(name, index, parameter, ranks, limit, rules))
+        projected = {id(weight.parameter) for weight in self.weights}
+        others = model.parameters() if plain is None else plain
+        plain = [p for p in others if p.requires_grad and id(p) not in projected]
+        groups = [{"params": [w.parameter for w in self.weights], "scale": scale}]
+        if plain:
+            groups.append({"params": plain, "scale": 1.0})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._plain = (
+            torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=0.0) if plain else None
+        )
+        self._hooks = [
+            weight.parameter.register_post_accumulate_grad_hook(self._hook(k))  # type: ignore[no-untyped-call]
+            for k, weight in enumerate(self.weights)
+        ]
+        self._current: str | None = None
+        self._figures: dict[str, float] = {}
+        self.sensitivity: dict[str, float] = {}
+        self._refreshed: dict[str, dict[str, float]] = {}
+        learning = gate == "hypergradient" and len(tasks) > 1
+        self._gradients = HeldGradients(
+            self.weights, plain, self.tasks if learning else (), len(tasks), process_group
+        )
+
+    # ---- gradients
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor] | Tensor,
+        *,
+        values: Mapping[str, float] | None = None,
+        samples: Mapping[str, float] | None = None,
+    ) -> None:
+        """Accumulate the gradients of Σ_t losses[t]: one backward pass for each task over one graph.
+
+        losses: scalars by task, weighted as the objective wants them; several calls before a `step` add up.
+        A task that is missing in a step keeps its moments and count. One tensor is for no tasks.
+        values: unweighted losses for the gate, where `losses` are weighted; samples: by task, for the gate.
+        """
+        if isinstance(losses, Tensor):
+            if self.tasks:
+                raise GemsError(f"give the losses by task: {{{', '.join(map(repr, self.tasks))}: …}}")
+            losses = {SHARED: losses}
+        else:
+            unknown = set(losses) - set(self.tasks)
+            if unknown:
+                raise GemsError(f"unknown task {min(unknown)!r}; the tasks are {', '.join(self.tasks)}")
+        for k, task in enumerate(self.tasks):
+            if task in losses:
+                value = float(losses[task].detach()) if values is None else values[task]
+                self._gradients.stats[:, k] += torch.tensor([value, (samples or {}).get(task, 0.0), 1.0])
+        if self._joint and not self._refreshing():
+            self._run(torch.stack(list(losses.values())).sum(), "joint", retain=False)
+            return
+        for k, (task, loss) in enumerate(losses.items()):
+            self._run(loss, task, retain=k + 1 < len(losses))
+
+    def _run(self, loss: Tensor, task: str, *, retain: bool) -> None:
+        self._current = task
+        try:
+            loss.backward(retain_graph=retain)  # type: ignore[no-untyped-call]
+        finally:
+            self._current = None
+
+    def _hook(self, k: int) -> Callable[[Tensor], None]:
+        def project(_: Tensor) -> None:
+            weight = self.weights[k]
+            if self._current is None:
+                raise GemsError(
+                    "call optimizer.backward(losses), not loss.backward(): tasks must be told apart"
+                )
+            weight.take(
+                self._current,
+                self._families(self._current),
+                keep=self._is_due(k),
+                alignment=self._gradients.alignment,
+            )
+
+        return project
+
+    def _families(self, task: str) -> list[str]:
+        """The families that a task's gradient is projected into."""
+        if self._joint:
+            return [SHARED, *self.tasks]
+        return [SHARED] if task == SHARED else [SHARED, task]
+
+    def _is_due(self, k: int) -> bool:
+        """Whether the weight's bases are refreshed in the coming step."""
+        turn = k * self._stagger // len(self.weights)
+        if not self.weights[k].subspaces.ready:
+            return self.steps >= turn
+        if self.steps < self._stagger:  # some have yet to start
+            return False
+        return self.steps % self._refresh_every == turn * self._refresh_every // self._stagger
+
+    def _refreshing(self) -> bool:
+        return any(self._is_due(k) for k in range(len(self.weights)))
+
+    # ---- the step
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Refresh what is due, learn the gate, clip, update. Drops the gradients.
+
+        Raises `ArithmeticError` for gradients that are not finite: nothing is changed then, and the
+        gradients are dropped.
+        """
+        held = self._gradients
+        held.reduce_stats()
+        present = held.present(self.tasks)
+        due = [weight for k, weight in enumerate(self.weights) if self._is_due(k)]
+        held.reduce(due, present or [SHARED])
+        families = [SHARED, *present]
+        if not held.finite():
+            self.zero_grad()
+            raise ArithmeticError("the gradient is not finite")
+        self._refreshed = {}
+        for weight in due:
+            if not weight.full and not weight.subspaces.ready:
+                raise GemsError(
+                    f"no gradient reached {weight.name}; freeze it (requires_grad_(False)) or leave it out of `linears`"
+                )
+            if weight.full:
+                names = {task: self._families(task) for task in weight.full}
+                self._refreshed[weight.name] = weight.refresh(self.steps, names)
+        norms = {family: held.norm(family) for family in families}
+        self._drive_gate(norms)
+        coefficients = {SHARED: 1.0} | dict(zip(self.tasks, self.gate.weights().tolist(), strict=True))
+        if self._clip is not None:
+            held.clip(norms, self._clip)
+        rates, plain_rates = self.param_groups[0], self.param_groups[-1]
+        generators: dict[torch.device, torch.Generator] = {}
+        for weight in self.weights:
+            device = weight.parameter.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed(
+                    hash((self._seed, self.steps)) & (2**63 - 1)
+                )
+            weight.update(
+                rates["lr"] * rates["scale"],
+                rates["lr"] * rates["weight_decay"],
+                {family: coefficients[family] for family in families},
+                generators[device],
+            )
+        if self._plain is not None:
+            self._plain.param_groups[0]["lr"] = plain_rates["lr"] * plain_rates["scale"]
+            self._plain.step()
+        self._figures = {"gradient_norm": norms[SHARED]} | {
+            f"gate.{task}": coefficients[task] for task in self.tasks
+        }
+        self.steps += 1
+        self.zero_grad()
+
+    def _drive_gate(self, norms: Mapping[str, float]) -> None:
+        """Learn from how the last update served this batch, then take in this batch's figures."""
+        if not self.tasks:
+            return
+        self.sensitivity = {}
+        for task, found in self._gradients.alignment.items():
+            size = math.sqrt(float(found.gradient * found.direction))
+            self.sensitivity[task] = -float(found.dot) / size if size > 0 else 0.0
+        if any(self.sensitivity.values()):
+            self.gate.learn(torch.tensor([self.sensitivity[task] for task in self.tasks]))
+        losses, samples, passes = self._gradients.stats
+        self.gate.observe(
+            losses, torch.tensor([norms.get(task, 0.0) for task in self.tasks]), samples, passes > 0
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all that `backward` accumulated."""
+        self._gradients.drop()
+
+    # ---- figures and state
+
+    def figures(self) -> dict[str, float]:
+        """Of the last step: `gradient_norm` (projected, joint) and `gate.<task>`."""
+        return dict(self._figures)
+
+    def refreshed(self) -> dict[str, dict[str, float]]:
+        """Weights whose bases the last step refreshed, and figures of each; see `ProjectedWeight.refresh`."""
+        return self._refreshed
+
+    def costs(self) -> dict[str, int]:
+        """Bytes of state (bases, moments), of gradients held between `backward` and `step`. Not counted:
+        full gradients of the group that refreshes, and the knowledge basis, which is read at refreshes."""
+        spaces = [weight.subspaces for weight in self.weights]
+        state = [t for s in spaces for t in (s.basis, s.first, s.second)]
+        plain = self._plain.state.values() if self._plain is not None else ()
+        state += [t for entry in plain for t in entry.values() if isinstance(t, Tensor)]
+        gradients = [s.projected for s in spaces] + self._gradients.plain
+        return {"state_bytes": _bytes(state), "gradient_bytes": _bytes(gradients)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of an exact resume beside the weights: tensors and plain values."""
+        return {
+            "steps": self.steps,
+            "tasks": list(self.tasks),
+            "weights": {weight.name: weight.state_dict() for weight in self.weights},
+            "gate": self.gate.state_dict(),
+            "plain": self._plain.state_dict() if self._plain is not None else None,
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `GemsError` for a state of another configuration."""
+        mine = [weight.name for weight in self.weights]
+        if list(state["weights"]) != mine or tuple(state["tasks"]) != self.tasks:
+            raise GemsError("the state is of an optimizer with other layers or tasks")
+        for weight in self.weights:
+            try:
+                weight.load_state_dict(state["weights"][weight.name])
+            except ValueError as error:
+                raise GemsError(f"the state of {weight.name} is of another configuration: {error}") from error
+        self.steps = state["steps"]
+        self.gate.load_state_dict(state["gate"])
+        if self._plain is not None:
+            self._plain.load_state_dict(state["plain"])
+        for group, stored in zip(self.param_groups, state["groups"], strict=True):
+            group.update(stored)
+        self.zero_grad()
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,186 @@
+"""One weight under GEMS: gradients in, projected at once; bases refreshed; updates out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gems.conflict import conflict
+from gems.knowledge import KnowledgeBasis
+from gems.layers import SHARED
+from gems.rounding import add_
+from gems.subspace import Subspaces, complement_basis, leading_directions
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all weights of an optimizer have in common; see `gems.optimizer.GEMS`."""
+
+    tasks: tuple[str, ...]
+    betas: tuple[float, float]
+    eps: float
+    deflate: bool
+    transport: bool
+    rank_scaling: bool
+    growth_limit: float | None
+    knowledge: KnowledgeBasis | None
+    energy: float
+    seed: int
+
+
+@dataclass
+class Alignment:
+    """How a task's last update points with respect to the next gradient, summed over weights and passes.
+
+    dot: Σ ⟨g V, N⟩; gradient, direction: Σ ‖g V‖² and Σ ‖N‖².
+    """
+
+    dot: Tensor
+    gradient: Tensor
+    direction: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> Alignment:
+        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)))
+
+
+class ProjectedWeight:
+    """A weight [m, n] whose gradient never leaves its subspaces, except while its bases are refreshed."""
+
+    def __init__(
+        self, name: str, index: int, parameter: nn.Parameter, ranks: dict[str, int], limit: int, rules: Rules
+    ) -> None:
+        self.name = name
+        self.parameter = parameter
+        self.subspaces = Subspaces(parameter, ranks)
+        self.full: dict[str, Tensor] = {}  # [m, n] by task, held only in a step that refreshes this weight
+        self._index = index
+        self._limit = limit  # most knowledge directions that leave room for all ranks
+        self._rules = rules
+        self._moved: list[str] = []  # families whose update was applied in the last step
+        self._last_size = 0.0
+
+    def take(self, task: str, families: list[str], *, keep: bool, alignment: Mapping[str, Alignment]) -> None:
+        """Project the parameter's gradient into `families` and free it.
+
+        keep: hold the full gradient, too, for a refresh in this step.
+        alignment: by task family, to be measured against the last update; empty if nobody asks.
+        """
+        assert self.parameter.grad is not None
+        spaces = self.subspaces
+        gradient = self.parameter.grad.to(spaces.basis.dtype)
+        self.parameter.grad = None
+        if keep:
+            self.full[task] = self.full[task] + gradient if task in self.full else gradient
+        if not spaces.ready:
+            return
+        for family, columns in spaces.columns.items():
+            measured = family in alignment and family in self._moved
+            if family in families or measured:
+                projected = gradient @ spaces.basis[:, columns]
+                if family in families:
+                    spaces.projected[:, columns] += projected
+                if measured:
+                    direction = spaces.direction(family, self._rules.betas, self._rules.eps)
+                    found = alignment[family]
+                    found.dot += (projected * direction).sum().to(found.dot)
+                    found.gradient += projected.square().sum().to(found.dot)
+                    found.direction += direction.square().sum().to(found.dot)
+
+    def refresh(self, step: int, families: Mapping[str, list[str]]) -> dict[str, float]:
+        """New bases from the full gradients of this step, which are projected into them and freed.
+
+        families: which families each task's gradient goes to. Returns figures of the new bases: `energy`
+        (share of ‖Σ_t g_t‖² that the shared basis captures), `energy.<task>` (of ‖g_t‖² by the task's),
+        `overlap` (‖V_aᵀ V_b‖² / r of the first two tasks), `leak` (‖Uᵀ V‖ per direction), `conflict` (ρ of
+        the first two tasks' full gradients).
+        """
+        rules, spaces = self._rules, self.subspaces
+        joint = torch.stack(list(self.full.values())).sum(0)
+        generator = torch.Generator().manual_seed(hash((rules.seed, step, self._index)) & (2**63 - 1))
+        known = []
+        if rules.knowledge is not None:
+            known = [rules.knowledge.directions(self.name, rules.energy, self._limit).to(joint)]
+        outside = list(known)
+        figures = {}
+        for family, columns in spaces.columns.items():
+            old = spaces.basis[:, columns] if spaces.ready else None
+            source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
+            if (
+                source is None
+            ):  # no gradient of this task in this step: keep its basis, outside the new shared one
+                assert old is not None
+                basis = complement_basis(old, outside, generator)
+            else:
+                iterations = 1 if spaces.ready else 3
+                basis = leading_directions(
+                    source, columns.stop - columns.start, outside=outside, start=old, iterations=iterations,
+                    generator=generator,
+                )  # fmt: skip
+                size = source.square().sum().clamp(min=1e-38)
+                name = "energy" if family == SHARED else f"energy.{family}"
+                figures[name] = float((source @ basis).square().sum() / size)
+            spaces.replace_basis(family, basis, rules.betas, transport=rules.transport and spaces.ready)
+            if family == SHARED and rules.deflate:
+                outside.append(basis)
+        spaces.ready = True
+        spaces.projected.zero_()
+        for task, gradient in self.full.items():
+            for family in families[task]:
+                columns = spaces.columns[family]
+                spaces.projected[:, columns] += gradient @ spaces.basis[:, columns]
+        if known:
+            figures["leak"] = float((known[0].T @ spaces.basis).norm()) / spaces.basis.shape[1] ** 0.5
+        if len(rules.tasks) >= 2:
+            first, second = (spaces.basis[:, spaces.columns[task]] for task in rules.tasks[:2])
+            figures["overlap"] = float((first.T @ second).square().sum()) / first.shape[1]
+            if rules.tasks[0] in self.full and rules.tasks[1] in self.full:
+                figures["conflict"] = conflict(self.full[rules.tasks[0]], self.full[rules.tasks[1]])
+        self.full = {}
+        return figures
+
+    def update(
+        self, rate: float, decay: float, coefficients: Mapping[str, float], generator: torch.Generator
+    ) -> None:
+        """W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
+
+        With rank scaling, c_f is multiplied by √(n / r_f): N Vᵀ is shorter than Adam's own update by about
+        that. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times what it was in the last step (Fira,
+        arXiv 2410.01623).
+        """
+        rules, spaces = self._rules, self.subspaces
+        self._moved = []
+        if not spaces.ready or not coefficients:
+            return
+        blocks, bases = [], []
+        for family, coefficient in coefficients.items():
+            spaces.adam(family, rules.betas)
+            basis = spaces.basis[:, spaces.columns[family]]
+            scale = (basis.shape[0] / basis.shape[1]) ** 0.5 if rules.rank_scaling else 1.0
+            blocks.append(spaces.direction(family, rules.betas, rules.eps).mul_(scale * coefficient))
+            bases.append(basis)
+        direction, basis = torch.cat(blocks, dim=1), torch.cat(bases, dim=1)
+        if rules.growth_limit is not None:
+            size = float(direction.norm())
+            if 0 < self._last_size * rules.growth_limit < size:
+                direction *= self._last_size * rules.growth_limit / size
+                size = self._last_size * rules.growth_limit
+            self._last_size = size
+        if decay:
+            self.parameter.mul_(1 - decay)
+        if self.parameter.dtype == direction.dtype:
+            self.parameter.addmm_(direction, basis.T, alpha=-rate)
+        else:
+            add_(self.parameter, (direction @ basis.T).mul_(-rate), generator)
+        self._moved = list(coefficients)
+
+    def state_dict(self) -> dict[str, object]:
+        return self.subspaces.state_dict() | {"moved": list(self._moved), "last_size": self._last_size}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.subspaces.load_state_dict(state)
+        self._moved = list(state["moved"])  # type: ignore[call-overload]
+        self._last_size = float(state["last_size"])  # type: ignore[arg-type]

@@ -1,0 +1,24 @@
+"""Adding small updates to low-precision weights without losing them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def add_(weight: Tensor, update: Tensor, generator: torch.Generator) -> None:
+    """weight += update, rounded stochastically where the weight is bf16: right on average.
+
+    A bf16 number is the upper half of an fp32 one. Adding a uniform 16-bit integer to the lower half and
+    cutting it off rounds up with the probability of the remainder, so that E[rounded] = exact.
+    weight: fp64, fp32 or bf16 of any shape; update: fp32 or fp64, same shape.
+    """
+    if weight.dtype != torch.bfloat16:
+        weight.add_(update)
+        return
+    exact = (weight.float() + update.float()).view(torch.int32)
+    noise = torch.randint(
+        0, 1 << 16, exact.shape, dtype=torch.int32, generator=generator, device=exact.device
+    )
+    weight.copy_(((exact + noise) & -0x10000).view(torch.float32))

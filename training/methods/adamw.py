@@ -1,0 +1,92 @@
+"""What the methods share: AdamW on a weighted sum of the tasks' losses, with clipping and a finite check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from index.history import Task
+from training.rows import AddedRows
+
+# Sums the given gradients in place over the data-parallel processes; every process passes the same shapes.
+Reduce = Callable[[list[Tensor]], None]
+
+
+def split_by_decay(
+    parameters: Iterable[nn.Parameter],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices, which decay, and the norms and biases, which do not."""
+    known = list(parameters)
+    return [p for p in known if p.ndim >= 2], [p for p in known if p.ndim < 2]
+
+
+class AdamWTuning:
+    """min Σ_task share_task · L_task over given weights, by AdamW with decoupled weight decay.
+
+    A weight that no loss reached has a zero gradient, so that all processes always do the same.
+    """
+
+    exportable = True
+    rows: AddedRows | None = None
+
+    def __init__(
+        self,
+        decayed: Iterable[nn.Parameter],
+        undecayed: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
+        reduce: Reduce = lambda tensors: None,
+    ) -> None:
+        groups = [
+            {"params": list(decayed), "weight_decay": weight_decay},
+            {"params": list(undecayed), "weight_decay": 0.0},
+        ]
+        self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+        self._optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+        self._clip = clip
+        self._reduce = reduce
+
+    def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
+        total = torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float) -> dict[str, float]:
+        for p in self._parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self._reduce([p.grad for p in self._parameters if p.grad is not None])
+        return {"gradient_norm": self._update(learning_rate)}
+
+    def merge(self) -> None:
+        """Nothing to fold: the trained weights are the model's own."""
+
+    def costs(self) -> dict[str, int]:
+        state = self._optimizer.state.values()
+        return {
+            "state_bytes": sum(t.nbytes for entry in state for t in entry.values() if isinstance(t, Tensor)),
+            "gradient_bytes": sum(p.nbytes for p in self._parameters),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state)
+
+    def _update(self, learning_rate: float) -> float:
+        """Clip the gradients, apply and drop them; returns their norm before clipping."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip))
+        finite = norm < float("inf")  # False for NaN, too
+        if finite:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        if not finite:
+            raise ArithmeticError("the gradient is not finite")
+        return norm

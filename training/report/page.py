@@ -1,0 +1,67 @@
+"""The report: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from training.report import curves, tables
+from training.report.markup import escape, note
+from training.report.run_log import ReportError, RunLog
+from training.report.style import STYLE
+
+
+def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
+    """Read the run (and the baseline), write the page to `out`; readers see the old page or the new one.
+
+    Raises `ReportError` for a folder that is no run, and for a page that cannot be written.
+    """
+    page = render(RunLog.read(run), None if baseline is None else RunLog.read(baseline))
+    draft = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page, "utf-8")
+        os.replace(draft, out)
+    except OSError as error:
+        raise ReportError(f"{out} cannot be written: {error}; choose another --out") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(run: RunLog, baseline: RunLog | None) -> str:
+    sections = {
+        "Settings": tables.settings(run, baseline),
+        "Training loss": curves.training_loss(run),
+        "Validation": curves.validation(run, baseline),
+        "Gate weights": curves.gate(run, baseline),
+        "Learning rate": curves.learning_rate(run),
+        "Conflict of the tasks": curves.conflict(run, baseline),
+        "Subspaces": tables.subspaces(run),
+        "Cost": tables.cost(run, baseline),
+        "Evaluation": tables.evaluation(run, baseline),
+        "Preservation of general knowledge": tables.preservation(run, baseline),
+    }
+    title = escape(f"{run.data_name}: {run.method} on {run.backbone}")
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in sections.items())
+    against = "" if baseline is None else f"<p>Baseline (dashed): {_facts(baseline)}</p>\n"
+    if baseline is not None and not run.same_data(baseline):
+        against += note("Run and baseline were trained on different data: their figures do not compare.")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{title}</h1>\n<p>Run: {_facts(run)}</p>\n{against}{body}</body>\n</html>\n"
+    )
+
+
+def _facts(log: RunLog) -> str:
+    facts = [str(log.folder), f"{log.data_name}, {log.method} on {log.backbone}", f"{log.steps:,} steps"]
+    if log.epochs is not None:
+        facts.append(f"{log.epochs:.3g} epochs")
+    if log.seconds is not None:
+        facts.append(f"{log.seconds / 60:.1f} minutes")
+    best = max(log.curve("score", "validation"), key=lambda point: point[1], default=None)
+    if best is not None:
+        facts.append(f"best validation at step {best[0]:,.0f}")
+    return escape("; ".join(facts))

@@ -1,0 +1,107 @@
+"""One run of a sweep: train, measure through the serving engine and on general text, keep the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from index.history import Task
+from training.config import TrainConfig
+from training.evaluation.general import general_figures
+from training.evaluation.metrics import per_case
+from training.evaluation.preservation import compare_general
+from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.general_text import held_out_articles, token_windows
+from training.locks import claim
+from training.pipeline import Trained, fit
+from training.preparation import SHAPED_BY, open_prepared
+from training.sweep.spec import SweepSpec
+
+WINDOW = 256
+METRICS = ("hit@10", "ndcg@10")
+
+
+def run_variant(
+    spec: SweepSpec, variant: str, seed: int, data: Path, out: Path, console: Console
+) -> dict[str, Any] | None:
+    """The figures of a run, made now or found; None where another process is at it. Leaves
+    OUT/<variant>/seed-<n>/ with settings, metrics and `result.json`; weights are dropped."""
+    folder = out / variant / f"seed-{seed}"
+    found = folder / "result.json"
+    if found.exists():
+        return dict(json.loads(found.read_text("utf-8")))
+    config = spec.config(variant, seed)
+    shared = out / "prepared" / _key(config)
+    with claim(folder.with_suffix(".lock")) as mine:
+        if not mine:
+            return None
+        console.rule(f"{variant}, seed {seed}")
+        trained = fit(data, folder, config, resume=True, console=console, preparations=shared)
+        assert trained is not None  # a sweep publishes no bundles
+        result = {"variant": variant, "seed": seed} | _measure(spec, config, trained, folder, shared, console)
+        draft = folder / ".result.json"
+        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        os.replace(draft, found)
+        for spent in ("checkpoints", "best"):
+            shutil.rmtree(folder / spent, ignore_errors=True)
+        return result
+
+
+def _measure(
+    spec: SweepSpec, config: TrainConfig, trained: Trained, folder: Path, shared: Path, console: Console
+) -> dict[str, Any]:
+    encoder = trained.prepared.encoder(config)
+    chosen = draw_cases(trained.split.test, spec.cases, seed=0)
+    result: dict[str, Any] = {"steps": trained.record["steps"], "validation": trained.record["validation"]}
+    with console.status("ranking the test cases"):
+        for task in Task:
+            cases = cases_of(task, chosen)
+            rankings = rank_cases(
+                trained.engine, encoder, cases, task, beam_width=spec.beam_width, limit=10,
+                exclude_history=spec.exclude_history,
+            )  # fmt: skip
+            values = per_case(target_ranks(rankings, cases))
+            result[task.value] = {name: float(values[name].mean()) for name in METRICS}
+    if spec.text_tokens:
+        with console.status("reading general text"):
+            first = trained.prepared.vocabulary.first_added
+            windows = token_windows(trained.prepared.tokenizer, held_out_articles(), WINDOW, spec.text_tokens)
+            before = general_figures(open_prepared(shared, config.scheme).model, windows, first)
+            result["general"] = compare_general(
+                before, general_figures(trained.prepared.model, windows, first)
+            )
+    return result | _log_figures(folder)
+
+
+def _log_figures(folder: Path) -> dict[str, Any]:
+    """Cost, conflict and the validation curve of a run, from its `metrics.jsonl`."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = [line for line in lines if "seconds" in line]
+    apart = [b["seconds"] - a["seconds"] for a, b in pairwise(steps)]
+    conflicts = [line["conflict"] for line in lines if line.get("conflict")]
+    known = [value for value in (conflicts[-1] if conflicts else {}).values() if value is not None]
+    seconds = {line["step"]: line["seconds"] for line in steps}
+    return {
+        "step_seconds": statistics.median(apart) if apart else None,
+        "cost": next((line["cost"] for line in lines if "cost" in line), {}),
+        "conflict": statistics.fmean(known) if known else None,
+        "curve": [
+            {"step": line["step"], "seconds": seconds.get(line["step"]), **line["validation"]}
+            for line in lines
+            if "validation" in line
+        ],
+    }
+
+
+def _key(config: TrainConfig) -> str:
+    """Runs whose identifiers and extended backbone are the same share them."""
+    shape = json.dumps({name: config.model_dump(mode="json")[name] for name in SHAPED_BY})
+    return hashlib.sha256(shape.encode()).hexdigest()[:16]

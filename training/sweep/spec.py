@@ -1,0 +1,48 @@
+"""What a sweep is to run: common settings, named variants of them, seeds, and how each is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.config import TrainConfig
+from training.errors import UserError
+
+
+class SweepError(UserError):
+    """A sweep cannot be read or run."""
+
+
+class SweepSpec(BaseModel):
+    """A sweep file. `variants` maps a name to the settings in which it differs from `settings`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    cases: int = Field(2000, ge=1, description="test cases, drawn once")
+    beam_width: int = Field(20, ge=1)
+    exclude_history: bool = False
+    text_tokens: int = Field(8192, ge=0, description="held-out general text; 0 for none")
+
+    @classmethod
+    def load(cls, path: Path) -> SweepSpec:
+        """Raises `SweepError` for a file or a variant that cannot be used, before anything runs."""
+        try:
+            spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            raise SweepError(f"{path} is no sweep: {error}") from error
+        for variant in spec.variants:
+            spec.config(variant, spec.seeds[0])
+        return spec
+
+    def config(self, variant: str, seed: int) -> TrainConfig:
+        """Settings of one run."""
+        try:
+            return TrainConfig.load(None, self.settings | self.variants[variant] | {"seed": seed})
+        except UserError as error:
+            raise SweepError(f"variant {variant!r}: {error}") from error
