@@ -5,6 +5,7 @@ from gems.errors import GemsError
 from gems.gate import Gate
 from gems.knowledge import KnowledgeBasis, collect_knowledge
 from gems.layers import find_linears
+from gems.linear import plain_gradients
 from gems.optimizer import GEMS
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "conflict",
     "find_linears",
     "measure_conflict",
+    "plain_gradients",
 ]

@@ -21,7 +21,8 @@ def measure_conflict(losses: Mapping[str, Tensor], weights: Mapping[str, nn.Para
 
     One backward pass for each loss over the same graph; no `.grad` is touched and no gradient hook runs.
     The gradients of `weights` are held once per task, so measure on a probe batch, not in every step.
-    A weight that a loss does not reach gives NaN.
+    A weight that a loss does not reach gives NaN. On a model under GEMS, compute the losses within
+    `plain_gradients()`.
     """
     gradients = [
         torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)

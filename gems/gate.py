@@ -25,7 +25,7 @@ class Gate:
     """Weights α [T] of the tasks, adding up to 1.
 
     kind: `hypergradient` learns φ and b, `prior` keeps them at their start, `uniform` is 1/T.
-    temperature: τ; learning_rate: Adam's, for both; smoothing: decay of the features' moving average.
+    temperature: τ; learning_rate: of gradient descent on both; smoothing: decay of the features' moving average.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Gate:
         kind: str = "hypergradient",
         *,
         temperature: float = 1.5,
-        learning_rate: float = 1e-2,
+        learning_rate: float = 1.0,
         smoothing: float = 0.9,
         hidden: int = 16,
         seed: int = 0,
@@ -57,7 +57,9 @@ class Gate:
         self._perceptron = nn.Sequential(first, nn.ReLU(), last)
         self._bias = nn.Parameter(torch.zeros(len(tasks)))
         learned = [*self._perceptron.parameters(), self._bias]
-        self._optimizer = torch.optim.Adam(learned, lr=learning_rate)
+        self._optimizer = torch.optim.SGD(
+            learned, lr=learning_rate
+        )  # Adam would undo the brake α_i (1 − α_i)
         even = 1.0 / max(1, len(tasks))
         self._features = torch.full((len(tasks), 3), even)
         self._initial = torch.full((len(tasks),), float("nan"))

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gems.layers import SHARED
-from gems.projection import Alignment, ProjectedWeight
+from gems.projection import ProjectedWeight
 
 
 class HeldGradients:
     """Sums, norms and clipping over all weights of an optimizer.
 
-    stats: fp64 [3, tasks]: loss, samples and number of passes of each task; alignment: by learning task.
+    stats: fp64 [3, tasks]: loss, samples and number of passes of each task; alignment: ⟨g V, N⟩ of each learning
+    task's last update with this step's gradient of all tasks, summed over weights.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class HeldGradients:
     def drop(self) -> None:
         device = self._weights[0].parameter.device
         self.stats = torch.zeros(3, self._tasks, dtype=torch.float64)
-        self.alignment = {task: Alignment.zero(device) for task in self._learning}
+        self.alignment = {
+            task: torch.zeros((), dtype=torch.float64, device=device) for task in self._learning
+        }
         for weight in self._weights:
             weight.subspaces.projected.zero_()
             weight.full = {}
@@ -71,8 +74,7 @@ class HeldGradients:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             tensors.append(parameter.grad)
-        for found in self.alignment.values():
-            tensors += [found.dot, found.gradient, found.direction]
+        tensors += self.alignment.values()
         for tensor in tensors:
             dist.all_reduce(tensor, group=self._group)
 
@@ -104,5 +106,5 @@ class HeldGradients:
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = torch._foreach_norm(list(tensors))
-    total: Tensor = torch.stack([norm.double().cpu() for norm in norms]).norm()
+    total: Tensor = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).norm()
     return total

@@ -10,18 +10,20 @@ the model never exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gems.errors import GemsError
 from gems.gate import Gate
 from gems.gradients import HeldGradients
 from gems.knowledge import KnowledgeBasis
 from gems.layers import SHARED, Rank, find_linears, ranks_of
+from gems.linear import Route, RoutedLinear
 from gems.projection import ProjectedWeight, Rules
 
 
@@ -116,10 +118,10 @@ class GEMS(torch.optim.Optimizer):
         self._plain = (
             torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=0.0) if plain else None
         )
-        self._hooks = [
-            weight.parameter.register_post_accumulate_grad_hook(self._hook(k))  # type: ignore[no-untyped-call]
-            for k, weight in enumerate(self.weights)
-        ]
+        self._hooks: list[RemovableHandle] = []
+        self._routed: list[nn.Linear] = []
+        for k, linear in enumerate(linears.values()):
+            self._connect(k, linear)
         self._current: str | None = None
         self._figures: dict[str, float] = {}
         self.sensitivity: dict[str, float] = {}
@@ -152,6 +154,8 @@ class GEMS(torch.optim.Optimizer):
             unknown = set(losses) - set(self.tasks)
             if unknown:
                 raise GemsError(f"unknown task {min(unknown)!r}; the tasks are {', '.join(self.tasks)}")
+        if not losses:
+            return
         for k, task in enumerate(self.tasks):
             if task in losses:
                 value = float(losses[task].detach()) if values is None else values[task]
@@ -169,21 +173,41 @@ class GEMS(torch.optim.Optimizer):
         finally:
             self._current = None
 
-    def _hook(self, k: int) -> Callable[[Tensor], None]:
-        def project(_: Tensor) -> None:
-            weight = self.weights[k]
-            if self._current is None:
-                raise GemsError(
-                    "call optimizer.backward(losses), not loss.backward(): tasks must be told apart"
-                )
-            weight.take(
-                self._current,
-                self._families(self._current),
-                keep=self._is_due(k),
-                alignment=self._gradients.alignment,
-            )
+    def _connect(self, k: int, linear: nn.Linear) -> None:
+        """Have the layer's gradient come here: projected while it is computed, or as a whole, by a hook."""
+        weight = self.weights[k]
 
-        return project
+        def basis() -> Tensor | None:
+            ready = weight.subspaces.ready and not self._is_due(k)
+            return weight.subspaces.basis if ready else None
+
+        def receive(gradient: Tensor) -> None:
+            weight.receive(gradient, self._families(self._task()), self._gradients.alignment)
+
+        def take(parameter: nn.Parameter) -> None:
+            if parameter.grad is None:  # it came projected
+                return
+            task = self._task()
+            weight.take(task, self._families(task), keep=self._is_due(k), alignment=self._gradients.alignment)
+
+        if type(linear) is nn.Linear and weight.subspaces.basis.shape[1] < linear.in_features:
+            RoutedLinear.install(linear, Route(basis, receive))
+            self._routed.append(linear)
+        hook = weight.parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+        self._hooks.append(hook)
+
+    def _task(self) -> str:
+        if self._current is None:
+            raise GemsError("call optimizer.backward(losses), not loss.backward(): tasks must be told apart")
+        return self._current
+
+    def close(self) -> None:
+        """Let go of the model: its layers are plain ones again, with gradients of their own."""
+        for hook in self._hooks:
+            hook.remove()
+        for linear in self._routed:
+            RoutedLinear.remove(linear)
+        self._hooks, self._routed = [], []
 
     def _families(self, task: str) -> list[str]:
         """The families that a task's gradient is projected into."""
@@ -263,11 +287,13 @@ class GEMS(torch.optim.Optimizer):
         if not self.tasks:
             return
         self.sensitivity = {}
-        for task, found in self._gradients.alignment.items():
-            size = math.sqrt(float(found.gradient * found.direction))
-            self.sensitivity[task] = -float(found.dot) / size if size > 0 else 0.0
-        if any(self.sensitivity.values()):
-            self.gate.learn(torch.tensor([self.sensitivity[task] for task in self.tasks]))
+        alignment = self._gradients.alignment
+        moved = [sum(weight.moved.get(task, 0.0) for weight in self.weights) for task in alignment]
+        length = norms[SHARED] * math.sqrt(sum(moved))
+        if alignment and all(moved) and length > 0:
+            # one divisor for all tasks: their order stays that of the true derivatives
+            self.sensitivity = {task: -float(dot) / length for task, dot in alignment.items()}
+            self.gate.learn(torch.tensor(list(self.sensitivity.values())))
         losses, samples, passes = self._gradients.stats
         self.gate.observe(
             losses, torch.tensor([norms.get(task, 0.0) for task in self.tasks]), samples, passes > 0

@@ -31,22 +31,6 @@ class Rules:
     seed: int
 
 
-@dataclass
-class Alignment:
-    """How a task's last update points with respect to the next gradient, summed over weights and passes.
-
-    dot: Σ ⟨g V, N⟩; gradient, direction: Σ ‖g V‖² and Σ ‖N‖².
-    """
-
-    dot: Tensor
-    gradient: Tensor
-    direction: Tensor
-
-    @classmethod
-    def zero(cls, device: torch.device) -> Alignment:
-        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)))
-
-
 class ProjectedWeight:
     """A weight [m, n] whose gradient never leaves its subspaces, except while its bases are refreshed."""
 
@@ -60,35 +44,31 @@ class ProjectedWeight:
         self._index = index
         self._limit = limit  # most knowledge directions that leave room for all ranks
         self._rules = rules
-        self._moved: list[str] = []  # families whose update was applied in the last step
+        self.moved: dict[str, float] = {}  # families whose update was applied in the last step, and ‖N‖²
         self._last_size = 0.0
 
-    def take(self, task: str, families: list[str], *, keep: bool, alignment: Mapping[str, Alignment]) -> None:
-        """Project the parameter's gradient into `families` and free it.
-
-        keep: hold the full gradient, too, for a refresh in this step.
-        alignment: by task family, to be measured against the last update; empty if nobody asks.
-        """
+    def take(self, task: str, families: list[str], *, keep: bool, alignment: Mapping[str, Tensor]) -> None:
+        """Project the parameter's gradient, see `receive`, and free it; `keep` it for a refresh in this step."""
         assert self.parameter.grad is not None
-        spaces = self.subspaces
-        gradient = self.parameter.grad.to(spaces.basis.dtype)
+        gradient = self.parameter.grad.to(self.subspaces.basis.dtype)
         self.parameter.grad = None
         if keep:
             self.full[task] = self.full[task] + gradient if task in self.full else gradient
-        if not spaces.ready:
-            return
-        for family, columns in spaces.columns.items():
-            measured = family in alignment and family in self._moved
-            if family in families or measured:
-                projected = gradient @ spaces.basis[:, columns]
-                if family in families:
-                    spaces.projected[:, columns] += projected
-                if measured:
-                    direction = spaces.direction(family, self._rules.betas, self._rules.eps)
-                    found = alignment[family]
-                    found.dot += (projected * direction).sum().to(found.dot)
-                    found.gradient += projected.square().sum().to(found.dot)
-                    found.direction += direction.square().sum().to(found.dot)
+        if self.subspaces.ready:
+            self.receive(gradient @ self.subspaces.basis, [] if keep else families, alignment)
+
+    def receive(self, gradient: Tensor, families: list[str], alignment: Mapping[str, Tensor]) -> None:
+        """Add a gradient in all bases, g V [m, q], to `families`, and to each task of `alignment`
+        ⟨g V, N⟩ with the task's last update (a scalar, in place)."""
+        spaces = self.subspaces
+        gradient = gradient.to(spaces.basis.dtype)
+        for family in families:
+            columns = spaces.columns[family]
+            spaces.projected[:, columns] += gradient[:, columns]
+        for task, dot in alignment.items():
+            if task in self.moved:
+                direction = spaces.direction(task, self._rules.betas, self._rules.eps)
+                dot += (gradient[:, spaces.columns[task]] * direction).sum().to(dot)
 
     def refresh(self, step: int, families: Mapping[str, list[str]]) -> dict[str, float]:
         """New bases from the full gradients of this step, which are projected into them and freed.
@@ -152,7 +132,7 @@ class ProjectedWeight:
         arXiv 2410.01623).
         """
         rules, spaces = self._rules, self.subspaces
-        self._moved = []
+        self.moved = {}
         if not spaces.ready or not coefficients:
             return
         blocks, bases = [], []
@@ -160,7 +140,10 @@ class ProjectedWeight:
             spaces.adam(family, rules.betas)
             basis = spaces.basis[:, spaces.columns[family]]
             scale = (basis.shape[0] / basis.shape[1]) ** 0.5 if rules.rank_scaling else 1.0
-            blocks.append(spaces.direction(family, rules.betas, rules.eps).mul_(scale * coefficient))
+            block = spaces.direction(family, rules.betas, rules.eps)
+            if family in rules.tasks:
+                self.moved[family] = float(block.square().sum())
+            blocks.append(block.mul_(scale * coefficient))
             bases.append(basis)
         direction, basis = torch.cat(blocks, dim=1), torch.cat(bases, dim=1)
         if rules.growth_limit is not None:
@@ -175,12 +158,11 @@ class ProjectedWeight:
             self.parameter.addmm_(direction, basis.T, alpha=-rate)
         else:
             add_(self.parameter, (direction @ basis.T).mul_(-rate), generator)
-        self._moved = list(coefficients)
 
     def state_dict(self) -> dict[str, object]:
-        return self.subspaces.state_dict() | {"moved": list(self._moved), "last_size": self._last_size}
+        return self.subspaces.state_dict() | {"moved": dict(self.moved), "last_size": self._last_size}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.subspaces.load_state_dict(state)
-        self._moved = list(state["moved"])  # type: ignore[call-overload]
+        self.moved = dict(state["moved"])  # type: ignore[call-overload]
         self._last_size = float(state["last_size"])  # type: ignore[arg-type]

@@ -16,9 +16,11 @@ from torch import Tensor
 def complement_basis(columns: Tensor, outside: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """Orthonormal basis [n, q] of `columns` [n, q] after removing the spans of `outside` ([n, k] each).
 
-    Columns that vanish are replaced by random directions, so that the basis is always complete. Needs
-    q + Σ k ≤ n. Repeated until nothing is left to remove, so that rounding errors do not grow.
+    Columns count by direction, not by length. Those that vanish are replaced by random directions, so that
+    the basis is always complete. Needs q + Σ k ≤ n. Repeated until nothing is left to remove, so that
+    rounding errors do not grow.
     """
+    columns = columns / columns.norm(dim=0).clamp(min=torch.finfo(columns.dtype).tiny)
     for _ in range(6):
         for other in outside:
             columns = columns - other @ (other.T @ columns)
@@ -26,7 +28,7 @@ def complement_basis(columns: Tensor, outside: Sequence[Tensor], generator: torc
         size = triangle.diagonal().abs()  # what was left of each column
         if bool(((size - 1).abs() < 1e-3).all()):
             break
-        weak = size <= 1e-5 * size.max()
+        weak = size <= 1e-5
         fresh = torch.randn(columns.shape, generator=generator, dtype=columns.dtype).to(columns.device)
         columns = torch.where(weak, fresh, basis)
     found: Tensor = basis
@@ -60,10 +62,11 @@ def leading_directions(
             min=torch.finfo(image.dtype).tiny
         )  # g may be tiny; keep it in range
         basis = complement_basis(gradient.T @ image, outside, generator)
-    image = gradient @ basis
-    image = image / image.norm().clamp(min=torch.finfo(image.dtype).tiny)
-    _, rotation = torch.linalg.eigh(image.T @ image)  # ascending
-    directions: Tensor = basis @ rotation.flip(1)[:, :rank]
+    triangle = torch.linalg.qr(
+        gradient @ basis, mode="r"
+    ).R  # keeps weak directions apart, as a Gram matrix would not
+    rotation = torch.linalg.svd(triangle).Vh.T
+    directions: Tensor = basis @ rotation[:, :rank]
     return directions
 
 
@@ -75,16 +78,21 @@ def transport_moments(
     overlap: C = V_oldᵀ V_new [r, r]; count: steps that the moments have seen.
 
         M' = M C
-        V' = (1 − β₂ᵗ) · |(V̂ − M̂²)(C∘C) + (M̂ C)²|        M̂, V̂ bias-corrected
+        V' = (1 − β₂ᵗ) · (|(V̂ − M̂²)(C∘C) + (M̂ C)²| + mean_row(V̂) (1 − Σ_i C_i²))
 
-    The variance moves with squared coefficients, as if the coordinates were uncorrelated.
+    with M̂ and V̂ bias-corrected. The variance moves with squared coefficients, as if the coordinates were
+    uncorrelated. The last term is ours: the part of a new direction that the old basis did not hold has
+    no history, and would pass for one without gradient, with steps several times too long.
     """
     if count == 0:
         return torch.zeros_like(first), torch.zeros_like(second)
     mean = first / (1 - betas[0] ** count)
     square = second / (1 - betas[1] ** count)
-    moved = (square - mean.square()) @ overlap.square() + (mean @ overlap).square()
-    return first @ overlap, (1 - betas[1] ** count) * moved.abs()
+    held = overlap.square()
+    unseen = (1 - held.sum(0)).clamp(min=0)
+    moved = (square - mean.square()) @ held + (mean @ overlap).square()
+    moved = moved.abs() + square.mean(1, keepdim=True) * unseen
+    return first @ overlap, (1 - betas[1] ** count) * moved
 
 
 class Subspaces:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from gems import measure_conflict
+from gems import measure_conflict, plain_gradients
 from index.history import Task
 from index.sequence import SequenceEncoder
 from training.config import TrainConfig
@@ -49,7 +49,7 @@ class ConflictProbe:
         try:
             for weight in self._weights.values():
                 weight.requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), plain_gradients():
                 losses = {
                     task.value: torch.stack(
                         [

@@ -136,7 +136,7 @@ def test_the_gradient_is_that_of_the_linearised_loss(tasks: int, seed: int, temp
     rows = [tuple((torch.rand(tasks, generator=rng) + 0.1).tolist()) for _ in range(3)]
     gate = observed(rows, temperature=temperature)
     for _ in range(3):  # away from the start, where half of φ's gradient is zero
-        gate.learn(torch.randn(tasks, generator=rng))
+        gate.learn(0.1 * torch.randn(tasks, generator=rng))
     h = torch.randn(tasks, generator=rng)
     parameters = [*gate._perceptron.parameters(), gate._bias]
     expected = torch.autograd.grad((h * softmax_of_scores(gate, temperature)).sum(), parameters)

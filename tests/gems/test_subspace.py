@@ -76,6 +76,16 @@ def test_a_warm_start_follows_a_gradient_that_turns() -> None:
         assert float((gradient @ basis).square().sum()) > 0.99 * best
 
 
+def test_a_steep_spectrum_keeps_its_weak_directions() -> None:
+    """A refresh of the same gradient finds the same subspace, down to σ = 1e-4 σ₁: Adam uses them all alike."""
+    left, right = orthonormal(60, 48, 1), orthonormal(48, 48, 2)
+    gradient = left @ torch.diag(0.8 ** torch.arange(48.0)) @ right.T
+    cold = leading_directions(gradient, 40, iterations=3, generator=generator(3))
+    warm = leading_directions(gradient, 40, start=cold, iterations=1, generator=generator(4))
+    assert float((cold.T @ warm).square().sum()) > 0.98 * 40
+    assert float((right[:, :40].T @ warm).square().sum()) > 0.98 * 40
+
+
 def test_a_tiny_or_zero_gradient_still_gives_a_basis() -> None:
     for scale in (1e-30, 0.0):
         gradient = scale * torch.randn(8, 10, generator=generator())
@@ -96,6 +106,23 @@ def test_moments_of_a_steady_gradient_move_as_if_the_new_basis_had_always_been_t
     first, second = transport_moments(moments["old"].first, moments["old"].second, old.T @ new, 5, BETAS)
     assert torch.allclose(first, moments["new"].first)
     assert torch.allclose(second, moments["new"].second)
+
+
+def test_steps_into_directions_without_history_are_not_longer() -> None:
+    """Pure noise, then a wholly new basis: the root mean square of N stays about what it was."""
+    rng = generator()
+    spaces = Subspaces(torch.zeros(50, 40), {"shared": 8})
+    frame = orthonormal(40, 40, 1)
+    spaces.basis[:] = frame[:, :8]
+    sizes = []
+    for step in range(240):
+        if step == 200:
+            spaces.replace_basis("shared", frame[:, 8:16].contiguous(), BETAS, transport=True)
+        spaces.projected[:] = torch.randn(50, 40, generator=rng) @ spaces.basis
+        spaces.adam("shared", BETAS)
+        sizes.append(float(spaces.direction("shared", BETAS, 1e-8).square().mean().sqrt()))
+    usual = sum(sizes[150:200]) / 50
+    assert max(sizes[200:]) < 1.3 * usual
 
 
 @settings(max_examples=40, deadline=None)
