@@ -35,6 +35,7 @@ def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress:
         (draft / "progress.json").write_text(json.dumps(progress, indent=2), "utf-8")
 
     _write(run / "checkpoints", progress["step"], write)
+    _drop_others(run / "checkpoints" / f"step-{progress['step']:08d}")
 
 
 def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[str, Any] | None:
@@ -53,15 +54,22 @@ def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[s
 
 
 def save_best(run: Path, model: PreTrainedModel, step: int) -> None:
+    """Write `best/step-N`. The one before stays until `drop_other_best`, which follows the next checkpoint: a
+    run that is killed in between goes on from an older one."""
     _write(run / "best", step, lambda draft: save_model(model, str(draft / "weights.safetensors")))
 
 
-def load_best(run: Path, model: PreTrainedModel) -> None:
+def drop_other_best(run: Path, step: int) -> None:
+    """Drop all best weights but those of a step; nothing if those are not there."""
+    _drop_others(run / "best" / f"step-{step:08d}")
+
+
+def load_best(run: Path, model: PreTrainedModel, step: int) -> None:
     """Put the best weights back. Raises `CheckpointError` where there are none."""
-    folder = _newest(run / "best")
-    if folder is None:
-        raise CheckpointError(f"{run / 'best'} holds no weights; the run was never validated")
-    load_model(model, str(folder / "weights.safetensors"))
+    path = run / "best" / f"step-{step:08d}" / "weights.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{run / 'best'} holds no weights of step {step}")
+    load_model(model, str(path))
 
 
 def _newest(parent: Path) -> Path | None:
@@ -69,7 +77,7 @@ def _newest(parent: Path) -> Path | None:
 
 
 def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Write `parent/step-N` beside its place, sync it, move it there, then drop the other steps."""
+    """Write `parent/step-N` beside its place, sync it, and move it there."""
     folder = parent / f"step-{step:08d}"
     draft = parent / f".step-{step:08d}.draft"
     try:
@@ -80,13 +88,17 @@ def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        if folder.exists():  # the same step again, after a resume: its content is the same
-            shutil.rmtree(draft)
-        else:
-            os.rename(draft, folder)
+        if folder.exists():  # the same step again, after a resume; by the clock, its content may differ
+            os.rename(folder, draft.with_suffix(".old.draft"))
+        os.rename(draft, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{folder} could not be written: {error}") from error
-    for old in [*parent.glob("step-*"), *parent.glob(".step-*.draft")]:  # drafts of killed runs, too
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop_others(folder: Path) -> None:
+    """Drop the other steps, and drafts of killed runs, beside a folder that is whole."""
+    if folder.exists():
+        for old in [*folder.parent.glob("step-*"), *folder.parent.glob(".step-*.draft")]:
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)

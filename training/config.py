@@ -62,12 +62,16 @@ class TrainConfig(BaseModel):
         "gems", description="tuning method"
     )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled weight decay ('gems' and 'subspace' have none)"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     final_rate: float = Field(
         0.05, ge=0, le=1, description="learning rate at the end, as a share of the peak"
     )
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    clip: float = Field(
+        1.0, gt=0, description="largest gradient norm (under 'gems', of each family of subspaces)"
+    )
     batch_size: int = Field(128, ge=1, description="logged sequences a step")
     part_tokens: int = Field(8192, ge=64, description="tokens of one forward pass; a step takes several")
     epochs: float = Field(10, gt=0, description="passes over the logged sequences")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -24,13 +23,12 @@ class Parallel:
 
     @classmethod
     def start(cls) -> Parallel:
-        """Join the processes that `torchrun` started, or be alone. gloo on CPUs, NCCL on GPUs."""
+        """Join the processes that `torchrun` started, or be alone. By gloo: models are trained on CPUs so far."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(hours=2))  # one prepares while others wait
+            dist.init_process_group("gloo", timeout=timedelta(hours=2))  # one prepares while others wait
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from torch import nn
+from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis
 from index.bundle import BundleInfo, publish
@@ -186,15 +187,16 @@ def _prepare(
     folder: Path, config: TrainConfig, dataset: DataSet, console: Console, record: Callable[[], None] | None
 ) -> None:
     """Fill `folder` with what is missing; `record` the run once nothing can be refused any more."""
-    missing = not is_prepared(folder)
-    backbone = _checked_backbone(config, dataset) if missing else None
+    backbone = None if is_prepared(folder) else _checked_backbone(config, dataset)
     if backbone is not None:
         assets.fetch("minilm")
+    elif record is not None:  # a new run on old preparations
+        _check_method(open_prepared(folder, config.scheme).model, config)
     if record is not None:
         record()
     if backbone is not None:
         prepare(folder, dataset.catalogue, backbone, config, console)
-    if uses_knowledge(config) and not knowledge_path(folder, config).exists():
+    if uses_knowledge(config) and config.knowledge is None and not knowledge_path(folder, config).exists():
         collect(folder, open_prepared(folder, config.scheme), config, console)
 
 
@@ -206,18 +208,23 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
         raise BackboneError(
             f"backbone {config.backbone!r} already knows {min(taken)}; use one that is no bundle"
         )
-    check_ranks(backbone.model, config)
-    if uses_knowledge(config):
-        if config.knowledge is None:
-            assets.fetch("wikipedia")
-        else:
-            KnowledgeBasis.load(config.knowledge).check(projected_linears(backbone.model))
+    _check_method(backbone.model, config)
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
     if positions is not None and config.max_tokens > positions:
         raise BackboneError(
             f"--max-tokens {config.max_tokens} exceeds the backbone's context of {positions} positions"
         )
     return backbone
+
+
+def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Raises `GemsError` where the settings of GEMS do not fit the backbone."""
+    check_ranks(model, config)
+    if uses_knowledge(config):
+        if config.knowledge is None:
+            assets.fetch("wikipedia")
+        else:
+            KnowledgeBasis.load(config.knowledge).check(projected_linears(model))
 
 
 def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:

@@ -25,17 +25,22 @@ class AddedRows:
         self._first = first
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         self._input = _trainable(embedding.weight, first)
-        self._table: Tensor = head.weight
+        self._head, self._place = head, head.weight.data_ptr()
         tied = head.weight is embedding.weight
         self._output = self._input if tied else _trainable(head.weight, first)
         self.parameters: list[nn.Parameter] = [self._input] if tied else [self._input, self._output]
         embedding.register_forward_hook(self._look_up)
 
     def head(self, first: int, last: int) -> Tensor:
-        """Rows `first` to `last` of the output table [last − first, d], with gradient for the added ones."""
+        """Rows `first` to `last` of the output table [last − first, d], with gradient for the added ones.
+
+        Raises `RuntimeError` where the model was moved or cast since: its table is another one then.
+        """
+        if self._head.weight.data_ptr() != self._place:
+            raise RuntimeError("the model was moved or cast after its rows were taken; make AddedRows anew")
         if first >= self._first:
             return self._output[first - self._first : last - self._first]
-        known = self._table[first : min(last, self._first)].detach()
+        known = self._head.weight[first : min(last, self._first)].detach()
         return torch.cat([known, self._output[: max(0, last - self._first)]])
 
     def _look_up(self, _: nn.Module, inputs: tuple[Any, ...], found: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from index.sequence import TASKS
 from index.vocabulary import IdentifierVocabulary
 from training.batches import Batch, BatchSource
-from training.checkpoint import load_best, load_checkpoint, save_best, save_checkpoint
+from training.checkpoint import drop_other_best, load_best, load_checkpoint, save_best, save_checkpoint
 from training.config import TrainConfig
 from training.errors import UserError
 from training.losses import item_losses
@@ -34,6 +35,10 @@ from training.validation import Validator
 
 class TrainingError(UserError):
     """Training cannot go on; the last checkpoint stays good."""
+
+
+class DivergedError(TrainingError):
+    """Loss or gradient is not finite."""
 
 
 @dataclass
@@ -83,6 +88,8 @@ class Trainer:
         if found is not None:
             self.progress = TrainingProgress(**found)
             self._last_checkpoint = self.progress.seconds
+            if self.parallel.main:
+                drop_other_best(self.run, self.progress.best_step)
         if self.parallel.main:
             self._truncate_metrics(-1 if found is None else self.progress.step)
         return found is not None
@@ -135,7 +142,7 @@ class Trainer:
                     raise TrainingError(
                         f"stopped after step {self.progress.step}; the same command with --resume goes on"
                     )
-        load_best(self.run, self.model)
+        load_best(self.run, self.model, self.progress.best_step)
         self.model.eval()
         return self.parallel.agree(self.validator() if self.parallel.main else {})
 
@@ -177,10 +184,10 @@ class Trainer:
         figures = {f"{task.value}.loss": float(means[TASKS.index(task)]) for task in shares}
         return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
 
-    def _diverged(self, what: str, position: str) -> TrainingError:
-        return TrainingError(
-            f"{what} at step {self.progress.step + 1} ({position}); try a smaller --learning-rate. The last good "
-            f"checkpoint is kept in {self.run / 'checkpoints'}"
+    def _diverged(self, what: str, position: str) -> DivergedError:
+        return DivergedError(
+            f"{what} at step {self.progress.step + 1} ({position}); start a new run with a smaller --learning-rate. "
+            f"What was good until then is kept in {self.run / 'checkpoints'} and {self.run / 'best'}"
         )
 
     def _share(self, ahead: int = 0) -> float:
@@ -208,6 +215,7 @@ class Trainer:
         if log is not None:
             log.flush_to_disk()
             save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
+            drop_other_best(self.run, self.progress.best_step)
         self._last_checkpoint = self.progress.seconds
         self.parallel.wait()
 
@@ -237,7 +245,9 @@ class Trainer:
                     kept.append(line + "\n")
             except ValueError:  # the last line of a killed run may be cut off
                 continue
-        path.write_text("".join(kept), "utf-8")
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text("".join(kept), "utf-8")
+        os.replace(draft, path)
 
 
 @contextmanager

@@ -11,7 +11,14 @@ import torch
 from support.bundles import make_model
 
 from index.history import Task
-from training.checkpoint import CheckpointError, load_best, load_checkpoint, save_best, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    drop_other_best,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from training.config import TrainConfig
 from training.methods import make_method
 
@@ -48,9 +55,25 @@ def test_a_damaged_checkpoint_and_missing_best_weights_are_named(tmp_path: Path)
     with pytest.raises(CheckpointError, match="step-00000001"):
         load_checkpoint(tmp_path, model, method)
     with pytest.raises(CheckpointError, match="best"):
-        load_best(tmp_path, model)
+        load_best(tmp_path, model, 5)
     save_best(tmp_path, model, 5)
-    load_best(tmp_path, model)
+    load_best(tmp_path, model, 5)
+
+
+def test_best_weights_stay_until_a_checkpoint_knows_the_better_ones(tmp_path: Path) -> None:
+    model, _ = make()
+    save_best(tmp_path, model, 5)
+    save_best(tmp_path, model, 9)
+    load_best(tmp_path, model, 5)  # a run that was killed here goes on from a checkpoint that names 5
+    drop_other_best(tmp_path, 7)  # not there: nothing is dropped
+    drop_other_best(tmp_path, 9)
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["step-00000009"]
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    save_best(tmp_path, model, 9)  # again, by another clock
+    other, _ = make(seed=1)
+    load_best(tmp_path, other, 9)
+    assert torch.equal(next(other.parameters()), next(model.parameters()))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:

@@ -104,3 +104,29 @@ def test_a_table_leaves_out_what_nobody_measured() -> None:
     assert "| one | 1.000 | 0.5000 | 0.5000 | 0.2500 | 0.2500 | 0.50 | 1 | 2 |" in table
     assert "perplexity" not in table
     assert "val. loss rec." not in table
+
+
+def test_results_of_other_settings_or_data_are_not_mixed_in(data: Path, tmp_path: Path) -> None:
+    console, out = Console(quiet=True), tmp_path / "out"
+    settings = {
+        "settings": SweepSpec.load(spec_file(tmp_path)).settings | {"epochs": 0.3, "validate_every": 1}
+    }
+    spec = SweepSpec.load(spec_file(tmp_path, **settings))
+    first = run_variant(spec, "full", 0, data, out, console)
+    assert first == run_variant(spec, "full", 0, data, out, console)
+    with pytest.raises(SweepError, match="other settings, measures or data"):
+        run_variant(SweepSpec.load(spec_file(tmp_path, cases=10, **settings)), "full", 0, data, out, console)
+    with pytest.raises(SweepError, match="other settings, measures or data"):
+        run_variant(spec, "full", 0, make_data(tmp_path / "other", users=50), out, console)
+
+
+def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(data: Path, tmp_path: Path) -> None:
+    variants = {"wild": {"method": "full", "learning_rate": 1e20, "warmup": 0.0}, "calm": {"method": "full"}}
+    spec = SweepSpec.load(spec_file(tmp_path, variants=variants))
+    results = [run_variant(spec, v, 0, data, tmp_path / "out", Console(quiet=True)) for v in variants]
+    assert results[0] is not None
+    assert "not finite" in results[0]["failed"]
+    assert results[1] is not None
+    summary = summarise([r for r in results if r])
+    assert summary["wild"] == {"failed": 1}
+    assert "| wild (1 diverged) |" in markdown(summary)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from index.history import Task
 from training.config import TrainConfig
+from training.data.dataset import DataSet
 from training.evaluation.general import general_figures
 from training.evaluation.metrics import per_case
 from training.evaluation.preservation import compare_general
@@ -23,7 +24,9 @@ from training.general_text import held_out_articles, token_windows
 from training.locks import claim
 from training.pipeline import Trained, fit
 from training.preparation import SHAPED_BY, open_prepared
-from training.sweep.spec import SweepSpec
+from training.run_folder import fingerprint
+from training.sweep.spec import SweepError, SweepSpec
+from training.trainer import DivergedError
 
 WINDOW = 256
 METRICS = ("hit@10", "ndcg@10")
@@ -36,17 +39,27 @@ def run_variant(
     OUT/<variant>/seed-<n>/ with settings, metrics and `result.json`; weights are dropped."""
     folder = out / variant / f"seed-{seed}"
     found = folder / "result.json"
-    if found.exists():
-        return dict(json.loads(found.read_text("utf-8")))
     config = spec.config(variant, seed)
-    shared = out / "prepared" / _key(config)
+    dataset = fingerprint(DataSet.load(data))
+    about = {"settings": config.model_dump(mode="json"), "measured": spec.measures(), "data": dataset}
+    if found.exists():
+        before: dict[str, Any] = json.loads(found.read_text("utf-8"))
+        if any(before.get(name) != value for name, value in about.items()):
+            raise SweepError(f"{found} was made with other settings, measures or data; choose another --out")
+        return before
+    shared = out / "prepared" / _key(config, dataset)
     with claim(folder.with_suffix(".lock")) as mine:
         if not mine:
             return None
         console.rule(f"{variant}, seed {seed}")
-        trained = fit(data, folder, config, resume=True, console=console, preparations=shared)
-        assert trained is not None  # a sweep publishes no bundles
-        result = {"variant": variant, "seed": seed} | _measure(spec, config, trained, folder, shared, console)
+        result: dict[str, Any] = {"variant": variant, "seed": seed} | about
+        try:
+            trained = fit(data, folder, config, resume=True, console=console, preparations=shared)
+            assert trained is not None  # a sweep publishes no bundles
+            result |= _measure(spec, config, trained, folder, shared, console)
+        except DivergedError as error:  # a result, too: that learning rate is too high
+            console.print(f"{variant}, seed {seed}: {error}", markup=False)
+            result["failed"] = str(error)
         draft = folder / ".result.json"
         draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
         os.replace(draft, found)
@@ -101,7 +114,7 @@ def _log_figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def _key(config: TrainConfig) -> str:
+def _key(config: TrainConfig, dataset: str) -> str:
     """Runs whose identifiers and extended backbone are the same share them."""
-    shape = json.dumps({name: config.model_dump(mode="json")[name] for name in SHAPED_BY})
+    shape = json.dumps([dataset, {name: config.model_dump(mode="json")[name] for name in SHAPED_BY}])
     return hashlib.sha256(shape.encode()).hexdigest()[:16]

@@ -40,6 +40,10 @@ class SweepSpec(BaseModel):
             spec.config(variant, spec.seeds[0])
         return spec
 
+    def measures(self) -> dict[str, Any]:
+        """How each run is measured."""
+        return self.model_dump(mode="json", include={"cases", "beam_width", "exclude_history", "text_tokens"})
+
     def config(self, variant: str, seed: int) -> TrainConfig:
         """Settings of one run."""
         try:

@@ -40,6 +40,10 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for variant in dict.fromkeys(result["variant"] for result in results):
         mine = [result for result in results if result["variant"] == variant]
         summary[variant] = {}
+        failed = [result for result in mine if "failed" in result]
+        if failed:
+            summary[variant]["failed"] = len(failed)
+        mine = [result for result in mine if "failed" not in result]
         for name, get, _ in COLUMNS:
             values = [value for value in map(get, mine) if value is not None]
             if values:
@@ -56,7 +60,8 @@ def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
         "|---" * (len(shown) + 1) + "|",
     ]
     for variant, row in summary.items():
-        cells = []
+        cells: list[str] = []
+        name_shown = f"{variant} ({row['failed']} diverged)" if "failed" in row else variant
         for name, _, form in shown:
             entry = row.get(name)
             if entry is None:
@@ -65,5 +70,5 @@ def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
                 cells.append(format(entry["mean"], form))
             else:
                 cells.append(f"{entry['mean']:{form}} ± {entry['half_width']:{form}}")
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name_shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
