@@ -120,7 +120,7 @@ def main(
     layers: Annotated[int | None, typer.Option(help="first N layers (default: all)")] = None,
     rows: Annotated[int, typer.Option(help="sequences of a step")] = 4,
     tokens: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
-    steps: Annotated[int, typer.Option(help="timed steps, after those in which subspaces start")] = 7,
+    steps: Annotated[int, typer.Option(help="timed steps, after those in which subspaces start")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads")] = os.cpu_count() or 1,
     only: Annotated[str | None, typer.Option(help="methods, comma-separated")] = None,
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,

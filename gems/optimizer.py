@@ -321,6 +321,8 @@ class GEMS(torch.optim.Optimizer):
         plain = self._plain.state.values() if self._plain is not None else ()
         state += [t for entry in plain for t in entry.values() if isinstance(t, Tensor)]
         gradients = [s.projected for s in spaces] + self._gradients.plain
+        if self._gradients.alignment:  # the last updates, which the gate compares with the gradients
+            gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
         return {"state_bytes": _bytes(state), "gradient_bytes": _bytes(gradients)}
 
     def state_dict(self) -> dict[str, Any]:

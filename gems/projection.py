@@ -45,6 +45,7 @@ class ProjectedWeight:
         self._limit = limit  # most knowledge directions that leave room for all ranks
         self._rules = rules
         self.moved: dict[str, float] = {}  # families whose update was applied in the last step, and ‖N‖²
+        self._directions: dict[str, Tensor] = {}  # N of those, from the first backward pass to the step
         self._last_size = 0.0
 
     def take(self, task: str, families: list[str], *, keep: bool, alignment: Mapping[str, Tensor]) -> None:
@@ -67,8 +68,9 @@ class ProjectedWeight:
             spaces.projected[:, columns] += gradient[:, columns]
         for task, dot in alignment.items():
             if task in self.moved:
-                direction = spaces.direction(task, self._rules.betas, self._rules.eps)
-                dot += (gradient[:, spaces.columns[task]] * direction).sum().to(dot)
+                if task not in self._directions:
+                    self._directions[task] = spaces.direction(task, self._rules.betas, self._rules.eps)
+                dot += (gradient[:, spaces.columns[task]] * self._directions[task]).sum().to(dot)
 
     def refresh(self, step: int, families: Mapping[str, list[str]]) -> dict[str, float]:
         """New bases from the full gradients of this step, which are projected into them and freed.
@@ -132,7 +134,7 @@ class ProjectedWeight:
         arXiv 2410.01623).
         """
         rules, spaces = self._rules, self.subspaces
-        self.moved = {}
+        self.moved, self._directions = {}, {}
         if not spaces.ready or not coefficients:
             return
         blocks, bases = [], []
@@ -164,5 +166,6 @@ class ProjectedWeight:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.subspaces.load_state_dict(state)
+        self._directions = {}
         self.moved = dict(state["moved"])  # type: ignore[call-overload]
         self._last_size = float(state["last_size"])  # type: ignore[arg-type]
