@@ -16,6 +16,7 @@ import pytest
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
 from training.serving import ServerProcess
+from training.sweep.spec import SweepSpec
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -192,3 +193,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 def test_every_recipe_can_be_read(recipe: Path) -> None:
     TrainConfig.load(Path(recipe.stem), {})
     assert f"`{recipe.stem}`" in README
+
+
+@pytest.mark.parametrize("spec", sorted((ROOT / "bench" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_can_be_read(spec: Path) -> None:
+    SweepSpec.load(spec)

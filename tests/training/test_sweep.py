@@ -81,6 +81,8 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
         SweepSpec.load(spec_file(tmp_path, variants={"bad": {"rank": -1}}))
     with pytest.raises(SweepError, match="variants"):
         SweepSpec.load(spec_file(tmp_path, variants={}))
+    with pytest.raises(SweepError, match="slash"):
+        SweepSpec.load(spec_file(tmp_path, variants={"rank n/4": {}}))
     with pytest.raises(SweepError, match="colour"):
         SweepSpec.load(spec_file(tmp_path, colour="red"))
     with pytest.raises(SweepError, match=r"nowhere\.yaml"):

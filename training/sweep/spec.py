@@ -37,6 +37,8 @@ class SweepSpec(BaseModel):
         except (OSError, yaml.YAMLError, ValidationError) as error:
             raise SweepError(f"{path} is no sweep: {error}") from error
         for variant in spec.variants:
+            if "/" in variant or variant.startswith("."):
+                raise SweepError(f"variant {variant!r} names a folder: no slash, no dot in front")
             spec.config(variant, spec.seeds[0])
         return spec
 
