@@ -256,7 +256,7 @@ def test_tables_hold_settings_subspaces_cost_evaluation_and_preservation(tmp_pat
     assert set(page.sections) == NAMED_SECTIONS
     assert page.row("batch_size") == ["batch_size", "7", "128"]
     assert page.row("rank") == ["rank", "16", page.row("rank")[2]]
-    assert page.row("method")[1] == "full"
+    assert page.row("method")[1] == "gems"
     assert not any(row[0] == "epochs" for row in page.rows)  # as by default
     subspaces = [row for row in page.rows if row[0] == "q_proj" and len(row) == 4]
     assert subspaces == [["q_proj", "0.3", "0.5", "1e-07"]]
