@@ -276,7 +276,7 @@ def test_tables_hold_settings_subspaces_cost_evaluation_and_preservation(tmp_pat
     assert page.row("general / perplexity / after")[1] == "21.25"
     assert page.row("general / nll_difference")[1] == "0.1, 0.05, 0.15"
     assert page.notes == ["Validation"]  # no ranking; nothing else is missing
-    assert "films: full on smollm2-135m" in page.source
+    assert "films: gems on smollm2-135m" in page.source
     assert f"{STEPS} steps; 6 epochs" in page.source
 
 
