@@ -6,7 +6,7 @@ z_t holds task t's share of (loss relative to its first value, gradient norm, sa
 steps; f_φ is a two-layer ReLU perceptron, the same for each task, whose last layer starts at zero, and b
 a bias for each task, zero too, since tasks may differ where their features do not. The last term is the
 prior of the paper (arXiv 2601.09496): the task with the higher loss gets the smaller weight. φ and b learn
-by the one-step hypergradient (DESIGN §6.6).
+by the one-step hypergradient (docs/gems.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The knowledge basis: which input directions general text uses at each linear layer.
 
 For a layer with inputs x ∈ R^n on general text, K = Σ x xᵀ. Its top eigenvectors U [n, k] span what the
-layer's knowledge answers to; an update Δ with Δ U = 0 leaves those answers as they were (DESIGN §6.2; as
+layer's knowledge answers to; an update Δ with Δ U = 0 leaves those answers as they were (docs/gems.md; as
 in Adam-NSCL, arXiv 2103.07113, and AlphaEdit, arXiv 2410.02355, on the input side).
 """
 

@@ -2,7 +2,7 @@
 
 W is [m, n] (out × in), g = ∂L/∂W. A subspace has an orthonormal basis V [n, r]; the gradient is kept as
 R = g V [m, r], Adam runs on R, and the update of W is D = N Vᵀ with N = M̂ / (√V̂ + ε). Whatever Adam does
-elementwise, D x = 0 for every input x that is orthogonal to V (DESIGN §6.3; GaLore, arXiv 2403.03507).
+elementwise, D x = 0 for every input x that is orthogonal to V (docs/gems.md; GaLore, arXiv 2403.03507).
 """
 
 from __future__ import annotations

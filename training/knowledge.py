@@ -9,10 +9,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from gems import collect_knowledge
+from gems import collect_knowledge, find_linears
 from training.config import TrainConfig
 from training.general_text import knowledge_articles, token_windows
-from training.methods import projected_linears
 from training.preparation import Prepared
 
 WINDOW = 256
@@ -40,7 +39,7 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
         {"input_ids": torch.from_numpy(windows[k : k + BATCH]), "use_cache": False}
         for k in range(0, len(windows), BATCH)
     ]
-    linears = projected_linears(prepared.model)
+    linears = find_linears(prepared.model)
     with Progress(console=console) as bar:
         row = bar.add_task("knowledge of the backbone", total=len(batches))
         basis = collect_knowledge(

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
-from gems import KnowledgeBasis
+from gems import KnowledgeBasis, find_linears
 from index.bundle import BundleInfo, publish
 from index.trie import Trie
 from index.vocabulary import MARKERS
@@ -34,7 +34,7 @@ from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
-from training.methods import Method, check_ranks, make_method, projected_linears
+from training.methods import Method, check_ranks, make_method
 from training.parallel import Parallel
 from training.preparation import Prepared, is_prepared, open_prepared, prepare
 from training.probe import ConflictProbe
@@ -145,7 +145,7 @@ def fit(
         seed=config.seed,
         min_parts=parallel.size,
     )
-    linears = projected_linears(prepared.model)
+    linears = find_linears(prepared.model)
     validator = Validator(prepared.model, encoder, engine, split.validation, config)
     torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
@@ -224,7 +224,7 @@ def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
         if config.knowledge is None:
             assets.fetch("wikipedia")
         else:
-            KnowledgeBasis.load(config.knowledge).check(projected_linears(model))
+            KnowledgeBasis.load(config.knowledge).check(find_linears(model))
 
 
 def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:

@@ -30,7 +30,7 @@ from training.data.splits import Case, leave_one_out
 from training.evaluation.bootstrap import mean_interval
 from training.evaluation.general import GeneralFigures, general_figures
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import EvaluationError, cases_of, rank_cases, target_ranks
+from training.evaluation.ranking import EvaluationError, cases_of, draw_cases, rank_cases, target_ranks
 from training.general_text import held_out_articles, token_windows
 from training.preparation import CODES, is_prepared, open_prepared
 
@@ -66,7 +66,7 @@ def preservation(
         raise EvaluationError(
             f"{run} and {data} have different catalogues; compare a run on the data set it was trained on"
         )
-    cases = _draw(leave_one_out(dataset).test, max_cases, seed)
+    cases = draw_cases(leave_one_out(dataset).test, max_cases, seed)
     if not cases:
         raise EvaluationError("the data set has no user with three interactions, so no case to test")
     torch.set_num_threads(threads or os.cpu_count() or 1)
@@ -171,11 +171,6 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     if not np.array_equal(prepared["codes"], bundle.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
     return bundle, yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-
-
-def _draw(cases: Sequence[Case], limit: int, seed: int) -> list[Case]:
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(cases))[:limit])
-    return [cases[k] for k in drawn]
 
 
 def _rank(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
@@ -35,11 +33,10 @@ def make_method(
     """
     parallel = parallel or Parallel()
     shared = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "clip": config.clip}
-    summed = partial(_sum, parallel)
     if config.method == "full":
-        return FullTuning(model, reduce=summed, **shared)
+        return FullTuning(model, reduce=parallel.sum, **shared)
     if config.method == "pcgrad":
-        return PcgradTuning(model, reduce=summed, seed=config.seed, **shared)
+        return PcgradTuning(model, reduce=parallel.sum, seed=config.seed, **shared)
     if config.method in ("gems", "subspace"):
         return _gems(model, config, first_added, knowledge, parallel)
     model.requires_grad_(False)
@@ -48,20 +45,21 @@ def make_method(
     alpha = config.lora_alpha
     if config.method == "lora":
         method = LoraTuning(
-            model, rows.parameters, rank=config.lora_rank, alpha=alpha, dropout=0.0, reduce=summed, **shared
+            model,
+            rows.parameters,
+            rank=config.lora_rank,
+            alpha=alpha,
+            dropout=0.0,
+            reduce=parallel.sum,
+            **shared,
         )
     else:
         method = LoraMoeTuning(
-            model, rows.parameters, rank=config.lora_rank, experts=config.experts, alpha=alpha, reduce=summed,
+            model, rows.parameters, rank=config.lora_rank, experts=config.experts, alpha=alpha, reduce=parallel.sum,
             **shared,
         )  # fmt: skip
     method.rows = rows
     return method
-
-
-def projected_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that GEMS tunes in subspaces, and whose inputs the knowledge basis is about."""
-    return find_linears(model)
 
 
 def check_ranks(model: nn.Module, config: TrainConfig) -> None:
@@ -69,7 +67,7 @@ def check_ranks(model: nn.Module, config: TrainConfig) -> None:
     if config.method in ("gems", "subspace"):
         tasks = ("a", "b") if config.method == "gems" and config.multi_subspace else ()
         task_rank = None if config.task_rank is None else _rank(config.task_rank)
-        for name, linear in projected_linears(model).items():
+        for name, linear in find_linears(model).items():
             ranks_of(name, linear, tasks, _rank(config.rank), task_rank, config.knowledge_cap, None, 0.0)
 
 
@@ -80,7 +78,7 @@ def _gems(
     knowledge: KnowledgeBasis | None,
     parallel: Parallel,
 ) -> GemsTuning:
-    linears = projected_linears(model)
+    linears = find_linears(model)
     projected = {id(linear.weight) for linear in linears.values()}
     if config.backbone == "scratch":
         rows = None
@@ -123,8 +121,4 @@ def _rank(number: float) -> int | float:
     return float(number) if number <= 1 else round(number)
 
 
-def _sum(parallel: Parallel, tensors: list[Tensor]) -> None:
-    parallel.sum(tensors)
-
-
-__all__ = ["Method", "check_ranks", "make_method", "projected_linears"]
+__all__ = ["Method", "check_ranks", "make_method"]

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from index.history import Task
+from index.sequence import TASKS
 from training.methods.adamw import AdamWTuning, Reduce, split_by_decay
-
-TASKS = tuple(Task)
 
 
 class PcgradTuning(AdamWTuning):
