@@ -8,8 +8,6 @@ normalisation; figures are medians, and the ratios are what counts on a shared m
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from bench.clock import milliseconds
 from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
@@ -35,18 +34,6 @@ from training.extension import extend_backbone
 
 ITEMS = 10_000
 CODEBOOKS = (256, 256, 256, 16)
-
-
-def milliseconds(run: Callable[[], Any], repeats: int, warm_up: bool = True) -> float:
-    """Median wall time of `run`."""
-    if warm_up:
-        run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
 
 
 def allowed_tokens(

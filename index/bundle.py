@@ -3,6 +3,7 @@
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
     catalogue/items.jsonl                                 the items, row by row
     trie/*.npy                                            the identifiers
+    filters/attributes.json, *.npy                        the items of each attribute value
     bundle.json                                           what it is: `BundleInfo`
     manifest.json                                         SHA-256 and size of every other file
 
@@ -26,13 +27,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
+from index.filters import Filters
 from index.identifiers import Identifiers
 from index.manifest import BundleError, fsync, verify, write_manifest
 from index.sequence import SequenceEncoder
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NORMALISATIONS = ("level", "vocabulary")
 
 
@@ -102,7 +104,9 @@ def publish(
         (draft / "generation_config.json").unlink(missing_ok=True)
         tokenizer.save_pretrained(draft)
         catalogue.save(draft / "catalogue" / "items.jsonl")
-        Trie.build(identifiers.codes).save(draft / "trie")
+        trie = Trie.build(identifiers.codes)
+        trie.save(draft / "trie")
+        Filters.build(catalogue, trie).save(draft / "filters")
         (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
         for path in draft.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
@@ -125,6 +129,7 @@ class Bundle:
     info: BundleInfo
     catalogue: Catalogue
     trie: Trie
+    filters: Filters
     tokenizer: PreTrainedTokenizerFast
     vocabulary: IdentifierVocabulary
     encoder: SequenceEncoder
@@ -158,7 +163,8 @@ class Bundle:
             max_events=info.max_events,
             max_query_tokens=info.max_query_tokens,
         )
-        return cls(path, info, catalogue, trie, tokenizer, vocabulary, encoder)
+        filters = Filters.open(path / "filters", trie.items)
+        return cls(path, info, catalogue, trie, filters, tokenizer, vocabulary, encoder)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The weights, in evaluation mode."""

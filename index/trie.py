@@ -7,13 +7,13 @@ Nodes of a depth are numbered breadth-first, so that *an edge's index is its chi
                                     and edge e leads to node e at depth j + 1
     code[j][e]: the code written by edge e; ascending among the children of one node
 
-Leaves (nodes at depth L) are therefore sorted by identifier, and every node covers one contiguous
-range of leaves. A leaf holds the items `leaf_items[leaf_first[l] : leaf_first[l + 1]]`.
+Leaves (nodes at depth L) are therefore sorted by identifier. The items, in the order of their leaves, take
+consecutive *slots*: leaf l holds the slots leaf_first[l] .. leaf_first[l + 1] - 1, slot s the item
+slot_items[s], and every node covers one contiguous range of slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.arrays import read_array
+from index.offsets import Offsets
+from index.ranked_bits import RankedBits
+
 
 class TrieError(ValueError):
     """The identifiers cannot form a trie, or the stored arrays do not fit each other."""
@@ -29,14 +33,16 @@ class TrieError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Trie:
-    """code: per level, uint16 or uint32 [edges]; first_edge: per level, int32 [nodes + 1];
-    leaf_first: int32 [leaves + 1]; leaf_items: int32 [items].
+    """code: per level, uint16 or uint32 [edges]; first_edge: per level, offsets [nodes + 1];
+    first_slots: per depth from 1 on, the slots at which a node begins; leaf_first: offsets [leaves + 1];
+    slot_items: int32 [items].
     """
 
     code: tuple[NDArray[np.unsignedinteger], ...]
-    first_edge: tuple[NDArray[np.int32], ...]
-    leaf_first: NDArray[np.int32]
-    leaf_items: NDArray[np.int32]
+    first_edge: tuple[Offsets, ...]
+    first_slots: tuple[RankedBits, ...]
+    leaf_first: Offsets
+    slot_items: NDArray[np.int32]
 
     @property
     def levels(self) -> int:
@@ -48,7 +54,20 @@ class Trie:
 
     @property
     def items(self) -> int:
-        return len(self.leaf_items)
+        return len(self.slot_items)
+
+    @property
+    def node_bytes(self) -> int:
+        """Bytes of the prefix tree itself."""
+        return sum(
+            self.code[level].nbytes + self.first_edge[level].nbytes + self.first_slots[level].nbytes
+            for level in range(self.levels)
+        )
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of the map from leaves to items."""
+        return self.leaf_first.nbytes + self.slot_items.nbytes
 
     @classmethod
     def build(cls, codes: NDArray[np.integer]) -> Trie:
@@ -60,23 +79,28 @@ class Trie:
             raise TrieError(f"identifiers must be a non-empty table [items, levels], got shape {codes.shape}")
         if codes.min() < 0 or codes.max() >= 2**32:
             raise TrieError("codes must lie in 0 … 2³²−1")
-        items, levels = codes.shape
-        order = np.lexsort(codes.T[::-1])  # stable: items of one leaf stay in catalogue order
-        table = codes[order]
+        columns = [_narrow(codes[:, level]) for level in range(codes.shape[1])]
+        order = np.lexsort(columns[::-1])  # stable: items of one leaf stay in catalogue order
         code: list[NDArray[np.unsignedinteger]] = []
-        first_edge: list[NDArray[np.int32]] = []
+        first_edge: list[Offsets] = []
+        first_slots: list[RankedBits] = []
         starts = np.array([0])  # first sorted row below each node of the current depth
-        new = np.zeros(items, bool)  # whether a sorted row begins a new node
+        new = np.zeros(len(codes), bool)  # whether a sorted row begins a new node
         new[0] = True
-        for level in range(levels):
-            new[1:] |= table[1:, level] != table[:-1, level]
+        for column in columns:
+            column = column[order]
+            new[1:] |= column[1:] != column[:-1]
             children = np.flatnonzero(new)
-            width = np.uint16 if table[:, level].max() < 2**16 else np.uint32
-            code.append(table[children, level].astype(width))
-            first_edge.append(np.append(np.searchsorted(children, starts), len(children)).astype(np.int32))
+            code.append(column[children])
+            first_edge.append(Offsets.of(np.append(np.searchsorted(children, starts), len(children))))
+            first_slots.append(RankedBits.of(new))
             starts = children
         return cls(
-            tuple(code), tuple(first_edge), np.append(starts, items).astype(np.int32), order.astype(np.int32)
+            tuple(code),
+            tuple(first_edge),
+            tuple(first_slots),
+            Offsets.of(np.append(starts, len(codes))),
+            order.astype(np.int32),
         )
 
     def expand(
@@ -87,55 +111,62 @@ class Trie:
         Returns (parent, child, code), each int64 [edges]: position in `nodes`, node id at
         depth + 1, and code written. Ordered by position in `nodes`, then by code.
         """
-        first = self.first_edge[depth]
-        begin = first[nodes].astype(np.int64)
-        count = first[np.asarray(nodes) + 1] - begin
-        parent = np.repeat(np.arange(len(count)), count)
-        within = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
-        child = begin[parent] + within
+        begin, end = self._edges(depth, nodes)
+        parent, child = ranges(begin, end)
         return parent, child, self.code[depth][child].astype(np.int64)
 
-    def leaf_range(
-        self, depth: int, nodes: NDArray[np.integer]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Leaves [lo, hi) below each node of a depth; int64, same shape as `nodes`."""
-        lo, hi = np.asarray(nodes, np.int64), np.asarray(nodes, np.int64) + 1
+    def child_count(self, depth: int, nodes: NDArray[np.integer]) -> int:
+        """How many children the nodes have together."""
+        begin, end = self._edges(depth, nodes)
+        return int((end - begin).sum())
+
+    def _edges(self, depth: int, nodes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        nodes = np.asarray(nodes, np.int64)
+        return self.first_edge[depth][nodes], self.first_edge[depth][nodes + 1]
+
+    def slots(self, depth: int, nodes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Slots [lo, hi) below each node of a depth; int64, same shape as `nodes`."""
+        first = np.asarray(nodes, np.int64)
+        return self._first_slot(depth, first), self._first_slot(depth, first + 1)
+
+    def _first_slot(self, depth: int, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         for first in self.first_edge[depth:]:
-            lo, hi = first[lo].astype(np.int64), first[hi].astype(np.int64)
-        return lo, hi
+            nodes = first[nodes]
+        return self.leaf_first[nodes]
 
-    def blocked_leaves(self, excluded: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """Sorted leaves of which *every* item is excluded: int64. `excluded` holds catalogue rows."""
-        rows = np.unique(np.asarray(excluded, np.int64))
-        leaf, count = np.unique(self.leaf_of_item[rows], return_counts=True)
-        blocked: NDArray[np.int64] = leaf[count == np.diff(self.leaf_first)[leaf]]
-        return blocked
-
-    def alive(self, depth: int, nodes: NDArray[np.integer], blocked: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether any leaf below each node is not among the sorted `blocked` leaves."""
-        lo, hi = self.leaf_range(depth, nodes)
-        inside = np.searchsorted(blocked, hi) - np.searchsorted(blocked, lo)
-        return inside < hi - lo
+    def node_at(self, depth: int, slots: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The node of a depth, 1 or more, that covers each slot: int64, same shape."""
+        return self.first_slots[depth - 1].rank(np.asarray(slots, np.int64) + 1) - 1
 
     @cached_property
-    def leaf_of_item(self) -> NDArray[np.int64]:
-        """Leaf of each item: int64 [items]."""
-        leaf = np.empty(self.items, np.int64)
-        leaf[self.leaf_items] = np.repeat(np.arange(self.leaves), np.diff(self.leaf_first))
-        return leaf
+    def slot_of_item(self) -> NDArray[np.int32]:
+        """Slot of each catalogue row: int32 [items]."""
+        slot = np.empty(self.items, np.int32)
+        slot[self.slot_items] = np.arange(self.items, dtype=np.int32)
+        return slot
 
     def items_of(self, leaf: int) -> NDArray[np.int32]:
         """Catalogue rows of the items on a leaf, ascending."""
-        return self.leaf_items[self.leaf_first[leaf] : self.leaf_first[leaf + 1]]
+        first, last = self.leaf_first[np.array([leaf, leaf + 1])]
+        return self.slot_items[first:last]
+
+    def codes(self) -> NDArray[np.int64]:
+        """The identifiers that the trie was built from: int64 [items, levels]."""
+        slots = np.asarray(self.slot_of_item, np.int64)
+        return np.stack(
+            [code[self.node_at(level + 1, slots)].astype(np.int64) for level, code in enumerate(self.code)],
+            axis=1,
+        )
 
     def save(self, folder: Path) -> None:
-        """Write `code_J.npy`, `first_edge_J.npy`, `leaf_first.npy` and `leaf_items.npy`."""
+        """Write every array as a `.npy` file."""
         folder.mkdir(parents=True, exist_ok=True)
         for level in range(self.levels):
             np.save(folder / f"code_{level}.npy", self.code[level])
-            np.save(folder / f"first_edge_{level}.npy", self.first_edge[level])
-        np.save(folder / "leaf_first.npy", self.leaf_first)
-        np.save(folder / "leaf_items.npy", self.leaf_items)
+            self.first_edge[level].save(folder, f"first_edge_{level}")
+            self.first_slots[level].save(folder, f"first_slots_{level + 1}")
+        self.leaf_first.save(folder, "leaf_first")
+        np.save(folder / "slot_items.npy", self.slot_items)
 
     @classmethod
     def open(cls, folder: Path) -> Trie:
@@ -143,33 +174,48 @@ class Trie:
 
         def read(name: str) -> NDArray[Any]:
             try:
-                array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise TrieError(f"{folder / name} cannot be read: {error}") from error
-            return array
+                return read_array(folder / f"{name}.npy")
+            except ValueError as error:
+                raise TrieError(str(error)) from error
+
+        def offsets(name: str) -> Offsets:
+            return Offsets(read(f"{name}_base"), read(f"{name}_excess"))
+
+        def bits(name: str) -> RankedBits:
+            return RankedBits(read(f"{name}_words"), read(f"{name}_before"))
 
         levels = len(list(folder.glob("code_*.npy")))
         trie = cls(
-            tuple(read(f"code_{level}.npy") for level in range(levels)),
-            tuple(read(f"first_edge_{level}.npy") for level in range(levels)),
-            read("leaf_first.npy"),
-            read("leaf_items.npy"),
+            tuple(read(f"code_{level}") for level in range(levels)),
+            tuple(offsets(f"first_edge_{level}") for level in range(levels)),
+            tuple(bits(f"first_slots_{depth}") for depth in range(1, levels + 1)),
+            offsets("leaf_first"),
+            read("slot_items"),
         )
         nodes = 1
         for level in range(levels):
             edges = len(trie.code[level])
-            if len(trie.first_edge[level]) != nodes + 1 or trie.first_edge[level][-1] != edges:
+            if not trie.first_edge[level].spans(nodes, edges):
                 raise TrieError(f"{folder}: the arrays of level {level} do not fit each other")
+            if not trie.first_slots[level].spans(trie.items, edges):
+                raise TrieError(f"{folder}: the first slots of depth {level + 1} do not fit the trie")
             nodes = edges
-        if not levels or trie.leaves != nodes or trie.leaf_first[-1] != trie.items:
+        if not levels or not trie.leaf_first.spans(nodes, trie.items):
             raise TrieError(f"{folder}: the leaf arrays do not fit the trie")
         return trie
 
-    def codes(self) -> NDArray[np.int64]:
-        """The identifiers that the trie was built from: int64 [items, levels]."""
-        table = np.empty((self.leaves, self.levels), np.int64)
-        node = np.arange(self.leaves)
-        for level in reversed(range(self.levels)):
-            table[:, level] = self.code[level][node]
-            node = np.searchsorted(self.first_edge[level], node, side="right") - 1
-        return table[self.leaf_of_item]
+
+def ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The integers of several ranges [begin, end), one range after the other.
+
+    Returns (range, integer), each int64: which range it is, and the integer itself.
+    """
+    count = end - begin
+    owner = np.repeat(np.arange(len(count)), count)
+    value = np.arange(len(owner))
+    value += np.repeat(begin - (np.cumsum(count) - count), count)
+    return owner, value
+
+
+def _narrow(column: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+    return np.ascontiguousarray(column, np.uint16 if column.max() < 2**16 else np.uint32)

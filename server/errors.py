@@ -145,6 +145,8 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":  # the last part is a name that the client made up
         path, message = path[:-1], "holds an unknown field; see /docs for the known ones"
+    if "filter" in path:  # attribute names are the client's, too
+        path = path[: path.index("filter") + 1]
     return FieldError(where=".".join(str(part) for part in path)[:_MAX_TEXT], message=message[:_MAX_TEXT])
 
 

@@ -7,7 +7,7 @@ service; the ceilings here only bound the work of validation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
@@ -15,11 +15,26 @@ HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
 MAX_FIELDS = 32  # of one JSON object; no request has as many
 
+ITEMS_CEILING = 10_000  # of `exclude` and `candidates`
+MAX_FILTER_VALUES = 1000  # of one attribute
+MAX_VALUE_CHARS = 512
+
 TaskName = Literal["search", "recommendation"]
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+FilterValue = Annotated[str, Field(max_length=MAX_VALUE_CHARS)] | bool | Number
+FilterValues = Annotated[list[FilterValue], Field(min_length=1)]
 
 
 def _crowded(data: Any) -> bool:
     return isinstance(data, dict) and len(data) > MAX_FIELDS
+
+
+def _short(values: Any, most: int) -> Any:
+    """Refuse a long list before its parts are looked at."""
+    if isinstance(values, list) and len(values) > most:
+        raise ValueError(f"more than {most} entries")
+    return values
 
 
 class HistoryEntry(BaseModel):
@@ -32,6 +47,23 @@ class HistoryEntry(BaseModel):
     query: str | None = Field(None, description="What was typed; needed where the behaviour is `search`.")
 
 
+class NumberRange(BaseModel):
+    """Numbers between bounds; those that are absent do not bound."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    gt: Number | None = None
+    gte: Number | None = None
+    lt: Number | None = None
+    lte: Number | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("a range needs at least one of gt, gte, lt, lte")
+        return self
+
+
 class RecommendRequest(BaseModel):
     """What will this person want next?"""
 
@@ -41,7 +73,8 @@ class RecommendRequest(BaseModel):
         frozen=True,
         json_schema_extra={
             "examples": [
-                {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True}
+                {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True},
+                {"history": [{"item_id": "1"}], "filter": {"categories": ["Comedy"], "year": {"gte": 1990}}},
             ]
         },
     )
@@ -56,6 +89,15 @@ class RecommendRequest(BaseModel):
         description="Hypotheses per level; default: the larger of `limit` and `default_beam_width`.",
     )
     exclude_history: bool = Field(False, description="Leave out every item of the history.")
+    exclude: Annotated[list[ItemId], FailFast()] = Field(
+        default=[], description="Items to leave out; unknown ones are no error."
+    )
+    candidates: list[ItemId] | None = Field(None, min_length=1, description="Rank only these items.")
+    filter: dict[str, FilterValue | FilterValues | NumberRange] | None = Field(
+        None,
+        min_length=1,
+        description="Attribute to value, list of values or range of numbers; an item has to match all.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +117,21 @@ class RecommendRequest(BaseModel):
             if any(map(_crowded, history)):
                 raise ValueError("an entry has too many fields")
         return history
+
+    @field_validator("exclude", "candidates", mode="before")
+    @classmethod
+    def _few_items(cls, items: Any) -> Any:
+        return _short(items, ITEMS_CEILING)
+
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _few_values(cls, asked: Any) -> Any:
+        if isinstance(asked, dict):
+            if len(asked) > MAX_FIELDS:
+                raise ValueError(f"more than {MAX_FIELDS} attributes")
+            for condition in asked.values():
+                _short(condition, MAX_FILTER_VALUES)
+        return asked
 
     @field_validator("history")
     @classmethod

@@ -15,6 +15,7 @@ from server.errors import InvalidRequestError, ServerError
 from server.metrics import STAGES, Metrics
 from server.scheduler import Scheduler
 from server.schemas import Answer, Dropped, HistoryEntry, RankedItem, RecommendRequest, SearchRequest, Timings
+from server.selection import allowed_items, why_fewer
 from server.settings import Settings
 
 MAX_UNKNOWN_NAMED = 20  # in an answer; the count is always whole
@@ -51,15 +52,15 @@ class Service:
         prompt = self._encode(history.events, query)
         limit = body.limit or self._settings.default_limit
         beam_width = body.beam_width or max(limit, self._settings.default_beam_width)
-        excluded = sorted(set(history.rows)) if body.exclude_history else []
+        allowed = allowed_items(body, history.rows, self.bundle)
         tokenised = time.perf_counter() - began
 
         ranked = await self._scheduler.rank(
-            RankRequest(prompt.ids, limit, beam_width, excluded), self._settings.request_timeout_ms / 1000
+            RankRequest(prompt.ids, limit, beam_width, allowed), self._settings.request_timeout_ms / 1000
         )
         items = self._items(ranked.ranking)
         task = Task.RECOMMENDATION if query is None else Task.SEARCH
-        short = self._why_short(len(items), limit, len(excluded))
+        short = why_fewer(len(items), limit, allowed)
         old = prompt.dropped_events + len(history.rows) - len(history.events)
         seconds = {"queue": ranked.waited, "tokenise": tokenised} | ranked.ranking.seconds
         self._count(task, short is not None, len(history.unknown), old, seconds)
@@ -133,16 +134,6 @@ class Service:
                 ((self.bundle.catalogue[row], score) for row, score in pairs), start=1
             )
         ]
-
-    def _why_short(self, found: int, limit: int, excluded: int) -> str | None:
-        if found >= limit:
-            return None
-        items = len(self.bundle.catalogue)
-        if found < items - excluded:
-            return f"the beam search ended with {found} items"
-        if excluded:
-            return f"the catalogue holds {items} items, and the {excluded} of the history were excluded"
-        return f"the catalogue holds only {items} items"
 
     def _count(self, task: Task, short: bool, unknown: int, old: int, seconds: dict[str, float]) -> None:
         self._metrics.unknown_items.inc(unknown)

@@ -1,7 +1,7 @@
 """One step of beam search over a trie, for one request: gather the legal children, then take the best.
 
 Legal first, best second: the beam holds `width` legal hypotheses wherever as many exist, and never
-runs into a dead end, because children without an allowed leaf are dropped before the choice.
+runs into a dead end, because children without an allowed item are dropped before the choice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.trie import Trie
+from index.allowed import Allowed
+from index.trie import ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,27 @@ class Beam:
         return cls(zero, np.zeros(1), zero, zero)
 
 
-def advance(
-    trie: Trie, depth: int, beam: Beam, log_probs: NDArray[np.float32], width: int, blocked: NDArray[np.int64]
-) -> Beam:
-    """The best `width` children of a beam.
+def advance(depth: int, beam: Beam, log_probs: NDArray[np.float32], width: int, allowed: Allowed) -> Beam:
+    """The best `width` children of a beam that lead to an allowed item.
 
     log_probs: float32 [w, codebook], log p(code | hypothesis) for every code of this level.
-    blocked: sorted leaves that must not be reached (`Trie.blocked_leaves`).
     Ties go to the smaller node, that is, to leaf order.
     """
-    parent, child, code = trie.expand(depth, beam.nodes)
+    parent, child, code = allowed.expand(depth, beam.nodes)
     score = beam.scores[parent] + log_probs[parent, code]
-    # At most len(blocked) nodes can be dead, so that the best width + len(blocked) hold the answer.
-    best = _top(score, child, width + len(blocked))
-    if len(blocked):
-        best = best[trie.alive(depth + 1, child[best], blocked)][:width]
+    # At most one node a slot excluded can be dead, so that the best width + excluded hold the answer.
+    best = _top(score, child, width + len(allowed.excluded))
+    if len(allowed.excluded):
+        best = best[allowed.alive(depth + 1, child[best])][:width]
     return Beam(child[best], score[best], parent[best], code[best])
+
+
+def best_items(beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], list[float]]:
+    """Catalogue rows of the allowed items on the leaves of a beam, leaf by leaf, at most `limit`, and scores."""
+    trie = allowed.trie
+    leaf, slots = ranges(*trie.slots(trie.levels, beam.nodes))
+    kept = np.flatnonzero(allowed.holds(slots))[:limit]
+    return trie.slot_items[slots[kept]].tolist(), beam.scores[leaf[kept]].tolist()
 
 
 def _top(score: NDArray[np.float64], node: NDArray[np.int64], count: int) -> NDArray[np.int64]:

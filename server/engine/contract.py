@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from index.allowed import Allowed
+from index.trie import Trie
+
 
 class EngineError(Exception):
     """The engine cannot rank; the message says what is wrong with the request or the bundle."""
@@ -18,13 +21,13 @@ class RankRequest:
     prompt: token ids, as `SequenceEncoder.prompt` makes them.
     limit: how many items to return at most.
     beam_width: hypotheses kept per level; raised to `limit` where smaller.
-    excluded: catalogue rows that must not come back.
+    allowed: which items may come back, by the engine's own trie; None for all.
     """
 
     prompt: Sequence[int]
     limit: int
     beam_width: int
-    excluded: Sequence[int] = ()
+    allowed: Allowed | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -49,6 +52,11 @@ class Ranking:
 
 class Engine(Protocol):
     """Exact constrained beam search: the best `limit` legal items under a beam of `beam_width`."""
+
+    @property
+    def trie(self) -> Trie:
+        """The identifiers that it ranks."""
+        ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. The answer to a request does not depend on its neighbours. Raises `EngineError`."""

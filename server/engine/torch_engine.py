@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
-from server.engine.beam import Beam, advance
+from server.engine.beam import Beam, advance, best_items
 from server.engine.cache import BeamCache
 from server.engine.contract import EngineError, Ranking, RankRequest
 
@@ -72,6 +73,7 @@ class TorchEngine:
         self._head: Tensor = model.get_output_embeddings().weight
         if len(self._head) < vocabulary.size:
             raise EngineError(f"the model has {len(self._head)} output rows; {vocabulary.size} are needed")
+        self._everything = Allowed.of(trie)
         self._probe()
 
     @classmethod
@@ -115,7 +117,9 @@ class TorchEngine:
         watch = _Stopwatch()
         trie, levels = self.trie, self.trie.levels
         widths = [self._width(request) for request in requests]
-        blocked = [trie.blocked_leaves(request.excluded) for request in requests]
+        allowed = [request.allowed or self._everything for request in requests]
+        if any(each.trie is not trie for each in allowed):
+            raise EngineError("a request was made for another trie than the engine's")
         lengths = torch.tensor([len(request.prompt) for request in requests])
         if int(lengths.max()) + levels > self._positions:
             raise EngineError(
@@ -133,15 +137,15 @@ class TorchEngine:
             log_probs = [self._log_probs(hidden[b, : len(beam.nodes)], level) for b, beam in enumerate(beams)]
             watch.lap("head")
             beams = [
-                advance(trie, level, beam, log_probs[b], widths[b], blocked[b])
-                for b, beam in enumerate(beams)
+                advance(level, beam, log_probs[b], widths[b], allowed[b]) for b, beam in enumerate(beams)
             ]
             watch.lap("trie")
             if level < levels - 1:
                 hidden, tree = self._decode(level, beams, slots[level], tree, lengths, cache)
                 watch.lap("decode")
         rankings = [
-            self._answer(request, beam, watch.seconds) for request, beam in zip(requests, beams, strict=True)
+            Ranking(*best_items(beam, allowed[b], requests[b].limit), watch.seconds)
+            for b, beam in enumerate(beams)
         ]
         watch.lap("trie")
         return rankings
@@ -195,18 +199,6 @@ class TorchEngine:
         if not np.isfinite(result).all():
             raise EngineError("the model's scores are not finite; its weights are damaged or have diverged")
         return result
-
-    def _answer(self, request: RankRequest, beam: Beam, seconds: dict[str, float]) -> Ranking:
-        """Items of the best leaves, leaf by leaf, without the excluded ones, up to the limit."""
-        excluded = set(request.excluded)
-        items: list[int] = []
-        scores: list[float] = []
-        for leaf, score in zip(beam.nodes.tolist(), beam.scores.tolist(), strict=True):
-            for item in self.trie.items_of(leaf).tolist():
-                if item not in excluded and len(items) < request.limit:
-                    items.append(item)
-                    scores.append(score)
-        return Ranking(items, scores, seconds)
 
     @torch.inference_mode()
     def _probe(self) -> None:

@@ -46,24 +46,6 @@ def test_codes_are_recovered(codes: NDArray[np.int32]) -> None:
     assert np.array_equal(Trie.build(codes).codes(), codes)
 
 
-@given(tables, st.data())
-@settings(max_examples=100, deadline=None)
-def test_a_node_is_alive_while_one_item_below_it_is_allowed(
-    codes: NDArray[np.int32], data: st.DataObject
-) -> None:
-    trie = Trie.build(codes)
-    excluded = data.draw(st.sets(st.integers(0, len(codes) - 1)))
-    blocked = trie.blocked_leaves(sorted(excluded))
-    allowed = {tuple(row) for k, row in enumerate(codes.tolist()) if k not in excluded}
-    nodes, prefixes = np.array([0]), [()]
-    for depth in range(trie.levels + 1):
-        expected = [any(row[:depth] == prefix for row in allowed) for prefix in prefixes]
-        assert trie.alive(depth, nodes, blocked).tolist() == expected
-        if depth < trie.levels:
-            parent, nodes, code = trie.expand(depth, nodes)
-            prefixes = [(*prefixes[p], c) for p, c in zip(parent.tolist(), code.tolist(), strict=True)]
-
-
 def test_expanding_a_batch_equals_expanding_one_by_one() -> None:
     trie = Trie.build(np.random.default_rng(0).integers(0, 20, (500, 3)))
     nodes = np.array([3, 0, 7, 7])

@@ -98,7 +98,7 @@ def test_history_is_excluded_only_on_demand(client: TestClient) -> None:
     answer = client.post("/recommend", json=body | {"exclude_history": True}).json()
     assert kept & seen
     assert sorted(ids_of(answer)) == [f"item-{k}" for k in range(55, 60)]
-    reason = "the catalogue holds 60 items, and the 55 of the history were excluded"
+    reason = "the exclusions leave 5 of the catalogue's 60 items"
     assert answer["fewer_than_limit"] == reason
 
 
@@ -106,8 +106,32 @@ def test_everything_excluded_leaves_an_empty_answer_with_its_reason(client: Test
     body = {"history": [{"item_id": f"item-{k}"} for k in range(60)], "exclude_history": True}
     answer = client.post("/recommend", json=body).json()
     assert answer["items"] == []
-    reason = "the catalogue holds 60 items, and the 60 of the history were excluded"
+    reason = "the exclusions leave 0 of the catalogue's 60 items"
     assert answer["fewer_than_limit"] == reason
+
+
+@pytest.mark.parametrize("path", ["/search", "/recommend"])
+def test_filter_candidates_and_exclusions_hold_together(client: TestClient, path: str) -> None:
+    """Item k is of year 1950 + k and of genre k mod 5 (0: Drama)."""
+    body: dict[str, Any] = {"limit": 10, "filter": {"categories": "Drama", "year": {"gte": 1960, "lt": 1990}}}
+    if path == "/search":
+        body["query"] = "river"
+    dramas = [f"item-{k}" for k in range(10, 40, 5)]
+    assert sorted(ids_of(client.post(path, json=body).json())) == dramas
+    body["candidates"] = ["item-0", "item-10", "item-11", "item-20", "item-30", "item-30"]
+    assert sorted(ids_of(client.post(path, json=body).json())) == ["item-10", "item-20", "item-30"]
+    body |= {"exclude": ["item-20", "never heard of"], "history": [{"item_id": "item-10"}]}
+    assert sorted(ids_of(client.post(path, json=body).json())) == ["item-10", "item-30"]
+    answer = client.post(path, json=body | {"exclude_history": True}).json()
+    assert ids_of(answer) == ["item-30"]
+    reason = "the filter, candidates and exclusions leave 1 of the catalogue's 60 items"
+    assert answer["fewer_than_limit"] == reason
+
+
+def test_a_filter_that_nothing_matches_leaves_an_empty_answer(client: TestClient) -> None:
+    answer = client.post("/recommend", json={"filter": {"year": 3000}}).json()
+    assert answer["items"] == []
+    assert "leave 0 of" in answer["fewer_than_limit"]
 
 
 def test_limit_beyond_the_catalogue_returns_all_of_it(client: TestClient) -> None:

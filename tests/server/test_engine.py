@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from index.allowed import Allowed, SlotSet
 from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
@@ -55,6 +56,17 @@ def world(arch: str = "llama", items: int = 120, levels: int = 3, seed: int = 0)
     codes = rng.permutation(table)[:items]
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, tuple(int(k) for k in codes.max(0) + 1))
     return World(make_model(vocabulary.size, arch, positions=128, seed=seed), codes, vocabulary)
+
+
+def draw_allowed(data: st.DataObject, trie: Trie) -> tuple[Allowed, list[int]]:
+    """Any choice of items with any exclusions, and the catalogue rows that they leave."""
+    some = st.sets(st.integers(0, trie.items - 1))
+    chosen, excluded = data.draw(st.none() | some), data.draw(some)
+    slots = None
+    if chosen is not None:
+        slots = SlotSet.of_members(trie.slot_of_item[sorted(chosen)], trie.items)
+    left = (set(range(trie.items)) if chosen is None else chosen) - excluded
+    return Allowed.of(trie, slots, sorted(excluded)), sorted(left)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -180,19 +192,26 @@ def test_small_passes_give_the_answers_of_large_ones() -> None:
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_excluded_items_never_come_back_and_as_many_others_do(data: st.DataObject) -> None:
+def test_only_allowed_items_come_back_and_as_many_as_there_are(data: st.DataObject) -> None:
     w = world(items=60)
     n = len(w.codes)
-    excluded = sorted(data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1)))
+    engine = w.engine("level")
+    allowed, rows = draw_allowed(data, engine.trie)
     ids = prompt(data.draw(st.sampled_from(LENGTHS)))
-    ranking = w.engine("level").rank([RankRequest(ids, n, n, excluded)])[0]
-    assert sorted(ranking.items) == sorted(set(range(n)) - set(excluded))
+    ranking = engine.rank([RankRequest(ids, n, n, allowed)])[0]
+    assert sorted(ranking.items) == rows
     expected = brute_force(w, ids, "level")
     assert np.allclose(ranking.scores, expected[ranking.items], atol=1e-3)
     limit = data.draw(st.integers(1, n))
-    short = w.engine("level").rank([RankRequest(ids, limit, 1, excluded)])[0]
-    assert len(short.items) == min(limit, n - len(excluded))
-    assert not set(short.items) & set(excluded)
+    short = engine.rank([RankRequest(ids, limit, 1, allowed)])[0]
+    assert len(short.items) == min(limit, len(rows))
+    assert set(short.items) <= set(rows)
+
+
+def test_a_request_for_another_trie_is_refused() -> None:
+    w = world()
+    with pytest.raises(EngineError, match="another trie"):
+        w.engine("level").rank([RankRequest(prompt(7), 1, 1, Allowed.of(Trie.build(w.codes)))])
 
 
 def test_items_that_share_an_identifier_come_back_together() -> None:
@@ -200,7 +219,7 @@ def test_items_that_share_an_identifier_come_back_together() -> None:
     codes = np.concatenate([w.codes, w.codes[:10]])
     engine = TorchEngine(w.model, Trie.build(codes), w.vocabulary)
     n = len(codes)
-    ranking = engine.rank([RankRequest(prompt(7), n, n, excluded=[3])])[0]
+    ranking = engine.rank([RankRequest(prompt(7), n, n, Allowed.of(engine.trie, excluded=[3]))])[0]
     assert sorted(ranking.items) == sorted(set(range(n)) - {3})
     scores = dict(zip(ranking.items, ranking.scores, strict=True))
     assert scores[5] == scores[len(w.codes) + 5]
@@ -227,10 +246,11 @@ def test_any_catalogue_is_ranked_as_brute_force_does(data: st.DataObject) -> Non
     sizes = tuple(int(k) for k in codes.max(0) + 1)
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, sizes)
     w = World(make_model(vocabulary.size, positions=128), codes, vocabulary)
-    excluded = sorted(data.draw(st.sets(st.integers(0, shape[0] - 1), max_size=3)))
+    engine = w.engine("level")
+    allowed, rows = draw_allowed(data, engine.trie)
     ids = prompt(data.draw(st.sampled_from(LENGTHS)))
-    ranking = w.engine("level").rank([RankRequest(ids, 30, 30, excluded)])[0]
-    assert sorted(ranking.items) == sorted(set(range(shape[0])) - set(excluded))
+    ranking = engine.rank([RankRequest(ids, 30, 30, allowed)])[0]
+    assert sorted(ranking.items) == rows
     assert np.allclose(ranking.scores, brute_force(w, ids, "level")[ranking.items], atol=1e-3)
 
 

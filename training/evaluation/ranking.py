@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.history import Task
 from index.sequence import SequenceEncoder, SequenceError
 from server.engine.contract import Engine, Ranking, RankRequest
@@ -58,8 +59,8 @@ def rank_cases(
                 raise EvaluationError(
                     f"user {case.user_id!r} cannot be tested as {task.value}: {error}"
                 ) from error
-            excluded = seen_items(case) if exclude_history else []
-            requests.append(RankRequest(prompt.ids, limit, beam_width, excluded))
+            allowed = Allowed.of(engine.trie, excluded=seen_items(case)) if exclude_history else None
+            requests.append(RankRequest(prompt.ids, limit, beam_width, allowed))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
             progress(len(rankings), len(order))

@@ -1,0 +1,128 @@
+"""`python -m bench.trie --json F`: the trie at catalogue scale, against marisa-trie and nested Python dicts.
+
+Random identifiers, every code equally likely: the least favourable case for size, since almost no prefix is
+shared. An expansion finds all children of so many nodes of depth 1 (a beam after its first code): position in
+the beam, child, and code. `filtered` allows a random 1% of the items. All in one process, medians.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import marisa_trie
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.clock import milliseconds
+from index.allowed import Allowed, SlotSet
+from index.trie import Trie
+
+BEAMS = (50, 256)
+SHARE = 0.01
+PLANE = 0x10000  # codes as characters beyond the surrogates
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    items: Annotated[int, typer.Option(min=1000)] = 10_000_000,
+    levels: Annotated[int, typer.Option(min=2)] = 4,
+    codebook: Annotated[int, typer.Option(min=2, max=65536, help="codes of each level")] = 65536,
+    peers: Annotated[bool, typer.Option(help="measure marisa-trie and nested dicts, too")] = True,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    console = Console()
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, codebook, (items, levels), dtype=np.uint16)
+    start = time.perf_counter()
+    trie = Trie.build(codes)
+    figures: dict[str, Any] = {
+        "items": items, "levels": levels, "codebook": codebook,
+        "build_seconds": time.perf_counter() - start,
+        "bytes_per_item": trie.node_bytes / items,
+        "leaf_map_bytes_per_item": trie.item_bytes / items,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        trie.save(Path(folder))
+        figures["open_ms"] = milliseconds(lambda: Trie.open(Path(folder)), 9)
+        trie = Trie.open(Path(folder))  # measured as it is served: memory-mapped
+        start = time.perf_counter()
+        chosen = SlotSet.of(rng.random(items) < SHARE)
+        figures["filter_build_ms"] = 1000 * (time.perf_counter() - start)
+        allowed = Allowed.of(trie, chosen)
+        beams = {w: np.sort(rng.choice(len(trie.code[0]), min(w, len(trie.code[0])), False)) for w in BEAMS}
+        figures["children"] = {str(w): trie.child_count(1, nodes) for w, nodes in beams.items()}
+        figures["expand_ms"] = _times(beams, lambda nodes: trie.expand(1, nodes))
+        figures["filtered_expand_ms"] = _times(beams, lambda nodes: allowed.expand(1, nodes))
+        if peers:
+            first_codes = {w: trie.code[0][nodes].tolist() for w, nodes in beams.items()}
+            for name, build in (("dict", _dict_expansion), ("marisa", _marisa_expansion)):
+                console.print(f"building {name}")
+                start = time.perf_counter()
+                expand = build(codes)
+                figures[f"{name}_build_seconds"] = time.perf_counter() - start
+                _check(trie, beams[BEAMS[0]], expand(first_codes[BEAMS[0]]))
+                figures[f"{name}_expand_ms"] = _times(first_codes, expand)
+                figures[f"speedup_over_{name}"] = {
+                    w: figures[f"{name}_expand_ms"][w] / figures["expand_ms"][w] for w in figures["expand_ms"]
+                }
+                del expand
+    _print(figures, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _times(beams: dict[int, Any], expand: Callable[[Any], Any]) -> dict[str, float]:
+    return {str(width): milliseconds(lambda b=beam: expand(b), 30) for width, beam in beams.items()}  # type: ignore[misc]
+
+
+def _dict_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[tuple[int, int]]]:
+    """Nested dicts: (position, code) of every child of the nodes that the given first codes lead to."""
+    root: dict[int, Any] = {}
+    for row in codes:
+        node = root
+        for code in row.tolist():
+            node = node.setdefault(code, {})
+    return lambda firsts: [(k, code) for k, first in enumerate(firsts) for code in root[first]]
+
+
+def _marisa_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[tuple[int, int]]]:
+    """marisa-trie has no call for the children of a node; the next codes of all keys below it are they."""
+    words = (codes.astype(np.uint32) + PLANE).view(f"<U{codes.shape[1]}").ravel()
+    trie = marisa_trie.Trie(words.tolist())
+
+    def expand(firsts: list[int]) -> list[tuple[int, int]]:
+        return [
+            (k, ord(letter) - PLANE)
+            for k, first in enumerate(firsts)
+            for letter in {key[1] for key in trie.iterkeys(chr(first + PLANE))}
+        ]
+
+    return expand
+
+
+def _check(trie: Trie, nodes: NDArray[np.int64], theirs: list[tuple[int, int]]) -> None:
+    """All ways find the same children, or the times mean nothing."""
+    parent, _, code = trie.expand(1, nodes)
+    if sorted(theirs) != list(zip(parent.tolist(), code.tolist(), strict=True)):
+        raise SystemExit("the tries disagree")
+
+
+def _print(figures: dict[str, Any], console: Console) -> None:
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        for width, number in pairs:
+            table.add_row(f"{name}.{width}" if width else name, f"{number:,.3f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
