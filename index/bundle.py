@@ -1,15 +1,15 @@
 """The bundle: one directory that a server can serve (DESIGN §5).
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
-    catalogue/items.jsonl                                 the items, row by row
-    trie/*.npy                                            the identifiers
-    filters/attributes.json, *.npy                        the items of each attribute value
+    codebooks/*.npy                                       what names later items (semantic identifiers)
     bundle.json                                           what it is: `BundleInfo`
-    manifest.json                                         SHA-256 and size of every other file
+    manifest.json                                         SHA-256 and size of every file above
+    index/current.json, index/v1/, ...                    the items and their identifiers (`Versions`, `ItemIndex`)
 
-Published by writing a sibling folder, fsync and one rename: a reader sees no bundle or the whole
-one. A damaged bundle is refused by name of the file before anything of it is used. No pickle, no
-remote code, and the backbone's `generation_config.json` is not inherited.
+Published by writing a sibling folder, fsync and one rename: a reader sees no bundle or the whole one. Of what
+is published only the index changes, version by version. A damaged bundle is refused by name of the file
+before anything of it is used. No pickle, no remote code, and the backbone's `generation_config.json` is
+not inherited.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
-from index.filters import Filters
 from index.identifiers import Identifiers
+from index.identifiers.codebooks import Codebooks
+from index.item_index import ItemIndex
 from index.manifest import BundleError, fsync, verify, write_manifest
 from index.sequence import SequenceEncoder
-from index.trie import Trie
+from index.versions import Versions
 from index.vocabulary import IdentifierVocabulary
 
 FORMAT_VERSION = 2
+INDEX = "index"
+CODEBOOKS = "codebooks"
 NORMALISATIONS = ("level", "vocabulary")
 
 
@@ -42,6 +46,7 @@ NORMALISATIONS = ("level", "vocabulary")
 class BundleInfo:
     """What `bundle.json` says.
 
+    item_encoder: name of the sentence encoder behind the identifiers; empty for none.
     normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
     `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
     data, training: free descriptions for people (data set, simulation notes, method, figures).
@@ -57,6 +62,7 @@ class BundleInfo:
     max_query_tokens: int
     created: str
     code_version: str
+    item_encoder: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -92,25 +98,25 @@ def publish(
     """
     if target.exists():
         raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
-    if len(identifiers.codes) != len(catalogue):
-        raise BundleError(f"{len(identifiers.codes)} identifiers for {len(catalogue)} items")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and info.max_tokens > positions:
         raise BundleError(f"prompts of {info.max_tokens} tokens exceed the model's context of {positions}")
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
     try:
-        (draft / "catalogue").mkdir(parents=True)
+        (draft / INDEX).mkdir(parents=True)
+        versions = Versions(draft / INDEX)
+        first = versions.next_name()
+        index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
+        versions.publish(first, index.save)
         model.save_pretrained(draft)
         (draft / "generation_config.json").unlink(missing_ok=True)
         tokenizer.save_pretrained(draft)
-        catalogue.save(draft / "catalogue" / "items.jsonl")
-        trie = Trie.build(identifiers.codes)
-        trie.save(draft / "trie")
-        Filters.build(catalogue, trie).save(draft / "filters")
+        if identifiers.codebooks is not None:
+            identifiers.codebooks.save(draft / CODEBOOKS)
         (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
         for path in draft.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
-        write_manifest(draft)
+        write_manifest(draft, apart=INDEX)
         os.rename(draft, target)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -127,9 +133,7 @@ class Bundle:
 
     path: Path
     info: BundleInfo
-    catalogue: Catalogue
-    trie: Trie
-    filters: Filters
+    index: ItemIndex
     tokenizer: PreTrainedTokenizerFast
     vocabulary: IdentifierVocabulary
     encoder: SequenceEncoder
@@ -138,33 +142,31 @@ class Bundle:
     def open(cls, path: Path | str) -> Bundle:
         """Verify and open. Raises `BundleError` for anything that is not a whole, undamaged bundle."""
         path = Path(path)
-        try:
-            verify(path)
-            return cls._open(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path} cannot be opened: {error}") from error
+        with _refusing(path):
+            verify(path, apart=INDEX)
+            info = BundleInfo.load(path / "bundle.json")
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            vocabulary = IdentifierVocabulary(info.first_added_token, info.codebook_sizes)
+            if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
+                raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
+            index = _open_index(path, info)
+            return cls(path, info, index, tokenizer, vocabulary, _encoder(info, index, tokenizer, vocabulary))
 
-    @classmethod
-    def _open(cls, path: Path) -> Bundle:
-        info = BundleInfo.load(path / "bundle.json")
-        catalogue = Catalogue.load(path / "catalogue" / "items.jsonl")
-        trie = Trie.open(path / "trie")
-        if trie.items != len(catalogue) or trie.levels != len(info.codebook_sizes):
-            raise BundleError(f"{path}: the trie does not fit the catalogue")
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        vocabulary = IdentifierVocabulary(info.first_added_token, info.codebook_sizes)
-        if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
-            raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
-        encoder = SequenceEncoder(
-            tokenizer,
-            vocabulary,
-            trie.codes(),
-            max_tokens=info.max_tokens,
-            max_events=info.max_events,
-            max_query_tokens=info.max_query_tokens,
-        )
-        filters = Filters.open(path / "filters", trie.items)
-        return cls(path, info, catalogue, trie, filters, tokenizer, vocabulary, encoder)
+    def refreshed(self) -> Bundle:
+        """This bundle with the index version that is now the current one; weights and tokenizer as they are.
+
+        Raises `BundleError` if that version is damaged or does not belong to this bundle.
+        """
+        with _refusing(self.path):
+            index = _open_index(self.path, self.info)
+            return replace(
+                self, index=index, encoder=_encoder(self.info, index, self.tokenizer, self.vocabulary)
+            )
+
+    def codebooks(self) -> Codebooks | None:
+        """What names items that come later; None where the identifier scheme cannot."""
+        folder = self.path / CODEBOOKS
+        return Codebooks.open(folder) if folder.exists() else None
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The weights, in evaluation mode."""
@@ -175,3 +177,35 @@ class Bundle:
             use_safetensors=True,  # never a pickle
         )
         return model.eval()
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the files is a `BundleError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be opened: {error}") from error
+
+
+def _open_index(path: Path, info: BundleInfo) -> ItemIndex:
+    folder = Versions(path / INDEX).current()
+    index = ItemIndex.open(folder)
+    if index.bundle_id != info.bundle_id or index.version != folder.name:
+        raise BundleError(f"{folder} belongs to another bundle or is another version")
+    if index.trie.levels != len(info.codebook_sizes):
+        raise BundleError(f"{folder}: the trie does not fit the bundle's codebooks")
+    return index
+
+
+def _encoder(
+    info: BundleInfo, index: ItemIndex, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary
+) -> SequenceEncoder:
+    return SequenceEncoder(
+        tokenizer,
+        vocabulary,
+        index.trie.codes(),
+        max_tokens=info.max_tokens,
+        max_events=info.max_events,
+        max_query_tokens=info.max_query_tokens,
+    )

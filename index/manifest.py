@@ -14,18 +14,22 @@ class BundleError(Exception):
     """The bundle cannot be published or opened; the message names the file and the reason."""
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file of the folder in `manifest.json`, then sync all of it to disk."""
+def write_manifest(folder: Path, apart: str | None = None) -> None:
+    """List every file of the folder in `manifest.json`, then sync all of it to disk.
+
+    apart: name of a folder inside that has manifests of its own.
+    """
     entries = {
-        name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in _files(folder)
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in _files(folder, apart)
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", "utf-8")
+    text = json.dumps({"files": entries}, indent=2)  # no byte of it, at the end either, can go unnoticed
+    (folder / MANIFEST).write_text(text, "utf-8")
     for path in [*folder.rglob("*"), folder]:
         fsync(path)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, apart: str | None = None) -> None:
     """Check every file against the manifest. Raises `BundleError` naming the first that differs."""
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -37,14 +41,14 @@ def verify(folder: Path) -> None:
         raise BundleError(f"{folder} holds no {MANIFEST}; it is not a complete bundle") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error
-    present = set(_files(folder)) - {MANIFEST}
+    present = set(_files(folder, apart)) - {MANIFEST}
     unknown = present - set(expected)
     if unknown:
         raise BundleError(f"{folder / min(unknown)} is not listed in the manifest")
     for name, sha256, size in entries:
         if name not in present:
             raise BundleError(f"{folder / name} is missing")
-        if (folder / name).stat().st_size != size or _sha256(folder / name) != sha256:
+        if (folder / name).stat().st_size != size or sha256_of(folder / name) != sha256:
             raise BundleError(
                 f"{folder / name} is damaged: it differs from the manifest; publish the bundle again"
             )
@@ -59,10 +63,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+def _files(folder: Path, apart: str | None) -> list[str]:
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in paths if path.parts[0] != apart)

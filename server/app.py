@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from index.bundle import Bundle
 from server import errors, openapi
+from server.admin import administration
 from server.body import JsonRoute
 from server.engine.contract import Engine
 from server.errors import ClientGoneError, NotReadyError
@@ -21,12 +22,13 @@ from server.middleware import RequestMiddleware
 from server.readiness import Readiness
 from server.scheduler import Scheduler
 from server.schemas import Answer, Health, Info, Limits, RecommendRequest, SearchRequest
+from server.served import Served
 from server.service import Service
 from server.settings import Settings
 
 
 def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
-    """An application that answers from `bundle` by `engine`.
+    """An application that answers from `bundle`, and later versions of its index, by `engine`.
 
     The engine is used by one thread of the application, between its start-up and its shutdown.
     `app.state.readiness` is the application's `Readiness`; whoever runs it may set it to draining.
@@ -40,8 +42,9 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
         window=settings.batch_window_ms / 1000,
         queue_limit=settings.queue_limit,
     )
-    service = Service(bundle, scheduler, metrics, settings)
-    metrics.watch(bundle, queue_depth=lambda: scheduler.depth, ready=lambda: readiness.ready)
+    served = Served(bundle, metrics)
+    service = Service(served, scheduler, metrics, settings)
+    metrics.watch(queue_depth=lambda: scheduler.depth, ready=lambda: readiness.ready)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +67,8 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
     app.state.readiness = readiness
     app.state.max_body_bytes = settings.max_body_bytes
     app.include_router(_ranking(service))
-    app.include_router(_operations(bundle, metrics, readiness, settings))
+    app.include_router(_operations(served, metrics, readiness, settings))
+    app.include_router(administration(served, settings))
     app.add_middleware(RequestMiddleware, metrics=metrics)
     errors.install(app)
     openapi.install(app)
@@ -89,7 +93,7 @@ def _ranking(service: Service) -> APIRouter:
     return router
 
 
-def _operations(bundle: Bundle, metrics: Metrics, readiness: Readiness, settings: Settings) -> APIRouter:
+def _operations(served: Served, metrics: Metrics, readiness: Readiness, settings: Settings) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/health/live", summary="The process runs")
@@ -110,7 +114,7 @@ def _operations(bundle: Bundle, metrics: Metrics, readiness: Readiness, settings
 
     @router.get("/info", summary="What is being served")
     async def info() -> Info:
-        return _info(bundle, settings)
+        return _info(served.bundle, settings)
 
     return router
 
@@ -120,10 +124,10 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
     return Info(
         version=metadata.version("gems-sr"),
         bundle_id=info.bundle_id,
-        index_version=info.bundle_id,
+        index_version=bundle.index.version,
         created=info.created,
         code_version=info.code_version,
-        items=len(bundle.catalogue),
+        items=len(bundle.index.catalogue) - len(bundle.index.removed),
         scheme=info.scheme,
         codebook_sizes=list(info.codebook_sizes),
         normalisation=info.normalisation,

@@ -2,8 +2,10 @@
 
     ServerError                 500   unexpected: a fault of the server
     ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
+    ├── UnauthorizedError       401   an admin path without the admin key
     ├── NotFoundError           404
     ├── MethodNotAllowedError   405
+    ├── IndexRefusedError       409   the index version on disk cannot be served
     ├── BodyTooLargeError       413
     ├── MediaTypeError          415   not sent as application/json
     ├── InvalidRequestError     422   JSON of the wrong shape, or over a limit
@@ -55,12 +57,20 @@ class MalformedJsonError(ServerError):
     status, code, title = 400, "malformed_json", "The body is not valid JSON"
 
 
+class UnauthorizedError(ServerError):
+    status, code, title = 401, "unauthorized", "The key is not accepted"
+
+
 class NotFoundError(ServerError):
     status, code, title = 404, "not_found", "There is nothing at this path"
 
 
 class MethodNotAllowedError(ServerError):
     status, code, title = 405, "method_not_allowed", "The path does not answer this method"
+
+
+class IndexRefusedError(ServerError):
+    status, code, title = 409, "index_refused", "The index version cannot be served"
 
 
 class BodyTooLargeError(ServerError):

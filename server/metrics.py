@@ -96,12 +96,16 @@ class Metrics:
         for reason in REJECTIONS.values():
             self.rejected.labels(reason)
 
-    def watch(self, bundle: Bundle, *, queue_depth: Callable[[], float], ready: Callable[[], bool]) -> None:
-        """Name the bundle, and read the gauges from their owners at each scrape."""
-        info = bundle.info
-        self.bundle.labels(info.bundle_id, info.bundle_id, info.scheme, info.normalisation).set(1)
+    def watch(self, *, queue_depth: Callable[[], float], ready: Callable[[], bool]) -> None:
+        """Read the gauges from their owners at each scrape."""
         self.queue_depth.set_function(queue_depth)
         self.ready.set_function(lambda: float(ready()))
+
+    def name_bundle(self, bundle: Bundle) -> None:
+        """Name what is served, in place of what was served before."""
+        info = bundle.info
+        self.bundle.clear()
+        self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -10,12 +10,15 @@ from server.errors import (
     PROBLEM_JSON,
     BodyTooLargeError,
     DeadlineError,
+    IndexRefusedError,
     InvalidRequestError,
     MalformedJsonError,
     MediaTypeError,
+    NotFoundError,
     NotReadyError,
     QueueFullError,
     ServerError,
+    UnauthorizedError,
 )
 from server.schemas import Problem
 
@@ -34,6 +37,12 @@ _RANKING = (
 def problems(*, ranking: bool) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: what a ranking can fail with, or only not being ready."""
     kinds = _RANKING if ranking else (NotReadyError,)
+    return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
+
+
+def administration_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an administration route."""
+    kinds: tuple[type[ServerError], ...] = (UnauthorizedError, NotFoundError, IndexRefusedError)
     return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
 
 

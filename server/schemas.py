@@ -254,6 +254,15 @@ class Info(BaseModel):
     training: Mapping[str, Any]
 
 
+class IndexState(BaseModel):
+    """Which version of the index is served. items: those that may be recommended."""
+
+    bundle_id: str
+    index_version: str
+    previous_version: str
+    items: int
+
+
 class FieldError(BaseModel):
     """where: path of the field in the body; message: what to mend."""
 

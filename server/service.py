@@ -16,6 +16,7 @@ from server.metrics import STAGES, Metrics
 from server.scheduler import Scheduler
 from server.schemas import Answer, Dropped, HistoryEntry, RankedItem, RecommendRequest, SearchRequest, Timings
 from server.selection import allowed_items, why_fewer
+from server.served import Served
 from server.settings import Settings
 
 MAX_UNKNOWN_NAMED = 20  # in an answer; the count is always whole
@@ -31,10 +32,10 @@ class _History:
 
 
 class Service:
-    """Answers requests from one bundle. A history may be empty: the model then answers without one."""
+    """Answers requests from what is served. A history may be empty: the model then answers without one."""
 
-    def __init__(self, bundle: Bundle, scheduler: Scheduler, metrics: Metrics, settings: Settings) -> None:
-        self.bundle = bundle
+    def __init__(self, served: Served, scheduler: Scheduler, metrics: Metrics, settings: Settings) -> None:
+        self._served = served
         self._scheduler = scheduler
         self._metrics = metrics
         self._settings = settings
@@ -47,27 +48,28 @@ class Service:
         self._scheduler.admit()  # refused before any work is done for it
         self._check_caps(body)
         began = time.perf_counter()
+        bundle = self._served.bundle  # this version to the end, whatever is swapped in meanwhile
         query = body.query if isinstance(body, SearchRequest) else None
-        history = self._read(body.history)
-        prompt = self._encode(history.events, query)
+        history = self._read(body.history, bundle)
+        prompt = _encode(bundle, history.events, query)
         limit = body.limit or self._settings.default_limit
         beam_width = body.beam_width or max(limit, self._settings.default_beam_width)
-        allowed = allowed_items(body, history.rows, self.bundle)
+        allowed = allowed_items(body, history.rows, bundle.index)
         tokenised = time.perf_counter() - began
 
         ranked = await self._scheduler.rank(
             RankRequest(prompt.ids, limit, beam_width, allowed), self._settings.request_timeout_ms / 1000
         )
-        items = self._items(ranked.ranking)
+        items = _items(ranked.ranking, bundle)
         task = Task.RECOMMENDATION if query is None else Task.SEARCH
-        short = why_fewer(len(items), limit, allowed)
+        short = why_fewer(len(items), limit, allowed, bundle.index)
         old = prompt.dropped_events + len(history.rows) - len(history.events)
         seconds = {"queue": ranked.waited, "tokenise": tokenised} | ranked.ranking.seconds
         self._count(task, short is not None, len(history.unknown), old, seconds)
         return Answer(
             request_id=request_id,
-            bundle_id=self.bundle.info.bundle_id,
-            index_version=self.bundle.info.bundle_id,
+            bundle_id=bundle.info.bundle_id,
+            index_version=bundle.index.version,
             task=task.value,
             items=items,
             fewer_than_limit=short,
@@ -81,9 +83,10 @@ class Service:
 
     def warm_up_requests(self) -> list[RankRequest]:
         """The longest prompt of this bundle: what cannot be served is found before somebody asks for it."""
-        items = len(self.bundle.catalogue)
-        longest = [Event(k % items) for k in range(self.bundle.info.max_events)]
-        prompt = self.bundle.encoder.prompt(longest)
+        bundle = self._served.bundle
+        items = len(bundle.index.catalogue)
+        longest = [Event(k % items) for k in range(bundle.info.max_events)]
+        prompt = bundle.encoder.prompt(longest)
         return [RankRequest(prompt.ids, self._settings.default_limit, self._settings.default_beam_width)]
 
     def _check_caps(self, body: RecommendRequest) -> None:
@@ -99,17 +102,17 @@ class Service:
         if isinstance(body, SearchRequest) and len(body.query) > settings.max_query_chars:
             raise InvalidRequestError.at("query", f"at most {settings.max_query_chars} characters")
 
-    def _read(self, entries: Sequence[HistoryEntry]) -> _History:
+    def _read(self, entries: Sequence[HistoryEntry], bundle: Bundle) -> _History:
         """Item ids to rows. Only as many events are made as the encoder may use."""
         known: list[tuple[int, HistoryEntry]] = []
         unknown: list[str] = []
         for entry in entries:
-            row = self.bundle.catalogue.row(entry.item_id)
+            row = bundle.index.catalogue.row(entry.item_id)
             if row is None:
                 unknown.append(entry.item_id)
             else:
                 known.append((row, entry))
-        newest = known[max(0, len(known) - self.bundle.encoder.max_events) :]
+        newest = known[max(0, len(known) - bundle.encoder.max_events) :]
         return _History([row for row, _ in known], [self._event(*pair) for pair in newest], unknown)
 
     def _event(self, row: int, entry: HistoryEntry) -> Event:
@@ -117,23 +120,6 @@ class Service:
             return Event(row)
         # The encoder cuts queries by tokens; what lies beyond the cap would not be used anyway.
         return Event(row, Task.SEARCH, entry.query.strip()[: self._settings.max_query_chars])
-
-    def _encode(self, events: Sequence[Event], query: str | None) -> Prompt:
-        try:
-            return self.bundle.encoder.prompt(events, query)
-        except SequenceError as error:
-            raise InvalidRequestError("The text of a query cannot be read by the model.") from error
-
-    def _items(self, ranking: Ranking) -> list[RankedItem]:
-        if not all(map(math.isfinite, ranking.scores)):
-            raise ServerError("The model gave a score that is not a number.")
-        pairs = zip(ranking.items, ranking.scores, strict=True)
-        return [
-            RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score)
-            for rank, (item, score) in enumerate(
-                ((self.bundle.catalogue[row], score) for row, score in pairs), start=1
-            )
-        ]
 
     def _count(self, task: Task, short: bool, unknown: int, old: int, seconds: dict[str, float]) -> None:
         self._metrics.unknown_items.inc(unknown)
@@ -147,3 +133,20 @@ class Service:
 def _timings(seconds: dict[str, float], total: float) -> Timings:
     stages = {stage: seconds.get(stage, 0.0) for stage in STAGES} | {"total": total}
     return Timings(**{stage: round(value * 1000, 3) for stage, value in stages.items()})
+
+
+def _encode(bundle: Bundle, events: Sequence[Event], query: str | None) -> Prompt:
+    try:
+        return bundle.encoder.prompt(events, query)
+    except SequenceError as error:
+        raise InvalidRequestError("The text of a query cannot be read by the model.") from error
+
+
+def _items(ranking: Ranking, bundle: Bundle) -> list[RankedItem]:
+    if not all(map(math.isfinite, ranking.scores)):
+        raise ServerError("The model gave a score that is not a number.")
+    items = [bundle.index.catalogue[row] for row in ranking.items]
+    return [
+        RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score)
+        for rank, (item, score) in enumerate(zip(items, ranking.scores, strict=True), start=1)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.schemas import HISTORY_CEILING
@@ -19,6 +19,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
     threads: int = Field(0, ge=0)  # 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    admin_key: SecretStr = SecretStr("")  # empty: no administration over HTTP
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)

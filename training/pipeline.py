@@ -36,7 +36,7 @@ from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
 from training.methods import Method, check_ranks, make_method
 from training.parallel import Parallel
-from training.preparation import Prepared, is_prepared, open_prepared, prepare
+from training.preparation import ITEM_ENCODER, Prepared, is_prepared, open_prepared, prepare
 from training.probe import ConflictProbe
 from training.run_folder import RunError, check_run, record_run
 from training.trainer import Trainer
@@ -241,6 +241,7 @@ def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
         max_query_tokens=config.max_query_tokens,
         created=created.isoformat(timespec="seconds"),
         code_version=package_version(),
+        item_encoder=ITEM_ENCODER if config.scheme == "semantic" else "",
         data=asdict(dataset.info),
         training=trained.record,
     )

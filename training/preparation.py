@@ -18,6 +18,7 @@ from index.catalogue import Catalogue
 from index.embeddings import TextEncoder
 from index.identifiers import Identifiers
 from index.identifiers.atomic import atomic_identifiers
+from index.identifiers.codebooks import Codebooks
 from index.identifiers.semantic import semantic_identifiers
 from index.sequence import SequenceEncoder
 from index.vocabulary import IdentifierVocabulary
@@ -32,6 +33,8 @@ SHAPED_BY = (
     "seed",
 )  # fmt: skip
 
+ITEM_ENCODER = "minilm"
+CODEBOOKS = "codebooks"
 CODES = "codes.npz"  # written last: where it is, the folder is whole
 
 
@@ -72,6 +75,8 @@ def prepare(
         vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
         backbone.model.save_pretrained(folder / "backbone")
         backbone.tokenizer.save_pretrained(folder / "backbone")
+    if identifiers.codebooks is not None:
+        identifiers.codebooks.save(folder / CODEBOOKS)
     draft = folder / f"draft-{CODES}"
     np.savez(
         draft,
@@ -94,12 +99,13 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes)
-    return Prepared(Identifiers(scheme, stored["codes"], sizes), model, tokenizer, vocabulary)
+    codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
+    return Prepared(Identifiers(scheme, stored["codes"], sizes, codebooks), model, tokenizer, vocabulary)
 
 
 def embed_items(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
     """MiniLM vectors of the items' texts (their first 64 tokens): float32 [N, 384]."""
-    encoder = TextEncoder(assets.fetch("minilm"))
+    encoder = TextEncoder(assets.fetch(ITEM_ENCODER))
     texts = catalogue.texts()
     order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths share a batch
     chunks = np.array_split(order, max(1, len(texts) // 256))

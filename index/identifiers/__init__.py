@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.identifiers.codebooks import Codebooks
+
 
 class IdentifierError(ValueError):
     """Identifiers cannot be made from these items; the message says why and what to mend."""
@@ -14,8 +16,12 @@ class IdentifierError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Identifiers:
-    """scheme: name; codes: int32 [N, L], one row an item; codebook_sizes: L sizes."""
+    """scheme: name; codes: int32 [N, L], one row an item; codebook_sizes: L sizes.
+
+    codebooks: what names items that come later; None for a scheme that cannot.
+    """
 
     scheme: str
     codes: NDArray[np.int32]
     codebook_sizes: tuple[int, ...]
+    codebooks: Codebooks | None = None

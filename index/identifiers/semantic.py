@@ -1,8 +1,6 @@
 """Semantic identifiers: residual k-means codes of item embeddings, plus a level that separates collisions.
 
-Residual quantisation (as in TIGER, arXiv 2305.05065, with k-means in place of RQ-VAE):
-
-    r_0 = x − mean(x);   c_j = argmin_k ‖r_j − b_{j,k}‖²;   r_{j+1} = r_j − b_{j,c_j}
+Residual quantisation as in TIGER (arXiv 2305.05065), with k-means in place of RQ-VAE; formulas in `codebooks`.
 """
 
 from __future__ import annotations
@@ -14,8 +12,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from index.identifiers import IdentifierError, Identifiers
+from index.identifiers.codebooks import Codebooks
 
 COLLISION_LIMIT = 4096
+LEAST_NUMBERS = 16  # of the last level, with twice as many as are needed now: items that come later need room
 
 
 def semantic_identifiers(
@@ -25,7 +25,8 @@ def semantic_identifiers(
 
     embeddings: float32 [N, d], finite.
     codebooks: codes per level; a level gets fewer where there are fewer distinct residuals.
-    Returns codes int32 [N, len(codebooks) + 1]; the last level numbers the items of one prefix.
+    Returns codes int32 [N, len(codebooks) + 1]; the last level numbers the items of one prefix, and has
+    room for as many again.
     Raises `IdentifierError` for NaN or infinite embeddings and for hopelessly colliding ones.
     """
     if embeddings.ndim != 2 or not len(embeddings):
@@ -33,21 +34,25 @@ def semantic_identifiers(
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
         raise IdentifierError(f"the embedding of item row {bad[0]} is not finite ({len(bad)} such rows)")
-    residual = embeddings.astype(np.float32) - embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-    levels = []
+    mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    residual = embeddings.astype(np.float32) - mean
+    books = []
     for level, size in enumerate(codebooks):
         distinct = len(np.unique(residual.round(6), axis=0))
         kmeans = KMeans(min(size, distinct), n_init=1, max_iter=50, random_state=seed + level).fit(residual)
-        levels.append(kmeans.labels_.astype(np.int32))
-        residual = residual - kmeans.cluster_centers_[kmeans.labels_].astype(np.float32)
-    codes = np.stack([*levels, collision_level(np.stack(levels, axis=1))], axis=1)
-    sizes = tuple(int(size) for size in codes.max(axis=0) + 1)
-    if sizes[-1] > COLLISION_LIMIT:
+        books.append(kmeans.cluster_centers_.astype(np.float32))
+        residual = residual - books[-1][kmeans.labels_]
+    known = Codebooks(mean, tuple(books))
+    prefixes = known.quantise(embeddings)
+    number = collision_level(prefixes)
+    most = int(number.max()) + 1
+    if most > COLLISION_LIMIT:
         raise IdentifierError(
-            f"{sizes[-1]} items share one identifier prefix (limit {COLLISION_LIMIT}): their texts are the same "
+            f"{most} items share one identifier prefix (limit {COLLISION_LIMIT}): their texts are the same "
             "or the codebooks too small; use more or larger codebooks, or give the items distinct texts"
         )
-    return Identifiers("semantic", codes, sizes)
+    sizes = (*(len(book) for book in books), max(2 * most, LEAST_NUMBERS))
+    return Identifiers("semantic", np.column_stack([prefixes, number]).astype(np.int32), sizes, known)
 
 
 def collision_level(prefixes: NDArray[np.int32]) -> NDArray[np.int32]:

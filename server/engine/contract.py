@@ -21,7 +21,7 @@ class RankRequest:
     prompt: token ids, as `SequenceEncoder.prompt` makes them.
     limit: how many items to return at most.
     beam_width: hypotheses kept per level; raised to `limit` where smaller.
-    allowed: which items may come back, by the engine's own trie; None for all.
+    allowed: which items may come back, of which index version; None for all that the engine was opened with.
     """
 
     prompt: Sequence[int]
@@ -55,7 +55,7 @@ class Engine(Protocol):
 
     @property
     def trie(self) -> Trie:
-        """The identifiers that it ranks."""
+        """The identifiers that it was opened with."""
         ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

@@ -80,7 +80,7 @@ class TorchEngine:
     def open(cls, bundle: Bundle, *, max_batch_tokens: int = 16384) -> TorchEngine:
         return cls(
             bundle.load_model(),
-            bundle.trie,
+            bundle.index.trie,
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
             max_batch_tokens=max_batch_tokens,
@@ -115,19 +115,20 @@ class TorchEngine:
 
     def _rank_chunk(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         watch = _Stopwatch()
-        trie, levels = self.trie, self.trie.levels
+        levels = self.vocabulary.levels
         widths = [self._width(request) for request in requests]
         allowed = [request.allowed or self._everything for request in requests]
-        if any(each.trie is not trie for each in allowed):
-            raise EngineError("a request was made for another trie than the engine's")
+        if any(each.trie.levels != levels for each in allowed):
+            raise EngineError(f"identifiers of {levels} codes are needed")
         lengths = torch.tensor([len(request.prompt) for request in requests])
         if int(lengths.max()) + levels > self._positions:
             raise EngineError(
                 f"a prompt of {int(lengths.max())} tokens leaves no room for {levels} codes in a context "
                 f"of {self._positions} positions"
             )
-        # A level cannot hold more hypotheses than the trie has nodes there.
-        slots = [min(max(widths), len(trie.code[level])) for level in range(levels - 1)]
+        # A level cannot hold more hypotheses than a trie has nodes there.
+        nodes = [max(len(each.trie.code[level]) for each in allowed) for level in range(levels - 1)]
+        slots = [min(max(widths), most) for most in nodes]
         cache = BeamCache(self._layers, int(lengths.max()) + sum(slots))
         hidden = self._prefill(requests, lengths, cache).unsqueeze(1)  # [B, 1, d]
         watch.lap("prefill")

@@ -33,9 +33,9 @@ def files(folder: Path) -> list[Path]:
 def test_round_trip(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     identifiers = make_identifiers(60)
-    assert np.array_equal(bundle.trie.codes(), identifiers.codes)
+    assert np.array_equal(bundle.index.trie.codes(), identifiers.codes)
     assert bundle.vocabulary.codebook_sizes == identifiers.codebook_sizes
-    assert list(bundle.catalogue) == list(make_catalogue(60))
+    assert list(bundle.index.catalogue) == list(make_catalogue(60))
     assert bundle.info.bundle_id == "tiny-llama-60"
     assert len(bundle.tokenizer) == bundle.vocabulary.size
 

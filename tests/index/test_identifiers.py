@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from index.identifiers import IdentifierError
 from index.identifiers.atomic import atomic_identifiers
+from index.identifiers.codebooks import Codebooks
 from index.identifiers.semantic import collision_level, semantic_identifiers
 
 
@@ -21,9 +24,34 @@ def clustered(items: int, seed: int = 0) -> np.ndarray:
 def test_semantic_identifiers_are_distinct_and_put_like_items_together() -> None:
     identifiers = semantic_identifiers(clustered(400), (8, 16), seed=0)
     assert len(np.unique(identifiers.codes, axis=0)) == 400
-    assert (identifiers.codes.max(0) + 1).tolist() == list(identifiers.codebook_sizes)
+    sizes = np.array(identifiers.codebook_sizes)
+    assert (identifiers.codes.max(0)[:-1] + 1).tolist() == sizes[:-1].tolist()  # every code names an item
+    assert sizes[-1] >= 2 * (identifiers.codes[:, -1].max() + 1)  # and there is room for more
     for code in range(8):  # eight clear clusters: each first code holds exactly one of them
         assert len({row % 8 for row in np.flatnonzero(identifiers.codes[:, 0] == code)}) == 1
+
+
+def test_an_item_that_comes_again_gets_the_codes_of_its_vector() -> None:
+    vectors = clustered(200)
+    identifiers = semantic_identifiers(vectors, (8, 16))
+    assert identifiers.codebooks is not None
+    assert np.array_equal(identifiers.codebooks.quantise(vectors[::-1]), identifiers.codes[::-1, :-1])
+    for row in (0, 77):
+        assert identifiers.codebooks.alternatives(vectors[row])[0] == identifiers.codes[row, 1]
+
+
+def test_quantising_takes_the_nearest_code_of_what_the_levels_before_left(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    books = Codebooks(
+        rng.normal(size=6).astype(np.float32), tuple(rng.normal(size=(2, 5, 6)).astype(np.float32))
+    )
+    books.save(tmp_path)
+    vectors = rng.normal(size=(40, 6)).astype(np.float32)
+    for row, codes in zip(vectors, Codebooks.open(tmp_path).quantise(vectors), strict=True):
+        residual = row - books.mean
+        for book, code in zip(books.levels, codes, strict=True):
+            assert code == np.linalg.norm(residual - book, axis=1).argmin()
+            residual = residual - book[code]
 
 
 def test_semantic_identifiers_are_repeatable() -> None:

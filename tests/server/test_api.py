@@ -35,7 +35,7 @@ def test_answer_is_the_engines_answer(
     prompt = bundle.encoder.prompt(EVENTS, query)
     expected = engine.rank([RankRequest(prompt.ids, 7, Settings().default_beam_width)])[0]
     assert response.status_code == 200
-    assert ids_of(answer) == [bundle.catalogue[row].item_id for row in expected.items]
+    assert ids_of(answer) == [bundle.index.catalogue[row].item_id for row in expected.items]
     assert [item["score"] for item in answer["items"]] == pytest.approx(expected.scores, abs=1e-5)
     assert answer["task"] == ("search" if query else "recommendation")
     assert answer["fewer_than_limit"] is None
@@ -46,10 +46,11 @@ def test_answer_names_its_origin(client: TestClient, bundle: Bundle) -> None:
     response = client.post("/recommend", json={"history": HISTORY})
     answer = response.json()
     assert answer["request_id"] == response.headers["x-request-id"] != ""
-    assert answer["bundle_id"] == answer["index_version"] == bundle.info.bundle_id
+    assert answer["bundle_id"] == bundle.info.bundle_id
+    assert answer["index_version"] == bundle.index.version == "v1"
     assert [item["rank"] for item in answer["items"]] == list(range(1, Settings().default_limit + 1))
     first = answer["items"][0]
-    assert first["title"] == bundle.catalogue[bundle.catalogue.row(first["item_id"])].title
+    assert first["title"] == bundle.index.catalogue[bundle.index.catalogue.row(first["item_id"])].title
     assert first["source"] == "model"
     timings = answer["timings_ms"]
     assert set(timings) == {"queue", "tokenise", "prefill", "decode", "head", "trie", "total"}
@@ -63,7 +64,7 @@ def test_empty_history_is_answered_by_the_model(
 ) -> None:
     answer = client.post("/recommend", json=body).json()
     expected = engine.rank([RankRequest(bundle.encoder.prompt([]).ids, 10, 50)])[0].items
-    assert ids_of(answer) == [bundle.catalogue[row].item_id for row in expected]
+    assert ids_of(answer) == [bundle.index.catalogue[row].item_id for row in expected]
 
 
 def test_unknown_items_are_dropped_and_reported(client: TestClient) -> None:
@@ -98,7 +99,7 @@ def test_history_is_excluded_only_on_demand(client: TestClient) -> None:
     answer = client.post("/recommend", json=body | {"exclude_history": True}).json()
     assert kept & seen
     assert sorted(ids_of(answer)) == [f"item-{k}" for k in range(55, 60)]
-    reason = "the exclusions leave 5 of the catalogue's 60 items"
+    reason = "filter, candidates and exclusions leave 5 of the catalogue's 60 items"
     assert answer["fewer_than_limit"] == reason
 
 
@@ -106,7 +107,7 @@ def test_everything_excluded_leaves_an_empty_answer_with_its_reason(client: Test
     body = {"history": [{"item_id": f"item-{k}"} for k in range(60)], "exclude_history": True}
     answer = client.post("/recommend", json=body).json()
     assert answer["items"] == []
-    reason = "the exclusions leave 0 of the catalogue's 60 items"
+    reason = "filter, candidates and exclusions leave 0 of the catalogue's 60 items"
     assert answer["fewer_than_limit"] == reason
 
 
@@ -124,7 +125,7 @@ def test_filter_candidates_and_exclusions_hold_together(client: TestClient, path
     assert sorted(ids_of(client.post(path, json=body).json())) == ["item-10", "item-30"]
     answer = client.post(path, json=body | {"exclude_history": True}).json()
     assert ids_of(answer) == ["item-30"]
-    reason = "the filter, candidates and exclusions leave 1 of the catalogue's 60 items"
+    reason = "filter, candidates and exclusions leave 1 of the catalogue's 60 items"
     assert answer["fewer_than_limit"] == reason
 
 
@@ -186,5 +187,6 @@ def test_openapi_describes_bodies_and_problems(client: TestClient) -> None:
         assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"]
     assert set(schema["paths"]) == {
         *("/search", "/recommend", "/metrics", "/info", "/health/live", "/health/ready"),
+        "/admin/index/refresh",
     }
     assert client.get("/docs").status_code == 200

@@ -208,10 +208,23 @@ def test_only_allowed_items_come_back_and_as_many_as_there_are(data: st.DataObje
     assert set(short.items) <= set(rows)
 
 
-def test_a_request_for_another_trie_is_refused() -> None:
-    w = world()
-    with pytest.raises(EngineError, match="another trie"):
-        w.engine("level").rank([RankRequest(prompt(7), 1, 1, Allowed.of(Trie.build(w.codes)))])
+def test_each_request_is_answered_from_its_own_version_of_the_index() -> None:
+    """In one batch: the catalogue that the engine was opened with, a larger and a smaller one."""
+    w = world(items=60)
+    engine = w.engine("level")
+    sizes = (60, 75, 8)
+    more = np.unique(
+        np.random.default_rng(5).integers(0, w.codes.max(0) + 1, (300, w.codes.shape[1])), axis=0
+    )
+    codes = np.concatenate([w.codes, more])[: max(sizes)]
+    tries = [Trie.build(codes[:size]) for size in sizes]
+    requests = [RankRequest(prompt(30), 100, 100, Allowed.of(trie)) for trie in tries]
+    for ranking, request, size in zip(engine.rank(requests), requests, sizes, strict=True):
+        assert sorted(ranking.items) == list(range(size))
+        alone = engine.rank([request])[0]
+        assert_same(ranking, alone.items, alone.scores, 1e-4)
+    with pytest.raises(EngineError, match="identifiers of 3 codes"):
+        engine.rank([RankRequest(prompt(7), 1, 1, Allowed.of(Trie.build(w.codes[:, :2])))])
 
 
 def test_items_that_share_an_identifier_come_back_together() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPTNeoXConfig,
@@ -20,6 +22,7 @@ from transformers import (
 from index.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.identifiers import Identifiers
+from index.identifiers.semantic import semantic_identifiers
 from index.vocabulary import IdentifierVocabulary
 
 _ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
@@ -46,6 +49,15 @@ def make_identifiers(n: int = 60) -> Identifiers:
     row = np.arange(n)
     codes = np.stack([row % 4, row // 4 % 5, row // 20], axis=1).astype(np.int32)
     return Identifiers("semantic", codes, tuple(int(size) for size in codes.max(axis=0) + 1))
+
+
+def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
+    """A poor man's sentence encoder: hashed character trigrams, float32 [N, 24]."""
+    vectors = np.zeros((len(texts), 24), np.float32)
+    for vector, text in zip(vectors, texts, strict=True):
+        for k in range(len(text) - 2):
+            vector[zlib.crc32(text[k : k + 3].encode()) % 24] += 1
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
@@ -101,10 +113,15 @@ def make_bundle(
     max_events: int = 20,
     max_query_tokens: int = 16,
     seed: int = 0,
+    codebooks: tuple[int, ...] | None = None,
 ) -> Path:
-    """Publish a tiny bundle to `path`, and return `path`."""
+    """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
+    `text_vectors`, so that items can be added."""
     catalogue = make_catalogue(items)
-    identifiers = make_identifiers(items)
+    if codebooks is None:
+        identifiers = make_identifiers(items)
+    else:
+        identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
     tokenizer = make_tokenizer(catalogue.texts())
     vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
     vocabulary.add_to(tokenizer)

@@ -110,7 +110,7 @@ def test_the_bundle_is_a_plain_checkpoint(run: Path) -> None:
     assert model.get_input_embeddings().weight.shape[0] == bundle.vocabulary.size
     assert len(AutoTokenizer.from_pretrained(run / "bundle")) == bundle.vocabulary.size
     ranking = TorchEngine.open(bundle).rank([RankRequest(bundle.encoder.prompt([], "red hat").ids, 5, 20)])[0]
-    assert "red hat" in [bundle.catalogue[row].title for row in ranking.items]
+    assert "red hat" in [bundle.index.catalogue[row].title for row in ranking.items]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(run: Path, data: Path, tmp_path: Path) -> None:

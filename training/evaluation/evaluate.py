@@ -52,7 +52,7 @@ def evaluate(
     """
     bundle = Bundle.open(bundle_folder)
     dataset = DataSet.load(data_folder)
-    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.catalogue]:
+    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.index.catalogue]:
         raise EvaluationError(
             f"{bundle_folder} and {data_folder} have different catalogues; evaluate a bundle on its data set"
         )

@@ -62,7 +62,7 @@ def preservation(
     """
     bundle, settings = _open_run(run)
     dataset = DataSet.load(data)
-    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.catalogue]:
+    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.index.catalogue]:
         raise EvaluationError(
             f"{run} and {data} have different catalogues; compare a run on the data set it was trained on"
         )
@@ -168,7 +168,7 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
         raise EvaluationError(f"{run / 'prepared'} is gone, which holds the model before training")
     bundle = Bundle.open(run / "bundle")
     prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
-    if not np.array_equal(prepared["codes"], bundle.trie.codes()):
+    if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
     return bundle, yaml.safe_load((run / "config.yaml").read_text("utf-8"))
 
@@ -182,7 +182,7 @@ def _rank(
     bar: Progress,
     when: str,
 ) -> Ranks:
-    engine = TorchEngine(model, bundle.trie, bundle.vocabulary, normalisation=bundle.info.normalisation)
+    engine = TorchEngine(model, bundle.index.trie, bundle.vocabulary, normalisation=bundle.info.normalisation)
     ranks: Ranks = {}
     for task in Task:
         asked = cases_of(task, cases)

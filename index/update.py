@@ -1,0 +1,132 @@
+"""A living catalogue: items are added, changed and removed without training.
+
+A new item gets the codes of its vector from the fixed codebooks, and the first free number behind them; where no
+number is free, the next nearest code of the last level. A changed item keeps its identifier, which is what
+the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes back if it is added again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle import INDEX, Bundle
+from index.catalogue import Catalogue, CatalogueError, Item
+from index.identifiers import IdentifierError
+from index.identifiers.codebooks import Codebooks
+from index.item_index import ItemIndex
+from index.versions import Versions
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did. version: the new one; pruned: the versions that were deleted."""
+
+    version: str
+    added: int
+    changed: int
+    removed: int
+    pruned: list[str] = field(default_factory=list)
+
+
+def update_index(
+    bundle: Bundle, items: Sequence[Item], removed: Sequence[str], embed: Embed, *, keep: int = 3
+) -> Update:
+    """Publish the next version of a bundle's index and point to it; requests see all of it or nothing.
+
+    items: new ones, and changed ones under their old id. removed: item ids. embed: texts → float32 [N, d], by
+    the bundle's own encoder. keep: newest versions that are not deleted.
+    Raises `CatalogueError` for an id that is given twice or is not there to be removed, `IdentifierError`
+    for an item that the codebooks cannot name, `BundleError` if another update is at work.
+    """
+    versions = Versions(bundle.path / INDEX)
+    with versions.locked():
+        now = bundle.refreshed().index
+        given = _by_id(items)
+        gone = _rows(now, removed, given)
+        new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
+        rows = [given.get(item.item_id, item) for item in now.catalogue]
+        codes = now.trie.codes()
+        if new:
+            codes = np.concatenate([codes, _name(new, codes, bundle, embed)])
+        back = {now.catalogue.row(item_id) for item_id in given}
+        version = versions.next_name()
+        index = ItemIndex.build(
+            bundle.info.bundle_id,
+            version,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            Catalogue([*rows, *new]),
+            codes,
+            sorted((set(now.removed) - back) | set(gone)),
+        )
+        versions.publish(version, index.save)
+        return Update(version, len(new), len(given) - len(new), len(gone), versions.prune(keep))
+
+
+def _by_id(items: Sequence[Item]) -> dict[str, Item]:
+    given: dict[str, Item] = {}
+    for row, item in enumerate(items, start=1):
+        if item.item_id in given:
+            raise CatalogueError(
+                f"item_id {item.item_id!r} is given twice (again in row {row}); ids must be unique"
+            )
+        given[item.item_id] = item
+    return given
+
+
+def _rows(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> list[int]:
+    """Rows of the items to remove. Removing what is removed already changes nothing."""
+    rows = []
+    for item_id in removed:
+        row = now.catalogue.row(item_id)
+        if row is None:
+            raise CatalogueError(f"item_id {item_id!r} cannot be removed: the catalogue holds no such item")
+        if item_id in given:
+            raise CatalogueError(f"item_id {item_id!r} is to be changed and to be removed; decide on one")
+        rows.append(row)
+    return rows
+
+
+def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: Embed) -> NDArray[np.int64]:
+    """Identifiers of new items: int64 [new, L]."""
+    codebooks = bundle.codebooks()
+    if codebooks is None:
+        raise IdentifierError(
+            f"{len(new)} items are new, and {bundle.info.scheme} identifiers cannot name them: train again with "
+            "them, or with semantic identifiers"
+        )
+    vectors = embed([item.text() for item in new])
+    taken = set(map(tuple, codes.tolist()))
+    numbers = bundle.info.codebook_sizes[-1]
+    named = []
+    for item, vector, prefix in zip(new, vectors, codebooks.quantise(vectors).tolist(), strict=True):
+        identifier = _first_free(prefix, vector, codebooks, numbers, taken)
+        if identifier is None:
+            raise IdentifierError(
+                f"item {item.item_id!r} cannot be named: all identifiers near it are taken; train again with "
+                "larger codebooks"
+            )
+        taken.add(identifier)
+        named.append(identifier)
+    return np.array(named, np.int64)
+
+
+def _first_free(
+    prefix: list[int],
+    vector: NDArray[np.float32],
+    codebooks: Codebooks,
+    numbers: int,
+    taken: set[tuple[int, ...]],
+) -> tuple[int, ...] | None:
+    for last in [prefix[-1], *codebooks.alternatives(vector).tolist()]:
+        for number in range(numbers):
+            identifier = (*prefix[:-1], last, number)
+            if identifier not in taken:
+                return identifier
+    return None

@@ -1,0 +1,281 @@
+"""The living catalogue: versions of the index, published by pointer, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bundles import make_bundle, text_vectors
+
+from index.bundle import INDEX, Bundle
+from index.catalogue import CatalogueError, Item
+from index.identifiers import IdentifierError
+from index.manifest import BundleError
+from index.update import Update, update_index
+from index.versions import Versions
+
+NEW = [
+    Item("new-1", "Silent River Returns", "A story of the river.", ("Drama",), {"year": 2020}),
+    Item("new-2", "Ocean of Glass", "", ("Comedy",), {"year": 2021}),
+]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("living") / "bundle", codebooks=(4, 5))
+
+
+@pytest.fixture
+def path(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "bundle"))
+
+
+def update(path: Path, items: list[Item] = [], removed: list[str] = [], **options: Any) -> Update:  # noqa: B006
+    return update_index(Bundle.open(path), items, removed, text_vectors, **options)
+
+
+def state(path: Path) -> tuple[str, dict[str, str], set[str]]:
+    """Version, title of every item by id, and the ids that are removed, as a reader sees them."""
+    index = Bundle.open(path).index
+    titles = {item.item_id: item.title for item in index.catalogue}
+    return index.version, titles, {index.catalogue[row].item_id for row in index.removed}
+
+
+def test_new_items_are_named_by_the_codebooks_and_old_ones_stay_as_they_are(path: Path) -> None:
+    before = Bundle.open(path)
+    assert update(path, NEW) == Update("v2", added=2, changed=0, removed=0)
+    after = Bundle.open(path)
+    assert [item.item_id for item in after.index.catalogue[60:]] == ["new-1", "new-2"]
+    codes = after.index.trie.codes()
+    assert np.array_equal(codes[:60], before.index.trie.codes())
+    assert len(np.unique(codes, axis=0)) == 62
+    assert (codes < np.array(after.info.codebook_sizes)).all()  # tokens that the model has
+    codebooks = after.codebooks()
+    assert codebooks is not None
+    vectors = text_vectors([item.text() for item in NEW])
+    assert np.array_equal(codes[60:, :-1], codebooks.quantise(vectors))
+    assert after.index.filters.select({"year": {"gte": 2020}}).members.tolist() == sorted(
+        after.index.trie.slot_of_item[60:].tolist()
+    )
+    assert before.refreshed().index.version == "v2"
+
+
+def test_a_removed_item_keeps_its_identifier_and_comes_back_when_it_is_added_again(path: Path) -> None:
+    codes = Bundle.open(path).index.trie.codes()
+    update(path, removed=["item-3", "item-7", "item-3"])
+    index = Bundle.open(path).index
+    assert index.removed == (3, 7)
+    assert index.living is not None
+    assert sorted(index.trie.slot_items[index.living.members].tolist()) == [
+        row for row in range(60) if row not in (3, 7)
+    ]
+    update(path, [Item("item-3", "Back again")], removed=["item-7"])
+    index = Bundle.open(path).index
+    assert index.removed == (7,)
+    assert index.catalogue[3].title == "Back again"
+    assert np.array_equal(index.trie.codes(), codes)
+
+
+def test_a_changed_item_keeps_its_identifier_and_is_found_by_its_new_attributes(path: Path) -> None:
+    codes = Bundle.open(path).index.trie.codes()
+    done = update(path, [Item("item-5", "Another title", attributes={"year": 3000})])
+    assert done == Update("v2", added=0, changed=1, removed=0)
+    index = Bundle.open(path).index
+    assert np.array_equal(index.trie.codes(), codes)
+    found = index.filters.select({"year": 3000})
+    assert index.trie.slot_items[found.members].tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("items", "removed", "error", "message"),
+    [
+        ([NEW[0], NEW[0]], [], CatalogueError, "'new-1' is given twice"),
+        ([], ["nobody"], CatalogueError, "'nobody' cannot be removed"),
+        ([Item("item-1", "x")], ["item-1"], CatalogueError, "'item-1' is to be changed and to be removed"),
+        ([Item(f"n{k}", "The same words") for k in range(1000)], [], IdentifierError, "all identifiers near"),
+    ],
+)
+def test_updates_that_cannot_be_are_refused_and_change_nothing(
+    path: Path, items: list[Item], removed: list[str], error: type[Exception], message: str
+) -> None:
+    before = sorted(file for file in path.rglob("*") if file.name != ".lock")
+    with pytest.raises(error, match=message):
+        update(path, items, removed)
+    assert state(path)[0] == "v1"
+    assert sorted(file for file in path.rglob("*") if file.name != ".lock") == before
+
+
+def test_a_full_prefix_overflows_to_the_next_nearest_code(path: Path) -> None:
+    """Items with one text: the numbers of their prefix first, then those of its neighbours."""
+    numbers = Bundle.open(path).info.codebook_sizes[-1]
+    update(path, [Item(f"n{k}", "The same words") for k in range(2 * numbers)])
+    codes = Bundle.open(path).index.trie.codes()
+    assert len(np.unique(codes, axis=0)) == len(codes)
+    prefixes = [tuple(row) for row in codes[60:, :-1].tolist()]
+    assert len(set(prefixes)) > 1
+    assert len({first for first, _ in prefixes}) == 1
+    assert prefixes == sorted(prefixes, key=prefixes.index)  # one after the other
+
+
+def test_atomic_identifiers_cannot_name_new_items_but_can_lose_some(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))  # without codebooks
+    with pytest.raises(IdentifierError, match="2 items are new, and semantic identifiers cannot name them"):
+        update(path, NEW)
+    update(path, [Item("item-1", "Changed")], ["item-2"])
+    assert state(path)[0] == "v2"
+
+
+def test_versions_can_be_rolled_back_and_old_ones_are_pruned(path: Path) -> None:
+    for k in range(4):
+        done = update(path, [Item("item-1", f"Title {k}")], keep=3)
+    assert done.version == "v5"
+    assert done.pruned == ["v2"]
+    versions = Versions(path / INDEX)
+    assert versions.names() == ["v3", "v4", "v5"]
+    versions.point_to("v3")
+    assert state(path)[1]["item-1"] == "Title 1"
+    with pytest.raises(BundleError, match=r"no index version 'v1'; there are: v3, v4, v5"):
+        versions.point_to("v1")
+    assert update(path, [Item("item-2", "x")], keep=1).version == "v6"  # on top of v3
+    assert state(path)[1]["item-1"] == "Title 1"
+
+
+def test_two_updates_at_once_are_refused(path: Path) -> None:
+    with Versions(path / INDEX).locked(), pytest.raises(BundleError, match="another update is at work"):
+        update(path, NEW)
+
+
+def test_a_version_of_another_bundle_is_refused(path: Path, tmp_path: Path) -> None:
+    other = make_bundle(tmp_path / "other", items=40, codebooks=(4, 5))
+    shutil.rmtree(path / INDEX)
+    shutil.copytree(other / INDEX, path / INDEX)
+    with pytest.raises(BundleError, match="belongs to another bundle"):
+        Bundle.open(path)
+
+
+def killed_at(call: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a process that dies, without any clean-up, at the n-th write, sync or rename: before it, and
+    for writes, with half of it done. False if it came to its end."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            _die_at(call)
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(3)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 77)
+    return status == 77
+
+
+def _die_at(call: int) -> None:
+    done = 0
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == call:
+                os._exit(77)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def halving(write: Callable[..., Any]) -> Callable[..., Any]:
+        """Counts a write twice: not begun, and half done."""
+
+        def wrapped(self: Path, text: str, *args: Any) -> Any:
+            nonlocal done
+            done += 2
+            if done in (call, call + 1):
+                if done == call:
+                    write(self, text[: len(text) // 2], *args)
+                os._exit(77)
+            return write(self, text, *args)
+
+        return wrapped
+
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, counting(getattr(os, name)))
+    np.save = counting(np.save)
+    Path.write_text = halving(Path.write_text)  # type: ignore[method-assign]
+
+
+def test_killed_at_any_moment_of_an_update_a_reader_sees_the_old_or_the_new_version(path: Path) -> None:
+    old = state(path)
+    shutil.copytree(path, path.parent / "spare")
+    update(path.parent / "spare", NEW, ["item-9"])
+    new = state(path.parent / "spare")
+    seen = []
+    for call in range(1, 1000):
+        fresh = Path(shutil.copytree(path, path.parent / "fresh"))
+        bundle = Bundle.open(fresh)
+        killed = killed_at(call, lambda b=bundle: update_index(b, NEW, ["item-9"], text_vectors))  # type: ignore[misc]
+        seen.append(state(fresh))
+        assert seen[-1] in (old, new)
+        assert update(fresh, NEW, ["item-9"]).version in ("v2", "v3")  # and the next update goes through
+        assert state(fresh)[1:] == new[1:]
+        shutil.rmtree(fresh)
+        if not killed:
+            break
+    assert len(seen) > 30
+    assert seen[0] == old
+    assert seen[-1] == new
+    assert [each == new for each in seen] == sorted(each == new for each in seen)  # one moment parts them
+
+
+def test_killed_at_any_moment_of_a_publish_there_is_no_bundle_or_the_whole_one(tmp_path: Path) -> None:
+    for call in range(1, 1000):
+        target = tmp_path / f"{call}" / "bundle"
+        killed = killed_at(call, lambda t=target: make_bundle(t, items=20, codebooks=(2, 3)))  # type: ignore[misc]
+        if target.exists():
+            Bundle.open(target)
+        elif killed:
+            with pytest.raises(BundleError, match="is not a folder"):
+                Bundle.open(target)
+        if not killed:
+            break
+    assert call > 40
+    assert target.exists()
+
+
+def check_damage(bundle: Path, count: int, seed: int) -> None:
+    """Flip a bit or cut an end, anywhere: refused, and the message names the file or one it vouches for."""
+    rng = np.random.default_rng(seed)
+    files = sorted(file for file in bundle.rglob("*") if file.is_file())
+    for _ in range(count):
+        file = files[rng.integers(len(files))]
+        whole = file.read_bytes()
+        if rng.random() < 0.5:
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        else:
+            damaged = bytearray(whole[: rng.integers(len(whole))])
+        file.write_bytes(damaged)
+        named = str(file.parent) if file.name in ("manifest.json", "current.json") else str(file)
+        with pytest.raises(BundleError) as caught:
+            Bundle.open(bundle)
+        assert named in str(caught.value)
+        file.write_bytes(whole)
+    Bundle.open(bundle)
+
+
+def test_random_damage_is_refused_by_name(path: Path) -> None:
+    update(path, NEW)
+    for version in Versions(path / INDEX).names()[:-1]:  # nobody reads those
+        shutil.rmtree(path / INDEX / version)
+    (path / INDEX / ".lock").unlink()
+    check_damage(path, 100, seed=0)
+
+
+@pytest.mark.slow
+def test_a_thousand_random_damages_are_refused_by_name(path: Path) -> None:
+    check_damage(path, 1000, seed=1)
