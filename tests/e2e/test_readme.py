@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index.bundle import Bundle
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
 from training.serving import ServerProcess
@@ -115,6 +116,21 @@ def test_the_curl_lines_are_answered(server: ServerProcess, shop: Path) -> None:
     assert len(recommend["items"]) == 5
     assert recommend["dropped"]["unknown_count"] == 0
     assert "gems_requests_total" in answers[2]
+
+
+def test_the_catalogue_changes_without_training(shop: Path, trained: Path) -> None:
+    new = {"item_id": "Trail-tent", "title": "Trail tent", "categories": ["Sports", "tent"]}
+    changed = {"item_id": "Road-socks", "title": "Warm road socks", "categories": ["Sports", "socks"]}
+    (shop / "new-items.jsonl").write_text(f"{json.dumps(new)}\n{json.dumps(changed)}\n")
+    (shop / "gone.txt").write_text("Indoor-watch\n")
+    printed = [shell(command, shop) for command in lines("gems index") + lines("gems bundle")]
+    assert "at v2: 1 items added, 1 changed, 1 removed" in printed[0]
+    assert "v2" in printed[1].splitlines()[1]
+    assert "current" in printed[1].splitlines()[1]
+    assert "22 items, 1 of them removed; 0 share their identifier" in printed[2]
+    assert "at v1" in printed[3]
+    assert "is whole" in printed[4]
+    assert Bundle.open(trained).index.version == "v1"
 
 
 def test_the_other_commands_work(shop: Path) -> None:

@@ -12,9 +12,11 @@ from index.identifiers import IdentifierError
 from index.manifest import BundleError
 from server.engine.contract import EngineError
 from training.cli.assets import assets_app
+from training.cli.bundle import bundle_app
 from training.cli.data import data_app
 from training.cli.demo import demo_command
 from training.cli.evaluate import evaluate_command
+from training.cli.index import index_app
 from training.cli.preservation import preservation_command
 from training.cli.report import report_command
 from training.cli.serve import serve_command
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(assets_app, name="assets")
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
+app.add_typer(index_app, name="index")
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("preservation")(preservation_command)

@@ -67,18 +67,7 @@ def import_files(
     rows and `skip_bad` is not set, `DataError` if a file cannot be read, a Parquet file lacks a column,
     or nothing is left.
     """
-    bad: list[BadRow] = []
-    kept: dict[str, Item] = {}
-    numbers: dict[str, int] = {}
-    for number, row in read_rows(items, ITEM_COLUMNS):
-        try:
-            item = check_item(row)
-            if item.item_id in kept:
-                first = _place(items, numbers[item.item_id])
-                raise RowError(f"item_id {item.item_id!r} is already that of {first}; ids must be unique")
-            kept[item.item_id], numbers[item.item_id] = item, number
-        except RowError as error:
-            bad.append(BadRow(items, number, str(error)))
+    kept, bad = _items(items)
     bad_items = len(bad)
     events: list[dict[str, Any]] = []
     for number, row in read_rows(interactions, INTERACTION_COLUMNS):
@@ -99,6 +88,31 @@ def import_files(
     info = DataInfo(name, f"imported from {items.name} and {interactions.name}", left_out=left_out)
     catalogue = Catalogue(kept.values())
     return DataSet(info, catalogue, histories(_frame(events), catalogue)), bad
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a file, every row checked. Raises `BadRowsError`, `DataError`."""
+    kept, bad = _items(path)
+    if bad:
+        raise BadRowsError(bad)
+    return list(kept.values())
+
+
+def _items(path: Path) -> tuple[dict[str, Item], list[BadRow]]:
+    """Good rows by item id, and the bad ones."""
+    bad: list[BadRow] = []
+    kept: dict[str, Item] = {}
+    numbers: dict[str, int] = {}
+    for number, row in read_rows(path, ITEM_COLUMNS):
+        try:
+            item = check_item(row)
+            if item.item_id in kept:
+                first = _place(path, numbers[item.item_id])
+                raise RowError(f"item_id {item.item_id!r} is already that of {first}; ids must be unique")
+            kept[item.item_id], numbers[item.item_id] = item, number
+        except RowError as error:
+            bad.append(BadRow(path, number, str(error)))
+    return kept, bad
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, object]]:

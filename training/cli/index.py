@@ -1,0 +1,140 @@
+"""`gems index`: the items of a bundle, which may change without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.cli.quiet import quiet_libraries
+from training.errors import UserError
+
+index_app = typer.Typer(no_args_is_help=True, help="Look into the items of a bundle, and change them.")
+
+BundlePath = Annotated[Path, typer.Argument(help="folder of a published bundle")]
+
+
+@index_app.command("update")
+def update_command(
+    bundle: BundlePath,
+    items: Annotated[
+        Path | None, typer.Option(help="new and changed items, .jsonl or .parquet, as for `gems data import`")
+    ] = None,
+    remove: Annotated[Path | None, typer.Option(help="text file, one item_id a line")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
+) -> None:
+    """Add, change and remove items, as a new version of the bundle's index. A server takes it up by
+    `POST /admin/index/refresh`, or when it starts."""
+    # slow imports, not for --help
+    from index.bundle import Bundle
+    from index.embeddings import TextEncoder
+    from index.update import update_index
+    from training import assets
+    from training.data.importer import read_items
+
+    quiet_libraries()
+    if items is None and remove is None:
+        raise UserError("nothing to do: give --items, --remove or both")
+    given = read_items(items) if items is not None else []
+    gone = _read_ids(remove) if remove is not None else []
+    opened = Bundle.open(bundle)
+    console = Console()
+    with console.status("updating the index"):
+        done = update_index(
+            opened,
+            given,
+            gone,
+            lambda texts: TextEncoder(assets.fetch(opened.info.item_encoder)).encode(texts),
+            keep=keep,
+        )
+    console.print(
+        f"{bundle} is at {done.version}: {done.added} items added, {done.changed} changed, {done.removed} removed",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if done.pruned:
+        console.print(f"deleted: {', '.join(done.pruned)}", highlight=False)
+
+
+@index_app.command("versions")
+def versions_command(bundle: BundlePath) -> None:
+    """List the versions of the index; the current one is marked."""
+    from index.bundle import INDEX
+    from index.item_index import ItemIndex
+    from index.versions import Versions
+
+    versions = Versions(bundle / INDEX)
+    current = versions.current().name
+    console = Console()
+    for name in versions.names():
+        index = ItemIndex.open(versions.folder / name)
+        mark = "  <- current" if name == current else ""
+        console.print(
+            f"{name}  {index.created}  {len(index.catalogue) - len(index.removed)} items, "
+            f"{len(index.removed)} removed{mark}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@index_app.command("rollback")
+def rollback_command(
+    bundle: BundlePath, version: Annotated[str, typer.Argument(help="one of `gems index versions`")]
+) -> None:
+    """Make an older (or newer) version the current one."""
+    from index.bundle import INDEX
+    from index.versions import Versions
+
+    versions = Versions(bundle / INDEX)
+    versions.current()  # refuses what is no bundle
+    with versions.locked():
+        versions.point_to(version)
+    Console().print(f"{bundle} is at {version}", highlight=False, soft_wrap=True)
+
+
+@index_app.command("describe")
+def describe_command(
+    bundle: BundlePath,
+    examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
+) -> None:
+    """Use of the codes, collisions, how much alike the items of one prefix are, and examples."""
+    from index.bundle import Bundle
+    from index.describe import describe_index
+
+    quiet_libraries()
+    opened = Bundle.open(bundle)
+    found = describe_index(opened.index, opened.info.codebook_sizes, examples=examples)
+    console = Console()
+    console.print(
+        f"{found.items} items, {found.removed} of them removed; {found.collisions} share their identifier",
+        highlight=False,
+    )
+    levels = Table("level", "codes", "used", "perplexity", "most items")
+    for number, level in enumerate(found.levels):
+        levels.add_row(
+            f"{number}", f"{level.codebook}", f"{level.used}", f"{level.perplexity:.1f}", f"{level.largest}"
+        )
+    prefixes = Table(
+        "depth", "prefixes", "items of the largest", "items not alone", "pairs that share a category"
+    )
+    for each in found.prefixes:
+        purity = "" if each.purity is None else f"{each.purity:.1%}"
+        prefixes.add_row(f"{each.depth}", f"{each.count}", f"{each.largest}", f"{each.shared}", purity)
+    if found.chance is not None:
+        prefixes.add_row("0", "1", f"{found.items}", f"{found.items}", f"{found.chance:.1%}")
+    for table in (levels, prefixes):
+        console.print(table)
+    for titles in found.examples:
+        console.print(Text(" | ".join(titles)), soft_wrap=True)
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
