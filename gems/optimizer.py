@@ -25,6 +25,7 @@ from gems.knowledge import KnowledgeBasis
 from gems.layers import SHARED, Rank, find_linears, ranks_of
 from gems.linear import Route, RoutedLinear
 from gems.projection import ProjectedWeight, Rules
+from gems.schedule import RefreshSchedule
 
 
 class GEMS(torch.optim.Optimizer):
@@ -37,8 +38,7 @@ class GEMS(torch.optim.Optimizer):
     task_rank: of each task's basis; half the shared one if not given.
     linears: name → layer to be projected; all trainable `nn.Linear` but the output head if not given.
     plain: parameters to be trained by AdamW; all other trainable ones of the model if not given.
-    refresh_every: T, steps between refreshes of a weight's bases; `stagger`: groups of weights that take
-        turns, and the steps until all have started. Only a group's full gradients exist at a time.
+    refresh_every, stagger: see `RefreshSchedule`.
     knowledge: basis of directions that are not to be touched; `energy` and `cap` (share of the inputs)
         say how many.
     gate: `hypergradient`, `prior` or `uniform`; `temperature`: τ.
@@ -85,8 +85,6 @@ class GEMS(torch.optim.Optimizer):
     ) -> None:
         if SHARED in tasks or len(set(tasks)) != len(tasks):
             raise GemsError(f"task names {list(tasks)} must differ from each other and from {SHARED!r}")
-        if refresh_every < 1 or stagger < 1:
-            raise GemsError("refresh_every and stagger must be at least 1")
         linears = dict(linears if linears is not None else find_linears(model))
         if not linears:
             raise GemsError("the model has no trainable linear layer to tune")
@@ -94,8 +92,7 @@ class GEMS(torch.optim.Optimizer):
             knowledge.check(linears)
         self.tasks = tuple(tasks)
         self.steps = 0
-        self._refresh_every = refresh_every
-        self._stagger = min(stagger, refresh_every)
+        self._schedule = RefreshSchedule(len(linears), refresh_every, stagger)
         self._joint = joint and len(tasks) > 1
         self._clip = clip
         self._seed = seed
@@ -217,12 +214,7 @@ class GEMS(torch.optim.Optimizer):
 
     def _is_due(self, k: int) -> bool:
         """Whether the weight's bases are refreshed in the coming step."""
-        turn = k * self._stagger // len(self.weights)
-        if not self.weights[k].subspaces.ready:
-            return self.steps >= turn
-        if self.steps < self._stagger:  # some have yet to start
-            return False
-        return self.steps % self._refresh_every == turn * self._refresh_every // self._stagger
+        return self._schedule.is_due(k, self.steps, self.weights[k].subspaces.ready)
 
     def _refreshing(self) -> bool:
         return any(self._is_due(k) for k in range(len(self.weights)))
