@@ -22,7 +22,7 @@ from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.catalogue import Catalogue
 from index.embeddings import TextEncoder
-from index.history import Event, Task
+from index.history import Task
 from index.update import update_index
 from server.engine.contract import RankRequest
 from server.engine.torch_engine import TorchEngine
@@ -32,7 +32,7 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.splits import Case, leave_one_out
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import cases_of, draw_cases, target_ranks
+from training.evaluation.ranking import cases_of, draw_cases, seen_items, target_ranks
 from training.pipeline import train
 
 SHARE = 0.1
@@ -130,15 +130,13 @@ def _ranked(
     for case in cases:
         events = [replace(event, item=rows[event.item]) for event in case.history]
         prompt = bundle.encoder.prompt(events, case.query if task is Task.SEARCH else None)
-        allowed = Allowed.of(bundle.index.trie, slots, _seen(events))
+        allowed = Allowed.of(bundle.index.trie, slots, seen_items(replace(case, history=tuple(events))))
         requests.append(RankRequest(prompt.ids, 50, beam_width, allowed))
         targets.append(replace(case, target=rows[case.target]))
+    if not cases:
+        return {"cases": 0}
     values = per_case(target_ranks(engine.rank(requests), targets))
     return {"cases": len(cases)} | {name: float(values[name].mean()) for name in METRICS}
-
-
-def _seen(events: Sequence[Event]) -> list[int]:
-    return sorted({event.item for event in events})
 
 
 if __name__ == "__main__":

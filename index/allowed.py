@@ -43,6 +43,10 @@ class SlotSet:
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def nbytes(self) -> int:
+        return self.bits.nbytes + self.members.nbytes
+
     def __and__(self, other: SlotSet) -> SlotSet:
         few, many = sorted((self, other), key=len)
         slots = few.members[many.bits.holds(few.members.astype(np.int64))]
@@ -66,6 +70,10 @@ class Allowed:
         if chosen is not None:
             slots = slots[chosen.bits.holds(slots)]
         return cls(trie, chosen, slots)
+
+    def without(self, rows: Sequence[int]) -> Allowed:
+        """The same but for these catalogue rows, in place of those excluded before."""
+        return Allowed.of(self.trie, self.chosen, rows)
 
     @cached_property
     def count(self) -> int:

@@ -18,8 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from index.catalogue import Catalogue
 from index.identifiers import Identifiers
 from index.identifiers.codebooks import Codebooks
 from index.item_index import ItemIndex
-from index.manifest import BundleError, fsync, verify, write_manifest
+from index.manifest import BundleError, fsync, refusing, verify, write_manifest
 from index.sequence import SequenceEncoder
 from index.versions import Versions
 from index.vocabulary import IdentifierVocabulary
@@ -142,7 +141,7 @@ class Bundle:
     def open(cls, path: Path | str) -> Bundle:
         """Verify and open. Raises `BundleError` for anything that is not a whole, undamaged bundle."""
         path = Path(path)
-        with _refusing(path):
+        with refusing(path, "opened"):
             verify(path, apart=INDEX)
             info = BundleInfo.load(path / "bundle.json")
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -157,7 +156,7 @@ class Bundle:
 
         Raises `BundleError` if that version is damaged or does not belong to this bundle.
         """
-        with _refusing(self.path):
+        with refusing(self.path, "opened"):
             index = _open_index(self.path, self.info)
             return replace(
                 self, index=index, encoder=_encoder(self.info, index, self.tokenizer, self.vocabulary)
@@ -177,15 +176,6 @@ class Bundle:
             use_safetensors=True,  # never a pickle
         )
         return model.eval()
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the files is a `BundleError`."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be opened: {error}") from error
 
 
 def _open_index(path: Path, info: BundleInfo) -> ItemIndex:

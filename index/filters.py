@@ -14,12 +14,13 @@ the items that it names.
 from __future__ import annotations
 
 import json
-import operator
+import sys
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,9 @@ Value = str | int | float | bool
 Condition = Value | list[Value] | Mapping[str, int | float]
 BOUNDS = ("gt", "gte", "lt", "lte")
 PATH = " > "
-COMPILED_FILTERS = 64  # kept for the next request that asks the same
+MAX_TEXT_CHARS = 512  # longer texts are no attribute that one filters by
+MAX_NAMED = 20  # attributes in a message
+COMPILED_BYTES = 2**28  # of filters that are kept for the next request that asks the same
 
 
 class FilterError(ValueError):
@@ -57,17 +60,18 @@ class Attribute:
     @classmethod
     def of(cls, found: list[tuple[int, Value]]) -> Attribute:
         """found: (slot, value) of every item that has the attribute, once for each value."""
-        numbers = [(slot, float(v)) for slot, v in found if not isinstance(v, str | bool)]
-        terms = [(slot, json.dumps(v)) for slot, v in found if isinstance(v, str | bool)]
-        names, which = np.unique([term for _, term in terms], return_inverse=True)
-        order = np.argsort(which, kind="stable")
-        rising = np.argsort([number for _, number in numbers], kind="stable")
+        numbers = sorted((float(value), slot) for slot, value in found if not isinstance(value, str | bool))
+        of_term: dict[str, list[int]] = {}
+        for slot, value in found:
+            if isinstance(value, str | bool):
+                of_term.setdefault(json.dumps(value), []).append(slot)
+        terms = sorted(of_term)
         return cls(
-            names.tolist(),
-            np.searchsorted(which[order], np.arange(len(names) + 1)).astype(np.int64),
-            np.array([slot for slot, _ in terms], np.int32)[order],
-            np.array([number for _, number in numbers], np.float64)[rising],
-            np.array([slot for slot, _ in numbers], np.int32)[rising],
+            terms,
+            np.cumsum([0, *(len(of_term[term]) for term in terms)], dtype=np.int64),
+            np.array([slot for term in terms for slot in of_term[term]], np.int32),
+            np.array([number for number, _ in numbers], np.float64),
+            np.array([slot for _, slot in numbers], np.int32),
         )
 
     def slots(self, condition: Condition) -> NDArray[np.int32]:
@@ -82,7 +86,7 @@ class Attribute:
         if not isinstance(value, str | bool):
             return self._range({"gte": value, "lte": value})
         term = json.dumps(value)
-        k = int(np.searchsorted(self.terms, term)) if self.terms else 0
+        k = bisect_left(self.terms, term)
         if k == len(self.terms) or self.terms[k] != term:
             return np.empty(0, np.int32)
         return self.term_slots[self.term_first[k] : self.term_first[k + 1]]
@@ -102,11 +106,12 @@ class Attribute:
 
 
 class Filters:
-    """The attributes of a catalogue, by name."""
+    """The attributes of a catalogue, by name. living: slots of the items that may come back; None for all."""
 
-    def __init__(self, attributes: Mapping[str, Attribute], slots: int) -> None:
+    def __init__(self, attributes: Mapping[str, Attribute], slots: int, living: SlotSet | None) -> None:
         self._attributes = dict(attributes)
         self._slots = slots
+        self._living = living
         self._compiled: OrderedDict[str, SlotSet] = OrderedDict()
 
     @property
@@ -114,32 +119,37 @@ class Filters:
         return sorted(self._attributes)
 
     @classmethod
-    def build(cls, catalogue: Catalogue, trie: Trie) -> Filters:
-        """Every attribute and the categories; values that are neither text, number nor truth are left out."""
+    def build(cls, catalogue: Catalogue, trie: Trie, living: SlotSet | None = None) -> Filters:
+        """Every attribute and the categories. Left out: texts longer than `MAX_TEXT_CHARS`, and what is neither
+        text, truth nor a number that a double can hold."""
         found: dict[str, list[tuple[int, Value]]] = {}
         for slot, item in zip(trie.slot_of_item.tolist(), catalogue, strict=True):
             for name, value in _values(item):
                 found.setdefault(name, []).append((slot, value))
-        return cls({name: Attribute.of(values) for name, values in found.items()}, trie.items)
+        return cls({name: Attribute.of(values) for name, values in found.items()}, trie.items, living)
 
     def select(self, asked: Mapping[str, Condition]) -> SlotSet:
-        """Slots of the items that meet every condition, at least one. Raises `FilterError` for an unknown attribute."""
+        """Slots of the living items that meet every condition. Raises `FilterError` for an unknown attribute."""
         key = json.dumps(asked, sort_keys=True)
         if key not in self._compiled:
-            chosen = [
-                SlotSet.of_members(self._attribute(name).slots(condition), self._slots)
-                for name, condition in asked.items()
-            ]
-            self._compiled[key] = reduce(operator.and_, chosen)
-            if len(self._compiled) > COMPILED_FILTERS:
+            member = (
+                np.ones(self._slots, bool)
+                if self._living is None
+                else _mask(self._living.members, self._slots)
+            )
+            for name, condition in asked.items():
+                member &= _mask(self._attribute(name).slots(condition), self._slots)
+            self._compiled[key] = SlotSet.of(member)
+            while len(self._compiled) > 1 and sum(s.nbytes for s in self._compiled.values()) > COMPILED_BYTES:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return self._compiled[key]
 
     def _attribute(self, name: str) -> Attribute:
         if name not in self._attributes:
-            known = ", ".join(self.names) or "none"
-            raise FilterError(f"no item has such an attribute; the catalogue's attributes are: {known}")
+            known = ", ".join(self.names[:MAX_NAMED]) or "none"
+            more = f" and {len(self.names) - MAX_NAMED} more" if len(self.names) > MAX_NAMED else ""
+            raise FilterError(f"no item has such an attribute; the attributes are: {known}{more}")
         return self._attributes[name]
 
     def save(self, folder: Path) -> None:
@@ -155,7 +165,7 @@ class Filters:
         (folder / "attributes.json").write_text(json.dumps(terms, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod
-    def open(cls, folder: Path, slots: int) -> Filters:
+    def open(cls, folder: Path, slots: int, living: SlotSet | None = None) -> Filters:
         """Memory-map what `save` wrote, over so many slots."""
         terms: dict[str, list[str]] = json.loads((folder / "attributes.json").read_text("utf-8"))
         parts = ("term_first", "term_slots", "numbers", "number_slots")
@@ -165,16 +175,29 @@ class Filters:
                 for k, (name, known) in enumerate(terms.items())
             },
             slots,
+            living,
         )
 
 
 def _values(item: Item) -> Iterator[tuple[str, Value]]:
     """(attribute, value) of an item, each once."""
     paths = {prefix for category in item.categories for prefix in _prefixes(category)}
-    yield from (("categories", path) for path in sorted(paths))
+    yield from (("categories", path) for path in sorted(paths) if _fits(path))
     for name, value in item.attributes.items():
         several = value if isinstance(value, list) else [value]
-        yield from ((name, one) for one in dict.fromkeys(several) if isinstance(one, str | int | float))
+        yield from ((name, one) for one in dict.fromkeys(several) if _fits(one))
+
+
+def _fits(value: object) -> TypeGuard[Value]:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT_CHARS
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN, too
+
+
+def _mask(slots: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
+    member = np.zeros(total, bool)
+    member[slots] = True
+    return member
 
 
 def _prefixes(path: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import SlotSet
+from index.allowed import Allowed, SlotSet
 from index.catalogue import Catalogue
 from index.filters import Filters
 from index.manifest import BundleError
@@ -53,8 +53,14 @@ class ItemIndex:
         if len(codes) != len(catalogue):
             raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
         trie = Trie.build(codes)
-        filters = Filters.build(catalogue, trie)
-        return cls(bundle_id, version, created, catalogue, trie, filters, *_alive(trie, removed))
+        rows, living = _alive(trie, removed)
+        filters = Filters.build(catalogue, trie, living)
+        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
+
+    @property
+    def everything(self) -> Allowed:
+        """Every item that is not removed."""
+        return Allowed.of(self.trie, self.living)
 
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
@@ -64,7 +70,7 @@ class ItemIndex:
         self.filters.save(folder / "filters")
         record = {
             "bundle_id": self.bundle_id, "version": self.version, "created": self.created,
-            "removed": list(self.removed),
+            "items": len(self.catalogue), "removed": list(self.removed),
         }  # fmt: skip
         (folder / "index.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
@@ -76,9 +82,10 @@ class ItemIndex:
         trie = Trie.open(folder / "trie")
         if trie.items != len(catalogue):
             raise BundleError(f"{folder}: {trie.items} identifiers for {len(catalogue)} items")
-        filters = Filters.open(folder / "filters", trie.items)
+        rows, living = _alive(trie, record["removed"])
+        filters = Filters.open(folder / "filters", trie.items, living)
         about = (record["bundle_id"], record["version"], record["created"])
-        return cls(*about, catalogue, trie, filters, *_alive(trie, record["removed"]))
+        return cls(*about, catalogue, trie, filters, rows, living)
 
 
 def _alive(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -52,6 +54,18 @@ def verify(folder: Path, apart: str | None = None) -> None:
             raise BundleError(
                 f"{folder / name} is damaged: it differs from the manifest; publish the bundle again"
             )
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what damaged files may lead to
+
+
+@contextmanager
+def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
+    """Errors of these kinds become `BundleError`. what: completes "PATH cannot be …"."""
+    try:
+        yield
+    except kinds as error:
+        raise BundleError(f"{path} cannot be {what}: {error}") from error
 
 
 def fsync(path: Path) -> None:

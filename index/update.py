@@ -7,18 +7,20 @@ the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bundle import INDEX, Bundle
+from index.bundle import INDEX, Bundle, BundleInfo
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.identifiers import IdentifierError
 from index.identifiers.codebooks import Codebooks
 from index.item_index import ItemIndex
+from index.manifest import BundleError, refusing
 from index.versions import Versions
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -26,7 +28,7 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did. version: the new one; pruned: the versions that were deleted."""
+    """What an update did. version: the current one now; pruned: the versions that were deleted."""
 
     version: str
     added: int
@@ -41,32 +43,51 @@ def update_index(
     """Publish the next version of a bundle's index and point to it; requests see all of it or nothing.
 
     items: new ones, and changed ones under their old id. removed: item ids. embed: texts → float32 [N, d], by
-    the bundle's own encoder. keep: newest versions that are not deleted.
-    Raises `CatalogueError` for an id that is given twice or is not there to be removed, `IdentifierError`
-    for an item that the codebooks cannot name, `BundleError` if another update is at work.
+    the encoder that `BundleInfo.item_encoder` names. keep: newest versions that are not deleted; the version
+    that was current before is not, either. Where nothing would change, nothing is published.
+    Raises `CatalogueError` for an item that is given twice or is not there to be removed, `IdentifierError`
+    for one that the codebooks cannot name, `BundleError` if another update is at work or the disk is full.
     """
     versions = Versions(bundle.path / INDEX)
-    with versions.locked():
+    with refusing(bundle.path, "updated", (OSError,)), versions.locked():
         now = bundle.refreshed().index
         given = _by_id(items)
-        gone = _rows(now, removed, given)
+        gone = set(_rows(now, removed, given)) - set(now.removed)
+        known = {
+            row: item for item_id, item in given.items() if (row := now.catalogue.row(item_id)) is not None
+        }
+        changed = [row for row, item in known.items() if item != now.catalogue[row] or row in now.removed]
         new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
-        rows = [given.get(item.item_id, item) for item in now.catalogue]
+        if not new and not changed and not gone:
+            return Update(now.version, 0, 0, 0)
         codes = now.trie.codes()
         if new:
             codes = np.concatenate([codes, _name(new, codes, bundle, embed)])
-        back = {now.catalogue.row(item_id) for item_id in given}
         version = versions.next_name()
         index = ItemIndex.build(
             bundle.info.bundle_id,
             version,
             datetime.now(UTC).isoformat(timespec="seconds"),
-            Catalogue([*rows, *new]),
+            Catalogue([*(known.get(row, item) for row, item in enumerate(now.catalogue)), *new]),
             codes,
-            sorted((set(now.removed) - back) | set(gone)),
+            sorted((set(now.removed) - set(known)) | gone),
         )
         versions.publish(version, index.save)
-        return Update(version, len(new), len(given) - len(new), len(gone), versions.prune(keep))
+        return Update(version, len(new), len(changed), len(gone), versions.prune(keep, now.version))
+
+
+def rollback_index(path: Path, version: str) -> None:
+    """Make another version the current one, also where the current one is damaged.
+
+    Raises `BundleError` for a version that is not there, is damaged, or belongs to another bundle.
+    """
+    versions = Versions(path / INDEX)
+    with refusing(path, "rolled back"):
+        info = BundleInfo.load(path / "bundle.json")
+        with versions.locked():
+            if version in versions.names() and versions.describe(version)["bundle_id"] != info.bundle_id:
+                raise BundleError(f"{versions.folder / version} belongs to another bundle")
+            versions.point_to(version)
 
 
 def _by_id(items: Sequence[Item]) -> dict[str, Item]:
@@ -98,14 +119,16 @@ def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: 
     codebooks = bundle.codebooks()
     if codebooks is None:
         raise IdentifierError(
-            f"{len(new)} items are new, and {bundle.info.scheme} identifiers cannot name them: train again with "
-            "them, or with semantic identifiers"
+            f"{len(new)} items are new, and this bundle has no codebooks to name them by ({bundle.info.scheme} "
+            "identifiers): train again with them, with semantic identifiers"
         )
     vectors = embed([item.text() for item in new])
-    taken = set(map(tuple, codes.tolist()))
+    prefixes = codebooks.quantise(vectors)
+    near = np.isin(codes[:, 0], prefixes[:, 0])  # no other can be in the way
+    taken = set(map(tuple, codes[near].tolist()))
     numbers = bundle.info.codebook_sizes[-1]
     named = []
-    for item, vector, prefix in zip(new, vectors, codebooks.quantise(vectors).tolist(), strict=True):
+    for item, vector, prefix in zip(new, vectors, prefixes.tolist(), strict=True):
         identifier = _first_free(prefix, vector, codebooks, numbers, taken)
         if identifier is None:
             raise IdentifierError(
@@ -124,7 +147,11 @@ def _first_free(
     numbers: int,
     taken: set[tuple[int, ...]],
 ) -> tuple[int, ...] | None:
-    for last in [prefix[-1], *codebooks.alternatives(vector).tolist()]:
+    def lasts() -> Iterator[int]:
+        yield prefix[-1]
+        yield from (code for code in codebooks.alternatives(vector).tolist() if code != prefix[-1])
+
+    for last in lasts():
         for number in range(numbers):
             identifier = (*prefix[:-1], last, number)
             if identifier not in taken:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from index.manifest import MANIFEST, BundleError, fsync, sha256_of, verify, write_manifest
 
@@ -37,19 +38,36 @@ class Versions:
 
     def current(self) -> Path:
         """Folder of the version that is served, checked. Raises `BundleError` naming what is damaged."""
+        name, manifest = self._pointer()
+        path = self.folder / name
+        verify(path)
+        if sha256_of(path / MANIFEST) != manifest:
+            raise BundleError(
+                f"{self.folder / POINTER} is damaged, or {path / MANIFEST} is: they do not fit each other"
+            )
+        return path
+
+    def current_name(self) -> str:
+        """Name of the version that is served, whole or not. Raises `BundleError` for a damaged pointer."""
+        return self._pointer()[0]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `index.json` says of a version, which is checked first. Raises `BundleError`."""
+        verify(self.folder / name)
+        record: dict[str, Any] = json.loads((self.folder / name / "index.json").read_text("utf-8"))
+        return record
+
+    def _pointer(self) -> tuple[str, str]:
+        """Version, and SHA-256 of its manifest."""
         pointer = self.folder / POINTER
         try:
             record = json.loads(pointer.read_text("utf-8"))
             name, manifest = str(record["version"]), str(record["manifest_sha256"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{pointer} is damaged: {error}") from error
-        path = self.folder / name
-        if not NAME.fullmatch(name) or not path.is_dir():
+        if name not in self.names():
             raise BundleError(f"{pointer} is damaged: it names no version")
-        verify(path)
-        if sha256_of(path / MANIFEST) != manifest:
-            raise BundleError(f"{pointer} is damaged, or {path / MANIFEST} is: they do not fit each other")
-        return path
+        return name, manifest
 
     def next_name(self) -> str:
         names = self.names()
@@ -84,12 +102,14 @@ class Versions:
         os.replace(draft, self.folder / POINTER)
         fsync(self.folder)
 
-    def prune(self, keep: int) -> list[str]:
-        """Delete the oldest versions but for the newest `keep` and the one that is served; their names."""
-        spared = {*self.names()[-keep:], self.current().name}
-        gone = [name for name in self.names() if name not in spared]
+    def prune(self, keep: int, spared: str) -> list[str]:
+        """Delete the oldest versions but for the newest `keep` and the `spared` one; their names."""
+        names = self.names()
+        gone = [name for name in names[:-keep] if name != spared]
         for name in gone:
-            shutil.rmtree(self.folder / name)
+            os.rename(self.folder / name, self.folder / f".{name}.gone")  # half a version is none
+        for path in self.folder.glob(".*.gone"):
+            shutil.rmtree(path)
         return gone
 
     @contextmanager

@@ -89,7 +89,7 @@ class InvalidRequestError(ServerError):
         """One field of the body is to blame."""
         return cls(
             "One or more fields of the body have to be mended.",
-            errors=[FieldError(where=f"body.{field}", message=message)],
+            errors=[FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])],
         )
 
 

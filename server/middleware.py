@@ -17,6 +17,8 @@ logger = logging.getLogger("server.request")
 
 TASK_PATHS = {"/search": Task.SEARCH, "/recommend": Task.RECOMMENDATION}
 QUIET_PATHS = ("/health/live", "/health/ready", "/metrics", "/info", "/docs", "/openapi.json")
+ADMIN_PATHS = ("/admin/index/refresh",)
+NAMED_PATHS = {*TASK_PATHS, *QUIET_PATHS, *ADMIN_PATHS}
 _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -71,7 +73,7 @@ class RequestMiddleware:
             extra={
                 "request_id": request_id,
                 "method": method if method in _METHODS else "other",
-                "path": path if task is not None or path in QUIET_PATHS else "other",
+                "path": path if path in NAMED_PATHS else "other",
                 "status": status,
                 "ms": round(seconds * 1000, 3),
             },

@@ -6,10 +6,13 @@ service; the ceilings here only bound the work of validation.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+
+from index.filters import BOUNDS, MAX_TEXT_CHARS
 
 HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
@@ -17,12 +20,11 @@ MAX_FIELDS = 32  # of one JSON object; no request has as many
 
 ITEMS_CEILING = 10_000  # of `exclude` and `candidates`
 MAX_FILTER_VALUES = 1000  # of one attribute
-MAX_VALUE_CHARS = 512
 
 TaskName = Literal["search", "recommendation"]
 ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-FilterValue = Annotated[str, Field(max_length=MAX_VALUE_CHARS)] | bool | Number
+FilterValue = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | bool | Number
 FilterValues = Annotated[list[FilterValue], Field(min_length=1)]
 
 
@@ -35,6 +37,31 @@ def _short(values: Any, most: int) -> Any:
     if isinstance(values, list) and len(values) > most:
         raise ValueError(f"more than {most} entries")
     return values
+
+
+def _check_condition(condition: Any) -> None:
+    if isinstance(condition, dict):
+        if not condition or len(condition) > len(BOUNDS) or not set(condition) <= set(BOUNDS):
+            raise ValueError(f"a range takes {', '.join(BOUNDS)}, at least one of them, and nothing else")
+        if not all(_is_number(bound) for bound in condition.values()):
+            raise ValueError("the bounds of a range are numbers that a double can hold")
+        return
+    values = condition if isinstance(condition, list) else [condition]
+    if not 1 <= len(values) <= MAX_FILTER_VALUES:
+        raise ValueError(f"a list of values holds 1 to {MAX_FILTER_VALUES} of them")
+    for value in values:
+        if isinstance(value, str):
+            if len(value) > MAX_TEXT_CHARS:
+                raise ValueError(f"a text to filter by has at most {MAX_TEXT_CHARS} characters")
+        elif not isinstance(value, bool) and not _is_number(value):
+            raise ValueError(
+                "a value to filter by is a text, true, false, or a number that a double can hold"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 class HistoryEntry(BaseModel):
@@ -57,11 +84,8 @@ class NumberRange(BaseModel):
     lt: Number | None = None
     lte: Number | None = None
 
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("a range needs at least one of gt, gte, lt, lte")
-        return self
+
+FilterCondition = FilterValue | FilterValues | NumberRange
 
 
 class RecommendRequest(BaseModel):
@@ -93,9 +117,8 @@ class RecommendRequest(BaseModel):
         default=[], description="Items to leave out; unknown ones are no error."
     )
     candidates: list[ItemId] | None = Field(None, min_length=1, description="Rank only these items.")
-    filter: dict[str, FilterValue | FilterValues | NumberRange] | None = Field(
+    filter: dict[str, FilterCondition] | None = Field(
         None,
-        min_length=1,
         description="Attribute to value, list of values or range of numbers; an item has to match all.",
     )
 
@@ -125,12 +148,13 @@ class RecommendRequest(BaseModel):
 
     @field_validator("filter", mode="before")
     @classmethod
-    def _few_values(cls, asked: Any) -> Any:
+    def _readable(cls, asked: Any) -> Any:
+        """One clear error in the first condition that is wrong, instead of one for each type that it is not."""
         if isinstance(asked, dict):
-            if len(asked) > MAX_FIELDS:
-                raise ValueError(f"more than {MAX_FIELDS} attributes")
+            if not 1 <= len(asked) <= MAX_FIELDS:
+                raise ValueError(f"a filter names 1 to {MAX_FIELDS} attributes")
             for condition in asked.values():
-                _short(condition, MAX_FILTER_VALUES)
+                _check_condition(condition)
         return asked
 
     @field_validator("history")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -12,7 +12,7 @@ from index.allowed import Allowed, SlotSet
 from index.filters import Condition, FilterError
 from index.item_index import ItemIndex
 from server.errors import InvalidRequestError
-from server.schemas import NumberRange, RecommendRequest
+from server.schemas import FilterCondition, NumberRange, RecommendRequest
 
 
 def allowed_items(body: RecommendRequest, history: Sequence[int], index: ItemIndex) -> Allowed:
@@ -20,7 +20,10 @@ def allowed_items(body: RecommendRequest, history: Sequence[int], index: ItemInd
     candidate that the catalogue does not know. Excluded ids that it does not know exclude nothing."""
     excluded = set(history) if body.exclude_history else set()
     excluded.update(row for row in map(index.catalogue.row, body.exclude) if row is not None)
-    choices = [index.living, _filtered(body, index), _candidates(body, index)]
+    choices = [
+        index.living if body.filter is None else _filtered(body.filter, index),
+        _candidates(body, index),
+    ]
     asked = [slots for slots in choices if slots is not None]
     chosen = reduce(operator.and_, asked) if asked else None
     return Allowed.of(index.trie, chosen, sorted(excluded))
@@ -38,12 +41,10 @@ def why_fewer(found: int, limit: int, allowed: Allowed, index: ItemIndex) -> str
     return f"filter, candidates and exclusions leave {allowed.count} of the catalogue's {items} items"
 
 
-def _filtered(body: RecommendRequest, index: ItemIndex) -> SlotSet | None:
-    if body.filter is None:
-        return None
+def _filtered(asked: Mapping[str, FilterCondition], index: ItemIndex) -> SlotSet:
     conditions: dict[str, Condition] = {
-        name: asked.model_dump(exclude_none=True) if isinstance(asked, NumberRange) else asked
-        for name, asked in body.filter.items()
+        name: condition.model_dump(exclude_none=True) if isinstance(condition, NumberRange) else condition
+        for name, condition in asked.items()
     }
     try:
         return index.filters.select(conditions)

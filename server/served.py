@@ -22,8 +22,9 @@ class Served:
         self._swapping = asyncio.Lock()
         metrics.name_bundle(bundle)
 
-    async def refresh(self) -> Bundle:
-        """Serve the version that is now the current one on disk. It is opened off to the side, on a thread.
+    async def refresh(self) -> tuple[Bundle, Bundle]:
+        """Serve the version that is now the current one on disk: what was served before, and what is now.
+        It is opened off to the side, on a thread.
 
         Raises `IndexRefusedError` for a damaged version; the one that was served goes on.
         """
@@ -36,7 +37,7 @@ class Served:
                     "The current index version on disk is damaged or of another bundle; the log names the file. "
                     "The version that was served goes on."
                 ) from error
-            self.bundle = fresh
+            before, self.bundle = self.bundle, fresh
             self._metrics.name_bundle(fresh)
             logger.info("index swapped", extra={"index_version": fresh.index.version})
-            return fresh
+            return before, fresh

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from index.allowed import Allowed
-from index.trie import Trie
 
 
 class EngineError(Exception):
@@ -54,8 +53,8 @@ class Engine(Protocol):
     """Exact constrained beam search: the best `limit` legal items under a beam of `beam_width`."""
 
     @property
-    def trie(self) -> Trie:
-        """The identifiers that it was opened with."""
+    def everything(self) -> Allowed:
+        """Every item of the index that it was opened with, but for removed ones."""
         ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

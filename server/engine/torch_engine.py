@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from index.allowed import Allowed
+from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
@@ -43,6 +43,7 @@ class TorchEngine:
     """Ranks with a Hugging Face causal language model.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
+    living: slots of the items that are not removed; None for all.
     max_batch_tokens: prompt and beam positions that one forward pass may hold together; longer
     lists of requests are split into several passes, alike lengths together.
     """
@@ -55,6 +56,7 @@ class TorchEngine:
         *,
         normalisation: str = "level",
         max_batch_tokens: int = 16384,
+        living: SlotSet | None = None,
     ) -> None:
         if normalisation not in ("level", "vocabulary"):
             raise EngineError(f"normalisation {normalisation!r} is unknown; level and vocabulary are")
@@ -63,7 +65,7 @@ class TorchEngine:
                 f"the trie has {trie.levels} levels, the identifier vocabulary {vocabulary.levels}"
             )
         self.model = model.eval()
-        self.trie = trie
+        self.everything = Allowed.of(trie, living)
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self.max_batch_tokens = max_batch_tokens
@@ -73,7 +75,6 @@ class TorchEngine:
         self._head: Tensor = model.get_output_embeddings().weight
         if len(self._head) < vocabulary.size:
             raise EngineError(f"the model has {len(self._head)} output rows; {vocabulary.size} are needed")
-        self._everything = Allowed.of(trie)
         self._probe()
 
     @classmethod
@@ -84,6 +85,7 @@ class TorchEngine:
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
             max_batch_tokens=max_batch_tokens,
+            living=bundle.index.living,
         )
 
     @torch.inference_mode()
@@ -101,7 +103,7 @@ class TorchEngine:
         width = 0
         for k in sorted(range(len(requests)), key=lambda k: len(requests[k].prompt)):
             width = max(width, self._width(requests[k]))
-            each = len(requests[k].prompt) + width * (self.trie.levels - 1)
+            each = len(requests[k].prompt) + width * (self.vocabulary.levels - 1)
             if chunk and (len(chunk) + 1) * each > self.max_batch_tokens:
                 yield chunk
                 chunk, width = [], self._width(requests[k])
@@ -117,7 +119,7 @@ class TorchEngine:
         watch = _Stopwatch()
         levels = self.vocabulary.levels
         widths = [self._width(request) for request in requests]
-        allowed = [request.allowed or self._everything for request in requests]
+        allowed = [request.allowed or self.everything for request in requests]
         if any(each.trie.levels != levels for each in allowed):
             raise EngineError(f"identifiers of {levels} codes are needed")
         lengths = torch.tensor([len(request.prompt) for request in requests])

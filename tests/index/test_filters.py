@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.allowed import SlotSet
 from index.catalogue import Catalogue, Item
 from index.filters import BOUNDS, FilterError, Filters
 from index.trie import Trie
@@ -89,6 +90,23 @@ def test_categories_are_found_by_every_step_of_their_path() -> None:
     assert found == {"Beauty": [0, 1], "Beauty > Nails": [0], "Gifts": [0], "Nails": []}
 
 
+def test_values_that_nobody_can_ask_for_are_left_out() -> None:
+    catalogue, trie = world(
+        [{"n": 10**400, "text": "x" * 513}, {"n": 3, "text": "x" * 512}, {"n": 2**53 + 1}]
+    )
+    filters = Filters.build(catalogue, trie)
+    assert trie.slot_items[filters.select({"n": {"gte": 0}}).members].tolist() in ([1, 2], [2, 1])
+    assert trie.slot_items[filters.select({"text": "x" * 512}).members].tolist() == [1]
+    assert len(filters.select({"text": "x" * 513})) == 0
+
+
+def test_removed_items_meet_no_condition() -> None:
+    catalogue, trie = world([{"year": 1990}] * 4)
+    living = SlotSet.of_members(trie.slot_of_item[[0, 2]], 4)
+    chosen = Filters.build(catalogue, trie, living).select({"year": 1990})
+    assert sorted(trie.slot_items[chosen.members].tolist()) == [0, 2]
+
+
 def test_the_way_to_disk_and_back(tmp_path: Path) -> None:
     catalogue, trie = world([{"year": 1990 + k % 7, "genre": ["a", "b"][k % 2]} for k in range(40)])
     filters = Filters.build(catalogue, trie)
@@ -110,11 +128,13 @@ def test_a_range_without_a_known_bound_is_refused() -> None:
             filters.select({"year": asked})
 
 
-def test_compiled_filters_are_kept_and_the_oldest_forgotten() -> None:
+def test_compiled_filters_are_kept_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue, trie = world([{"year": k} for k in range(200)])
     filters = Filters.build(catalogue, trie)
     first = filters.select({"year": 0})
     assert filters.select({"year": 0}) is first
-    for year in range(1, 100):
+    monkeypatch.setattr("index.filters.COMPILED_BYTES", 10 * first.nbytes)
+    for year in range(1, 20):
         filters.select({"year": year})
+    assert filters.select({"year": 19}) is filters.select({"year": 19})
     assert filters.select({"year": 0}) is not first

@@ -16,7 +16,7 @@ from index.bundle import INDEX, Bundle
 from index.catalogue import CatalogueError, Item
 from index.identifiers import IdentifierError
 from index.manifest import BundleError
-from index.update import Update, update_index
+from index.update import Update, rollback_index, update_index
 from index.versions import Versions
 
 NEW = [
@@ -126,7 +126,7 @@ def test_atomic_identifiers_cannot_name_new_items_but_can_lose_some(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))  # without codebooks
-    with pytest.raises(IdentifierError, match="2 items are new, and semantic identifiers cannot name them"):
+    with pytest.raises(IdentifierError, match="2 items are new, and this bundle has no codebooks"):
         update(path, NEW)
     update(path, [Item("item-1", "Changed")], ["item-2"])
     assert state(path)[0] == "v2"
@@ -143,8 +143,37 @@ def test_versions_can_be_rolled_back_and_old_ones_are_pruned(path: Path) -> None
     assert state(path)[1]["item-1"] == "Title 1"
     with pytest.raises(BundleError, match=r"no index version 'v1'; there are: v3, v4, v5"):
         versions.point_to("v1")
-    assert update(path, [Item("item-2", "x")], keep=1).version == "v6"  # on top of v3
+    done = update(path, [Item("item-2", "x")], keep=1)
+    assert (done.version, done.pruned) == ("v6", ["v4", "v5"])  # on top of v3, which stays to go back to
+    assert versions.names() == ["v3", "v6"]
     assert state(path)[1]["item-1"] == "Title 1"
+
+
+def test_an_update_that_changes_nothing_publishes_nothing(path: Path) -> None:
+    same = list(Bundle.open(path).index.catalogue)[:3]
+    assert update(path, same) == Update("v1", 0, 0, 0)
+    update(path, removed=["item-4"])
+    assert update(path, same, ["item-4", "item-4"]) == Update("v2", 0, 0, 0)
+
+
+def test_a_damaged_current_version_can_be_rolled_back(path: Path) -> None:
+    update(path, NEW)
+    (path / INDEX / "v2" / "trie" / "code_0.npy").unlink()
+    with pytest.raises(BundleError, match=r"code_0\.npy is missing"):
+        Bundle.open(path)
+    rollback_index(path, "v1")
+    assert state(path)[0] == "v1"
+    with pytest.raises(BundleError, match=r"code_0\.npy is missing"):
+        rollback_index(path, "v2")
+    assert state(path)[0] == "v1"
+
+
+def test_what_was_half_deleted_is_no_version_and_is_swept(path: Path) -> None:
+    half = path / INDEX / ".v1.gone"
+    (half / "trie").mkdir(parents=True)
+    update(path, NEW)
+    assert Versions(path / INDEX).names() == ["v1", "v2"]
+    assert not half.exists()
 
 
 def test_two_updates_at_once_are_refused(path: Path) -> None:
@@ -158,6 +187,8 @@ def test_a_version_of_another_bundle_is_refused(path: Path, tmp_path: Path) -> N
     shutil.copytree(other / INDEX, path / INDEX)
     with pytest.raises(BundleError, match="belongs to another bundle"):
         Bundle.open(path)
+    with pytest.raises(BundleError, match="belongs to another bundle"):
+        rollback_index(path, "v1")
 
 
 def killed_at(call: int, work: Callable[[], object]) -> bool:

@@ -87,6 +87,9 @@ def check_problem(response: Any, status: int) -> dict[str, Any]:
         ("/recommend", {"filter": {"year": {"gte": SECRET}}}, "body.filter"),
         ("/recommend", {"filter": {"year": {SECRET: 1}}}, "body.filter"),
         ("/recommend", {"filter": {"year": {"gte": 10**400}}}, "body.filter"),
+        ("/recommend", {"filter": {"year": {"gte": True}}}, "body.filter"),
+        ("/recommend", {"filter": {"year": {f"{SECRET}{k}": 1 for k in range(100_000)}}}, "body.filter"),
+        ("/recommend", {"filter": {"year": [SECRET * 100]}}, "body.filter"),
         ("/recommend", {"filter": {"year": 10**400}}, "body.filter"),
         ("/recommend", {"filter": {f"{SECRET}{k}": 1 for k in range(1000)}}, "body.filter"),
         ("/recommend", [], "body"),
@@ -184,3 +187,14 @@ def test_any_bytes_are_refused(client: TestClient, body: bytes) -> None:
     response = client.post("/search", content=body, headers=JSON)
     assert response.status_code in (400, 422)
     check_problem(response, response.status_code)
+
+
+def test_a_wrong_condition_is_answered_with_one_reason(client: TestClient) -> None:
+    response = client.post("/recommend", json={"filter": {"year": {"gte": "1990"}}})
+    (error,) = check_problem(response, 422)["errors"]
+    assert error["message"] == "the bounds of a range are numbers that a double can hold"
+
+
+def test_an_unknown_attribute_is_answered_with_the_known_ones(client: TestClient) -> None:
+    (error,) = check_problem(client.post("/recommend", json={"filter": {SECRET: 1}}), 422)["errors"]
+    assert error["message"] == "no item has such an attribute; the attributes are: categories, year"

@@ -196,7 +196,7 @@ def test_only_allowed_items_come_back_and_as_many_as_there_are(data: st.DataObje
     w = world(items=60)
     n = len(w.codes)
     engine = w.engine("level")
-    allowed, rows = draw_allowed(data, engine.trie)
+    allowed, rows = draw_allowed(data, engine.everything.trie)
     ids = prompt(data.draw(st.sampled_from(LENGTHS)))
     ranking = engine.rank([RankRequest(ids, n, n, allowed)])[0]
     assert sorted(ranking.items) == rows
@@ -232,7 +232,7 @@ def test_items_that_share_an_identifier_come_back_together() -> None:
     codes = np.concatenate([w.codes, w.codes[:10]])
     engine = TorchEngine(w.model, Trie.build(codes), w.vocabulary)
     n = len(codes)
-    ranking = engine.rank([RankRequest(prompt(7), n, n, Allowed.of(engine.trie, excluded=[3]))])[0]
+    ranking = engine.rank([RankRequest(prompt(7), n, n, Allowed.of(engine.everything.trie, excluded=[3]))])[0]
     assert sorted(ranking.items) == sorted(set(range(n)) - {3})
     scores = dict(zip(ranking.items, ranking.scores, strict=True))
     assert scores[5] == scores[len(w.codes) + 5]
@@ -260,7 +260,7 @@ def test_any_catalogue_is_ranked_as_brute_force_does(data: st.DataObject) -> Non
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, sizes)
     w = World(make_model(vocabulary.size, positions=128), codes, vocabulary)
     engine = w.engine("level")
-    allowed, rows = draw_allowed(data, engine.trie)
+    allowed, rows = draw_allowed(data, engine.everything.trie)
     ids = prompt(data.draw(st.sampled_from(LENGTHS)))
     ranking = engine.rank([RankRequest(ids, 30, 30, allowed)])[0]
     assert sorted(ranking.items) == rows

@@ -20,8 +20,8 @@ from server.app import create_app
 from server.engine.torch_engine import TorchEngine
 from server.settings import Settings
 
-KEY = "a key for tests"
-ADMIN = {"authorization": f"Bearer {KEY}"}
+KEY = "a schlüssel for tests"
+ADMIN = {"authorization": f"Bearer {KEY}".encode()}  # a client's UTF-8
 NEW = [Item(f"new-{k}", f"Silent Ocean {k}", attributes={"year": 3000}) for k in range(3)]
 ITEMS = {f"item-{k}" for k in range(60)}
 EVERYTHING = {
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(path: Path) -> Iterator[TestClient]:
     bundle = Bundle.open(path)
-    settings = Settings(admin_key=KEY, queue_limit=1000)
+    settings = Settings(admin_key=f"{KEY}\n", queue_limit=1000)
     with TestClient(create_app(bundle, TorchEngine.open(bundle), settings)) as client:
         yield client
 
@@ -78,8 +78,10 @@ def test_a_new_version_is_taken_up_and_rolled_back(client: TestClient, path: Pat
     assert 'index_version="v2"' not in client.get("/metrics").text
 
 
-@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"}])
-def test_administration_asks_for_the_key(client: TestClient, header: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "header", [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}".encode()}]
+)
+def test_administration_asks_for_the_key(client: TestClient, header: dict[str, str | bytes]) -> None:
     response = client.post("/admin/index/refresh", headers=header)
     assert response.status_code == 401
     assert response.json()["type"] == "urn:gems:problem:unauthorized"

@@ -13,7 +13,7 @@ class GatedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.trie = engine.trie
+        self.everything = engine.everything
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()  # set whenever a batch has reached the engine
@@ -36,7 +36,7 @@ class FailingEngine:
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
-        self.trie = engine.trie
+        self.everything = engine.everything
         self.limit = limit
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

@@ -62,23 +62,23 @@ def update_command(
 
 @index_app.command("versions")
 def versions_command(bundle: BundlePath) -> None:
-    """List the versions of the index; the current one is marked."""
+    """List the versions of the index; the current one is marked, and so are damaged ones."""
     from index.bundle import INDEX
-    from index.item_index import ItemIndex
+    from index.manifest import BundleError
     from index.versions import Versions
 
     versions = Versions(bundle / INDEX)
-    current = versions.current().name
+    current = versions.current_name()
     console = Console()
     for name in versions.names():
-        index = ItemIndex.open(versions.folder / name)
+        try:
+            record = versions.describe(name)
+            gone = len(record["removed"])
+            text = f"{record['created']}  {record['items'] - gone} items, {gone} removed"
+        except BundleError as error:
+            text = f"damaged: {error}"
         mark = "  <- current" if name == current else ""
-        console.print(
-            f"{name}  {index.created}  {len(index.catalogue) - len(index.removed)} items, "
-            f"{len(index.removed)} removed{mark}",
-            highlight=False,
-            markup=False,
-        )
+        console.print(f"{name}  {text}{mark}", highlight=False, markup=False, soft_wrap=True)
 
 
 @index_app.command("rollback")
@@ -86,13 +86,9 @@ def rollback_command(
     bundle: BundlePath, version: Annotated[str, typer.Argument(help="one of `gems index versions`")]
 ) -> None:
     """Make an older (or newer) version the current one."""
-    from index.bundle import INDEX
-    from index.versions import Versions
+    from index.update import rollback_index
 
-    versions = Versions(bundle / INDEX)
-    versions.current()  # refuses what is no bundle
-    with versions.locked():
-        versions.point_to(version)
+    rollback_index(bundle, version)
     Console().print(f"{bundle} is at {version}", highlight=False, soft_wrap=True)
 
 
@@ -134,7 +130,7 @@ def describe_command(
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # ids may hold any other separator
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.removesuffix("\r") for line in lines if line.strip()]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import Allowed
 from index.history import Task
 from index.sequence import SequenceEncoder, SequenceError
 from server.engine.contract import Engine, Ranking, RankRequest
@@ -59,7 +58,7 @@ def rank_cases(
                 raise EvaluationError(
                     f"user {case.user_id!r} cannot be tested as {task.value}: {error}"
                 ) from error
-            allowed = Allowed.of(engine.trie, excluded=seen_items(case)) if exclude_history else None
+            allowed = engine.everything.without(seen_items(case)) if exclude_history else None
             requests.append(RankRequest(prompt.ids, limit, beam_width, allowed))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
