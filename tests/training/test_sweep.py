@@ -83,6 +83,8 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
         SweepSpec.load(spec_file(tmp_path, variants={}))
     with pytest.raises(SweepError, match="slash"):
         SweepSpec.load(spec_file(tmp_path, variants={"rank n/4": {}}))
+    with pytest.raises(SweepError, match="baseline 'nobody'"):
+        SweepSpec.load(spec_file(tmp_path, baseline="nobody"))
     with pytest.raises(SweepError, match="colour"):
         SweepSpec.load(spec_file(tmp_path, colour="red"))
     with pytest.raises(SweepError, match=r"nowhere\.yaml"):
@@ -106,6 +108,29 @@ def test_a_table_leaves_out_what_nobody_measured() -> None:
     assert "| one | 1.000 | 0.5000 | 0.5000 | 0.2500 | 0.2500 | 0.50 | 1 | 2 |" in table
     assert "perplexity" not in table
     assert "val. loss rec." not in table
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """Seeds that differ by much, and a variant that is better by 0.5 ± little in each of them."""
+    figures = {"hit@10": 0.5, "ndcg@10": 0.25}
+    shared = {
+        "search": figures, "recommendation": figures, "conflict": None, "step_seconds": 0.5,
+        "cost": {"state_bytes": 1e6, "gradient_bytes": 2e6},
+    }  # fmt: skip
+    losses = {"base": (10.0, 20.0, 30.0), "better": (9.4, 19.5, 29.6)}
+    results = [
+        {"variant": name, "seed": seed, "validation": {"search.loss": loss, "recommendation.loss": 1.0}}
+        | shared
+        for name, each in losses.items()
+        for seed, loss in enumerate(each)
+    ]
+    summary = summarise(results, "base")
+    difference = summary["better"]["val. loss − baseline"]
+    assert difference["mean"] == pytest.approx(-0.5)
+    assert difference["half_width"] == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
+    assert "-0.500 ± 0.248" in markdown(summary)
+    assert "val. loss − baseline" not in summary["base"]
+    assert "baseline" not in markdown(summarise(results))
 
 
 def test_results_of_other_settings_or_data_are_not_mixed_in(data: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def sweep_command(
             result = run_variant(plan, variant, seed, data, out, console)
             if result is not None:
                 results.append(result)
-    summary = summarise(results)
+    summary = summarise(results, plan.baseline)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     (out / "summary.md").write_text(markdown(summary), "utf-8")
     console.print(markdown(summary), markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,7 @@ class SweepSpec(BaseModel):
     cases: int = Field(2000, ge=1, description="test cases, drawn once")
     beam_width: int = Field(20, ge=1)
     exclude_history: bool = False
+    baseline: str | None = Field(None, description="variant that the others are compared with, seed by seed")
     text_tokens: int = Field(8192, ge=0, description="held-out general text; 0 for none")
 
     @classmethod
@@ -36,6 +37,8 @@ class SweepSpec(BaseModel):
             spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
         except (OSError, yaml.YAMLError, ValidationError) as error:
             raise SweepError(f"{path} is no sweep: {error}") from error
+        if spec.baseline is not None and spec.baseline not in spec.variants:
+            raise SweepError(f"{path}: the baseline {spec.baseline!r} is none of the variants")
         for variant in spec.variants:
             if "/" in variant or variant.startswith("."):
                 raise SweepError(f"variant {variant!r} names a folder: no slash, no dot in front")

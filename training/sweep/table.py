@@ -24,6 +24,8 @@ COLUMNS: tuple[Column, ...] = (
     ("gradient MB", lambda r: r["cost"]["gradient_bytes"] / 1e6, ".0f"),
 )
 
+DIFFERENCE = "val. loss − baseline"
+
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and half the width of Student's 95% interval (None for a single value)."""
@@ -34,8 +36,14 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(student.ppf(0.975, len(values) - 1)) * error
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """variant → column → {mean, half_width, seeds}."""
+def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None) -> dict[str, dict[str, Any]]:
+    """variant → column → {mean, half_width, seeds}. With a baseline, also the mean difference of the validation
+    losses (both tasks together) from it, seed by seed: what seeds have in common cancels out."""
+    reference = {
+        result["seed"]: _loss(result)
+        for result in results
+        if result["variant"] == baseline and "failed" not in result
+    }
     summary: dict[str, dict[str, Any]] = {}
     for variant in dict.fromkeys(result["variant"] for result in results):
         mine = [result for result in results if result["variant"] == variant]
@@ -49,12 +57,23 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             if values:
                 mean, half = interval(values)
                 summary[variant][name] = {"mean": mean, "half_width": half, "seeds": len(values)}
+        apart = [
+            _loss(result) - reference[result["seed"]] for result in mine if result.get("seed") in reference
+        ]
+        if apart and variant != baseline:
+            mean, half = interval(apart)
+            summary[variant][DIFFERENCE] = {"mean": mean, "half_width": half, "seeds": len(apart)}
     return summary
+
+
+def _loss(result: Mapping[str, Any]) -> float:
+    return sum(value for name, value in result["validation"].items() if name.endswith(".loss"))
 
 
 def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """The summary as a Markdown table, `mean ± half-width`."""
-    shown = [column for column in COLUMNS if any(column[0] in row for row in summary.values())]
+    columns = (*COLUMNS, (DIFFERENCE, lambda _: None, "+.3f"))
+    shown = [column for column in columns if any(column[0] in row for row in summary.values())]
     lines = [
         "| variant | " + " | ".join(name for name, _, _ in shown) + " |",
         "|---" * (len(shown) + 1) + "|",
@@ -69,6 +88,6 @@ def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
             elif entry["half_width"] is None:
                 cells.append(format(entry["mean"], form))
             else:
-                cells.append(f"{entry['mean']:{form}} ± {entry['half_width']:{form}}")
+                cells.append(f"{entry['mean']:{form}} ± {entry['half_width']:{form.lstrip('+')}}")
         lines.append(f"| {name_shown} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
