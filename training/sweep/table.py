@@ -67,7 +67,7 @@ def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None)
 
 
 def _loss(result: Mapping[str, Any]) -> float:
-    return sum(value for name, value in result["validation"].items() if name.endswith(".loss"))
+    return sum(float(value) for name, value in result["validation"].items() if name.endswith(".loss"))
 
 
 def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
