@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.bundles import make_bundle, text_vectors
+from support.kills import NEW, state
 
 from index.bundle import INDEX, Bundle
 from index.catalogue import CatalogueError, Item
@@ -19,10 +21,7 @@ from index.manifest import BundleError
 from index.update import Update, rollback_index, update_index
 from index.versions import Versions
 
-NEW = [
-    Item("new-1", "Silent River Returns", "A story of the river.", ("Drama",), {"year": 2020}),
-    Item("new-2", "Ocean of Glass", "", ("Comedy",), {"year": 2021}),
-]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +36,6 @@ def path(published: Path, tmp_path: Path) -> Path:
 
 def update(path: Path, items: list[Item] = [], removed: list[str] = [], **options: Any) -> Update:  # noqa: B006
     return update_index(Bundle.open(path), items, removed, text_vectors, **options)
-
-
-def state(path: Path) -> tuple[str, dict[str, str], set[str]]:
-    """Version, title of every item by id, and the ids that are removed, as a reader sees them."""
-    index = Bundle.open(path).index
-    titles = {item.item_id: item.title for item in index.catalogue}
-    return index.version, titles, {index.catalogue[row].item_id for row in index.removed}
 
 
 def test_new_items_are_named_by_the_codebooks_and_old_ones_stay_as_they_are(path: Path) -> None:
@@ -191,91 +183,26 @@ def test_a_version_of_another_bundle_is_refused(path: Path, tmp_path: Path) -> N
         rollback_index(path, "v1")
 
 
-def killed_at(call: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a process that dies, without any clean-up, at the n-th write, sync or rename: before it, and
-    for writes, with half of it done. False if it came to its end."""
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        try:
-            _die_at(call)
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(3)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 77)
-    return status == 77
-
-
-def _die_at(call: int) -> None:
-    done = 0
-
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == call:
-                os._exit(77)
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    def halving(write: Callable[..., Any]) -> Callable[..., Any]:
-        """Counts a write twice: not begun, and half done."""
-
-        def wrapped(self: Path, text: str, *args: Any) -> Any:
-            nonlocal done
-            done += 2
-            if done in (call, call + 1):
-                if done == call:
-                    write(self, text[: len(text) // 2], *args)
-                os._exit(77)
-            return write(self, text, *args)
-
-        return wrapped
-
-    for name in ("fsync", "rename", "replace"):
-        setattr(os, name, counting(getattr(os, name)))
-    np.save = counting(np.save)
-    Path.write_text = halving(Path.write_text)  # type: ignore[method-assign]
+def alone(scenario: str, folder: Path) -> None:
+    """Run a scenario of `support.kills` in a process of its own, see there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.kills", scenario, str(folder)],
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_killed_at_any_moment_of_an_update_a_reader_sees_the_old_or_the_new_version(path: Path) -> None:
-    old = state(path)
-    shutil.copytree(path, path.parent / "spare")
-    update(path.parent / "spare", NEW, ["item-9"])
-    new = state(path.parent / "spare")
-    seen = []
-    for call in range(1, 1000):
-        fresh = Path(shutil.copytree(path, path.parent / "fresh"))
-        bundle = Bundle.open(fresh)
-        killed = killed_at(call, lambda b=bundle: update_index(b, NEW, ["item-9"], text_vectors))  # type: ignore[misc]
-        seen.append(state(fresh))
-        assert seen[-1] in (old, new)
-        assert update(fresh, NEW, ["item-9"]).version in ("v2", "v3")  # and the next update goes through
-        assert state(fresh)[1:] == new[1:]
-        shutil.rmtree(fresh)
-        if not killed:
-            break
-    assert len(seen) > 30
-    assert seen[0] == old
-    assert seen[-1] == new
-    assert [each == new for each in seen] == sorted(each == new for each in seen)  # one moment parts them
+    alone("update", path)
 
 
 def test_killed_at_any_moment_of_a_publish_there_is_no_bundle_or_the_whole_one(tmp_path: Path) -> None:
-    for call in range(1, 1000):
-        target = tmp_path / f"{call}" / "bundle"
-        killed = killed_at(call, lambda t=target: make_bundle(t, items=20, codebooks=(2, 3)))  # type: ignore[misc]
-        if target.exists():
-            Bundle.open(target)
-        elif killed:
-            with pytest.raises(BundleError, match="is not a folder"):
-                Bundle.open(target)
-        if not killed:
-            break
-    assert call > 40
-    assert target.exists()
+    alone("publish", tmp_path)
 
 
 def check_damage(bundle: Path, count: int, seed: int) -> None:
