@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import Allowed, SlotSet
+from index.allowed import SlotSet
 from index.catalogue import Catalogue
 from index.filters import Filters
 from index.manifest import BundleError
@@ -56,11 +56,6 @@ class ItemIndex:
         rows, living = _alive(trie, removed)
         filters = Filters.build(catalogue, trie, living)
         return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
-
-    @property
-    def everything(self) -> Allowed:
-        """Every item that is not removed."""
-        return Allowed.of(self.trie, self.living)
 
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
