@@ -27,7 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
-from index.identifiers import Identifiers
+from index.identifiers import SPELLED, Identifiers
 from index.identifiers.codebooks import Codebooks
 from index.item_index import ItemIndex
 from index.manifest import BundleError, fsync, refusing, verify, write_manifest
@@ -145,7 +145,9 @@ class Bundle:
             verify(path, apart=INDEX)
             info = BundleInfo.load(path / "bundle.json")
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            vocabulary = IdentifierVocabulary(info.first_added_token, info.codebook_sizes)
+            vocabulary = IdentifierVocabulary(
+                info.first_added_token, info.codebook_sizes, spelled=info.scheme == SPELLED
+            )
             if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
                 raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
             index = _open_index(path, info)

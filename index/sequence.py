@@ -4,8 +4,8 @@
     request  =  history <|recommendation|>                  → the model writes c1 .. cL
     request  =  history <|search|> query tokens <|item|>    → the model writes c1 .. cL
 
-User text never becomes a control or item token: it is tokenised as a segment of its own with
-special tokens disabled, and the result is checked to hold no added id.
+Spelled identifiers may end before L (see `IdentifierVocabulary`). User text never becomes a control or item
+token: it is tokenised as a segment of its own with special tokens disabled (see `plain_text`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from index.history import Event, Task
+from index.plain_text import plain_tokens
 from index.vocabulary import IdentifierVocabulary
 
 
 class SequenceError(ValueError):
     """Text or history that cannot be written as tokens."""
-
-
-class UnsafeTokenizerError(RuntimeError):
-    """The tokenizer turned user text into a control or item token; such a bundle must not be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,7 @@ class SequenceEncoder:
         self.max_events = max_events
         self.max_query_tokens = max_query_tokens
         self.tokens = vocabulary.tokens(codes)
+        self._lengths = vocabulary.lengths(codes)
         self._tokenizer = tokenizer
         self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
 
@@ -106,16 +104,17 @@ class SequenceEncoder:
         return bool(self._encode(text))
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        backend = self._tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True  # "<|search|>" typed by a person is plain text
-        ids = backend.encode(text.strip(), add_special_tokens=False).ids
-        if any(i >= self.vocabulary.first_added for i in ids):
-            raise UnsafeTokenizerError("user text was encoded to a control or item token")
+        ids = plain_tokens(self._tokenizer, text, self.vocabulary.first_added)
         return tuple(ids[: self.max_query_tokens])
+
+    def identifier(self, item: int) -> list[int]:
+        """The tokens that write an item, at most L."""
+        written: list[int] = self.tokens[item, : self._lengths[item]].tolist()
+        return written
 
     def _event(self, event: Event) -> list[int]:
         query = event.query if self._task(event) is Task.SEARCH else None
-        return [*self._request(query), *self.tokens[event.item].tolist()]
+        return [*self._request(query), *self.identifier(event.item)]
 
     def _task(self, event: Event) -> Task:
         """A past search whose query has no token (invisible characters, say) is written as a recommendation."""
@@ -165,7 +164,12 @@ class SequenceEncoder:
     def sample(self, events: Sequence[Event]) -> Sample:
         """The newest events that fit, as one training sequence: every item in it is a target."""
         kept = self._newest(events, self.max_events, self.max_tokens)
+        answered = events[len(events) - len(kept) :]
         ids = np.fromiter((i for event in kept for i in event), np.int64)
-        tasks = [TASKS.index(self._task(e)) for e in events[len(events) - len(kept) :]]
-        task = np.repeat(np.array(tasks, np.int8), [len(event) for event in kept])
-        return Sample(ids, self.vocabulary.level(ids), task)
+        level = np.full(len(ids), -1, np.int8)
+        ends = np.cumsum([len(tokens) for tokens in kept])
+        for event, end in zip(answered, ends, strict=True):  # an identifier ends its event
+            written = self._lengths[event.item]
+            level[end - written : end] = np.arange(written)
+        tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
+        return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]))

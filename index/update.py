@@ -1,8 +1,9 @@
 """A living catalogue: items are added, changed and removed without training.
 
 A new item gets the codes of its vector from the fixed codebooks, and the first free number behind them; where no
-number is free, the next nearest code of the last level. A changed item keeps its identifier, which is what
-the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes back if it is added again.
+number is free, the next nearest code of the last level. Text identifiers spell its title. A changed item keeps its
+identifier, which is what the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes back if
+it is added again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ from index.bundle import INDEX, Bundle, BundleInfo
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.identifiers import IdentifierError
 from index.identifiers.codebooks import Codebooks
+from index.identifiers.text import spell
 from index.item_index import ItemIndex
 from index.manifest import BundleError, refusing
+from index.plain_text import plain_tokens
 from index.versions import Versions
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -116,6 +120,8 @@ def _rows(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> lis
 
 def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: Embed) -> NDArray[np.int64]:
     """Identifiers of new items: int64 [new, L]."""
+    if bundle.vocabulary.spelled:
+        return _spell(new, codes, bundle)
     codebooks = bundle.codebooks()
     if codebooks is None:
         raise IdentifierError(
@@ -137,6 +143,13 @@ def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: 
             )
         taken.add(identifier)
         named.append(identifier)
+    return np.array(named, np.int64)
+
+
+def _spell(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle) -> NDArray[np.int64]:
+    taken = set(map(tuple, codes.tolist()))
+    tokenise = partial(plain_tokens, bundle.tokenizer, first_added=bundle.vocabulary.first_added)
+    named = [spell(item.title, tokenise, bundle.vocabulary, taken, f"item {item.item_id!r}") for item in new]
     return np.array(named, np.int64)
 
 

@@ -35,13 +35,14 @@ class TrainConfig(BaseModel):
     )
 
     # identifiers
-    scheme: Literal["semantic", "atomic"] = Field("semantic", description="identifier scheme")
+    scheme: Literal["semantic", "atomic", "text"] = Field("semantic", description="identifier scheme")
     codebooks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (256, 256),
         min_length=1,
         description="'semantic': codes per level, comma-separated; a level that "
         "separates collisions is added",
     )
+    spelling: int = Field(12, ge=4, description="'text': tokens of an identifier at most")
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"
     )
@@ -139,7 +140,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:
-        room = self.max_query_tokens + len(self.codebooks) + 3  # two markers and the collision level
+        levels = {"semantic": len(self.codebooks) + 1, "atomic": 1, "text": self.spelling}[self.scheme]
+        room = self.max_query_tokens + levels + 2  # two markers
         if self.max_tokens < room:
             raise ValueError(f"max_tokens {self.max_tokens} has no room for one search; at least {room}")
         return self

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from index.identifiers import Identifiers
-from index.vocabulary import MARKERS, IdentifierVocabulary
+from index.vocabulary import END, MARKERS, IdentifierVocabulary
 from training.backbones import Backbone
 
 
@@ -20,14 +20,17 @@ def extend_backbone(
 ) -> IdentifierVocabulary:
     """Add the tokens to the tokenizer and their rows to the model, in place.
 
-    The row of a code is the mean over the items below it. In a pretrained backbone, an item is the mean
-    of its title's token rows (of the same table: input and output rows may differ); a random backbone
-    knows no words, so that there an item is the leading principal components of its `item_vectors`
-    (float32 [N, d]). Raises `ValueError` if the tokenizer cannot take the tokens.
+    The row of a code is the mean over the items below it; text identifiers need no rows of codes. In a pretrained
+    backbone, an item is the mean of its title's token rows (of the same table: input and output rows may
+    differ); a random backbone knows no words, so that there an item is the leading principal components of its
+    `item_vectors` (float32 [N, d]). Raises `ValueError` if the tokenizer cannot take the tokens.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
-    vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
+    vocabulary = IdentifierVocabulary.for_tokenizer(
+        tokenizer, identifiers.codebook_sizes, spelled=identifiers.spelled
+    )
     vocabulary.add_to(tokenizer)
+    words = (*MARKERS, END) if identifiers.spelled else MARKERS
     if vocabulary.size > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -36,12 +39,13 @@ def extend_backbone(
             known = table[: vocabulary.first_added]
             if backbone.pretrained:
                 items = _title_means(tokenizer, known, titles)
-                markers = _title_means(tokenizer, known, MARKERS)
+                rows = _title_means(tokenizer, known, words)
             else:
                 scale = known.std()
                 items = torch.from_numpy(_principal_components(item_vectors, table.shape[1])) * scale
-                markers = torch.randn(len(MARKERS), table.shape[1]) * scale
-            rows = torch.cat([markers, *_code_means(identifiers, items)])
+                rows = torch.randn(len(words), table.shape[1]) * scale
+            if not identifiers.spelled:
+                rows = torch.cat([rows, *_code_means(identifiers, items)])
             table[vocabulary.first_added : vocabulary.size] = rows
     return vocabulary
 

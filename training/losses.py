@@ -39,12 +39,12 @@ def item_losses(
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
+    levels: dict[tuple[int, int], list[int]] = {}  # those that share a softmax, by its rows
     for j in range(vocabulary.levels):
-        where = level == j
-        if normalisation == "level":
-            first, last = (int(i) for i in vocabulary.first_code[j : j + 2])
-        else:
-            first, last = 0, len(head)
+        span = vocabulary.span(j) if normalisation == "level" else (0, len(head))
+        levels.setdefault(span, []).append(j)
+    for (first, last), shared in levels.items():
+        where = torch.isin(level, torch.tensor(shared, dtype=level.dtype))
         used = head[first:last] if rows is None else rows.head(first, last)
         logits = hidden[where] @ used.T
         nll = F.cross_entropy(logits.float(), target[where] - first, reduction="none")  # [targets]

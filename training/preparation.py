@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from index.identifiers import Identifiers
 from index.identifiers.atomic import atomic_identifiers
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.semantic import semantic_identifiers
+from index.identifiers.text import text_identifiers
+from index.plain_text import plain_tokens
 from index.sequence import SequenceEncoder
 from index.vocabulary import IdentifierVocabulary
 from training import assets
@@ -29,8 +33,8 @@ from training.extension import extend_backbone
 
 # the settings that shape what is prepared: runs that agree in them, and in the data, may share it
 SHAPED_BY = (
-    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "max_tokens",
-    "seed",
+    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "spelling",
+    "max_tokens", "seed",
 )  # fmt: skip
 
 ITEM_ENCODER = "minilm"
@@ -67,11 +71,13 @@ def prepare(
     vectors = embed_items(catalogue, console)
     np.save(folder / "item_vectors.npy", vectors)
     with console.status("identifiers and backbone"):
+        titles = [item.title for item in catalogue]
         if config.scheme == "atomic":
             identifiers = atomic_identifiers(len(catalogue))
+        elif config.scheme == "text":
+            identifiers = _spelled(titles, backbone.tokenizer, config.spelling)
         else:
             identifiers = semantic_identifiers(vectors, config.codebooks, config.seed)
-        titles = [item.title for item in catalogue]
         vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
         backbone.model.save_pretrained(folder / "backbone")
         backbone.tokenizer.save_pretrained(folder / "backbone")
@@ -87,6 +93,12 @@ def prepare(
     os.rename(draft, folder / CODES)
 
 
+def _spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, levels: int) -> Identifiers:
+    vocabulary = IdentifierVocabulary.spelling(len(tokenizer), levels)
+    tokenise = partial(plain_tokens, tokenizer, first_added=vocabulary.first_added)
+    return text_identifiers(titles, tokenise, vocabulary)
+
+
 def is_prepared(folder: Path) -> bool:
     return (folder / CODES).exists()
 
@@ -98,9 +110,10 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     source = folder / "backbone"
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes)
     codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
-    return Prepared(Identifiers(scheme, stored["codes"], sizes, codebooks), model, tokenizer, vocabulary)
+    identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)
+    vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes, spelled=identifiers.spelled)
+    return Prepared(identifiers, model, tokenizer, vocabulary)
 
 
 def embed_items(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:

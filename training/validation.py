@@ -81,7 +81,7 @@ def held_out_parts(encoder: SequenceEncoder, cases: Sequence[Case], task: Task) 
     for case in cases:
         last = Event(case.target, task, case.query if task is Task.SEARCH else None)
         sample = encoder.sample([*case.history, last])
-        sample.level[: -encoder.vocabulary.levels] = -1
+        sample.level[: -len(encoder.identifier(case.target))] = -1
         samples.append(sample)
     samples.sort(key=len)
     return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]

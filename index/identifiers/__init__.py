@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from index.identifiers.codebooks import Codebooks
 
+SPELLED = "text"  # the scheme that is
+
 
 class IdentifierError(ValueError):
     """Identifiers cannot be made from these items; the message says why and what to mend."""
@@ -25,3 +27,8 @@ class Identifiers:
     codes: NDArray[np.int32]
     codebook_sizes: tuple[int, ...]
     codebooks: Codebooks | None = None
+
+    @property
+    def spelled(self) -> bool:
+        """Whether they are written in the backbone's own tokens."""
+        return self.scheme == SPELLED

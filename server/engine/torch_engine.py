@@ -138,6 +138,9 @@ class TorchEngine:
         tree = torch.zeros(len(requests), 1, 0, dtype=torch.bool)  # [B, w, tree slots]: ancestors
         for level in range(levels):
             log_probs = [self._log_probs(hidden[b, : len(beam.nodes)], level) for b, beam in enumerate(beams)]
+            for beam, chances in zip(beams, log_probs, strict=True):
+                if level and self.vocabulary.end is not None:  # nothing can follow but the same again
+                    chances[beam.codes == self.vocabulary.end] = 0
             watch.lap("head")
             beams = [
                 advance(level, beam, log_probs[b], widths[b], allowed[b]) for b, beam in enumerate(beams)
@@ -191,7 +194,7 @@ class TorchEngine:
 
     def _log_probs(self, hidden: Tensor, level: int) -> NDArray[np.float32]:
         """log p(code | hypothesis) of every code of a level: [w, d] → float32 [w, codebook]."""
-        first, last = (int(i) for i in self.vocabulary.first_code[level : level + 2])
+        first, last = self.vocabulary.span(level)
         if self.normalisation == "level":
             logits = (hidden @ self._head[first:last].T).float()
             log_probs = logits.log_softmax(-1)

@@ -111,15 +111,6 @@ def test_a_blank_query_and_a_search_event_without_query_are_refused() -> None:
         make_encoder(max_tokens=20)
 
 
-def test_levels_of_tokens_are_told_apart() -> None:
-    vocabulary = ENCODER.vocabulary
-    ids = np.arange(vocabulary.size + 5)
-    expected = [-1] * (vocabulary.first_added + 3)
-    for level, size in enumerate(vocabulary.codebook_sizes):
-        expected += [level] * size
-    assert vocabulary.level(ids).tolist() == [*expected, *[-1] * 5]
-
-
 def test_identifiers_outside_the_codebooks_are_refused() -> None:
     with pytest.raises(ValueError, match="outside"):
         ENCODER.vocabulary.tokens(np.array([[0, 0, 99]]))

@@ -117,7 +117,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
         logits = w.model(full).logits[:, len(ids) - 1 : -1].double()
     total = torch.zeros(len(tokens), dtype=torch.double)
     for level in range(w.vocabulary.levels):
-        first, last = w.vocabulary.first_code[level : level + 2].tolist()
+        first, last = w.vocabulary.span(level)
         step = logits[:, level]
         log_p = (
             step[:, first:last].log_softmax(-1)

@@ -23,6 +23,8 @@ from index.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.identifiers import Identifiers
 from index.identifiers.semantic import semantic_identifiers
+from index.identifiers.text import text_identifiers
+from index.plain_text import plain_tokens
 from index.vocabulary import IdentifierVocabulary
 
 _ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
@@ -49,6 +51,14 @@ def make_identifiers(n: int = 60) -> Identifiers:
     row = np.arange(n)
     codes = np.stack([row % 4, row // 4 % 5, row // 20], axis=1).astype(np.int32)
     return Identifiers("semantic", codes, tuple(int(size) for size in codes.max(axis=0) + 1))
+
+
+def make_spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, levels: int) -> Identifiers:
+    """Text identifiers of up to `levels` tokens."""
+    vocabulary = IdentifierVocabulary.spelling(len(tokenizer), levels)
+    return text_identifiers(
+        titles, lambda text: plain_tokens(tokenizer, text, vocabulary.first_added), vocabulary
+    )
 
 
 def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -114,16 +124,21 @@ def make_bundle(
     max_query_tokens: int = 16,
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
+    spelling: int | None = None,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
-    `text_vectors`, so that items can be added."""
+    `text_vectors`, so that items can be added; with `spelling`, titles of at most so many tokens."""
     catalogue = make_catalogue(items)
-    if codebooks is None:
-        identifiers = make_identifiers(items)
-    else:
-        identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
     tokenizer = make_tokenizer(catalogue.texts())
-    vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
+    if spelling is not None:
+        identifiers = make_spelled([item.title for item in catalogue], tokenizer, spelling)
+    elif codebooks is not None:
+        identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
+    else:
+        identifiers = make_identifiers(items)
+    vocabulary = IdentifierVocabulary.for_tokenizer(
+        tokenizer, identifiers.codebook_sizes, spelled=identifiers.spelled
+    )
     vocabulary.add_to(tokenizer)
     info = BundleInfo(
         bundle_id=f"tiny-{arch}-{items}",

@@ -55,11 +55,7 @@ def test_the_loss_is_the_sum_over_items_of_their_log_probabilities(arch: str, no
         logits = model(torch.from_numpy(sample.ids)[None]).logits[0].detach()
         for t, level in enumerate(sample.level.tolist()):
             if level >= 0:
-                a, b = (
-                    VOCABULARY.first_code[level : level + 2]
-                    if normalisation == "level"
-                    else (0, VOCABULARY.size)
-                )
+                a, b = VOCABULARY.span(level) if normalisation == "level" else (0, VOCABULARY.size)
                 nll = F.cross_entropy(logits[t - 1, a:b], torch.tensor(int(sample.ids[t] - a)))
                 expected[TASKS[sample.task[t]]] += float(nll)
     losses = item_losses(model, VOCABULARY, pad(samples), normalisation)
@@ -92,7 +88,7 @@ def items_of(batch) -> Counter:  # type: ignore[no-untyped-def]
         where = part.level == 2  # the last code of an item
         rows = torch.nonzero(where)
         for r, t in rows.tolist():
-            codes = part.ids[r, t - 2 : t + 1].numpy() - VOCABULARY.first_code[:3]
+            codes = part.ids[r, t - 2 : t + 1].numpy() - VOCABULARY.first_code
             found[tuple(codes.tolist())] += 1
     return found
 

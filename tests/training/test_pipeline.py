@@ -88,6 +88,16 @@ def test_training_learns_both_tasks(run: Path, data: Path) -> None:
     assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
 
 
+def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:
+    """A title that is searched for has only to be spelled."""
+    text = {"scheme": "text", "spelling": 6, "method": "full", "epochs": 15, "validate_every": 15}
+    train(data, tmp_path, TrainConfig(**SETTINGS | text), console=Console(quiet=True))
+    bundle = Bundle.open(tmp_path / "bundle")
+    prompts = [bundle.encoder.prompt([], item.title).ids for item in bundle.index.catalogue]
+    rankings = TorchEngine.open(bundle).rank([RankRequest(prompt, 1, 10) for prompt in prompts])
+    assert sum(ranking.items == [row] for row, ranking in enumerate(rankings)) >= 24  # of 30
+
+
 def test_the_run_folder_tells_all(run: Path) -> None:
     assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,66 @@
+"""Text identifiers: an item is spelled by the title's own tokens, with no more than `<|end|>` to learn anew.
+
+    title tokens t1 t2 t3, L = 5:   t1 t2 t3 <|end|> <|end|>      (of the ends only the first is written)
+    more than L tokens:             t1 .. tL
+
+A title that is taken gets a number as a person would write it, " (2)", " (3)", …, in place of its last tokens
+where L leaves no room. Items that come later are spelled in the same way, so that no codebook is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from index.identifiers import SPELLED, IdentifierError, Identifiers
+from index.vocabulary import IdentifierVocabulary
+
+NUMBER_LIMIT = 4096  # items of one spelling
+
+Tokenise = Callable[[str], Sequence[int]]
+
+
+def text_identifiers(
+    titles: Sequence[str], tokenise: Tokenise, vocabulary: IdentifierVocabulary
+) -> Identifiers:
+    """Identifiers of a catalogue: codes int32 [N, L], one spelling an item. See `spell`."""
+    taken: set[tuple[int, ...]] = set()
+    codes = np.array(
+        [spell(title, tokenise, vocabulary, taken, f"item row {row}") for row, title in enumerate(titles)],
+        np.int32,
+    )
+    return Identifiers(SPELLED, codes, vocabulary.codebook_sizes)
+
+
+def spell(
+    title: str,
+    tokenise: Tokenise,
+    vocabulary: IdentifierVocabulary,
+    taken: set[tuple[int, ...]],
+    name: str,
+) -> tuple[int, ...]:
+    """The first free spelling of a title, L codes, which is added to the `taken` ones.
+
+    tokenise: a text to plain tokens, none of them added. name: of the item, for messages.
+    Raises `IdentifierError` for a title without any token, and where no number is left.
+    """
+    if vocabulary.end is None:
+        raise IdentifierError("text identifiers need a vocabulary that spells")
+    levels, end = vocabulary.levels, vocabulary.end
+    tokens = list(tokenise(title))
+    if not tokens:
+        raise IdentifierError(f"{name} has the title {title!r}, which holds no token to spell it with")
+    for number in range(1, NUMBER_LIMIT + 1):
+        suffix = list(tokenise(f"({number})")) if number > 1 else []
+        if len(suffix) >= levels:
+            break
+        written = tokens[: levels - len(suffix)] + suffix
+        spelling = (*written, *[end] * (levels - len(written)))
+        if spelling not in taken:
+            taken.add(spelling)
+            return spelling
+    raise IdentifierError(
+        f"{name}: more items begin as {title!r} does than {levels} tokens can tell apart; use more of them, or "
+        "semantic identifiers"
+    )
