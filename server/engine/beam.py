@@ -35,14 +35,24 @@ class Beam:
         return cls(zero, np.zeros(1), zero, zero)
 
 
-def advance(depth: int, beam: Beam, log_probs: NDArray[np.float32], width: int, allowed: Allowed) -> Beam:
+def advance(
+    depth: int,
+    beam: Beam,
+    log_probs: NDArray[np.float32],
+    row: NDArray[np.int64],
+    width: int,
+    allowed: Allowed,
+) -> Beam:
     """The best `width` children of a beam that lead to an allowed item.
 
-    log_probs: float32 [w, codebook], log p(code | hypothesis) for every code of this level.
+    log_probs: float32 [rows, codebook], log p(code | hypothesis) for every code of this level.
+    row: int64 [w], the row of each hypothesis; −1 for one that has ended, whose one child is certain.
     Ties go to the smaller node, that is, to leaf order.
     """
     parent, child, code = allowed.expand(depth, beam.nodes)
-    score = beam.scores[parent] + log_probs[parent, code]
+    score = beam.scores[parent]
+    open_ = row[parent] >= 0
+    score[open_] += log_probs[row[parent[open_]], code[open_]]
     # At most one node a slot excluded can be dead, so that the best width + excluded hold the answer.
     best = _top(score, child, width + len(allowed.excluded))
     if len(allowed.excluded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,12 +22,16 @@ class RankRequest:
     limit: how many items to return at most.
     beam_width: hypotheses kept per level; raised to `limit` where smaller.
     allowed: which items may come back, of which index version; None for all that the engine was opened with.
+    history: tokens at the start of the prompt that later requests may share, and that a cache should keep.
+    deadline: `time.monotonic()` after which nobody waits for the answer any more.
     """
 
     prompt: Sequence[int]
     limit: int
     beam_width: int
     allowed: Allowed | None = None
+    history: int = 0
+    deadline: float = math.inf
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -36,17 +41,25 @@ class RankRequest:
                 f"limit and beam_width must be at least 1, got {self.limit} and {self.beam_width}"
             )
 
+    @property
+    def width(self) -> int:
+        """Hypotheses kept per level."""
+        return max(self.beam_width, self.limit)
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """The answer to one request: catalogue rows, best first, with log-probabilities of their identifiers.
 
     Items that share one identifier share its score. `seconds` holds the time the batch spent in each stage.
+    cached_tokens: of the prompt, not computed anew. expired: the deadline had passed; there are no items then.
     """
 
     items: list[int]
     scores: list[float]
     seconds: dict[str, float] = field(default_factory=dict)
+    cached_tokens: int = 0
+    expired: bool = False
 
 
 class Engine(Protocol):

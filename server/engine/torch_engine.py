@@ -2,7 +2,9 @@
 
 The beams of a request are *query positions* of its one sequence (tree attention): each new position
 attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
-read once; there are exactly L − 1 decode passes after the prefill, and no stop condition.
+read once; there are exactly L − 1 decode passes after the prompt's, and no stop condition. Requests of
+different lengths share a pass without padding (`attention`), and what is known of a prompt is not computed
+again (`prefix_cache`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
-from server.engine.beam import Beam, advance, best_items
-from server.engine.cache import BeamCache
+from server.engine.attention import KeyValues, Segment, flat_attention
+from server.engine.beam import best_items
 from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.prefix_cache import PrefixCache
+from server.engine.search import Feed, Search
 
 STAGES = ("prefill", "decode", "head", "trie")
 
@@ -44,8 +48,9 @@ class TorchEngine:
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
     living: slots of the items that are not removed; None for all.
-    max_batch_tokens: prompt and beam positions that one forward pass may hold together; longer
-    lists of requests are split into several passes, alike lengths together.
+    max_batch_tokens: prompt and beam positions of the requests that are ranked together; longer lists of
+    requests are split.
+    cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still change.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class TorchEngine:
         normalisation: str = "level",
         max_batch_tokens: int = 16384,
         living: SlotSet | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         if normalisation not in ("level", "vocabulary"):
             raise EngineError(f"normalisation {normalisation!r} is unknown; level and vocabulary are")
@@ -69,6 +75,7 @@ class TorchEngine:
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self.max_batch_tokens = max_batch_tokens
+        self.cache = PrefixCache(cache_bytes)
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
         self._layers = int(model.config.num_hidden_layers)
         self._body = model.base_model
@@ -78,119 +85,99 @@ class TorchEngine:
         self._probe()
 
     @classmethod
-    def open(cls, bundle: Bundle, *, max_batch_tokens: int = 16384) -> TorchEngine:
+    def open(
+        cls,
+        bundle: Bundle,
+        *,
+        max_batch_tokens: int = 16384,
+        cache_bytes: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> TorchEngine:
+        """dtype: of weights, keys and values; scores are summed in float64 whatever it is."""
         return cls(
-            bundle.load_model(),
+            bundle.load_model(dtype),
             bundle.index.trie,
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
             max_batch_tokens=max_batch_tokens,
             living=bundle.index.living,
+            cache_bytes=cache_bytes,
         )
 
     @torch.inference_mode()
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
-        rankings: list[Ranking | None] = [None] * len(requests)
+        rankings: list[Ranking] = []
         for chunk in self._chunks(requests):
-            for position, ranking in zip(chunk, self._rank_chunk([requests[k] for k in chunk]), strict=True):
-                rankings[position] = ranking
-        return [ranking for ranking in rankings if ranking is not None]
+            rankings += self._rank_together(chunk)
+        return rankings
 
-    def _chunks(self, requests: Sequence[RankRequest]) -> Iterator[list[int]]:
-        """Split into passes that fit `max_batch_tokens`, alike lengths together."""
-        chunk: list[int] = []
-        width = 0
-        for k in sorted(range(len(requests)), key=lambda k: len(requests[k].prompt)):
-            width = max(width, self._width(requests[k]))
-            each = len(requests[k].prompt) + width * (self.vocabulary.levels - 1)
-            if chunk and (len(chunk) + 1) * each > self.max_batch_tokens:
+    def _chunks(self, requests: Sequence[RankRequest]) -> Iterator[list[RankRequest]]:
+        """Split into batches that fit `max_batch_tokens`; one request is always a batch."""
+        chunk: list[RankRequest] = []
+        tokens = 0
+        for request in requests:
+            each = len(request.prompt) + request.width * (self.vocabulary.levels - 1)
+            if chunk and tokens + each > self.max_batch_tokens:
                 yield chunk
-                chunk, width = [], self._width(requests[k])
-            chunk.append(k)
+                chunk, tokens = [], 0
+            chunk.append(request)
+            tokens += each
         if chunk:
             yield chunk
 
-    @staticmethod
-    def _width(request: RankRequest) -> int:
-        return max(request.beam_width, request.limit)
-
-    def _rank_chunk(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+    def _rank_together(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         watch = _Stopwatch()
+        searches = [self._begin(request) for request in requests]
+        while running := [search for search in searches if not search.done and not _expired(search.request)]:
+            self._step(running, watch)
+        return [self._ranking(search, watch) for search in searches]
+
+    def _begin(self, request: RankRequest) -> Search:
+        allowed = request.allowed or self.everything
         levels = self.vocabulary.levels
-        widths = [self._width(request) for request in requests]
-        allowed = [request.allowed or self.everything for request in requests]
-        if any(each.trie.levels != levels for each in allowed):
+        if allowed.trie.levels != levels:
             raise EngineError(f"identifiers of {levels} codes are needed")
-        lengths = torch.tensor([len(request.prompt) for request in requests])
-        if int(lengths.max()) + levels > self._positions:
+        if len(request.prompt) + levels > self._positions:
             raise EngineError(
-                f"a prompt of {int(lengths.max())} tokens leaves no room for {levels} codes in a context "
+                f"a prompt of {len(request.prompt)} tokens leaves no room for {levels} codes in a context "
                 f"of {self._positions} positions"
             )
-        # A level cannot hold more hypotheses than a trie has nodes there.
-        nodes = [max(len(each.trie.code[level]) for each in allowed) for level in range(levels - 1)]
-        slots = [min(max(widths), most) for most in nodes]
-        cache = BeamCache(self._layers, int(lengths.max()) + sum(slots))
-        hidden = self._prefill(requests, lengths, cache).unsqueeze(1)  # [B, 1, d]
-        watch.lap("prefill")
-        beams = [Beam.root() for _ in requests]
-        tree = torch.zeros(len(requests), 1, 0, dtype=torch.bool)  # [B, w, tree slots]: ancestors
-        for level in range(levels):
-            log_probs = [self._log_probs(hidden[b, : len(beam.nodes)], level) for b, beam in enumerate(beams)]
-            for beam, chances in zip(beams, log_probs, strict=True):
-                if level and self.vocabulary.end is not None:  # nothing can follow but the same again
-                    chances[beam.codes == self.vocabulary.end] = 0
+        known = self.cache.longest(request.prompt)
+        return Search(request, allowed, self.vocabulary, self._layers, known)
+
+    def _step(self, searches: Sequence[Search], watch: _Stopwatch) -> None:
+        """One forward pass for all, and one level more for each."""
+        feeds = [search.feed() for search in searches]
+        hidden = self._forward(feeds)
+        prompts = [search for search in searches if search.level == 0]
+        if self.cache.capacity:
+            for search in prompts:
+                self._remember(search)
+        watch.lap("prefill" if prompts else "decode")
+        rows = torch.split(hidden, [feed.segment.rows for feed in feeds])
+        for search, part in zip(searches, rows, strict=True):
+            log_probs = self._log_probs(part[-1:] if search.level == 0 else part, search.level)
             watch.lap("head")
-            beams = [
-                advance(level, beam, log_probs[b], widths[b], allowed[b]) for b, beam in enumerate(beams)
-            ]
+            search.take(log_probs)
             watch.lap("trie")
-            if level < levels - 1:
-                hidden, tree = self._decode(level, beams, slots[level], tree, lengths, cache)
-                watch.lap("decode")
-        rankings = [
-            Ranking(*best_items(beam, allowed[b], requests[b].limit), watch.seconds)
-            for b, beam in enumerate(beams)
-        ]
-        watch.lap("trie")
-        return rankings
 
-    def _prefill(self, requests: Sequence[RankRequest], lengths: Tensor, cache: BeamCache) -> Tensor:
-        """Hidden state of each prompt's last token: float [B, d]. Right padding needs no mask: causal
-        attention keeps real positions from it, and `_decode` masks it."""
-        ids = torch.zeros(len(requests), int(lengths.max()), dtype=torch.long)
-        for row, request in zip(ids, requests, strict=True):
-            row[: len(request.prompt)] = torch.as_tensor(request.prompt)
-        hidden: Tensor = self._body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-        return hidden[torch.arange(len(requests)), lengths - 1]
+    def _forward(self, feeds: Sequence[Feed]) -> Tensor:
+        """Hidden states of all tokens that are fed, one request after the other: float [rows, d]."""
+        with flat_attention(self.model):
+            hidden: Tensor = self._body(
+                input_ids=torch.cat([feed.ids for feed in feeds]).unsqueeze(0),
+                position_ids=torch.cat([feed.positions for feed in feeds]).unsqueeze(0),
+                segments=[feed.segment for feed in feeds],
+                use_cache=False,
+            ).last_hidden_state
+        return hidden[0]
 
-    def _decode(
-        self, level: int, beams: Sequence[Beam], width: int, tree: Tensor, lengths: Tensor, cache: BeamCache
-    ) -> tuple[Tensor, Tensor]:
-        """Feed the codes just written as `width` further query positions.
-
-        Returns hidden states, float [B, width, d], and the new ancestor mask, bool [B, width, slots].
-        """
-        batch = len(beams)
-        ids = torch.full((batch, width), int(self.vocabulary.first_code[level]), dtype=torch.long)
-        parents = torch.zeros(batch, width, dtype=torch.long)
-        for b, beam in enumerate(beams):
-            ids[b, : len(beam.codes)] += torch.from_numpy(beam.codes)
-            parents[b, : len(beam.parents)] = torch.from_numpy(beam.parents)
-        ancestors = tree.gather(1, parents.unsqueeze(-1).expand(-1, -1, tree.shape[-1]))
-        itself = torch.eye(width, dtype=torch.bool).expand(batch, -1, -1)
-        tree = torch.cat([ancestors, itself], dim=-1)
-        prompt = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)  # [B, P]
-        mask = torch.cat([prompt.unsqueeze(1).expand(-1, width, -1), tree], dim=-1).unsqueeze(1)
-        hidden: Tensor = self._body(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(lengths + level).unsqueeze(-1).expand(-1, width),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden, tree
+    def _remember(self, search: Search) -> None:
+        request = search.request
+        kept = request.history or len(request.prompt)
+        if search.cached_tokens < kept:
+            self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 
     def _log_probs(self, hidden: Tensor, level: int) -> NDArray[np.float32]:
         """log p(code | hypothesis) of every code of a level: [w, d] → float32 [w, codebook]."""
@@ -206,11 +193,17 @@ class TorchEngine:
             raise EngineError("the model's scores are not finite; its weights are damaged or have diverged")
         return result
 
+    def _ranking(self, search: Search, watch: _Stopwatch) -> Ranking:
+        if not search.done:
+            return Ranking([], [], watch.seconds, search.cached_tokens, expired=True)
+        items, scores = best_items(search.beam, search.allowed, search.request.limit)
+        return Ranking(items, scores, watch.seconds, search.cached_tokens)
+
     @torch.inference_mode()
     def _probe(self) -> None:
         """Refuse architectures whose forward this engine would not reproduce.
 
-        Some do more than head × hidden (biases, soft caps, scaled logits); some ignore a tree mask. Two
+        Some do more than head × hidden (biases, soft caps, scaled logits); some do not attend by segments. Two
         beams that branch after two tokens must equal two plain forward passes.
         """
         name = type(self.model).__name__
@@ -225,18 +218,22 @@ class TorchEngine:
         prompt, branches = [first, last], [last, first]
         plain = [self.model(input_ids=torch.tensor([[*prompt, token]])) for token in branches]
         theirs = torch.cat([output.logits[0, -1:] for output in plain])
-        cache = BeamCache(self._layers, 4)
-        self._body(input_ids=torch.tensor([prompt]), past_key_values=cache, use_cache=True)
-        hidden = self._body(
-            input_ids=torch.tensor([branches]),
-            attention_mask=torch.tensor([[[[True, True, True, False], [True, True, False, True]]]]),
-            position_ids=torch.full((1, 2), 2),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[0]
+        memory = KeyValues(self._layers, 4)
+        tree = torch.tensor([[True, True, True, False], [True, True, False, True]])
+        try:
+            self._forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2, None))])
+            hidden = self._forward(
+                [Feed(torch.tensor(branches), torch.full((2,), 2), Segment(memory, 2, 2, tree))]
+            )
+        except (TypeError, RuntimeError) as error:
+            raise EngineError(f"{name} does not take the engine's tree attention: {error}") from error
         ours = hidden @ self._head.T
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
             raise EngineError(
                 f"{name} cannot be served by this engine: its logits are not output rows times hidden state, or "
-                "it does not take a tree attention mask"
+                "it does not take tree attention"
             )
+
+
+def _expired(request: RankRequest) -> bool:
+    return request.deadline < time.monotonic()

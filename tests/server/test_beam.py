@@ -58,7 +58,7 @@ def check(seed: int) -> int:
     beam, prefixes = Beam.root(), [()]
     for depth in range(codes.shape[1]):
         scores = np.stack([log_probs(prefix, codebook, seed) for prefix in prefixes])
-        beam = advance(depth, beam, scores, width, allowed)
+        beam = advance(depth, beam, scores, np.arange(len(scores)), width, allowed)
         prefixes = [
             (*prefixes[p], c) for p, c in zip(beam.parents.tolist(), beam.codes.tolist(), strict=True)
         ]

@@ -181,6 +181,33 @@ def test_an_answer_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int
         assert len(ranking.items) <= request.limit
 
 
+def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
+    """Later requests of the same history: one more event, another question, another person in between."""
+    w = world()
+    plain, caching = w.engine("level"), w.engine("level", cache_bytes=1 << 20)
+    history, other = prompt(70, 1), prompt(80, 2)
+    asked = [[*history[:40], 3], [*history[:40], 5, 6], other, [*history[:60], 3], [*history, 5, 9], other]
+    cached = []
+    for ids in asked:
+        request = RankRequest(ids, 10, 20, history=len(ids) - 1)
+        together = caching.rank([request, RankRequest(prompt(30), 5, 5)])
+        expected = plain.rank([request])[0]
+        assert_same(together[0], expected.items, expected.scores, 1e-4)
+        cached.append(together[0].cached_tokens)
+    assert cached == [0, 40, 0, 40, 60, 79]
+
+
+def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody() -> None:
+    engine = world().engine("level")
+    request = RankRequest(prompt(30), 5, 10)
+    late = RankRequest(prompt(95), 5, 10, deadline=0.0)
+    first, second = engine.rank([late, request])
+    assert first.expired
+    assert first.items == []
+    assert second.items == engine.rank([request])[0].items
+    assert not second.expired
+
+
 def test_small_passes_give_the_answers_of_large_ones() -> None:
     w = world()
     requests = [RankRequest(prompt(length, 3), 10, 20) for length in LENGTHS]

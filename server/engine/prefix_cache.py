@@ -1,0 +1,87 @@
+"""Keys and values of prompts that were seen: a known person's next request pays only for what is new.
+
+Both endpoints share the history as prefix of their prompts (DESIGN §3). Entries are found by the longest
+prefix that they share with a prompt, and the least recently used go when the bytes are used up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+BLOCK = 16  # tokens; prefixes are indexed at its multiples
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """states: [layers, 2, kv heads, tokens, d]. blocks: hashes of the prefixes that are whole blocks long."""
+
+    ids: tuple[int, ...]
+    states: Tensor
+    blocks: list[int]
+
+
+class PrefixCache:
+    """Least recently used, by bytes. capacity: bytes of keys and values to keep; 0 keeps none."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.bytes = 0
+        self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()  # by their tokens, oldest first
+        self._by_block: dict[int, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def longest(self, ids: Sequence[int]) -> Tensor | None:
+        """States of the longest known prefix that leaves one token to compute: [layers, 2, kv heads, n, d]."""
+        for key in reversed(list(_blocks(ids))):
+            entry = self._by_block.get(key)
+            if entry is not None:
+                shared = _shared(entry.ids, ids)
+                if shared < BLOCK:  # two prefixes of one hash
+                    continue
+                self._entries.move_to_end(entry.ids)
+                return entry.states[:, :, :, : min(shared, len(ids) - 1)]
+        return None
+
+    def put(self, ids: Sequence[int], states: Tensor) -> None:
+        """Keep the states of a prompt, [layers, 2, kv heads, len(ids), d], in place of a prefix of it."""
+        entry = _Entry(tuple(ids), states, list(_blocks(ids)))
+        size = states.nbytes
+        if size > self.capacity or not entry.blocks:
+            return
+        for known in {id(e): e for key in entry.blocks if (e := self._by_block.get(key))}.values():
+            if known.ids == entry.ids[: len(known.ids)]:
+                self._drop(known)
+        while self.bytes + size > self.capacity:
+            self._drop(next(iter(self._entries.values())))
+        self._entries[entry.ids] = entry
+        self._by_block.update(dict.fromkeys(entry.blocks, entry))
+        self.bytes += size
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.ids]
+        self.bytes -= entry.states.nbytes
+        for key in entry.blocks:
+            if self._by_block.get(key) is entry:
+                del self._by_block[key]
+
+
+def _blocks(ids: Sequence[int]) -> Iterator[int]:
+    """Hashes of the prefixes of one block, two blocks, …"""
+    key = 0
+    for end in range(BLOCK, len(ids) + 1, BLOCK):
+        key = hash((key, *ids[end - BLOCK : end]))
+        yield key
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two sequences have in common from the start."""
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return position
+    return min(len(one), len(other))
