@@ -1,8 +1,10 @@
 """`python -m bench.decode --json F`: the engine against `transformers.generate` and against its floor.
 
 The floor is one plain forward pass over as many tokens as the engine feeds: P + W·(L − 1). All
-three run in one process on the same backbone (random identifier rows), fp32, vocabulary
-normalisation; figures are medians, and the ratios are what counts on a shared machine.
+three run in one process on the same backbone (random identifier rows) in the same precision, vocabulary
+normalisation; figures are medians, engine and floor in turn, and the ratios are what counts on a shared machine.
+Beside single requests: a batch of eight prompts of different lengths against the sum of their floors, and the
+second request of a history that the prefix cache knows against the first.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from bench.clock import milliseconds
+from bench.clock import in_turn, milliseconds
 from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.contract import RankRequest
+from server.engine.prefix_cache import PrefixCache
 from server.engine.torch_engine import TorchEngine
 from training.backbones import load_backbone
 from training.cli.quiet import quiet_libraries
@@ -34,6 +38,12 @@ from training.extension import extend_backbone
 
 ITEMS = 10_000
 CODEBOOKS = (256, 256, 256, 16)
+BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500, 50), (300, 10)]  # P, W
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 def allowed_tokens(
@@ -73,7 +83,7 @@ class Bench:
     codes: NDArray[np.int32]
 
     @classmethod
-    def build(cls, backbone: str, layers: int | None) -> Bench:
+    def build(cls, backbone: str, layers: int | None, dtype: torch.dtype = torch.float32) -> Bench:
         rng = np.random.default_rng(0)
         table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
         codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
@@ -84,22 +94,61 @@ class Bench:
         rows = loaded.model.get_input_embeddings().weight
         with torch.no_grad():  # random rows: no ties that rounding could decide
             rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
+        loaded.model.to(dtype)
         engine = TorchEngine(loaded.model, Trie.build(codes), vocabulary, normalisation="vocabulary")
         return cls(loaded.model, engine, vocabulary, codes)
 
-    def random_ids(self, length: int) -> torch.Tensor:
+    def random_ids(self, length: int, seed: int = 0) -> torch.Tensor:
         """Text tokens, int64 [1, length]."""
-        generator = torch.Generator().manual_seed(length)
+        generator = torch.Generator().manual_seed(length + 100_000 * seed)
         return torch.randint(0, self.vocabulary.first_added, (1, length), generator=generator)
+
+    def floor(self, tokens: int) -> Callable[[], Any]:
+        """One plain forward pass over so many tokens."""
+        ids = self.random_ids(tokens)
+        return lambda: self.model.base_model(input_ids=ids, use_cache=False)
+
+    @torch.inference_mode()
+    def batched(self, repeats: int) -> dict[str, Any]:
+        """Eight requests at once, and the floors of each, one after the other."""
+        levels = len(CODEBOOKS)
+        requests = [RankRequest(self.random_ids(P)[0].tolist(), W, W) for P, W in BATCH]
+        floors = [self.floor(P + W * (levels - 1)) for P, W in BATCH]
+        engine, floor = in_turn(
+            lambda: self.engine.rank(requests), lambda: [floor() for floor in floors], repeats=repeats
+        )
+        return {"batch": BATCH, "engine_ms": engine, "floor_ms": floor, "ratio_to_floor": engine / floor}
+
+    @torch.inference_mode()
+    def prefix_cache(self, P: int, W: int, new: int, repeats: int) -> dict[str, Any]:
+        """A history that was never seen, and then the same with `new` tokens more."""
+        self.engine.cache = PrefixCache(1 << 30)
+        seed = 0
+
+        def first() -> None:
+            nonlocal seed
+            seed += 1
+            self.engine.rank([RankRequest(self.random_ids(P, seed)[0].tolist(), W, W)])
+
+        def second() -> None:
+            ids = [*self.random_ids(P, seed)[0].tolist(), *self.random_ids(new, seed)[0].tolist()]
+            cached = self.engine.rank([RankRequest(ids, W, W)])[0].cached_tokens
+            if cached != P:
+                raise RuntimeError(f"{cached} tokens of {P} came from the cache")
+
+        one, two = in_turn(first, second, repeats=repeats)
+        self.engine.cache = PrefixCache(0)
+        return {"P": P, "W": W, "new_tokens": new, "first_ms": one, "second_ms": two, "ratio": two / one}
 
     @torch.inference_mode()
     def measure(self, P: int, W: int, repeats: int, generate_repeats: int) -> dict[str, Any]:
         """Engine, floor and `generate` for one request of P prompt tokens and W beams."""
         levels = len(CODEBOOKS)
-        ids, floor_ids = self.random_ids(P), self.random_ids(P + W * (levels - 1))
+        ids = self.random_ids(P)
         request = RankRequest(ids[0].tolist(), W, W)
-        engine = milliseconds(lambda: self.engine.rank([request]), repeats)
-        floor = milliseconds(lambda: self.model.base_model(input_ids=floor_ids, use_cache=False), repeats)
+        engine, floor = in_turn(
+            lambda: self.engine.rank([request]), self.floor(P + W * (levels - 1)), repeats=repeats
+        )
         case = {
             "P": P,
             "W": W,
@@ -129,27 +178,36 @@ def main(
     repeats: Annotated[int, typer.Option(help="timed runs of engine and floor")] = 5,
     generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    dtype: Annotated[Dtype, typer.Option(help="precision of all three")] = Dtype.bfloat16,
 ) -> None:
     """Time one request for every prompt length and beam width."""
     torch.set_num_threads(threads)
     quiet_libraries()
     console = Console()
-    bench = Bench.build(backbone, layers)
+    bench = Bench.build(backbone, layers, getattr(torch, dtype.value))
     cases = []
     for P in map(int, prompts.split(",")):
         for W in map(int, widths.split(",")):
             with console.status(f"P = {P}, W = {W}"):
                 cases.append(bench.measure(P, W, repeats, generate_repeats))
+    with console.status("a batch of eight; the prefix cache"):
+        batched = bench.batched(repeats)
+        prefix_cache = bench.prefix_cache(300, 10, 8, repeats)
     kept = "all layers" if layers is None else f"first {layers} layers"
-    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, fp32")
+    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {dtype.value}")
     for column in cases[0]:
         report.add_column(column, justify="right")
     for case in cases:
         report.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in case.values()))
     console.print(report)
+    console.print(f"eight requests: {batched['ratio_to_floor']:.2f} of the sum of their floors")
+    console.print(f"second request of a known history: {prefix_cache['ratio']:.2f} of the first")
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        record = {"backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "cases": cases}
+        record = {
+            "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "dtype": dtype.value,
+            "cases": cases, "batched": batched, "prefix_cache": prefix_cache,
+        }  # fmt: skip
         json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
