@@ -1,7 +1,7 @@
 """The bundle: one directory that a server can serve (DESIGN §5).
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
-    codebooks/*.npy                                       what names later items (semantic identifiers)
+    codebooks/codebooks.safetensors                       what names later items (semantic identifiers)
     bundle.json                                           what it is: `BundleInfo`
     manifest.json                                         SHA-256 and size of every file above
     index/current.json, index/v1/, ...                    the items and their identifiers (`Versions`, `ItemIndex`)

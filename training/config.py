@@ -42,6 +42,12 @@ class TrainConfig(BaseModel):
         description="'semantic': codes per level, comma-separated; a level that "
         "separates collisions is added",
     )
+    quantiser: Literal["kmeans", "rqvae"] = Field(
+        "kmeans", description="'semantic': what makes the codes of item vectors"
+    )
+    code_capacity: float = Field(
+        2.0, ge=1, description="'semantic': a code names at most about so many times the mean number of items"
+    )
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"
     )

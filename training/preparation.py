@@ -29,8 +29,8 @@ from training.extension import extend_backbone
 
 # the settings that shape what is prepared: runs that agree in them, and in the data, may share it
 SHAPED_BY = (
-    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "max_tokens",
-    "seed",
+    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "quantiser",
+    "code_capacity", "max_tokens", "seed",
 )  # fmt: skip
 
 ITEM_ENCODER = "minilm"
@@ -70,7 +70,13 @@ def prepare(
         if config.scheme == "atomic":
             identifiers = atomic_identifiers(len(catalogue))
         else:
-            identifiers = semantic_identifiers(vectors, config.codebooks, config.seed)
+            identifiers = semantic_identifiers(
+                vectors,
+                config.codebooks,
+                config.seed,
+                quantiser=config.quantiser,
+                capacity=config.code_capacity,
+            )
         titles = [item.title for item in catalogue]
         vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
         backbone.model.save_pretrained(folder / "backbone")
