@@ -29,8 +29,9 @@ from index.identifiers.rqvae import fit_rqvae
 from index.identifiers.semantic import CAPACITY, numbered
 from index.item_index import ItemIndex
 from training.cli.quiet import quiet_libraries
+from training.config import TrainConfig
 from training.data.dataset import DataSet
-from training.preparation import embed_items
+from training.item_vectors import vector_source
 
 Fit = Callable[[NDArray[np.float32], Sequence[int], int], Codebooks]
 HELD_OUT = 0.1
@@ -50,13 +51,14 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of a data set")],
     codebooks: Annotated[str, typer.Option(help="codes per level, comma-separated")] = "256,256",
     seed: Annotated[int, typer.Option()] = 0,
+    item_vectors: Annotated[Path | None, typer.Option(help="file with vectors; else MiniLM's")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
 ) -> None:
     quiet_libraries()
     console = Console()
     sizes = [int(size) for size in codebooks.split(",")]
     catalogue = DataSet.load(data).catalogue
-    vectors = embed_items(catalogue, console)
+    vectors = vector_source(TrainConfig(item_vectors=item_vectors), catalogue).make(console)
     figures: dict[str, Any] = {"data": data.name, "items": len(catalogue), "codebooks": sizes, "seed": seed}
     for name, fit in VARIANTS.items():
         with console.status(name):

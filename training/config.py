@@ -42,6 +42,14 @@ class TrainConfig(BaseModel):
         description="'semantic': codes per level, comma-separated; a level that "
         "separates collisions is added",
     )
+    item_encoder: str = Field(
+        "minilm",
+        description="text encoder of item vectors: 'minilm', or a sentence-transformers or Hugging Face "
+        "encoder by folder or name",
+    )
+    item_vectors: Path | None = Field(
+        None, description="file with item vectors (.parquet, .npz, .npy) in place of the encoder's"
+    )
     quantiser: Literal["kmeans", "rqvae"] = Field(
         "kmeans", description="'semantic': what makes the codes of item vectors"
     )

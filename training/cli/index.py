@@ -25,16 +25,21 @@ def update_command(
         Path | None, typer.Option(help="new and changed items, .jsonl or .parquet, as for `gems data import`")
     ] = None,
     remove: Annotated[Path | None, typer.Option(help="text file, one item_id a line")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="vectors of the items in --items, where the bundle's came from a file")
+    ] = None,
+    item_encoder: Annotated[
+        str | None, typer.Option(help="where the bundle's encoder is now, if it is not where it was")
+    ] = None,
     keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
 ) -> None:
     """Add, change and remove items, as a new version of the bundle's index. A server takes it up by
     `POST /admin/index/refresh`, or when it starts."""
     # slow imports, not for --help
     from index.bundle import Bundle
-    from index.embeddings import TextEncoder
     from index.update import update_index
-    from training import assets
     from training.data.importer import read_items
+    from training.item_vectors import new_item_vectors
 
     quiet_libraries()
     if items is None and remove is None:
@@ -43,14 +48,9 @@ def update_command(
     gone = _read_ids(remove) if remove is not None else []
     opened = Bundle.open(bundle)
     console = Console()
+    embed = new_item_vectors(opened.info, given, vectors, item_encoder)
     with console.status("updating the index"):
-        done = update_index(
-            opened,
-            given,
-            gone,
-            lambda texts: TextEncoder(assets.fetch(opened.info.item_encoder)).encode(texts),
-            keep=keep,
-        )
+        done = update_index(opened, given, gone, embed, keep=keep)
     console.print(
         f"{bundle} is at {done.version}: {done.added} items added, {done.changed} changed, {done.removed} removed",
         highlight=False,
