@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +98,7 @@ def rollback_command(
 def describe_command(
     bundle: BundlePath,
     examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:
     """Use of the codes, collisions, how much alike the items of one prefix are, and examples."""
     from index.bundle import Bundle
@@ -126,6 +129,8 @@ def describe_command(
         console.print(table)
     for titles in found.examples:
         console.print(Text(" | ".join(titles)), soft_wrap=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _read_ids(path: Path) -> list[str]:
