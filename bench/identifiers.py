@@ -57,9 +57,15 @@ def main(
     quiet_libraries()
     console = Console()
     sizes = [int(size) for size in codebooks.split(",")]
-    catalogue = DataSet.load(data).catalogue
+    dataset = DataSet.load(data)
+    catalogue = dataset.catalogue
     vectors = vector_source(TrainConfig(item_vectors=item_vectors), catalogue).make(console)
-    figures: dict[str, Any] = {"data": data.name, "items": len(catalogue), "codebooks": sizes, "seed": seed}
+    figures: dict[str, Any] = {
+        "data": dataset.info.name,
+        "items": len(catalogue),
+        "codebooks": sizes,
+        "seed": seed,
+    }
     for name, fit in VARIANTS.items():
         with console.status(name):
             figures[name] = _figures(catalogue, vectors, sizes, fit, seed)

@@ -39,7 +39,10 @@ def fit_kmeans(
     variance, directions = np.linalg.eigh(centred.T @ centred / len(vectors))
     if components is None:
         components = filled(variance[::-1], float(np.log2(np.asarray(sizes, float)).sum()))
-    weight = directions[:, ::-1][:, :components].astype(np.float32)
+    scale = 2.0 ** np.round(
+        np.log2(max(float(centred.std()), 1e-30))
+    )  # vectors of any length; changes no digit
+    weight = (directions[:, ::-1][:, :components] / scale).astype(np.float32)
     encoder = (Layer(weight, (-mean @ weight).astype(np.float32)),)
     return fit_levels(encoder, vectors, sizes, capacity, seed)
 

@@ -91,6 +91,11 @@ def test_semantic_identifiers_are_repeatable(quantiser: Quantiser) -> None:
     assert np.array_equal(made_by(quantiser).codes, again.codes)
 
 
+def test_the_length_of_vectors_does_not_matter() -> None:
+    short = semantic_identifiers(clustered(400) * np.float32(2.0**-30), (8, 16), seed=0)
+    assert np.array_equal(short.codes, made_by("kmeans").codes)
+
+
 def lopsided(items: int = 1000) -> np.ndarray:
     """Half of the vectors in one dense spot, the others all over the place: k-means gives them lonely codes."""
     rng = np.random.default_rng(1)
