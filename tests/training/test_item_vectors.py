@@ -79,6 +79,8 @@ def test_new_items_of_such_a_bundle_bring_their_vectors(by_file: Path, tmp_path:
     (tmp_path / "items.jsonl").write_text(
         "".join(f'{{"item_id": "{i.item_id}", "title": "{i.title}"}}\n' for i in given)
     )
+    alone = CliRunner().invoke(app, ["index", "update", str(path), "--remove", "x", "--vectors", "y.npy"])
+    assert "--vectors are those of the items in --items" in str(alone.exception)
     options = ["--items", str(tmp_path / "items.jsonl"), "--vectors", str(tmp_path / "new.npy")]
     done = CliRunner().invoke(app, ["index", "update", str(path), *options])
     assert done.exit_code == 0

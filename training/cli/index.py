@@ -46,6 +46,8 @@ def update_command(
     quiet_libraries()
     if items is None and remove is None:
         raise UserError("nothing to do: give --items, --remove or both")
+    if vectors is not None and items is None:
+        raise UserError("--vectors are those of the items in --items, which is missing")
     given = read_items(items) if items is not None else []
     gone = _read_ids(remove) if remove is not None else []
     opened = Bundle.open(bundle)
