@@ -33,7 +33,7 @@ def equal(ours: Sequence[Tensor], theirs: Sequence[NDArray[np.generic]]) -> bool
 
 @pytest.mark.parametrize("device", DEVICES)
 @given(tables, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_trie_on_a_device_answers_as_the_one_in_numpy(
     device: str, codes: NDArray[np.int64], data: st.DataObject
 ) -> None:
