@@ -1,7 +1,7 @@
 """The bundle: one directory that a server can serve (DESIGN §5).
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
-    codebooks/*.npy                                       what names later items (semantic identifiers)
+    codebooks/codebooks.safetensors                       what names later items (semantic identifiers)
     bundle.json                                           what it is: `BundleInfo`
     manifest.json                                         SHA-256 and size of every file above
     index/current.json, index/v1/, ...                    the items and their identifiers (`Versions`, `ItemIndex`)
@@ -35,7 +35,7 @@ from index.sequence import SequenceEncoder
 from index.versions import Versions
 from index.vocabulary import IdentifierVocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX = "index"
 CODEBOOKS = "codebooks"
 NORMALISATIONS = ("level", "vocabulary")
@@ -45,7 +45,8 @@ NORMALISATIONS = ("level", "vocabulary")
 class BundleInfo:
     """What `bundle.json` says.
 
-    item_encoder: name of the sentence encoder behind the identifiers; empty for none.
+    item_embeddings: where the vectors behind the identifiers come from: `text`, `file`, or empty for none.
+    item_encoder, item_encoder_sha256: under `text`, name or folder of the encoder, and the hash of its files.
     normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
     `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
     data, training: free descriptions for people (data set, simulation notes, method, figures).
@@ -61,7 +62,9 @@ class BundleInfo:
     max_query_tokens: int
     created: str
     code_version: str
+    item_embeddings: str = ""
     item_encoder: str = ""
+    item_encoder_sha256: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

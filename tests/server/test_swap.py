@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from support.bundles import make_bundle, text_vectors
+from support.bundles import item_vectors, make_bundle
 
 from index.bundle import INDEX, Bundle
 from index.catalogue import Item
@@ -34,7 +34,7 @@ EVERYTHING = {
 def path(tmp_path: Path) -> Path:
     """A bundle that serves v1, with v2 beside it: three items more, one removed."""
     path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
-    update_index(Bundle.open(path), NEW, ["item-5"], text_vectors)
+    update_index(Bundle.open(path), NEW, ["item-5"], item_vectors)
     Versions(path / INDEX).point_to("v1")
     return path
 

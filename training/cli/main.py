@@ -8,6 +8,7 @@ import typer
 
 from gems.errors import GemsError
 from index.catalogue import CatalogueError
+from index.embeddings import EmbeddingError
 from index.identifiers import IdentifierError
 from index.manifest import BundleError
 from server.engine.contract import EngineError
@@ -43,7 +44,7 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
     serve_command
 )
 
-MENDABLE = (UserError, BundleError, CatalogueError, IdentifierError, EngineError, GemsError)
+MENDABLE = (UserError, BundleError, CatalogueError, EmbeddingError, IdentifierError, EngineError, GemsError)
 
 
 def main() -> None:
