@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -32,6 +33,7 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
+from training.evaluation.floors import popularity
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
 from training.methods import Method, check_ranks, make_method
@@ -80,6 +82,7 @@ def train(
             catalogue=trained.dataset.catalogue,
             identifiers=trained.prepared.identifiers,
             info=_bundle_info(config, trained),
+            popularity=popularity(trained.split.train, len(trained.dataset.catalogue)).astype(np.int64),
         )
     parallel.wait()
     return bundle
