@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from server.launch import launch
+from server.engine import template
 from server.settings import Settings
 
 EXIT_BAD_SETTINGS = 2
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "_".join(str(part) for part in first["loc"])
         sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
         return EXIT_BAD_SETTINGS
+    template.begin()
+    from server.launch import launch  # slow imports, beside those of the template
+
     return launch(bundle, settings)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from server.answers import Problem
 from server.errors import (
     PROBLEM_JSON,
+    BodyTimeoutError,
     BodyTooLargeError,
     DeadlineError,
     IndexRefusedError,
@@ -20,10 +22,11 @@ from server.errors import (
     ServerError,
     UnauthorizedError,
 )
-from server.schemas import Problem
 
 _RANKING = (
     MalformedJsonError,
+    UnauthorizedError,
+    BodyTimeoutError,
     BodyTooLargeError,
     MediaTypeError,
     InvalidRequestError,
@@ -34,15 +37,22 @@ _RANKING = (
 )
 
 
-def problems(*, ranking: bool) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: what a ranking can fail with, or only not being ready."""
-    kinds = _RANKING if ranking else (NotReadyError,)
-    return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
+def ranking_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a ranking route."""
+    return _responses(*_RANKING)
+
+
+def readiness_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of the readiness check."""
+    return _responses(NotReadyError)
 
 
 def administration_problems() -> dict[int | str, dict[str, Any]]:
     """The `responses` of an administration route."""
-    kinds: tuple[type[ServerError], ...] = (UnauthorizedError, NotFoundError, IndexRefusedError)
+    return _responses(UnauthorizedError, NotFoundError, IndexRefusedError)
+
+
+def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:
     return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from server.answers import Answer, Problem
 from server.errors import ServerError
 from server.metrics import Metrics
-from server.schemas import Answer, HistoryEntry, Problem, SearchRequest
+from server.schemas import HistoryEntry, SearchRequest
 from server.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
@@ -50,7 +51,7 @@ def test_field_of_a_request_is_documented(field: str) -> None:
 
 def test_curl_examples_are_answered(client: TestClient) -> None:
     examples = re.findall(r"curl -s localhost:8000(/\w+) .*? -d '(.*?)'", TEXT, re.DOTALL)
-    assert [path for path, _ in examples] == ["/search", "/recommend", "/recommend"]
+    assert [path for path, _ in examples] == ["/search", "/recommend", "/recommend", "/batch", "/recommend"]
     for path, body in examples:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 200
