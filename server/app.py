@@ -113,15 +113,27 @@ def _ranking(service: Service) -> APIRouter:
         state = request.state
         return await _unless_gone(request, service.answer(body, state.request_id, state.started))
 
-    @router.post("/search", summary="Items for a query, in the light of a history")
+    @router.post(
+        "/search",
+        operation_id="search",
+        summary="Items for a query, in the light of a history",
+        responses=openapi.onwards(),
+    )
     async def search(body: SearchRequest, request: Request) -> Answer:
         return await answer(body, request)
 
-    @router.post("/recommend", summary="Items that the person may want next")
+    @router.post(
+        "/recommend",
+        operation_id="recommend",
+        summary="Items that the person may want next",
+        responses=openapi.onwards(),
+    )
     async def recommend(body: RecommendRequest, request: Request) -> Answer:
         return await answer(body, request)
 
-    @router.post("/batch", summary="Several searches and recommendations in one request")
+    @router.post(
+        "/batch", operation_id="batch", summary="Several searches and recommendations in one request"
+    )
     async def batch(body: BatchRequest, request: Request) -> BatchAnswer:
         state = request.state
         return await _unless_gone(request, service.answer_batch(body, state.request_id, state.started))

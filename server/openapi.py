@@ -56,6 +56,21 @@ def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:
     return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
 
 
+def onwards() -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry that says how an answer goes on: its first item becomes the history of a next request."""
+    history = [{"item_id": "$response.body#/items/0/item_id"}]
+    bodies: dict[str, dict[str, Any]] = {
+        "search": {"query": "more like this", "history": history},
+        "recommend": {"history": history, "exclude_history": True},
+        "batch": {"requests": [{"task": "recommendation", "history": history}]},
+    }
+    links = {
+        f"first_item_to_{operation}": {"operationId": operation, "requestBody": body}
+        for operation, body in bodies.items()
+    }
+    return {200: {"links": links}}
+
+
 def install(app: FastAPI) -> None:
     """FastAPI describes every response as application/json; name the errors' own media type."""
     describe = app.openapi
