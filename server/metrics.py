@@ -6,9 +6,10 @@ No label ever holds anything that a client sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -23,6 +24,7 @@ REJECTIONS = (
     *("unauthorized", "body_timeout", "body_too_large", "queue_full", "deadline_unreachable"),
     *("not_ready", "engine_unavailable", "deadline_exceeded"),
 )
+VALIDATION_FIGURES = ("loss", "hit@10", "ndcg@10")
 FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -134,6 +136,17 @@ class Metrics:
             "When the served index version was made",
             registry=registry,
         )
+        self.training_conflict = Gauge(
+            "gems_training_conflict",
+            "Mean conflict of the tasks' gradients at the end of training: 0 aligned, 1 orthogonal, above 1 opposed",
+            registry=registry,
+        )
+        self.training_validation = Gauge(
+            "gems_training_validation",
+            "Figures of the served model on the validation cases of its training",
+            ["task", "figure"],
+            registry=registry,
+        )
         self._create_series()
 
     def _create_series(self) -> None:
@@ -168,8 +181,23 @@ class Metrics:
         self.bundle.clear()
         self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
         self.bundle_created.set(datetime.fromisoformat(info.created).timestamp())
+        self._tell_of_training(info.training)
         self.index_created.set(datetime.fromisoformat(bundle.index.created).timestamp())
+
+    def _tell_of_training(self, record: Mapping[str, Any]) -> None:
+        """What the bundle says of its training; NaN for what it does not say."""
+        validation = record.get("validation")
+        figures = validation if isinstance(validation, Mapping) else {}
+        self.training_conflict.set(_number(record.get("conflict")))
+        for task in Task:
+            for figure in VALIDATION_FIGURES:
+                value = _number(figures.get(f"{task.value}.{figure}"))
+                self.training_validation.labels(task.value, figure).set(value)
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self.registry)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -153,6 +153,11 @@ def fit(
     torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
+    probe = (
+        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
+        if config.conflict_cases
+        else None
+    )
     trainer = Trainer(
         out,
         config,
@@ -161,9 +166,7 @@ def fit(
         method,
         batches,
         validator,
-        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
-        if config.conflict_cases
-        else None,
+        probe,
         parallel,
     )
     if continued and trainer.resume():
@@ -183,6 +186,11 @@ def fit(
         "seconds": round(trainer.progress.seconds, 1),
         "validation": validation,
     }
+    conflict = probe() if probe is not None and parallel.main else {}
+    if conflict:
+        record["conflict"] = round(
+            float(np.mean(list(conflict.values()))), 4
+        )  # of the model that is published
     return Trained(dataset, split, prepared, engine, method, record)
 
 

@@ -26,6 +26,7 @@ from training.backbones import BackboneError
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
+from training.data.splits import leave_one_out
 from training.evaluation.evaluate import EvaluationError, evaluate
 from training.pipeline import train
 from training.run_folder import RunError
@@ -88,7 +89,7 @@ def test_training_learns_both_tasks(run: Path, data: Path) -> None:
     assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
 
 
-def test_the_run_folder_tells_all(run: Path) -> None:
+def test_the_run_folder_tells_all(run: Path, data: Path) -> None:
     assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "learning_rate" in line]
@@ -96,8 +97,16 @@ def test_the_run_folder_tells_all(run: Path) -> None:
     losses = [line["recommendation.loss"] for line in lines if "recommendation.loss" in line]
     assert losses[-1] < losses[0] / 2
     assert any("validation" in line for line in lines)
-    info = Bundle.open(run / "bundle").info
+    bundle = Bundle.open(run / "bundle")
+    info = bundle.info
     assert info.training["method"] == "gems"
+    assert 0 < info.training["conflict"] < 2
+    counts = bundle.popularity()
+    assert counts is not None
+    assert (len(counts), int(counts.sum())) == (
+        len(bundle.index.catalogue),
+        sum(map(len, leave_one_out(DataSet.load(data)).train)),
+    )
     assert info.data["name"] == "walks"
     assert not (run / "bundle" / "generation_config.json").exists()
 
