@@ -3,14 +3,11 @@ with a status, a media type or a shape that the document does not name."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
 from schemathesis.checks import not_a_server_error
@@ -19,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from support.servers import serving
 
 from index.bundle import Bundle
 from server.app import create_app
@@ -37,15 +35,8 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def url(bundle: Bundle, engine: TorchEngine) -> Iterator[str]:
     """A server in a thread, spoken to over sockets."""
-    app = create_app(bundle, engine, Settings(admin_key="key", max_beam_width=100))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="on", log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(create_app(bundle, engine, Settings(admin_key="key", max_beam_width=100))) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def patient(body: Any) -> None:

@@ -114,6 +114,7 @@ def make_bundle(
     max_query_tokens: int = 16,
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
+    hidden: int = 32,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
     `text_vectors`, so that items can be added."""
@@ -139,7 +140,7 @@ def make_bundle(
         data={"name": "tiny"},
         training={"method": "none"},
     )
-    model = make_model(vocabulary.size, arch, positions=max_tokens, seed=seed)
+    model = make_model(vocabulary.size, arch, positions=max_tokens, hidden=hidden, seed=seed)
     publish(
         path,
         model=model,

@@ -1,4 +1,4 @@
-"""A server process, spoken to over sockets."""
+"""Servers that are spoken to over sockets: a process as in production, or a thread of the test."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+import uvicorn
+from fastapi import FastAPI
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +65,21 @@ class Server:
     def engine_pid(self) -> int:
         """Process id of the engine that came last."""
         return int(str([line["pid"] for line in self.lines if "pid" in line][-1]))
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[int]:
+    """Serve an application in a thread; its port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="on", log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
