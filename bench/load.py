@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 PATIENCE = 60.0  # seconds for one answer
+KEPT = 2.0  # seconds after which an idle connection is not used again: a server may be closing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class _Connections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, message: bytes) -> Answered:
         begin = time.perf_counter()
@@ -56,13 +57,22 @@ class _Connections:
         except (OSError, asyncio.IncompleteReadError, ValueError, IndexError):
             return Answered(0, begin, time.perf_counter() - begin)
         if keep:
-            self._idle.append(pair)
+            self._idle.append((time.perf_counter(), reader, writer))
         else:
-            pair[1].close()
+            writer.close()
         return Answered(status, begin, time.perf_counter() - begin)
 
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection that was used last, if it may be used again."""
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.perf_counter() - since < KEPT:
+                return reader, writer
+            writer.close()
+        return None
+
     def close(self) -> None:
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
 
 

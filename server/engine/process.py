@@ -39,7 +39,7 @@ logger = logging.getLogger("server.engine.process")
 
 START_SECONDS = 600.0  # for a worker to open its bundle
 LONGEST_PAUSE = 10.0  # seconds between two attempts to start
-STABLE_SECONDS = 60.0  # a worker that has lived so long is replaced at once when it dies
+STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when it dies
 
 
 class EngineLostError(EngineError):
