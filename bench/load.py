@@ -50,10 +50,8 @@ class _Connections:
         begin = time.perf_counter()
         try:
             async with asyncio.timeout(PATIENCE):
-                pair = (
-                    self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-                )
-                status, keep = await _exchange(*pair, message)
+                reader, writer = self._kept() or await asyncio.open_connection("127.0.0.1", self._port)
+                status, keep = await _exchange(reader, writer, message)
         except (OSError, asyncio.IncompleteReadError, ValueError, IndexError):
             return Answered(0, begin, time.perf_counter() - begin)
         if keep:
