@@ -86,6 +86,10 @@ class BundleInfo:
         record["codebook_sizes"] = tuple(record["codebook_sizes"])
         return cls(**{f.name: record[f.name] for f in fields(cls)})
 
+    def vocabulary(self) -> IdentifierVocabulary:
+        """The tokens that its tokenizer has gained."""
+        return IdentifierVocabulary(self.first_added_token, self.codebook_sizes)
+
 
 def publish(
     target: Path,
@@ -154,7 +158,7 @@ class Bundle:
             verify(path, apart=INDEX)
             info = BundleInfo.load(path / "bundle.json")
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            vocabulary = IdentifierVocabulary(info.first_added_token, info.codebook_sizes)
+            vocabulary = info.vocabulary()
             if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
                 raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
             index = _open_index(path, info)

@@ -255,7 +255,9 @@ class Scheduler:
             self._computing_cost = 0
         self._pace.add(sum(job.cost for job in batch), loop.time() - began)
         for job, ranking in answers:
-            if not job.answer.done():
+            if getattr(ranking, "expired", False):  # the engine gave it up: it knew the deadline, too
+                self._fail(job, _too_late(job.deadline - job.arrived))
+            elif not job.answer.done():
                 job.answer.set_result(Ranked(ranking, began - job.arrived))
 
     def _on_thread(self, requests: Sequence[RankRequest]) -> asyncio.Future[list[Ranking]]:
@@ -265,3 +267,7 @@ class Scheduler:
     def _fail(job: _Job, error: Exception) -> None:
         if not job.answer.done():
             job.answer.set_exception(error)
+
+
+def _too_late(seconds: float) -> DeadlineError:
+    return DeadlineError(f"No answer within {seconds:.3g} s; ask for less or try again later.")

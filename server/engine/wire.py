@@ -7,7 +7,8 @@ travel the chosen slots, as bits or as a list, whichever is shorter, and the exc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -44,11 +45,10 @@ class Chosen(_Message):
 
 
 class WireRequest(_Message):
-    """A `RankRequest`. chosen: as in `Allowed`; `living` stands for the items of the version that are not removed."""
+    """A `RankRequest`. values: of all its fields but `allowed`. chosen: as in `Allowed`; `living` stands for the
+    items of the version that are not removed."""
 
-    prompt: list[int]
-    limit: int
-    beam_width: int
+    values: dict[str, Any]
     version: str
     chosen: Chosen | Literal["living"] | None
     excluded: list[int]
@@ -58,9 +58,7 @@ class WireRequest(_Message):
         """living: that of the version, so that it is known again and need not be sent."""
         chosen = allowed.chosen
         return cls(
-            prompt=list(request.prompt),
-            limit=request.limit,
-            beam_width=request.beam_width,
+            values={f.name: getattr(request, f.name) for f in fields(request) if f.name != "allowed"},
             version=version,
             chosen=None if chosen is None else "living" if chosen is living else Chosen.of(chosen),
             excluded=allowed.excluded.tolist(),
@@ -73,7 +71,7 @@ class WireRequest(_Message):
         if self.chosen == "living":
             chosen = living
         allowed = Allowed(trie, chosen, np.array(self.excluded, np.int64))
-        return RankRequest(self.prompt, self.limit, self.beam_width, allowed)
+        return RankRequest(**self.values, allowed=allowed)
 
 
 class Rank(_Message):

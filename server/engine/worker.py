@@ -18,7 +18,6 @@ from index.bundle import INDEX, BundleInfo, load_model
 from index.item_index import open_identifiers
 from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
-from index.vocabulary import IdentifierVocabulary
 from server import logs
 from server.engine.contract import EngineError
 from server.engine.torch_engine import TorchEngine
@@ -72,7 +71,7 @@ class Worker:
             self._engine = TorchEngine(
                 load_model(path),
                 trie,
-                IdentifierVocabulary(info.first_added_token, info.codebook_sizes),
+                info.vocabulary(),
                 normalisation=info.normalisation,
                 max_batch_tokens=max_batch_tokens,
                 living=living,

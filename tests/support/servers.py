@@ -20,14 +20,18 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """`python -m server` on a free port, killed at the end. `lines` holds what it logged so far."""
+    """`python -m server` on a free port, killed at the end. `lines` holds what it logged so far.
 
-    def __init__(self, bundle: Path, *arguments: str, **settings: str) -> None:
+    program: another script that takes the same arguments.
+    """
+
+    def __init__(self, bundle: Path, *arguments: str, program: Path | None = None, **settings: str) -> None:
+        command = ["-m", "server"] if program is None else [str(program)]
         self.lines: list[dict[str, object]] = []
         self.url = ""
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", str(bundle), "--port", "0", "--threads", "1", *arguments],
+            [sys.executable, *command, str(bundle), "--port", "0", "--threads", "1", *arguments],
             cwd=ROOT,
             env=os.environ | settings,
             stderr=subprocess.PIPE,
