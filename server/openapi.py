@@ -12,6 +12,7 @@ from server.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
     DeadlineError,
+    EngineUnavailableError,
     IndexRefusedError,
     InvalidRequestError,
     MalformedJsonError,
@@ -49,7 +50,7 @@ def readiness_problems() -> dict[int | str, dict[str, Any]]:
 
 def administration_problems() -> dict[int | str, dict[str, Any]]:
     """The `responses` of an administration route."""
-    return _responses(UnauthorizedError, NotFoundError, IndexRefusedError)
+    return _responses(UnauthorizedError, NotFoundError, IndexRefusedError, EngineUnavailableError)
 
 
 def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:

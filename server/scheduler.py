@@ -156,7 +156,8 @@ class Scheduler:
             raise EngineUnavailableError(_LOST)
         if not admitted:
             self.admit()
-            if self._forecast() + self._pace.seconds(cost) > timeout:
+            ahead = self._forecast()
+            if ahead and ahead + self._pace.seconds(cost) > timeout:
                 raise DeadlineUnreachableError(self._retry_after())
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -10,7 +10,8 @@ from index.bundle import Bundle
 from index.manifest import BundleError
 from server.deployment import Deployment
 from server.engine.contract import Engine, EngineError
-from server.errors import BundleRefusedError, IndexRefusedError, NotFoundError
+from server.engine.process import EngineLostError
+from server.errors import BundleRefusedError, EngineUnavailableError, IndexRefusedError, NotFoundError
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -46,11 +47,14 @@ class Served:
     async def refresh_index(self) -> tuple[Bundle, Bundle]:
         """Serve the index version that is now the current one on disk: what was served before, and what is now.
 
-        Raises `IndexRefusedError` for a damaged version; the one that was served goes on.
+        Raises `IndexRefusedError` for a damaged version, `EngineUnavailableError` if the engine is lost meanwhile; the
+        version that was served goes on.
         """
         async with self._swapping:
             try:
                 before, fresh = await self.current.refresh()
+            except EngineLostError as error:
+                raise EngineUnavailableError("The model's process was lost; try again.") from error
             except (BundleError, EngineError) as error:
                 logger.error("index refused", extra={"reason": str(error)})
                 raise IndexRefusedError(

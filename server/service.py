@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from index.allowed import Allowed
 from index.bundle import Bundle
 from index.history import Event, Task
+from index.popularity import Popularity
 from index.sequence import Prompt, SequenceError
 from server.answers import Answer, BatchAnswer, Dropped, Explanation, FallbackReason, RankedItem, Timings
 from server.deployment import Deployment
@@ -25,11 +27,14 @@ from server.errors import (
     problem,
 )
 from server.explanation import explain
+from server.history import History
 from server.metrics import STAGES, Metrics, outcome
-from server.schemas import BatchRequest, HistoryEntry, RecommendRequest, SearchRequest
+from server.schemas import BatchRequest, RecommendRequest, SearchRequest
 from server.selection import allowed_items, why_fewer
 from server.served import Served
 from server.settings import Settings
+
+logger = logging.getLogger("server.service")
 
 MAX_UNKNOWN_NAMED = 20  # in an answer; the count is always whole
 FALLBACKS: dict[type[ServerError], FallbackReason] = {
@@ -40,24 +45,15 @@ FALLBACKS: dict[type[ServerError], FallbackReason] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _History:
-    """rows: catalogue rows of all known entries, oldest first. events: the newest of them, as events;
-    positions: of each event among the entries."""
-
-    rows: list[int]
-    events: list[Event]
-    positions: list[int]
-    unknown: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request as the deployment understands it. deadline: on the clock of `perf_counter`."""
+    """A request as the deployment understands it. bundle, popularity: of the index version that it began with.
+    deadline: on the clock of `perf_counter`."""
 
     body: RecommendRequest
     deployment: Deployment
     bundle: Bundle
-    history: _History
+    popularity: Popularity | None
+    history: History
     query: str | None
     prompt: Prompt
     limit: int
@@ -128,7 +124,10 @@ class Service:
             async with places:
                 try:
                     return await self.answer(entry, request_id, started)
+                except ServerError as error:
+                    return error
                 except Exception as error:
+                    logger.error("unexpected error", extra={"request_id": request_id}, exc_info=error)
                     return as_server_error(error)
 
         results = await asyncio.gather(*map(one, body.requests))
@@ -144,12 +143,13 @@ class Service:
         began = time.perf_counter()
         bundle = deployment.bundle
         query = body.query if isinstance(body, SearchRequest) else None
-        history = self._read(body.history, bundle)
+        history = History.read(body.history, bundle, self._settings.max_query_chars)
         limit = body.limit or self._settings.default_limit
         return _Asked(
             body=body,
             deployment=deployment,
             bundle=bundle,
+            popularity=deployment.popularity,
             history=history,
             query=query,
             prompt=_encode(bundle, history.events, query),
@@ -163,14 +163,14 @@ class Service:
     async def _find(self, asked: _Asked) -> _Found:
         """By the model; by popularity where that was asked for and the model cannot."""
         popular = (asked.body.fallback or self._settings.fallback) == "popularity"
-        if popular and asked.deployment.popularity is not None:
-            if asked.query is None and not asked.history.events:
-                return self._popular(asked, "cold_start")
-            try:
-                return await self._ranked(asked)
-            except tuple(FALLBACKS) as error:
-                return self._popular(asked, FALLBACKS[type(error)])
-        return await self._ranked(asked)
+        if not popular or asked.popularity is None:
+            return await self._ranked(asked)
+        if asked.query is None and not asked.history.events:
+            return self._popular(asked, asked.popularity, "cold_start")
+        try:
+            return await self._ranked(asked)
+        except tuple(FALLBACKS) as error:
+            return self._popular(asked, asked.popularity, FALLBACKS[type(error)])
 
     async def _ranked(self, asked: _Asked) -> _Found:
         scheduler = asked.deployment.scheduler
@@ -208,9 +208,7 @@ class Service:
             timeout=asked.remaining(),
         )
 
-    def _popular(self, asked: _Asked, reason: FallbackReason) -> _Found:
-        popularity = asked.deployment.popularity
-        assert popularity is not None  # `_find` has looked
+    def _popular(self, asked: _Asked, popularity: Popularity, reason: FallbackReason) -> _Found:
         self._metrics.fallbacks.labels(reason).inc()
         rows, scores = popularity.best(asked.allowed, asked.limit)
         return _Found(rows, scores, reason, None, 0, {"tokenise": asked.tokenised})
@@ -257,30 +255,6 @@ class Service:
             raise InvalidRequestError.at("timeout_ms", f"at most {settings.request_timeout_ms:g}")
         if isinstance(body, SearchRequest) and len(body.query) > settings.max_query_chars:
             raise InvalidRequestError.at("query", f"at most {settings.max_query_chars} characters")
-
-    def _read(self, entries: Sequence[HistoryEntry], bundle: Bundle) -> _History:
-        """Item ids to rows. Only as many events are made as the encoder may use."""
-        known: list[tuple[int, int, HistoryEntry]] = []
-        unknown: list[str] = []
-        for position, entry in enumerate(entries):
-            row = bundle.index.catalogue.row(entry.item_id)
-            if row is None:
-                unknown.append(entry.item_id)
-            else:
-                known.append((row, position, entry))
-        newest = known[max(0, len(known) - bundle.encoder.max_events) :]
-        return _History(
-            rows=[row for row, _, _ in known],
-            events=[self._event(row, entry) for row, _, entry in newest],
-            positions=[position for _, position, _ in newest],
-            unknown=unknown,
-        )
-
-    def _event(self, row: int, entry: HistoryEntry) -> Event:
-        if entry.query is None or entry.behaviour != "search":
-            return Event(row)
-        # The encoder cuts queries by tokens; what lies beyond the cap would not be used anyway.
-        return Event(row, Task.SEARCH, entry.query.strip()[: self._settings.max_query_chars])
 
     def _count(self, asked: _Asked, found: _Found, short: bool, old: int) -> None:
         metrics, body = self._metrics, asked.body
