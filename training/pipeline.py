@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -32,6 +33,7 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
+from training.evaluation.floors import popularity
 from training.item_vectors import VectorOrigin, vector_source
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
@@ -81,6 +83,7 @@ def train(
             catalogue=trained.dataset.catalogue,
             identifiers=trained.prepared.identifiers,
             info=_bundle_info(config, trained),
+            popularity=popularity(trained.split.train, len(trained.dataset.catalogue)).astype(np.int64),
         )
     parallel.wait()
     return bundle
@@ -151,6 +154,11 @@ def fit(
     torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
+    probe = (
+        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
+        if config.conflict_cases
+        else None
+    )
     trainer = Trainer(
         out,
         config,
@@ -159,9 +167,7 @@ def fit(
         method,
         batches,
         validator,
-        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
-        if config.conflict_cases
-        else None,
+        probe,
         parallel,
     )
     if continued and trainer.resume():
@@ -181,6 +187,11 @@ def fit(
         "seconds": round(trainer.progress.seconds, 1),
         "validation": validation,
     }
+    conflict = probe() if probe is not None and parallel.main else {}
+    if conflict:
+        record["conflict"] = round(
+            float(np.mean(list(conflict.values()))), 4
+        )  # of the model that is published
     return Trained(dataset, split, prepared, engine, method, record)
 
 

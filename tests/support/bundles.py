@@ -129,6 +129,7 @@ def make_bundle(
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
+    hidden: int = 32,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
     `text_vectors`, so that items can be added; with `spelling`, titles of at most so many tokens."""
@@ -158,6 +159,14 @@ def make_bundle(
         data={"name": "tiny"},
         training={"method": "none"},
     )
-    model = make_model(vocabulary.size, arch, positions=max_tokens, seed=seed)
-    publish(path, model=model, tokenizer=tokenizer, catalogue=catalogue, identifiers=identifiers, info=info)
+    model = make_model(vocabulary.size, arch, positions=max_tokens, hidden=hidden, seed=seed)
+    publish(
+        path,
+        model=model,
+        tokenizer=tokenizer,
+        catalogue=catalogue,
+        identifiers=identifiers,
+        info=info,
+        popularity=np.arange(items) * 7 % 23,
+    )
     return path

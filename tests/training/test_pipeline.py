@@ -26,6 +26,7 @@ from training.backbones import BackboneError
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
+from training.data.splits import leave_one_out
 from training.evaluation.evaluate import EvaluationError, evaluate
 from training.pipeline import train
 from training.run_folder import RunError
@@ -98,7 +99,7 @@ def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> 
     assert sum(ranking.items == [row] for row, ranking in enumerate(rankings)) >= 24  # of 30
 
 
-def test_the_run_folder_tells_all(run: Path) -> None:
+def test_the_run_folder_tells_all(run: Path, data: Path) -> None:
     assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "learning_rate" in line]
@@ -106,8 +107,16 @@ def test_the_run_folder_tells_all(run: Path) -> None:
     losses = [line["recommendation.loss"] for line in lines if "recommendation.loss" in line]
     assert losses[-1] < losses[0] / 2
     assert any("validation" in line for line in lines)
-    info = Bundle.open(run / "bundle").info
+    bundle = Bundle.open(run / "bundle")
+    info = bundle.info
     assert info.training["method"] == "gems"
+    assert 0 < info.training["conflict"] < 2
+    counts = bundle.popularity()
+    assert counts is not None
+    assert (len(counts), int(counts.sum())) == (
+        len(bundle.index.catalogue),
+        sum(map(len, leave_one_out(DataSet.load(data)).train)),
+    )
     assert info.data["name"] == "walks"
     assert not (run / "bundle" / "generation_config.json").exists()
 
