@@ -209,7 +209,9 @@ class EngineProcess:
                 try:
                     fresh = self._spawn()
                     break
-                except EngineError as error:
+                except (
+                    Exception
+                ) as error:  # whatever it is, without an engine there is nothing but to try again
                     logger.error("the engine does not start", extra={"reason": str(error)[:500]})
             self.on_restart()
             self._install(fresh)
