@@ -1,0 +1,242 @@
+"""`python -m bench.alphafuse --beauty DIR --movielens DIR --out DIR`: AlphaFuse and its peers, measured.
+
+Trains every baseline on Amazon Beauty and MovieLens with every seed, one after the other, ranks the full catalogue, and
+writes OUT/alphafuse.json, OUT/alphafuse.md and the charts OUT/*.svg. Runs that are done are kept and runs that were
+stopped go on; `--tables` only writes down what is done so far.
+
+    main       leave-one-out: four SASRec variants, NCF, the dense bi-encoder (tuned, and as it came)
+    cold       users split 8:1:1 in the order of time (MovieLens only: Beauty has no real time stamps)
+    threshold  AlphaFuse by relative singular value, the width of the model fixed
+    null       AlphaFuse with a row space of 64 dimensions and null spaces of several sizes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from index.alphafuse import SemanticSpace
+from training.baselines.run import EVALUATION, run_baseline
+from training.baselines.settings import (
+    BaselineSettings,
+    DenseSettings,
+    NCFSettings,
+    SASRecSettings,
+)
+from training.baselines.vector_file import load_vectors, save_vectors
+from training.cli.quiet import quiet_libraries
+from training.data.dataset import DataSet
+from training.evaluation.case_ranks import CaseRanks
+from training.evaluation.compare import compare, floors_of
+from training.evaluation.comparison_table import markdown
+from training.locks import claim
+from training.preparation import embed_items
+from training.report.charts import Line, line_chart
+from training.report.style import STYLE
+
+ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the others are compared with
+ROW_SPACE = 64
+NULL_SIZES = (16, 32, 64, 128)
+THRESHOLDS = {  # width of the model → thresholds whose row space leaves some of it to learn
+    "beauty": (128, (0.05, 0.1, 0.25, 0.5)),
+    "movielens": (384, (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5)),
+}
+COMMON: dict[str, dict[str, Any]] = {
+    "beauty": {},
+    "movielens": {"exclude_history": True},  # films are seen once
+}
+SASREC: dict[str, dict[str, Any]] = {
+    "beauty": {},
+    "movielens": {"batch_size": 16, "patience": 6},  # few but long histories, few and noisy validation cases
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. part: see above. key: of its folder, unique within the part."""
+
+    data: str
+    part: str
+    key: str
+    settings: BaselineSettings
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data) / self.part / self.key / f"seed-{self.settings.seed}"
+
+
+def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
+    """Seed by seed, so that there is a whole table early; the sweeps have the first seed only."""
+    for seed in seeds:
+        fixed = {"seed": seed, "threads": threads}
+        for data in COMMON:
+            common = COMMON[data] | fixed
+            for items in ITEMS:
+                settings = SASRecSettings(items=items, **SASREC[data], **common)
+                yield Job(data, "main", f"sasrec-{items}", settings)
+            yield Job(data, "main", "ncf", NCFSettings(**common))
+            yield Job(data, "main", "dense", DenseSettings(**common))
+            if seed == seeds[0]:
+                yield Job(data, "main", "dense-untuned", DenseSettings(rounds=0, **common))
+        for items in ITEMS:
+            settings = SASRecSettings(
+                items=items, users="chronological", **SASREC["movielens"], **COMMON["movielens"], **fixed
+            )
+            yield Job("movielens", "cold", f"sasrec-{items}", settings)
+    fixed = {"seed": seeds[0], "threads": threads}
+    for data, (hidden, thresholds) in reversed(THRESHOLDS.items()):
+        common = COMMON[data] | SASREC[data] | fixed | {"items": "alphafuse"}
+        for null in NULL_SIZES:
+            settings = SASRecSettings(null=null, hidden=ROW_SPACE + null, **common)
+            yield Job(data, "null", str(null), settings)
+        for threshold in thresholds:
+            settings = SASRecSettings(threshold=threshold, hidden=hidden, **common)
+            yield Job(data, "threshold", str(threshold), settings)
+
+
+def main(
+    beauty: Annotated[Path, typer.Option(help="folder of `gems data amazon-beauty`")],
+    movielens: Annotated[Path, typer.Option(help="folder of `gems data movielens`")],
+    out: Annotated[Path, typer.Option(help="folder for the runs, tables and charts")],
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    tables: Annotated[bool, typer.Option("--tables", help="train nothing, write what is done")] = False,
+) -> None:
+    quiet_libraries()
+    console = Console()
+    folders = {"beauty": beauty, "movielens": movielens}
+    language = {name: _language(folder, out / "language" / f"{name}.parquet", console)
+                for name, folder in folders.items()}  # fmt: skip
+    plan = list(jobs([int(seed) for seed in seeds.split(",")], threads))
+    for number, job in enumerate(plan, start=1):
+        if tables or (out / job.folder / EVALUATION).exists():
+            continue
+        with claim((out / job.folder).with_suffix(".lock")) as mine:
+            if mine:
+                console.rule(f"{number} of {len(plan)}: {job.folder}")
+                run_baseline(
+                    folders[job.data], out / job.folder, job.settings, language=language[job.data], resume=True,
+                    system="dense, untuned" if job.key == "dense-untuned" else None, console=console,
+                )  # fmt: skip
+                _write(plan, folders, language, out)
+    console.print(_write(plan, folders, language, out), markup=False, highlight=False, soft_wrap=True)
+
+
+def _language(data: Path, file: Path, console: Console) -> Path:
+    """The items' language vectors, made once for all runs."""
+    if not file.exists():
+        catalogue = DataSet.load(data).catalogue
+        save_vectors(file, catalogue, embed_items(catalogue, console))
+    return file
+
+
+def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Path], out: Path) -> str:
+    """Tables and charts of the runs that are done."""
+    done = [job for job in plan if (out / job.folder / EVALUATION).exists()]
+    figures: dict[str, Any] = {}
+    text: list[str] = []
+    for data, folder in folders.items():
+        dataset = DataSet.load(folder)
+        figures[data] = {}
+        for part in ("main", "cold"):
+            runs = [CaseRanks.load(out / job.folder) for job in done if (job.data, job.part) == (data, part)]
+            if runs:
+                floors = {
+                    (f.system, task): f for run in runs for f in floors_of(dataset, run) for task in f.tasks
+                }
+                figures[data][part] = compare([*runs, *floors.values()])
+                text += [f"## {data}, {part}", "", markdown(figures[data][part])]
+        for part, label in (("null", "size of the null space"), ("threshold", "log10 of the threshold")):
+            points = _sweep([job for job in done if (job.data, job.part) == (data, part)], out)
+            if points:
+                figures[data][part] = points
+                _chart(out / f"{data}-{part}.svg", f"{data}: AlphaFuse, {label}", points, label)
+                text += _sweep_table(data, part, points)
+        vectors = load_vectors(language[data], dataset.catalogue)
+        figures[data]["cosines"] = cosines(vectors)
+        text += _cosine_table(data, figures[data]["cosines"])
+    (out / "alphafuse.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    (out / "alphafuse.md").write_text("\n".join(text) + "\n", "utf-8")
+    return "\n".join(text)
+
+
+def _sweep(done: Sequence[Job], out: Path) -> list[dict[str, float]]:
+    points = []
+    for job in done:
+        result = json.loads((out / job.folder / EVALUATION).read_text("utf-8"))
+        value = float(job.key)
+        points.append(
+            {
+                "value": value,
+                "x": math.log10(value) if job.part == "threshold" else value,
+                "semantic": result["training"]["semantic"],
+                "null": result["training"]["null"],
+                "test": result["recommendation"]["ndcg@10"],
+                "validation": result["training"]["validation_ndcg@10"],
+            }
+        )
+    return sorted(points, key=lambda point: point["value"])
+
+
+def _sweep_table(data: str, part: str, points: Sequence[dict[str, float]]) -> list[str]:
+    head = f"| {part} | row space | null space | test NDCG@10 | validation NDCG@10 |"
+    lines = [f"## {data}, {part}", "", head, "|---" * 5 + "|"]
+    lines += [
+        f"| {p['value']:g} | {p['semantic']:.0f} | {p['null']:.0f} | {p['test']:.4f} | {p['validation']:.4f} |"
+        for p in points
+    ]
+    return [*lines, ""]
+
+
+def _chart(file: Path, title: str, points: Sequence[dict[str, float]], label: str) -> None:
+    lines = [
+        Line(name, [(p["x"], p[name]) for p in points], colour)
+        for colour, name in enumerate(("test", "validation"))
+    ]
+    chart = line_chart(title, lines, label, "NDCG@10")
+    file.write_text(chart.replace(">", f"><style>{STYLE}</style>", 1), "utf-8")
+
+
+def cosines(vectors: NDArray[np.float32], pairs: int = 200_000) -> dict[str, dict[str, float]]:
+    """Cosine similarity of random pairs of different items: as the encoder gives them, centred, and standardised in the
+    row space: mean, standard deviation and quantiles."""
+    space = SemanticSpace.of(vectors, semantic=ROW_SPACE)
+    rng = np.random.default_rng(0)
+    one = rng.integers(len(vectors), size=pairs)
+    other = (one + rng.integers(1, len(vectors), pairs)) % len(vectors)
+    found = {}
+    kinds: dict[str, NDArray[np.floating]] = {
+        "before": vectors,
+        "row space, not standardised": (vectors - space.mean) @ space.row_space,
+        "row space, standardised": space.standardised(vectors),
+    }
+    for name, each in kinds.items():
+        unit = each / np.linalg.norm(each, axis=1, keepdims=True)
+        cosine = (unit[one] * unit[other]).sum(1)
+        found[name] = {"mean": float(cosine.mean()), "std": float(cosine.std())} | {
+            f"{q}%": float(np.quantile(cosine, q / 100)) for q in (5, 50, 95, 99)
+        }
+    return found
+
+
+def _cosine_table(data: str, found: dict[str, dict[str, float]]) -> list[str]:
+    columns = list(next(iter(found.values())))
+    lines = [f"## {data}, cosine of random pairs of items", "", "| vectors | " + " | ".join(columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    lines += [
+        f"| {name} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for name, row in found.items()
+    ]
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    typer.run(main)
