@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -44,6 +45,7 @@ from training.report.charts import Line, line_chart
 from training.report.style import STYLE
 
 ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the others are compared with
+UNTUNED = "dense-untuned"
 ROW_SPACE = 64
 NULL_SIZES = (16, 32, 64, 128)
 THRESHOLDS = {  # width of the model → thresholds whose row space leaves some of it to learn
@@ -73,25 +75,36 @@ class Job:
     def folder(self) -> Path:
         return Path(self.data) / self.part / self.key / f"seed-{self.settings.seed}"
 
+    def done(self, out: Path) -> bool:
+        """Whether its result is there. Raises `SystemExit` for one of other settings."""
+        if not (out / self.folder / EVALUATION).exists():
+            return False
+        before = yaml.safe_load((out / self.folder / "config.yaml").read_text("utf-8"))
+        now = self.settings.model_dump(mode="json")
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        if changed:
+            raise SystemExit(f"{out / self.folder} was made with other settings ({', '.join(changed)})")
+        return True
+
 
 def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
     """Seed by seed, so that there is a whole table early; the sweeps have the first seed only."""
     for seed in seeds:
         fixed = {"seed": seed, "threads": threads}
         for data in COMMON:
-            common = COMMON[data] | fixed
             for items in ITEMS:
-                settings = SASRecSettings(items=items, **SASREC[data], **common)
+                settings = SASRecSettings(items=items, **SASREC[data], **COMMON[data], **fixed)
                 yield Job(data, "main", f"sasrec-{items}", settings)
-            yield Job(data, "main", "ncf", NCFSettings(**common))
-            yield Job(data, "main", "dense", DenseSettings(**common))
-            if seed == seeds[0]:
-                yield Job(data, "main", "dense-untuned", DenseSettings(rounds=0, **common))
         for items in ITEMS:
             settings = SASRecSettings(
                 items=items, users="chronological", **SASREC["movielens"], **COMMON["movielens"], **fixed
             )
             yield Job("movielens", "cold", f"sasrec-{items}", settings)
+        for data in COMMON:
+            yield Job(data, "main", "ncf", NCFSettings(**COMMON[data], **fixed))
+            yield Job(data, "main", "dense", DenseSettings(**COMMON[data], **fixed))
+            if seed == seeds[0]:
+                yield Job(data, "main", UNTUNED, DenseSettings(rounds=0, **COMMON[data], **fixed))
     fixed = {"seed": seeds[0], "threads": threads}
     for data, (hidden, thresholds) in reversed(THRESHOLDS.items()):
         common = COMMON[data] | SASREC[data] | fixed | {"items": "alphafuse"}
@@ -118,14 +131,14 @@ def main(
                 for name, folder in folders.items()}  # fmt: skip
     plan = list(jobs([int(seed) for seed in seeds.split(",")], threads))
     for number, job in enumerate(plan, start=1):
-        if tables or (out / job.folder / EVALUATION).exists():
+        if tables or job.done(out):
             continue
         with claim((out / job.folder).with_suffix(".lock")) as mine:
             if mine:
                 console.rule(f"{number} of {len(plan)}: {job.folder}")
                 run_baseline(
                     folders[job.data], out / job.folder, job.settings, language=language[job.data], resume=True,
-                    system="dense, untuned" if job.key == "dense-untuned" else None, console=console,
+                    system="dense, untuned" if job.key == UNTUNED else None, console=console,
                 )  # fmt: skip
                 _write(plan, folders, language, out)
     console.print(_write(plan, folders, language, out), markup=False, highlight=False, soft_wrap=True)
@@ -141,7 +154,7 @@ def _language(data: Path, file: Path, console: Console) -> Path:
 
 def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Path], out: Path) -> str:
     """Tables and charts of the runs that are done."""
-    done = [job for job in plan if (out / job.folder / EVALUATION).exists()]
+    done = [job for job in plan if job.done(out)]
     figures: dict[str, Any] = {}
     text: list[str] = []
     for data, folder in folders.items():

@@ -15,18 +15,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from index.history import Task
 from training import assets
-from training.baselines.loop import fit
+from training.baselines.baseline import Baseline
 from training.baselines.settings import BaselineError, DenseSettings
-from training.baselines.trained import Trained, validation_score
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
-from training.evaluation.ranking import cases_of, draw_cases
 from training.preparation import ITEM_ENCODER
 
 TEXTS = 64  # that share a forward pass
@@ -144,9 +141,7 @@ def contrastive_loss(queries: Tensor, items: Tensor, known: Tensor, temperature:
     return F.cross_entropy(logits.masked_fill(others, -torch.inf), own)
 
 
-def train_dense(
-    settings: DenseSettings, dataset: DataSet, split: Split, out: Path, console: Console
-) -> Trained:
+def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
     """`settings.rounds` epochs of `settings.steps` steps; the encoder as it came is validated, too."""
     pairs = Pairs.of(split)
     texts = dataset.catalogue.texts()
@@ -175,18 +170,7 @@ def train_dense(
     def score(cases: Sequence[Case]) -> NDArray[np.floating]:
         return score_queries(model, miner, [case.query or "" for case in cases])
 
-    def validate() -> float:
-        miner.refresh()
-        return validation_score(score, chosen, settings.exclude_history)
-
-    chosen = draw_cases(cases_of(Task.SEARCH, split.validation), settings.validation_cases, seed=0)
-    progress = fit(
-        model, batches, loss_of, validate,
-        epochs=settings.rounds, patience=settings.patience, learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay, seed=settings.seed, out=out, console=console,
-    )  # fmt: skip
-    miner.refresh()
-    return Trained(model, score, progress)
+    return Baseline(model, settings.rounds, batches, loss_of, score, refresh=miner.refresh)
 
 
 def score_queries(model: BiEncoder, miner: Miner, queries: Sequence[str]) -> NDArray[np.float32]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from training.baselines.settings import BaselineError
+from training.baselines.baseline import Baseline
+from training.baselines.settings import BaselineError, BaselineSettings
+from training.data.splits import Case
+from training.evaluation.metrics import per_case
+from training.evaluation.scoring import score_ranks
 from training.metrics_log import MetricsLog
 
 CHECKPOINT = "checkpoint.pt"
-Batch = TypeVar("Batch")
 
 
 @dataclass
@@ -35,27 +38,20 @@ class Progress:
 
 
 def fit(
-    model: nn.Module,
-    batches: Callable[[int], Sequence[Batch]],
-    loss_of: Callable[[Batch], Tensor],
-    validate: Callable[[], float],
-    *,
-    epochs: int,
-    patience: int,
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
+    baseline: Baseline,
+    settings: BaselineSettings,
+    validation: Sequence[Case],
     out: Path,
     console: Console,
 ) -> Progress:
-    """Train by AdamW and leave the weights of the best validation in `model`.
+    """Train by AdamW and leave the weights of the best validation in the model; `score` is ready then.
 
-    batches(epoch): the batches of an epoch (1, 2, ...), the same for the same epoch. After each epoch, all that an
-    exact continuation needs is in OUT/checkpoint.pt; where there is one, training goes on from it. Raises
-    `BaselineError` when the loss is no longer finite.
+    After each epoch, all that an exact continuation needs is in OUT/checkpoint.pt; where there is one, training goes on
+    from it. Raises `BaselineError` when the loss is no longer finite.
     """
+    model = baseline.model
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     progress, best = Progress(), {name: value.clone() for name, value in model.state_dict().items()}
     if (out / CHECKPOINT).exists():
         state = torch.load(out / CHECKPOINT, weights_only=True)
@@ -63,17 +59,18 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         progress, best = Progress(**state["progress"]), state["best"]
     with MetricsLog(out) as log:
-        while progress.epoch < epochs and progress.epoch - progress.best_epoch < patience:
+        while _goes_on(progress, baseline, settings):
             wall, cpu = time.perf_counter(), time.process_time()
             progress.epoch += 1
             loss = None
             if progress.epoch:
-                torch.manual_seed(seed * 1_000_003 + progress.epoch)
-                parts = batches(progress.epoch)
+                torch.manual_seed(settings.seed * 1_000_003 + progress.epoch)
+                parts = baseline.batches(progress.epoch)
                 shown = track(parts, f"epoch {progress.epoch}", console=console, transient=True)
-                loss = _epoch(model, optimizer, shown, loss_of) / len(parts)
+                loss = _epoch(baseline, optimizer, shown) / len(parts)
             model.eval()
-            score = validate()
+            baseline.refresh()
+            score = _validate(baseline, settings, validation)
             if score > progress.score:
                 progress.score, progress.best_epoch = score, progress.epoch
                 best = {name: value.clone() for name, value in model.state_dict().items()}
@@ -88,20 +85,29 @@ def fit(
             console.print(f"epoch {progress.epoch}: validation NDCG@10 {score:.4f}{trained}", highlight=False)
     model.load_state_dict(best)
     model.eval()
+    baseline.refresh()
     return progress
 
 
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    loss_of: Callable[[Batch], Tensor],
-) -> float:
+def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings) -> bool:
+    waited = progress.epoch - progress.best_epoch
+    return progress.epoch < baseline.epochs and waited < settings.patience
+
+
+def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Case]) -> float:
+    """Mean NDCG@10; 0 where there are no cases."""
+    if not cases:
+        return 0.0
+    ranks = score_ranks(baseline.score, cases, limit=10, exclude_history=settings.exclude_history)
+    return float(per_case(ranks)["ndcg@10"].mean())
+
+
+def _epoch(baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> float:
     """Sum of the batches' losses."""
-    model.train()
+    baseline.model.train()
     total = 0.0
     for batch in batches:
-        loss = loss_of(batch)
+        loss = baseline.loss_of(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise BaselineError("the loss is not finite; choose a lower learning rate")

@@ -11,21 +11,17 @@ trained to tell logged items from random ones by binary cross-entropy. b_i, a bi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
-from training.baselines.loop import fit
+from training.baselines.baseline import Baseline
 from training.baselines.settings import NCFSettings
-from training.baselines.trained import Trained, validation_score
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
-from training.evaluation.ranking import draw_cases
 
 PAIRS = 200_000  # pairs of user and item that are scored at one time
 
@@ -58,7 +54,7 @@ class NeuMF(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def train_ncf(settings: NCFSettings, dataset: DataSet, split: Split, out: Path, console: Console) -> Trained:
+def ncf(settings: NCFSettings, dataset: DataSet, split: Split) -> Baseline:
     """Users that are tested have training events of their own: the split is leave-one-out."""
     known = {user.user_id: row for row, user in enumerate(dataset.users)}  # as in `split.train`
     pairs = torch.tensor([(row, e.item) for row, events in enumerate(split.train) for e in events])
@@ -84,13 +80,7 @@ def train_ncf(settings: NCFSettings, dataset: DataSet, split: Split, out: Path, 
     def score(cases: Sequence[Case]) -> NDArray[np.floating]:
         return score_users(model, torch.tensor([known[case.user_id] for case in cases]), items)
 
-    chosen = draw_cases(split.validation, settings.validation_cases, seed=0)
-    progress = fit(
-        model, batches, loss_of, lambda: validation_score(score, chosen, settings.exclude_history),
-        epochs=settings.epochs, patience=settings.patience, learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay, seed=settings.seed, out=out, console=console,
-    )  # fmt: skip
-    return Trained(model, score, progress)
+    return Baseline(model, settings.epochs, batches, loss_of, score)
 
 
 @torch.inference_mode()

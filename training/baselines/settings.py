@@ -33,13 +33,15 @@ class BaselineSettings(BaseModel):
     )
     exclude_history: bool = Field(False, description="never rank items of the history, floors too")
     validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     patience: int = Field(3, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
 
     @property
     def system(self) -> str:
-        """Its name in comparisons."""
+        """Name in comparisons."""
         return self.name
 
     def save(self, path: Path) -> None:
@@ -65,7 +67,7 @@ class SASRecSettings(BaselineSettings):
         None, ge=0, description="'alphafuse': split by relative singular value instead of by --null"
     )
     semantic_scale: float = Field(
-        0.1, gt=0, description="'alphafuse': length of the frozen part, as a multiple of unit variance"
+        0.05, gt=0, description="'alphafuse': length of the frozen part, as a multiple of unit variance"
     )
     layers: int = Field(2, ge=1, description="transformer blocks")
     heads: int = Field(2, ge=1, description="attention heads")
