@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from index.alphafuse import SemanticSpace
+from index.history import Task
 from training.baselines.run import EVALUATION, run_baseline
 from training.baselines.settings import (
     BaselineSettings,
@@ -163,10 +164,8 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
         for part in ("main", "cold"):
             runs = [CaseRanks.load(out / job.folder) for job in done if (job.data, job.part) == (data, part)]
             if runs:
-                floors = {
-                    (f.system, task): f for run in runs for f in floors_of(dataset, run) for task in f.tasks
-                }
-                figures[data][part] = compare([*runs, *floors.values()])
+                floors = _floors(dataset, runs, out / data / part / "floors")
+                figures[data][part] = compare([*runs, *floors])
                 text += [f"## {data}, {part}", "", markdown(figures[data][part])]
         for part, label in (("null", "size of the null space"), ("threshold", "log10 of the threshold")):
             points = _sweep([job for job in done if (job.data, job.part) == (data, part)], out)
@@ -180,6 +179,19 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
     (out / "alphafuse.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     (out / "alphafuse.md").write_text("\n".join(text) + "\n", "utf-8")
     return "\n".join(text)
+
+
+def _floors(dataset: DataSet, runs: Sequence[CaseRanks], folder: Path) -> list[CaseRanks]:
+    """Ranked once for each task that has been run."""
+    found = []
+    for task in Task:
+        mine = [run for run in runs if task in run.tasks]
+        files = folder / task.value
+        if mine and not files.exists():
+            for floor in floors_of(dataset, mine):
+                floor.save(files / f"{floor.system}.npz")
+        found += [CaseRanks.load(file) for file in sorted(files.glob("*.npz"))]
+    return found
 
 
 def _sweep(done: Sequence[Job], out: Path) -> list[dict[str, float]]:

@@ -31,14 +31,7 @@ def compare_command(
 
     found = [CaseRanks.load(path) for path in runs]
     if data is not None:
-        dataset = DataSet.load(data)
-        known: set[tuple[str, str]] = set()
-        for run in list(found):
-            for floor in floors_of(dataset, run):
-                (task,) = floor.tasks
-                if (floor.system, task.value) not in known:
-                    known.add((floor.system, task.value))
-                    found.append(floor)
+        found += floors_of(DataSet.load(data), found)
     result = compare(found, cold=cold, seed=seed)
     Console().print(markdown(result), markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from index.history import Task
 from training.data.dataset import DataSet
 from training.data.splits import split_users
-from training.evaluation.bootstrap import mean_interval
+from training.evaluation.bootstrap import mean_intervals
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.metrics import NAMES, per_case
@@ -63,22 +63,24 @@ def compare(runs: Sequence[CaseRanks], *, cold: int = 5, seed: int = 0) -> dict[
     return result
 
 
-def floors_of(dataset: DataSet, like: CaseRanks) -> list[CaseRanks]:
-    """The floors on the cases of a run. Raises `EvaluationError` if the run was on other data."""
-    if fingerprint(dataset) != like.data:
-        raise EvaluationError(f"{like.system!r} was measured on other data than {dataset.info.name!r}")
-    users, split = like.protocol["users"], like.protocol["split"]
-    parts = split_users(dataset, users)
-    counts = popularity(parts.train, len(dataset.catalogue))
-    exclude = like.protocol["exclude_history"]
+def floors_of(dataset: DataSet, runs: Sequence[CaseRanks]) -> list[CaseRanks]:
+    """The floors of every task that was run, on the cases of the first run of it. Raises `EvaluationError` if that
+    was on other data."""
     found = []
-    for task, ranks in like.tasks.items():
-        wanted = set(ranks.users.tolist())
-        held = parts.test if split == "test" else parts.validation
+    for task in Task:
+        like = next((run for run in runs if task in run.tasks), None)
+        if like is None:
+            continue
+        if fingerprint(dataset) != like.data:
+            raise EvaluationError(f"{like.system!r} was measured on other data than {dataset.info.name!r}")
+        parts = split_users(dataset, like.protocol["users"])
+        counts = popularity(parts.train, len(dataset.catalogue))
+        wanted = set(like.tasks[task].users.tolist())
+        held = parts.test if like.protocol["split"] == "test" else parts.validation
         cases = [case for case in cases_of(task, held) if case.user_id in wanted]
         for name, scores in floor_scores(task, dataset.catalogue, counts).items():
-            floor = TaskRanks.of(cases, floor_ranks(scores, cases, exclude_history=exclude))
-            found.append(CaseRanks(name, 0, like.data, like.protocol, {task: floor}))
+            ranks = floor_ranks(scores, cases, exclude_history=like.protocol["exclude_history"])
+            found.append(CaseRanks(name, 0, like.data, like.protocol, {task: TaskRanks.of(cases, ranks)}))
     return found
 
 
@@ -115,25 +117,24 @@ def _compare_task(runs: Sequence[CaseRanks], task: Task, cold: int, seed: int) -
 def _figures(ranked: Mapping[str, Sequence[NDArray[np.int64]]], seed: int) -> dict[str, dict[str, Any]]:
     """Of each system, whose seeds are lists of ranks of the same cases."""
     found: dict[str, dict[str, Any]] = {}
-    reference: dict[str, NDArray[np.float64]] | None = None
+    reference: NDArray[np.float64] | None = None
     for name, seeds in ranked.items():
-        values = [per_case(ranks) for ranks in seeds]
-        mean = {metric: np.mean([v[metric] for v in values], axis=0) for metric in NAMES}
-        entry: dict[str, Any] = {metric: float(mean[metric].mean()) for metric in NAMES}
+        values = np.array([list(per_case(ranks).values()) for ranks in seeds])  # [seeds, metrics, cases]
+        mean = values.mean(0).T  # [cases, metrics]
+        entry: dict[str, Any] = dict(zip(NAMES, mean.mean(0).tolist(), strict=True))
         entry["seeds"] = len(seeds)
-        entry["intervals"] = {metric: mean_interval(mean[metric], seed) for metric in NAMES}
+        entry["intervals"] = dict(zip(NAMES, mean_intervals(mean, seed), strict=True))
         if len(seeds) > 1:
-            entry["spread"] = {
-                metric: float(np.std([v[metric].mean() for v in values], ddof=1)) for metric in NAMES
-            }
+            spread = values.mean(2).std(0, ddof=1)
+            entry["spread"] = dict(zip(NAMES, spread.tolist(), strict=True))
         if reference is None:
             reference = mean
         else:
+            apart = mean - reference
+            intervals = mean_intervals(apart, seed)
             entry["differences"] = {
-                metric: (float((mean[metric] - reference[metric]).mean()),
-                         *mean_interval(mean[metric] - reference[metric], seed))
-                for metric in NAMES
-            }  # fmt: skip
+                metric: (float(apart[:, k].mean()), *intervals[k]) for k, metric in enumerate(NAMES)
+            }
         found[name] = entry
     return found
 

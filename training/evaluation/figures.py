@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from index.catalogue import Catalogue
 from index.history import Task
 from training.data.splits import Case
-from training.evaluation.bootstrap import mean_interval
+from training.evaluation.bootstrap import mean_intervals
 from training.evaluation.floors import floor_ranks, floor_scores
 from training.evaluation.metrics import NAMES, per_case
 
@@ -40,17 +40,22 @@ def add_task(
     """
     model = per_case(ranks)
     result["cases"][task.value] = len(cases)
-    result[task.value] = means(model)
-    result["intervals"][task.value] = {name: mean_interval(model[name], seed) for name in NAMES}
+    result[task.value] = _means(model)
+    result["intervals"][task.value] = _intervals(model, seed)
     for name, scores in floor_scores(task, catalogue, counts).items():
         floor = per_case(floor_ranks(scores, cases, exclude_history=exclude_history))
-        result["floors"].setdefault(name, {})[task.value] = means(floor)
+        result["floors"].setdefault(name, {})[task.value] = _means(floor)
+        apart = {metric: model[metric] - floor[metric] for metric in NAMES}
+        intervals = _intervals(apart, seed)
         result["differences"].setdefault(name, {})[task.value] = {
-            metric: (float((model[metric] - floor[metric]).mean()),
-                     *mean_interval(model[metric] - floor[metric], seed))
-            for metric in NAMES
-        }  # fmt: skip
+            metric: (float(apart[metric].mean()), *intervals[metric]) for metric in NAMES
+        }
 
 
-def means(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+def _intervals(values: dict[str, NDArray[np.float64]], seed: int) -> dict[str, tuple[float, float]]:
+    columns = np.stack([values[name] for name in NAMES], axis=1)
+    return dict(zip(NAMES, mean_intervals(columns, seed), strict=True))
+
+
+def _means(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
     return {name: float(column.mean()) for name, column in values.items()}
