@@ -25,7 +25,7 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
-from index.alphafuse import SemanticSpace
+from index.alphafuse import SemanticSpace, random_cosines
 from index.history import Task
 from training.baselines.run import EVALUATION, run_baseline
 from training.baselines.settings import (
@@ -48,6 +48,7 @@ from training.report.style import STYLE
 ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the others are compared with
 UNTUNED = "dense-untuned"
 ROW_SPACE = 64
+PAIRS = 200_000  # of items, for their cosines
 NULL_SIZES = (16, 32, 64, 128)
 THRESHOLDS = {  # width of the model → thresholds whose row space leaves some of it to learn
     "beauty": (128, (0.05, 0.1, 0.25, 0.5)),
@@ -174,7 +175,7 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
                 _chart(out / f"{data}-{part}.svg", f"{data}: AlphaFuse, {label}", points, label)
                 text += _sweep_table(data, part, points)
         vectors = load_vectors(language[data], dataset.catalogue)
-        figures[data]["cosines"] = cosines(vectors)
+        figures[data]["cosines"] = _cosines(vectors)
         text += _cosine_table(data, figures[data]["cosines"])
     (out / "alphafuse.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     (out / "alphafuse.md").write_text("\n".join(text) + "\n", "utf-8")
@@ -231,22 +232,17 @@ def _chart(file: Path, title: str, points: Sequence[dict[str, float]], label: st
     file.write_text(chart.replace(">", f"><style>{STYLE}</style>", 1), "utf-8")
 
 
-def cosines(vectors: NDArray[np.float32], pairs: int = 200_000) -> dict[str, dict[str, float]]:
-    """Cosine similarity of random pairs of different items: as the encoder gives them, centred, and standardised in the
-    row space: mean, standard deviation and quantiles."""
+def _cosines(vectors: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    """Of random pairs of items, as the encoder gives them, centred in the row space, and standardised there."""
     space = SemanticSpace.of(vectors, semantic=ROW_SPACE)
-    rng = np.random.default_rng(0)
-    one = rng.integers(len(vectors), size=pairs)
-    other = (one + rng.integers(1, len(vectors), pairs)) % len(vectors)
-    found = {}
     kinds: dict[str, NDArray[np.floating]] = {
         "before": vectors,
         "row space, not standardised": (vectors - space.mean) @ space.row_space,
         "row space, standardised": space.standardised(vectors),
     }
+    found = {}
     for name, each in kinds.items():
-        unit = each / np.linalg.norm(each, axis=1, keepdims=True)
-        cosine = (unit[one] * unit[other]).sum(1)
+        cosine = random_cosines(each, PAIRS)
         found[name] = {"mean": float(cosine.mean()), "std": float(cosine.std())} | {
             f"{q}%": float(np.quantile(cosine, q / 100)) for q in (5, 50, 95, 99)
         }

@@ -133,6 +133,19 @@ class FusedVectors(nn.Module):
         return torch.cat([self.frozen, self.learned], dim=1)
 
 
+def random_cosines(vectors: NDArray[np.floating], pairs: int, seed: int = 0) -> NDArray[np.float64]:
+    """Cosines of random pairs of different items: how far they lie apart before and after they are standardised.
+
+    vectors: float [N, d], N > 1. Returns float64 [pairs].
+    """
+    rng = np.random.default_rng(seed)
+    one = rng.integers(len(vectors), size=pairs)
+    other = (one + rng.integers(1, len(vectors), pairs)) % len(vectors)
+    unit = np.asarray(vectors, np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines: NDArray[np.float64] = np.einsum("pd,pd->p", unit[one], unit[other])
+    return cosines
+
+
 def _decompose(
     vectors: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

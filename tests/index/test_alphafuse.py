@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.alphafuse import THRESHOLDS, AlphaFuseError, FusedVectors, SemanticSpace
+from index.alphafuse import THRESHOLDS, AlphaFuseError, FusedVectors, SemanticSpace, random_cosines
 
 
 def language_vectors(
@@ -137,3 +137,18 @@ def test_more_null_space_than_there_is_is_refused() -> None:
             FusedVectors(space, vectors, null=null, std=0.0)
     with pytest.raises(AlphaFuseError, match="do not fit"):
         FusedVectors(space, vectors[:, :10], null=2, std=0.0)
+
+
+def test_standardising_pulls_items_apart() -> None:
+    vectors = language_vectors(width=60, decay=0.9) + np.float32(0.5)
+    space = SemanticSpace.of(vectors, semantic=40)
+    before = random_cosines(vectors, 5000)
+    turned = random_cosines((vectors - space.mean) @ space.row_space, 5000)
+    after = random_cosines(space.standardised(vectors), 5000)
+    assert before.mean() > 0.5  # what all items have in common makes them alike
+    assert abs(after.mean()) < 0.02
+    assert after.std() < turned.std()
+
+
+def test_cosines_are_of_different_items() -> None:
+    assert np.allclose(random_cosines(np.eye(7), 500), 0)

@@ -35,7 +35,7 @@ class BaselineSettings(BaseModel):
     validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    patience: int = Field(3, ge=1, description="validations without improvement before training stops")
+    patience: int = Field(5, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
 
