@@ -27,6 +27,7 @@ from rich.console import Console
 
 from index.alphafuse import SemanticSpace, random_cosines
 from index.history import Task
+from training.baselines.language import language_vectors
 from training.baselines.run import EVALUATION, run_baseline
 from training.baselines.settings import (
     BaselineSettings,
@@ -41,7 +42,6 @@ from training.evaluation.case_ranks import CaseRanks
 from training.evaluation.compare import compare, floors_of
 from training.evaluation.comparison_table import markdown
 from training.locks import claim
-from training.preparation import embed_items
 from training.report.charts import Line, line_chart
 from training.report.style import STYLE
 
@@ -150,7 +150,7 @@ def _language(data: Path, file: Path, console: Console) -> Path:
     """The items' language vectors, made once for all runs."""
     if not file.exists():
         catalogue = DataSet.load(data).catalogue
-        save_vectors(file, catalogue, embed_items(catalogue, console))
+        save_vectors(file, catalogue, language_vectors(catalogue, console))
     return file
 
 

@@ -298,7 +298,9 @@ def test_vectors_that_alphafuse_cannot_split_are_refused_through_the_command(
     broken = load_vectors(language, catalogue)
     broken[3, 2] = np.nan
     save_vectors(tmp_path / "broken.parquet", catalogue, broken)
-    assert "not finite, the first in row 3" in refused(str(tmp_path / "broken.parquet"), "--hidden", "16")
+    assert "row 4: the vector is not finite (1 such rows)" in refused(
+        str(tmp_path / "broken.parquet"), "--hidden", "16"
+    )
     wide = np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32)
     save_vectors(tmp_path / "wide.parquet", catalogue, wide)
     assert "30 items are too few" in refused(str(tmp_path / "wide.parquet"), "--hidden", "16")

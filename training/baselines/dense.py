@@ -24,8 +24,8 @@ from training.baselines.baseline import Baseline
 from training.baselines.settings import BaselineError, DenseSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
-from training.preparation import ITEM_ENCODER
 
+ENCODER = "minilm"
 TEXTS = 64  # that share a forward pass
 
 
@@ -145,7 +145,7 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
     """`settings.rounds` epochs of `settings.steps` steps; the encoder as it came is validated, too."""
     pairs = Pairs.of(split)
     texts = dataset.catalogue.texts()
-    model = BiEncoder(assets.fetch(ITEM_ENCODER), settings.max_tokens, settings.frozen_layers)
+    model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)
     miner = Miner(model, texts)
 
     def batches(epoch: int) -> list[Batch]:

@@ -16,13 +16,13 @@ from torch import Tensor
 from index.alphafuse import FusedVectors
 from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
+from training.baselines.language import language_vectors
 from training.baselines.sasrec import SASRec, catalogue_cross_entropy
 from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
 from training.baselines.settings import BaselineError, SASRecSettings
 from training.baselines.vector_file import load_vectors
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
-from training.preparation import embed_items
 
 
 def sasrec(
@@ -43,7 +43,7 @@ def sasrec(
     known = made = None
     if settings.items != "id":
         if language is None:
-            made = embed_items(catalogue, console)
+            made = language_vectors(catalogue, console)
         known = made if language is None else load_vectors(language, catalogue)
     items = item_vectors(settings, len(catalogue), known)
     model = SASRec(

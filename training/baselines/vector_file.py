@@ -43,5 +43,8 @@ def load_vectors(path: Path, catalogue: Catalogue) -> NDArray[np.float32]:
     missing = [item.item_id for item in catalogue if item.item_id not in rows]
     if missing:
         raise BaselineError(f"{path} has no vector for {len(missing)} items, the first {missing[0]!r}")
+    wrong = np.flatnonzero(~np.isfinite(flat.reshape(len(frame), -1)).all(1))
+    if len(wrong):
+        raise BaselineError(f"{path} row {wrong[0] + 1}: the vector is not finite ({len(wrong)} such rows)")
     vectors = flat.reshape(len(frame), -1)[[rows[item.item_id] for item in catalogue]]
     return np.ascontiguousarray(vectors, dtype=np.float32)
