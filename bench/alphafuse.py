@@ -49,7 +49,7 @@ ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the
 UNTUNED = "dense-untuned"
 ROW_SPACE = 64
 PAIRS = 200_000  # of items, for their cosines
-NULL_SIZES = (16, 32, 64, 128)
+NULL_SIZES = (16, 32, 128)  # and 64 in the main table
 THRESHOLDS = {  # width of the model → thresholds whose row space leaves some of it to learn
     "beauty": (128, (0.05, 0.1, 0.25, 0.5)),
     "movielens": (384, (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5)),
@@ -90,32 +90,42 @@ class Job:
 
 
 def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
-    """Seed by seed, so that there is a whole table early; the sweeps have the first seed only."""
-    for seed in seeds:
-        fixed = {"seed": seed, "threads": threads}
-        for data in COMMON:
-            for items in ITEMS:
-                settings = SASRecSettings(items=items, **SASREC[data], **COMMON[data], **fixed)
-                yield Job(data, "main", f"sasrec-{items}", settings)
-        for items in ITEMS:
-            settings = SASRecSettings(
-                items=items, users="chronological", **SASREC["movielens"], **COMMON["movielens"], **fixed
-            )
-            yield Job("movielens", "cold", f"sasrec-{items}", settings)
-        for data in COMMON:
-            yield Job(data, "main", "ncf", NCFSettings(**COMMON[data], **fixed))
-            yield Job(data, "main", "dense", DenseSettings(**COMMON[data], **fixed))
-            if seed == seeds[0]:
-                yield Job(data, "main", UNTUNED, DenseSettings(rounds=0, **COMMON[data], **fixed))
-    fixed = {"seed": seeds[0], "threads": threads}
-    for data, (hidden, thresholds) in reversed(THRESHOLDS.items()):
-        common = COMMON[data] | SASREC[data] | fixed | {"items": "alphafuse"}
+    """The first seed of everything, then the others; sweeps have the first seed only."""
+    first, *others = seeds
+    yield from _main_jobs(first, threads)
+    yield Job("beauty", "main", UNTUNED, DenseSettings(rounds=0, seed=first, threads=threads))
+    yield Job(
+        "movielens",
+        "main",
+        UNTUNED,
+        DenseSettings(rounds=0, seed=first, threads=threads, **COMMON["movielens"]),
+    )
+    for data in COMMON:
         for null in NULL_SIZES:
-            settings = SASRecSettings(null=null, hidden=ROW_SPACE + null, **common)
+            settings = _sasrec(data, first, threads, items="alphafuse", null=null, hidden=ROW_SPACE + null)
             yield Job(data, "null", str(null), settings)
+    for seed in others:
+        yield from _main_jobs(seed, threads)
+    for data, (hidden, thresholds) in THRESHOLDS.items():
         for threshold in thresholds:
-            settings = SASRecSettings(threshold=threshold, hidden=hidden, **common)
+            settings = _sasrec(data, first, threads, items="alphafuse", threshold=threshold, hidden=hidden)
             yield Job(data, "threshold", str(threshold), settings)
+
+
+def _main_jobs(seed: int, threads: int) -> Iterator[Job]:
+    for data in COMMON:
+        for items in ITEMS:
+            yield Job(data, "main", f"sasrec-{items}", _sasrec(data, seed, threads, items=items))
+    for items in ITEMS:
+        settings = _sasrec("movielens", seed, threads, items=items, users="chronological")
+        yield Job("movielens", "cold", f"sasrec-{items}", settings)
+    for data, common in COMMON.items():
+        yield Job(data, "main", "ncf", NCFSettings(seed=seed, threads=threads, **common))
+        yield Job(data, "main", "dense", DenseSettings(seed=seed, threads=threads, **common))
+
+
+def _sasrec(data: str, seed: int, threads: int, **settings: Any) -> SASRecSettings:
+    return SASRecSettings(seed=seed, threads=threads, **COMMON[data], **SASREC[data], **settings)
 
 
 def main(
@@ -169,7 +179,7 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
                 figures[data][part] = compare([*runs, *floors])
                 text += [f"## {data}, {part}", "", markdown(figures[data][part])]
         for part, label in (("null", "size of the null space"), ("threshold", "log10 of the threshold")):
-            points = _sweep([job for job in done if (job.data, job.part) == (data, part)], out)
+            points = _sweep([job for job in done if job.data == data and _belongs(job, part, plan)], out)
             if points:
                 figures[data][part] = points
                 _chart(out / f"{data}-{part}.svg", f"{data}: AlphaFuse, {label}", points, label)
@@ -195,22 +205,30 @@ def _floors(dataset: DataSet, runs: Sequence[CaseRanks], folder: Path) -> list[C
     return found
 
 
+def _belongs(job: Job, part: str, plan: Sequence[Job]) -> bool:
+    """The main run of AlphaFuse, first seed, is a point of the sweep of null spaces, too."""
+    main = job.part == "main" and job.key == "sasrec-alphafuse" and job.settings.seed == plan[0].settings.seed
+    return job.part == part or (part == "null" and main)
+
+
 def _sweep(done: Sequence[Job], out: Path) -> list[dict[str, float]]:
+    """Points of a chart; none where there is only one."""
     points = []
     for job in done:
         result = json.loads((out / job.folder / EVALUATION).read_text("utf-8"))
-        value = float(job.key)
+        training = result["training"]
+        value = float(job.key) if job.part == "threshold" else float(training["null"])
         points.append(
             {
                 "value": value,
                 "x": math.log10(value) if job.part == "threshold" else value,
-                "semantic": result["training"]["semantic"],
-                "null": result["training"]["null"],
+                "semantic": training["semantic"],
+                "null": training["null"],
                 "test": result["recommendation"]["ndcg@10"],
-                "validation": result["training"]["validation_ndcg@10"],
+                "validation": training["validation_ndcg@10"],
             }
         )
-    return sorted(points, key=lambda point: point["value"])
+    return sorted(points, key=lambda point: point["value"]) if len(points) > 1 else []
 
 
 def _sweep_table(data: str, part: str, points: Sequence[dict[str, float]]) -> list[str]:
