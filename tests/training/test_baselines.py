@@ -16,8 +16,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from test_pipeline import COLOURS, THINGS, make_data
 
+from index.embeddings import TextEncoder
 from index.history import Event, Task
-from training.baselines.dense import Pairs, contrastive_loss
+from training import assets
+from training.baselines.dense import BiEncoder, EncodedCatalogue, Pairs, contrastive_loss
 from training.baselines.item_vectors import item_vectors
 from training.baselines.ncf import NeuMF, score_users
 from training.baselines.run import run_baseline
@@ -32,7 +34,7 @@ from training.baselines.settings import (
 from training.baselines.vector_file import load_vectors, save_vectors
 from training.cli.main import main
 from training.data.dataset import DataSet
-from training.data.splits import Case, Split
+from training.data.splits import Case, Split, leave_one_out
 from training.run_folder import RunError
 
 QUIET = Console(quiet=True)
@@ -209,6 +211,21 @@ def test_what_somebody_chose_for_a_query_is_no_negative() -> None:
     assert torch.allclose(
         rest, F.cross_entropy(queries[1:] @ items.T / 0.1, torch.tensor([1, 2]), reduction="sum")
     )
+
+
+def test_mined_negatives_are_the_best_ranked_items_that_nobody_chose(data: Path) -> None:
+    dataset = DataSet.load(data)
+    pairs, texts = Pairs.of(leave_one_out(dataset)), dataset.catalogue.texts()
+    model = BiEncoder(assets.fetch("minilm"), max_tokens=16, frozen_layers=4)
+    encoded = EncodedCatalogue(model, texts)
+    scores = encoded.scores(pairs.queries)
+    direct = TextEncoder(assets.fetch("minilm"), max_tokens=16)
+    assert np.allclose(scores, direct.encode(pairs.queries) @ direct.encode(texts).T, atol=1e-5)
+    for row, chosen, mined in zip(scores, pairs.chosen, encoded.hard_negatives(pairs, 5), strict=True):
+        order = [item for item in np.argsort(-row, kind="stable") if item not in chosen]
+        assert mined.tolist() == order[:5]
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[3] for name in trained} == {"4", "5"}  # the layers above the frozen ones
 
 
 def test_searches_become_pairs_and_a_data_set_without_any_is_refused() -> None:

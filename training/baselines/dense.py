@@ -97,23 +97,35 @@ class Pairs:
         )
 
 
-class Miner:
-    """Item vectors of the encoder as it is now, made at most once a round."""
+class EncodedCatalogue:
+    """Vectors of the items and of queries that were asked, by the encoder as it was at the last `refresh`."""
 
     def __init__(self, model: BiEncoder, texts: Sequence[str]) -> None:
         self._model, self._texts = model, texts
-        self.items: Tensor | None = None
+        self._items: Tensor | None = None
+        self._queries: dict[str, Tensor] = {}
 
-    def refresh(self) -> Tensor:
-        self.items = self._model.encode(self._texts)
-        return self.items
+    def refresh(self) -> None:
+        self._items = self._model.encode(self._texts)
+        self._queries = {}
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Cosine of each query with every item: float32 [queries, N]."""
+        if self._items is None:
+            self.refresh()
+        assert self._items is not None
+        new = sorted(set(queries) - self._queries.keys())
+        if new:
+            self._queries |= dict(zip(new, self._model.encode(new), strict=True))
+        cosines: NDArray[np.float32] = (
+            torch.stack([self._queries[q] for q in queries]) @ self._items.T
+        ).numpy()
+        return cosines
 
     def hard_negatives(self, pairs: Pairs, most: int) -> list[NDArray[np.int64]]:
         """For each query the `most` best-ranked items that nobody chose for it, best first."""
-        items = self.items if self.items is not None else self.refresh()
-        scores = self._model.encode(pairs.queries) @ items.T
         found = []
-        for row, chosen in zip(scores.numpy(), pairs.chosen, strict=True):
+        for row, chosen in zip(self.scores(pairs.queries), pairs.chosen, strict=True):
             row[list(chosen)] = -np.inf
             count = min(most, len(row) - len(chosen))
             found.append(np.argsort(-row, kind="stable")[:count])
@@ -146,12 +158,12 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
     pairs = Pairs.of(split)
     texts = dataset.catalogue.texts()
     model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)
-    miner = Miner(model, texts)
+    encoded = EncodedCatalogue(model, texts)
 
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([settings.seed, epoch])
         size, steps = min(settings.batch_size, len(pairs.query)), settings.steps
-        mined = miner.hard_negatives(pairs, settings.mined) if epoch > 1 else []
+        mined = encoded.hard_negatives(pairs, settings.mined) if epoch > 1 else []
         drawn = []
         for _ in range(steps):
             rows = rng.choice(len(pairs.query), size, replace=False)
@@ -168,15 +180,6 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
         return contrastive_loss(asked, items, known, settings.temperature)
 
     def score(cases: Sequence[Case]) -> NDArray[np.floating]:
-        return score_queries(model, miner, [case.query or "" for case in cases])
+        return encoded.scores([case.query or "" for case in cases])
 
-    return Baseline(model, settings.rounds, batches, loss_of, score, refresh=miner.refresh)
-
-
-def score_queries(model: BiEncoder, miner: Miner, queries: Sequence[str]) -> NDArray[np.float32]:
-    """Cosine of each query with every item: float32 [queries, N]."""
-    items = miner.items if miner.items is not None else miner.refresh()
-    distinct = sorted(set(queries))
-    row = {query: k for k, query in enumerate(distinct)}
-    scores: NDArray[np.float32] = (model.encode(distinct) @ items.T).numpy()
-    return scores[[row[query] for query in queries]]
+    return Baseline(model, settings.rounds, batches, loss_of, score, refresh=encoded.refresh)
