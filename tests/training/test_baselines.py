@@ -173,6 +173,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         run_baseline(
             data, tmp_path / "stopped", wanted.model_copy(update={"epochs": 5}), resume=True, console=QUIET
         )
+    whole_checkpoint = (tmp_path / "stopped" / "checkpoint.pt").read_bytes()
+    (tmp_path / "stopped" / "checkpoint.pt").write_bytes(whole_checkpoint[:1000])
+    with pytest.raises(BaselineError, match="delete it to start that run again"):
+        run_baseline(data, tmp_path / "stopped", wanted, resume=True, console=QUIET)
+    (tmp_path / "stopped" / "checkpoint.pt").write_bytes(whole_checkpoint)
     again = run_baseline(data, tmp_path / "stopped", wanted, resume=True, console=QUIET)
     assert again["recommendation"] == whole["recommendation"]
     for name, value in load_file(tmp_path / "whole" / "weights.safetensors").items():

@@ -125,6 +125,8 @@ def test_what_cannot_be_compared_is_named() -> None:
         compare([run, replace(run, protocol=PROTOCOL | {"exclude_history": True})])
     with pytest.raises(EvaluationError, match="in common"):
         compare([run_of("one", [1], users=["u1"]), run_of("two", [1], users=["u2"])])
+    with pytest.raises(EvaluationError, match="no seeds of one system"):
+        compare([run, run_of("other", [1] * 40), run_of("first", [2] * 40)])
     with pytest.raises(EvaluationError, match="nothing to compare"):
         compare([])
 

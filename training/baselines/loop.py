@@ -54,10 +54,15 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     progress, best = Progress(), {name: value.clone() for name, value in model.state_dict().items()}
     if (out / CHECKPOINT).exists():
-        state = torch.load(out / CHECKPOINT, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress, best = Progress(**state["progress"]), state["best"]
+        try:
+            state = torch.load(out / CHECKPOINT, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            progress, best = Progress(**state["progress"]), state["best"]
+        except Exception as error:  # torch has many errors for a file that is not whole
+            raise BaselineError(
+                f"{out / CHECKPOINT} cannot be read: {error}; delete it to start that run again"
+            ) from error
     with MetricsLog(out) as log:
         while _goes_on(progress, baseline, settings):
             wall, cpu = time.perf_counter(), time.process_time()

@@ -25,6 +25,7 @@ baseline_app = typer.Typer(
 
 Data = Annotated[Path, typer.Option(help="folder of a data set")]
 Out = Annotated[Path, typer.Option(help="run folder to write")]
+System = Annotated[str | None, typer.Option(help="name in comparisons (default: that of the baseline)")]
 Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its last whole epoch")]
 
 
@@ -37,22 +38,23 @@ def sasrec_command(
         typer.Option(help="Parquet file of item_id and vector (default: MiniLM vectors of the items' texts)"),
     ] = None,
     resume: Resume = False,
+    system: System = None,
     **flags: Any,
 ) -> None:
     """SASRec, for recommendation. OUT/item_vectors.parquet holds the item vectors that it ends with."""
-    _run(data, out, settings_from(SASRecSettings, _given(flags)), resume, language_vectors)
+    _run(data, out, settings_from(SASRecSettings, _given(flags)), resume, system, language_vectors)
 
 
 @baseline_app.command("ncf")
-def ncf_command(data: Data, out: Out, resume: Resume = False, **flags: Any) -> None:
+def ncf_command(data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any) -> None:
     """Neural matrix factorisation, for recommendation."""
-    _run(data, out, settings_from(NCFSettings, _given(flags)), resume)
+    _run(data, out, settings_from(NCFSettings, _given(flags)), resume, system)
 
 
 @baseline_app.command("dense")
-def dense_command(data: Data, out: Out, resume: Resume = False, **flags: Any) -> None:
+def dense_command(data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any) -> None:
     """A dense bi-encoder (MiniLM, tuned on the logged searches), for search."""
-    _run(data, out, settings_from(DenseSettings, _given(flags)), resume)
+    _run(data, out, settings_from(DenseSettings, _given(flags)), resume, system)
 
 
 add_flags(sasrec_command, SASRecSettings)
@@ -65,14 +67,21 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    data: Path, out: Path, settings: BaselineSettings, resume: bool, language: Path | None = None
+    data: Path,
+    out: Path,
+    settings: BaselineSettings,
+    resume: bool,
+    system: str | None,
+    language: Path | None = None,
 ) -> None:
     from training.baselines.run import run_baseline  # slow imports, not for --help
     from training.evaluation.table import print_evaluation
 
     quiet_libraries()
     console = Console()
-    result = run_baseline(data, out, settings, language=language, resume=resume, console=console)
+    result = run_baseline(
+        data, out, settings, language=language, resume=resume, system=system, console=console
+    )
     print_evaluation(result, console)
     cost = result["training"]
     console.print(

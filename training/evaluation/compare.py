@@ -96,7 +96,13 @@ def _compare_task(runs: Sequence[CaseRanks], task: Task, cold: int, seed: int) -
             )
     systems: dict[str, list[int]] = {}
     for k, run in enumerate(runs):
-        systems.setdefault(run.system, []).append(k)
+        seeds = [runs[other].seed for other in systems.setdefault(run.system, [])]
+        if run.seed in seeds:
+            raise EvaluationError(
+                f"two runs are called {run.system!r} and have seed {run.seed}, so they are no seeds of one system; "
+                "give them names of their own with --system"
+            )
+        systems[run.system].append(k)
     result: dict[str, Any] = {}
     for group in groups(cold):
         inside = parts[0].history <= group.most if group.most is not None else np.ones(len(shared), bool)
