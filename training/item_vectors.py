@@ -62,7 +62,7 @@ def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
     Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError`, `AssetError`.
     """
     if config.item_vectors is not None:
-        vectors = read_vectors(config.item_vectors, [item.item_id for item in catalogue])
+        vectors = read_vectors(config.item_vectors, catalogue.item_ids)
         return VectorSource(VectorOrigin("file"), lambda _: vectors)
     check_texts(catalogue)
     folder = encoder_folder(config.item_encoder)

@@ -95,11 +95,11 @@ def test_a_lost_process_is_replaced(bundle: Bundle, process: EngineProcess) -> N
 
 
 def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:
-    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=0.3)
+    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=2.0)
     process.start()
     try:
         freeze(process)
-        with pytest.raises(EngineLostError, match=r"0\.3 s"):
+        with pytest.raises(EngineLostError, match="2 s"):
             process.rank([request(bundle)])
         assert process.wait_running(20)
         assert process.rank([request(bundle)])[0].items

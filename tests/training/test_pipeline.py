@@ -27,6 +27,8 @@ from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.splits import leave_one_out
+from training.evaluation.case_ranks import CaseRanks
+from training.evaluation.compare import compare
 from training.evaluation.evaluate import EvaluationError, evaluate
 from training.pipeline import train
 from training.run_folder import RunError
@@ -78,8 +80,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "bundle" / "model.safetensors")
 
 
-def test_training_learns_both_tasks(run: Path, data: Path) -> None:
-    result = evaluate(run / "bundle", data, beam_width=30)
+def test_training_learns_both_tasks(run: Path, data: Path, tmp_path: Path) -> None:
+    result = evaluate(run / "bundle", data, beam_width=30, ranks_file=tmp_path / "ranks.npz", system="ours")
     assert result["recommendation"]["hit@5"] > 2 * result["floors"]["popularity"]["recommendation"]["hit@5"]
     assert result["search"]["hit@5"] > 0.8
     assert result["search"]["hit@10"] > 2 * result["floors"]["popularity"]["search"]["hit@10"]
@@ -87,6 +89,9 @@ def test_training_learns_both_tasks(run: Path, data: Path) -> None:
     low, high = result["intervals"]["search"]["hit@5"]
     assert low <= result["search"]["hit@5"] <= high
     assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
+    compared = compare([CaseRanks.load(tmp_path / "ranks.npz")])  # what it left says the same
+    for task in ("search", "recommendation"):
+        assert compared[task]["all users"]["systems"]["ours"]["hit@5"] == result[task]["hit@5"]
 
 
 def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:

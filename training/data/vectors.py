@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
             f"{path} row {bad[0] + 1}: the vector of item {ids[bad[0]]!r} is not finite ({len(bad)} such rows)"
         )
     return vectors[_order(path, ids, item_ids)]
+
+
+def save_vectors(path: Path, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """vectors: float32 [N, D], in the order of the ids. A `.parquet` file, all of it or nothing."""
+    frame = pl.DataFrame(
+        {
+            "item_id": list(item_ids),
+            "vector": pl.Series(vectors.tolist(), dtype=pl.List(pl.Float32)),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    frame.write_parquet(draft)
+    os.replace(draft, path)
 
 
 def _order(path: Path, ids: Sequence[str], item_ids: Sequence[str]) -> list[int]:
