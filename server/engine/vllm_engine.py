@@ -30,7 +30,7 @@ _Asked = dict[str, tuple[TokenSearch, Question]]  # by vLLM's name of the reques
 
 
 class VllmEngine:
-    """Ranks with an `LLMEngine` of vLLM, as `open` makes it."""
+    """Ranks with an `LLMEngine` of vLLM, as `open` makes it. One at a time in a process: vLLM's state is global."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class VllmEngine:
         block_size: int = 32,
         **options: Any,
     ) -> VllmEngine:
-        """Load the bundle's weights into vLLM. Raises `EngineError` where vLLM is missing or refuses them.
+        """Load the bundle's weights into vLLM, and rank once. Raises `EngineError` where vLLM is missing or fails.
 
         kv_cache_bytes: of keys and values; None leaves the choice to vLLM.
         block_size: tokens that are cached together; what a prompt has beyond whole blocks is computed for each
@@ -105,13 +105,20 @@ class VllmEngine:
             llm = LLMEngine(config, Executor.get_class(config), log_stats=False)
         except Exception as error:  # vLLM raises whatever its parts do
             raise EngineError(f"vLLM cannot open {bundle.path}: {error}") from error
-        return cls(
-            llm,
-            bundle.index.trie,
-            bundle.vocabulary,
-            normalisation=info.normalisation,
-            living=bundle.index.living,
-        )
+        try:
+            engine = cls(
+                llm,
+                bundle.index.trie,
+                bundle.vocabulary,
+                normalisation=info.normalisation,
+                living=bundle.index.living,
+            )
+            # What vLLM cannot do with a model, sizes of heads for instance, shows in the first step.
+            engine.rank([RankRequest([0], 1, 1)])
+        except Exception as error:
+            llm.engine_core.shutdown()
+            raise EngineError(f"vLLM cannot run {bundle.path}: {error}") from error
+        return engine
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""

@@ -122,6 +122,7 @@ def make_bundle(
     max_tokens: int = 256,
     max_events: int = 20,
     max_query_tokens: int = 16,
+    hidden: int = 32,
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
@@ -154,6 +155,6 @@ def make_bundle(
         data={"name": "tiny"},
         training={"method": "none"},
     )
-    model = make_model(vocabulary.size, arch, positions=max_tokens, seed=seed)
+    model = make_model(vocabulary.size, arch, positions=max_tokens, hidden=hidden, seed=seed)
     publish(path, model=model, tokenizer=tokenizer, catalogue=catalogue, identifiers=identifiers, info=info)
     return path
