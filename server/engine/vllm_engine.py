@@ -23,8 +23,13 @@ from server.engine.beam import best_items
 from server.engine.contract import EngineError, Ranking, RankRequest
 from server.engine.token_search import Question, TokenSearch
 
-# vLLM reads these when it is configured: the loop below steps the engine, and nobody is told about it.
-_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+# vLLM reads these when it is imported or configured: the loop below steps the engine, logs are the program's, and
+# nobody is told about it.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CONFIGURE_LOGGING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 _Asked = dict[str, tuple[TokenSearch, Question]]  # by vLLM's name of the request
 

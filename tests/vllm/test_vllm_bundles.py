@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from starlette.testclient import TestClient
 from support.bundles import make_bundle
 from support.engines import assert_same_ranking
-from support.pretrained import make_pretrained_bundle
 
+from bench.untrained import publish_untrained
 from index.bundle import Bundle
+from server.app import create_app
 from server.engine.contract import EngineError, RankRequest
 from server.engine.legal_tokens import LegalTokens
 from server.engine.torch_engine import TorchEngine
 from server.engine.vllm_engine import VllmEngine
+from server.settings import Settings
 
 pytest.importorskip(
     "vllm.version", reason="vLLM is not installed here; 'make test-vllm' has an environment for it"
@@ -82,9 +85,7 @@ def test_a_bundle_that_vllm_cannot_run_is_refused(opened: Open, tmp_path: Path) 
 )
 def test_a_pretrained_backbone(layers: int | None, normalisation: str, opened: Open, tmp_path: Path) -> None:
     """Sixteen prompts of 20 to 320 tokens over 10,000 identifiers: the same ten items, the same first one."""
-    path = make_pretrained_bundle(
-        tmp_path / "bundle", items=10_000, layers=layers, normalisation=normalisation
-    )
+    path = publish_untrained(tmp_path / "bundle", items=10_000, layers=layers, normalisation=normalisation)
     bundle = Bundle.open(path)
     rng = np.random.default_rng(0)
     requests = [
@@ -123,3 +124,17 @@ def test_the_second_model_runner_takes_its_processor() -> None:
     assert torch.allclose(scored[1, [2, 5]], logits[1, :8].log_softmax(-1)[[2, 5]])
     processor.add_request(3, SimpleNamespace(extra_args=None))  # the slot has a new owner
     assert torch.equal(processor.apply(logits.clone(), context), logits)
+
+
+def test_the_server_answers_with_it(opened: Open, tmp_path: Path) -> None:
+    """From another thread than the one that opened it, as the scheduler does."""
+    bundle = Bundle.open(make(tmp_path / "bundle"))
+    question = {"query": "golden river", "history": [{"item_id": "item-3"}], "limit": 7}
+    answers = []
+    for engine in (opened(bundle), TorchEngine.open(bundle)):
+        with TestClient(create_app(bundle, engine, Settings())) as client:
+            response = client.post("/search", json=question)
+        assert response.status_code == 200
+        answers.append([item["item_id"] for item in response.json()["items"]])
+    assert len(answers[0]) == 7
+    assert answers[0] == answers[1]
