@@ -31,7 +31,7 @@ class Question:
 
 
 class TokenSearch:
-    """Alternate `ask` and `answer`, until all questions are `answered`, until `ask` has none.
+    """`ask`, `answer` each question until all are `answered`, and so on until `ask` has none.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`. rows: output rows of the model.
     """

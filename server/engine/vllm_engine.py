@@ -185,7 +185,7 @@ class VllmEngine:
             return
         stage = "decode" if all(search.level for search, _ in asked.values()) else "prefill"
         began = time.perf_counter()
-        outputs = self._llm.step()
+        outputs = self._step_vllm(asked)
         stepped = time.perf_counter()
         for output in outputs:
             search, question = asked.pop(output.request_id)
@@ -200,6 +200,18 @@ class VllmEngine:
                 self._ask(search, asked)
         seconds[stage] += stepped - began
         seconds["trie"] += time.perf_counter() - stepped
+
+    def _step_vllm(self, asked: _Asked) -> list[Any]:
+        """What vLLM has finished. Raises `EngineError` where it fails, and has it forget what it was at."""
+        try:
+            outputs: list[Any] = self._llm.step()
+        except Exception as error:
+            self._llm.abort_request(list(asked))
+            # Blocks are entered in the prefix cache before they are computed: these never were.
+            if not self._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM failed and cannot be used any more") from error
+            raise EngineError(f"vLLM failed on this batch: {error}") from error
+        return outputs
 
 
 def _ranking(search: TokenSearch, seconds: dict[str, float]) -> Ranking:

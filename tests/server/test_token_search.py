@@ -74,6 +74,15 @@ def test_the_torch_engine_finds_the_same(normalisation: str, spelled: bool) -> N
         assert_same_ranking(search(reference, request), reference.rank([request])[0])
 
 
+def test_a_request_is_answered_from_its_own_version_of_the_index() -> None:
+    reference = engine("level", False)
+    smaller = Trie.build(reference.everything.trie.codes()[:8])
+    request = RankRequest([1, 2, 3], 20, 20, Allowed.of(smaller))
+    ours = search(reference, request)
+    assert sorted(ours.items) == list(range(8))
+    assert_same_ranking(ours, reference.rank([request])[0])
+
+
 def test_where_nothing_is_allowed_nothing_is_asked() -> None:
     reference = engine("level", False)
     trie = reference.everything.trie

@@ -64,6 +64,38 @@ def test_weights_that_are_not_finite_are_reported_and_leave_nothing_behind(
     assert_same_ranking(engine.rank([sound])[0], expected)
 
 
+def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither requests nor blocks of the prefix cache, which vLLM enters there before it computes them."""
+    bundle = Bundle.open(make(tmp_path / "bundle"))
+    request = RankRequest(list(range(1, 101)), 10, 20)
+    expected = TorchEngine.open(bundle).rank([request])[0]
+    engine = opened(bundle, kv_cache_bytes=1 << 28)
+    executor = engine._llm.model_executor
+    execute = executor.execute_model
+
+    def failing_after(steps: int) -> Callable[..., Any]:
+        left = iter(range(steps))
+
+        def execute_model(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise RuntimeError("out of memory")
+            return execute(*args, **options)
+
+        return execute_model
+
+    for steps in 0, 1:  # it fails at the prompt, or at the first codes
+        monkeypatch.setattr(executor, "execute_model", failing_after(steps))
+        with pytest.raises(EngineError, match="out of memory"):
+            engine.rank([request])
+        monkeypatch.undo()
+        assert not engine._llm.has_unfinished_requests()
+        again = engine.rank([request])[0]
+        assert again.cached_tokens == 0
+        assert_same_ranking(again, expected)
+
+
 def test_backbones_from_scratch(opened: Open, tmp_path: Path) -> None:
     """GPT-NeoX, which `gems train` makes. vLLM replaces parts of it in transformers: the torch engine goes first."""
     bundle = Bundle.open(make(tmp_path / "bundle", arch="gpt-neox"))
