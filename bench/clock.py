@@ -20,13 +20,13 @@ def milliseconds(run: Callable[[], Any], repeats: int, warm_up: bool = True) -> 
     return 1000 * statistics.median(times)
 
 
-def in_turn(one: Callable[[], Any], other: Callable[[], Any], *, repeats: int) -> tuple[float, float]:
-    """Median wall times of two things that are run in turn, so that the machine's moods meet both."""
-    times: tuple[list[float], list[float]] = ([], [])
+def in_turn(*runs: Callable[[], Any], repeats: int) -> list[float]:
+    """Median wall times of things that are run in turn, so that the machine's moods meet all of them."""
+    times: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
-        for run, taken in zip((one, other), times, strict=True):
+        for run, taken in zip(runs, times, strict=True):
             start = time.perf_counter()
             run()
             if repeat:  # the first is the warm-up
                 taken.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[0]), 1000 * statistics.median(times[1])
+    return [1000 * statistics.median(taken) for taken in times]

@@ -21,18 +21,17 @@ from rich.console import Console
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.catalogue import Catalogue
-from index.embeddings import TextEncoder
 from index.history import Task
 from index.update import update_index
 from server.engine.contract import RankRequest
 from server.engine.torch_engine import TorchEngine
-from training import assets
 from training.cli.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.splits import Case, leave_one_out
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, seen_items, target_ranks
+from training.item_vectors import new_item_vectors
 from training.pipeline import train
 
 SHARE = 0.1
@@ -64,8 +63,8 @@ def main(
         raise SystemExit("this method leaves no bundle")
     bundle = Bundle.open(published)
     if len(bundle.index.catalogue) < len(dataset.catalogue):
-        encoder = TextEncoder(assets.fetch(bundle.info.item_encoder))
-        update_index(bundle, [dataset.catalogue[row] for row in sorted(cold)], [], encoder.encode)
+        items = [dataset.catalogue[row] for row in sorted(cold)]
+        update_index(bundle, items, [], new_item_vectors(bundle.info, items))
         bundle = bundle.refreshed()
     figures = {"items": len(dataset.catalogue), "cold_items": len(cold), "beam_width": beam_width}
     figures |= _measure(dataset, bundle, cold, cases, beam_width)

@@ -1,10 +1,12 @@
 """`python -m bench.decode --json F`: the engine against `transformers.generate` and against its floor.
 
 The floor is one plain forward pass over as many tokens as the engine feeds: P + W·(L − 1). All
-three run in one process on the same backbone (random identifier rows) in the same precision, vocabulary
-normalisation; figures are medians, engine and floor in turn, and the ratios are what counts on a shared machine.
-Beside single requests: a batch of eight prompts of different lengths against the sum of their floors, and the
-second request of a history that the prefix cache knows against the first.
+three run in one process on the same backbone (random identifier rows) in the same precision; figures are medians,
+engine and floor in turn, and the ratios are what counts on a shared machine. `generate` normalises over the whole
+vocabulary, whose head is no part of the floor; `level_*` is the engine with `level` normalisation, which is what
+bundles are trained and served with. Beside single requests: a batch of eight prompts of different lengths against
+the sum of their floors, and the second request of a history that the prefix cache knows against the first, both with
+`level`.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Bench:
 
     model: PreTrainedModel
     engine: TorchEngine
+    level: TorchEngine  # the same with `level` normalisation
     vocabulary: IdentifierVocabulary
     codes: NDArray[np.int32]
 
@@ -95,8 +98,9 @@ class Bench:
         with torch.no_grad():  # random rows: no ties that rounding could decide
             rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
         loaded.model.to(dtype)
-        engine = TorchEngine(loaded.model, Trie.build(codes), vocabulary, normalisation="vocabulary")
-        return cls(loaded.model, engine, vocabulary, codes)
+        trie = Trie.build(codes)
+        engine = TorchEngine(loaded.model, trie, vocabulary, normalisation="vocabulary")
+        return cls(loaded.model, engine, TorchEngine(loaded.model, trie, vocabulary), vocabulary, codes)
 
     def random_ids(self, length: int, seed: int = 0) -> torch.Tensor:
         """Text tokens, int64 [1, length]."""
@@ -115,29 +119,29 @@ class Bench:
         requests = [RankRequest(self.random_ids(P)[0].tolist(), W, W) for P, W in BATCH]
         floors = [self.floor(P + W * (levels - 1)) for P, W in BATCH]
         engine, floor = in_turn(
-            lambda: self.engine.rank(requests), lambda: [floor() for floor in floors], repeats=repeats
+            lambda: self.level.rank(requests), lambda: [floor() for floor in floors], repeats=repeats
         )
         return {"batch": BATCH, "engine_ms": engine, "floor_ms": floor, "ratio_to_floor": engine / floor}
 
     @torch.inference_mode()
     def prefix_cache(self, P: int, W: int, new: int, repeats: int) -> dict[str, Any]:
         """A history that was never seen, and then the same with `new` tokens more."""
-        self.engine.cache = PrefixCache(1 << 30)
+        self.level.cache = PrefixCache(1 << 30)
         seed = 0
 
         def first() -> None:
             nonlocal seed
             seed += 1
-            self.engine.rank([RankRequest(self.random_ids(P, seed)[0].tolist(), W, W)])
+            self.level.rank([RankRequest(self.random_ids(P, seed)[0].tolist(), W, W)])
 
         def second() -> None:
             ids = [*self.random_ids(P, seed)[0].tolist(), *self.random_ids(new, seed)[0].tolist()]
-            cached = self.engine.rank([RankRequest(ids, W, W)])[0].cached_tokens
+            cached = self.level.rank([RankRequest(ids, W, W)])[0].cached_tokens
             if cached != P:
                 raise RuntimeError(f"{cached} tokens of {P} came from the cache")
 
         one, two = in_turn(first, second, repeats=repeats)
-        self.engine.cache = PrefixCache(0)
+        self.level.cache = PrefixCache(0)
         return {"P": P, "W": W, "new_tokens": new, "first_ms": one, "second_ms": two, "ratio": two / one}
 
     @torch.inference_mode()
@@ -146,16 +150,21 @@ class Bench:
         levels = len(CODEBOOKS)
         ids = self.random_ids(P)
         request = RankRequest(ids[0].tolist(), W, W)
-        engine, floor = in_turn(
-            lambda: self.engine.rank([request]), self.floor(P + W * (levels - 1)), repeats=repeats
+        engine, level, floor = in_turn(
+            lambda: self.engine.rank([request]),
+            lambda: self.level.rank([request]),
+            self.floor(P + W * (levels - 1)),
+            repeats=repeats,
         )
         case = {
             "P": P,
             "W": W,
             "L": levels,
             "engine_ms": engine,
+            "level_engine_ms": level,
             "floor_ms": floor,
             "ratio_to_floor": engine / floor,
+            "level_ratio_to_floor": level / floor,
         }
         if generate_repeats:
             allowed = allowed_tokens(self.vocabulary, self.codes, P)

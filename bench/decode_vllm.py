@@ -24,7 +24,7 @@ from bench.decode import ITEMS, Dtype
 from bench.untrained import publish_untrained
 from index.bundle import Bundle
 from server.engine.contract import Engine, RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.engine.vllm_engine import VllmEngine
 from training.cli.quiet import quiet_libraries
 
@@ -79,7 +79,7 @@ def main(
                 normalisation="vocabulary",
             )
         )
-        engine = TorchEngine.open(bundle, dtype=getattr(torch, dtype.value))
+        engine = TorchEngine.open(bundle, EngineOptions(precision=dtype.value))
         vllm = VllmEngine.open(bundle, dtype=dtype.value)
         cases = [
             measure(bundle, engine, vllm, P, W, repeats)

@@ -1,7 +1,8 @@
 """The bundle: one directory that a server can serve (DESIGN §5).
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
-    codebooks/*.npy                                       what names later items (semantic identifiers)
+    codebooks/codebooks.safetensors                       what names later items (semantic identifiers)
+    popularity.npy                                        interactions of each item in training, if published
     bundle.json                                           what it is: `BundleInfo`
     manifest.json                                         SHA-256 and size of every file above
     index/current.json, index/v1/, ...                    the items and their identifiers (`Versions`, `ItemIndex`)
@@ -23,9 +24,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from index.arrays import read_array
 from index.catalogue import Catalogue
 from index.identifiers import SPELLED, Identifiers
 from index.identifiers.codebooks import Codebooks
@@ -35,9 +39,10 @@ from index.sequence import SequenceEncoder
 from index.versions import Versions
 from index.vocabulary import IdentifierVocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX = "index"
 CODEBOOKS = "codebooks"
+POPULARITY = "popularity.npy"
 NORMALISATIONS = ("level", "vocabulary")
 
 
@@ -45,7 +50,8 @@ NORMALISATIONS = ("level", "vocabulary")
 class BundleInfo:
     """What `bundle.json` says.
 
-    item_encoder: name of the sentence encoder behind the identifiers; empty for none.
+    item_embeddings: where the vectors behind the identifiers come from: `text`, `file`, or empty for none.
+    item_encoder, item_encoder_sha256: under `text`, name or folder of the encoder, and the hash of its files.
     normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
     `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
     data, training: free descriptions for people (data set, simulation notes, method, figures).
@@ -61,7 +67,9 @@ class BundleInfo:
     max_query_tokens: int
     created: str
     code_version: str
+    item_embeddings: str = ""
     item_encoder: str = ""
+    item_encoder_sha256: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -81,6 +89,12 @@ class BundleInfo:
         record["codebook_sizes"] = tuple(record["codebook_sizes"])
         return cls(**{f.name: record[f.name] for f in fields(cls)})
 
+    def vocabulary(self) -> IdentifierVocabulary:
+        """The tokens that its tokenizer has gained."""
+        return IdentifierVocabulary(
+            self.first_added_token, self.codebook_sizes, spelled=self.scheme == SPELLED
+        )
+
 
 def publish(
     target: Path,
@@ -90,9 +104,11 @@ def publish(
     catalogue: Catalogue,
     identifiers: Identifiers,
     info: BundleInfo,
+    popularity: NDArray[np.integer] | None = None,
 ) -> None:
     """Write a bundle to `target`, which must not exist yet: all of it, or nothing.
 
+    popularity: int [items], interactions of each item; without it a server cannot fall back to popularity.
     Raises `BundleError` where `target` exists, the parts do not fit, or the disk does not take them.
     """
     if target.exists():
@@ -112,6 +128,8 @@ def publish(
         tokenizer.save_pretrained(draft)
         if identifiers.codebooks is not None:
             identifiers.codebooks.save(draft / CODEBOOKS)
+        if popularity is not None:
+            np.save(draft / POPULARITY, popularity.astype(np.int64))
         (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
         for path in draft.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
@@ -145,9 +163,7 @@ class Bundle:
             verify(path, apart=INDEX)
             info = BundleInfo.load(path / "bundle.json")
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            vocabulary = IdentifierVocabulary(
-                info.first_added_token, info.codebook_sizes, spelled=info.scheme == SPELLED
-            )
+            vocabulary = info.vocabulary()
             if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
                 raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
             index = _open_index(path, info)
@@ -169,15 +185,27 @@ class Bundle:
         folder = self.path / CODEBOOKS
         return Codebooks.open(folder) if folder.exists() else None
 
+    def popularity(self) -> NDArray[np.int64] | None:
+        """Interactions of each item in training, int64 [rows at the time]; None where they were not published.
+        Raises `BundleError`."""
+        path = self.path / POPULARITY
+        with refusing(self.path, "opened"):
+            return read_array(path) if path.exists() else None
+
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The weights, in evaluation mode."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.path,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,  # never a pickle
-        )
-        return model.eval()
+        return load_model(self.path, dtype)
+
+
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The weights of the bundle at `path`, in evaluation mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,  # never a pickle
+    )
+    return model.eval()
 
 
 def _open_index(path: Path, info: BundleInfo) -> ItemIndex:

@@ -96,6 +96,11 @@ class Catalogue(Sequence[Item]):
         """Row of the item, or None if the catalogue does not hold it."""
         return self._rows.get(item_id)
 
+    @property
+    def item_ids(self) -> list[str]:
+        """In the order of the rows."""
+        return [item.item_id for item in self]
+
     def texts(self) -> list[str]:
         return [item.text() for item in self._items]
 

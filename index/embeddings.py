@@ -1,38 +1,70 @@
-"""Item embeddings: mean-pooled, normalised sentence vectors of the items' texts."""
+"""Item embeddings: normalised sentence vectors of the items' texts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer
+
+from index.catalogue import Item
+
+MAX_TOKENS = 64  # of a text
+FILES = (".json", ".txt", ".model", ".safetensors")  # what a model is made of, without pickles and pictures
+
+
+class EmbeddingError(ValueError):
+    """Items cannot be embedded; the message names the encoder, or the item and its row, and what to mend."""
 
 
 class TextEncoder:
-    """A sentence encoder in the Hugging Face format (all-MiniLM-L6-v2 and its like)."""
+    """A model of the sentence-transformers library, or a Hugging Face encoder (whose token vectors are averaged)."""
 
-    def __init__(self, folder: Path, max_tokens: int = 64) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
-        self._max_tokens = max_tokens
-        self.dimensions = int(self._model.config.hidden_size)
+    def __init__(self, folder: Path) -> None:
+        """Raises `EmbeddingError` where the folder holds no such model with safetensors weights."""
+        from sentence_transformers import SentenceTransformer  # slow, and only needed here
 
-    @torch.inference_mode()
+        try:
+            self._model = SentenceTransformer(
+                str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+            )
+        except Exception as error:  # the libraries raise all kinds
+            raise EmbeddingError(f"{folder} cannot be opened as a sentence encoder: {error}") from error
+        self._model.max_seq_length = min(MAX_TOKENS, self._model.max_seq_length or MAX_TOKENS)
+        self.dimensions = int(self._model.get_embedding_dimension() or 0)
+
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
         """Unit vectors, float32 [len(texts), d]; equal texts get equal vectors."""
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # alike lengths share a batch
+        distinct = sorted(set(texts))
         row = {text: k for k, text in enumerate(distinct)}
-        vectors = []
-        for start in range(0, len(distinct), batch_size):
-            batch = distinct[start : start + batch_size]
-            tokens = self._tokenizer(
-                batch, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-            )
-            hidden = self._model(**tokens).last_hidden_state  # [B, T, d]
-            mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1)
-            vectors.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
-        return np.concatenate(vectors)[[row[text] for text in texts]]
+        vectors = self._model.encode(
+            distinct, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, np.float32)[[row[text] for text in texts]]
+
+    def encode_items(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Vectors of the items' texts. Raises `EmbeddingError` for an item without any."""
+        check_texts(items)
+        return self.encode([item.text() for item in items])
+
+
+def check_texts(items: Sequence[Item]) -> None:
+    """Raises `EmbeddingError` naming the first item that has no text to embed, and its row from 1."""
+    bare = [row for row, item in enumerate(items) if not item.text()]
+    if bare:
+        raise EmbeddingError(
+            f"item {items[bare[0]].item_id!r} (row {bare[0] + 1}) has no text, so that nothing says what it is like "
+            f"({len(bare)} such items): give it a title, or vectors of your own"
+        )
+
+
+def encoder_hash(folder: Path) -> str:
+    """SHA-256 of the names and contents of a model's files: another one makes other vectors."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in FILES and path.name[0] != "."):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()

@@ -83,6 +83,12 @@ class ItemIndex:
         return cls(*about, catalogue, trie, filters, rows, living)
 
 
+def open_identifiers(folder: Path) -> tuple[Trie, SlotSet | None]:
+    """What an engine needs of a version: its trie, and `ItemIndex.living`."""
+    trie = Trie.open(folder / "trie")
+    return trie, _alive(trie, json.loads((folder / "index.json").read_text("utf-8"))["removed"])[1]
+
+
 def _alive(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:
     """Removed rows, ascending and once each, and the slots of the others."""
     rows = tuple(sorted(set(removed)))

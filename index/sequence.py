@@ -29,10 +29,14 @@ class SequenceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a request, and how many of the oldest events were dropped to fit."""
+    """Token ids of a request, and how many of the oldest events were dropped to fit.
+
+    history: how many of the tokens are the history, which the next request of this person begins with, too.
+    """
 
     ids: list[int]
     dropped_events: int
+    history: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,8 @@ class SequenceEncoder:
         kept = self._newest(
             history, self.max_events - 1, self.max_tokens - len(tail) - self.vocabulary.levels
         )
-        return Prompt([i for event in [*kept, tail] for i in event], len(history) - len(kept))
+        ids = [i for event in kept for i in event]
+        return Prompt(ids + tail, len(history) - len(kept), len(ids))
 
     def windows(self, events: Sequence[Event], first: int) -> list[Sequence[Event]]:
         """Cut a history into stretches that `sample` keeps whole: the first of at most `first` events, the

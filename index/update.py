@@ -27,7 +27,7 @@ from index.manifest import BundleError, refusing
 from index.plain_text import plain_tokens
 from index.versions import Versions
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def update_index(
 ) -> Update:
     """Publish the next version of a bundle's index and point to it; requests see all of it or nothing.
 
-    items: new ones, and changed ones under their old id. removed: item ids. embed: texts → float32 [N, d], by
-    the encoder that `BundleInfo.item_encoder` names. keep: newest versions that are not deleted; the version
+    items: new ones, and changed ones under their old id. removed: item ids. embed: items → float32 [N, d], as the
+    items of the bundle were embedded (see `BundleInfo`). keep: newest versions that are not deleted; the version
     that was current before is not, either. Where nothing would change, nothing is published.
     Raises `CatalogueError` for an item that is given twice or is not there to be removed, `IdentifierError`
     for one that the codebooks cannot name, `BundleError` if another update is at work or the disk is full.
@@ -128,7 +128,11 @@ def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: 
             f"{len(new)} items are new, and this bundle has no codebooks to name them by ({bundle.info.scheme} "
             "identifiers): train again with them, with semantic identifiers"
         )
-    vectors = embed([item.text() for item in new])
+    vectors = embed(new)
+    if vectors.shape != (len(new), codebooks.dimensions):
+        raise IdentifierError(
+            f"vectors of {vectors.shape[-1]} dimensions cannot be named: the codebooks are of {codebooks.dimensions}"
+        )
     prefixes = codebooks.quantise(vectors)
     near = np.isin(codes[:, 0], prefixes[:, 0])  # no other can be in the way
     taken = set(map(tuple, codes[near].tolist()))

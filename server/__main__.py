@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from server.launch import launch
+from server.engine import template
 from server.settings import Settings
 
 EXIT_BAD_SETTINGS = 2
@@ -33,8 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "_".join(str(part) for part in first["loc"])
         sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
         return EXIT_BAD_SETTINGS
+    template.begin()
+    from server.launch import launch  # slow imports, beside those of the template
+
     return launch(bundle, settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # all is done; to take the imports down one by one would take seconds

@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
-import hmac
-from typing import Annotated
+from fastapi import APIRouter, Depends, Request
+from fastapi.security import HTTPBearer
 
-from fastapi import APIRouter, Depends
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-
+from index.bundle import Bundle
 from server import openapi
-from server.errors import NotFoundError, UnauthorizedError
-from server.schemas import IndexState
+from server.answers import BundleState, IndexState
+from server.errors import NotFoundError
+from server.keys import authorise, bearer
 from server.served import Served
 from server.settings import Settings
 
-BEARER = HTTPBearer(auto_error=False, description="The admin key, GEMS_ADMIN_KEY.")
+BEARER = HTTPBearer(
+    auto_error=False, description="The admin key, GEMS_ADMIN_KEY."
+)  # for the description only
 
 
 def administration(served: Served, settings: Settings) -> APIRouter:
     """Routes under `/admin`."""
-    router = APIRouter(prefix="/admin", tags=["administration"])
+    key = settings.admin_key.get_secret_value().strip()
 
-    @router.post(
-        "/index/refresh",
-        summary="Serve the index version that is now the current one on disk",
+    def administrator(request: Request) -> None:
+        if not key:
+            raise NotFoundError("See /docs for the paths that exist.")
+        authorise(bearer(request.headers), [key])
+
+    router = APIRouter(
+        prefix="/admin",
+        tags=["administration"],
+        dependencies=[Depends(administrator), Depends(BEARER)],
         responses=openapi.administration_problems(),
     )
-    async def refresh(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> IndexState:
-        _authorise(given, settings.admin_key.get_secret_value().strip())
-        before, bundle = await served.refresh()
+
+    @router.post("/index/refresh", summary="Serve the index version that is now the current one on disk")
+    async def refresh_index() -> IndexState:
+        before, bundle = await served.refresh_index()
         return IndexState(
             bundle_id=bundle.info.bundle_id,
             index_version=bundle.index.version,
             previous_version=before.index.version,
-            items=len(bundle.index.catalogue) - len(bundle.index.removed),
+            items=_items(bundle),
+        )
+
+    @router.post(
+        "/bundle/refresh", summary="Serve the bundle that is now at the path that was given at the start"
+    )
+    async def refresh_bundle() -> BundleState:
+        before, bundle = await served.refresh_bundle()
+        return BundleState(
+            bundle_id=bundle.info.bundle_id,
+            previous_bundle_id=before.info.bundle_id,
+            index_version=bundle.index.version,
+            items=_items(bundle),
         )
 
     return router
 
 
-def _authorise(given: HTTPAuthorizationCredentials | None, key: str) -> None:
-    if not key:
-        raise NotFoundError("See /docs for the paths that exist.")
-    sent = given.credentials.encode("latin-1") if given is not None else b""  # header bytes, as they came
-    if not hmac.compare_digest(sent, key.encode()):
-        raise UnauthorizedError("The admin key is missing or wrong.", headers={"WWW-Authenticate": "Bearer"})
+def _items(bundle: Bundle) -> int:
+    return len(bundle.index.catalogue) - len(bundle.index.removed)

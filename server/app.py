@@ -6,55 +6,65 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from index.bundle import Bundle
 from server import errors, openapi
 from server.admin import administration
+from server.answers import Answer, BatchAnswer, Health, Info, Limits
 from server.body import JsonRoute
-from server.engine.contract import Engine
+from server.engine.contract import Engine, EngineError
 from server.errors import ClientGoneError, NotReadyError
+from server.keys import split
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
+from server.paths import VERSION
 from server.readiness import Readiness
-from server.scheduler import Scheduler
-from server.schemas import Answer, Health, Info, Limits, RecommendRequest, SearchRequest
-from server.served import Served
+from server.schemas import BatchRequest, RecommendRequest, SearchRequest
+from server.served import Reopen, Served
 from server.service import Service
 from server.settings import Settings
 
+T = TypeVar("T")
+BEARER = HTTPBearer(auto_error=False, description="One of GEMS_API_KEYS, if any are set.")  # checked earlier
 
-def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
+
+def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reopen | None = None) -> FastAPI:
     """An application that answers from `bundle`, and later versions of its index, by `engine`.
 
-    The engine is used by one thread of the application, between its start-up and its shutdown.
+    The engine is used by one thread of the application, between its start-up and its shutdown; an
+    `EngineProcess` is started and ended with it. reopen: see `Served`; without it the bundle cannot be swapped.
     `app.state.readiness` is the application's `Readiness`; whoever runs it may set it to draining.
+    `app.state.refused` is the `EngineError` that kept it from starting, if one did.
     """
     metrics = Metrics()
-    readiness = Readiness()
-    scheduler = Scheduler(
-        engine,
-        metrics,
-        max_batch_size=settings.max_batch_size,
-        window=settings.batch_window_ms / 1000,
-        queue_limit=settings.queue_limit,
+    served = Served(bundle, engine, metrics, settings, reopen)
+    readiness = Readiness(lambda: served.current.scheduler.running)
+    service = Service(served, metrics, settings)
+    metrics.watch(
+        queue_depth=lambda: served.current.scheduler.depth,
+        ready=lambda: readiness.ready,
+        engine_up=lambda: served.current.scheduler.running,
     )
-    served = Served(bundle, metrics)
-    service = Service(served, scheduler, metrics, settings)
-    metrics.watch(queue_depth=lambda: scheduler.depth, ready=lambda: readiness.ready)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            await scheduler.start(service.warm_up_requests())
-            readiness.status = "ready"
+            try:
+                await served.start()
+            except EngineError as error:
+                app.state.refused = error
+                raise
+            readiness.stage = "ready"
             yield
         finally:
-            readiness.status = "draining"
-            await scheduler.stop(settings.shutdown_seconds)
+            readiness.stage = "draining"
+            await served.stop()
 
     app = FastAPI(
         title="GEMS",
@@ -65,30 +75,68 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.readiness = readiness
-    app.state.max_body_bytes = settings.max_body_bytes
-    app.include_router(_ranking(service))
+    app.state.refused = None
+    app.state.settings = settings
+    ranking = _ranking(service)
+    app.include_router(ranking, prefix=VERSION)
+    app.include_router(ranking, include_in_schema=False)  # aliases
     app.include_router(_operations(served, metrics, readiness, settings))
     app.include_router(administration(served, settings))
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        admit=service.admit,
+        keys=split(settings.api_keys.get_secret_value()),
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=split(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     errors.install(app)
     openapi.install(app)
     return app
 
 
 def _ranking(service: Service) -> APIRouter:
-    router = APIRouter(route_class=JsonRoute, tags=["ranking"], responses=openapi.problems(ranking=True))
+    router = APIRouter(
+        route_class=JsonRoute,
+        tags=["ranking"],
+        responses=openapi.ranking_problems(),
+        dependencies=[Depends(BEARER)],
+    )
 
     async def answer(body: RecommendRequest, request: Request) -> Answer:
         state = request.state
         return await _unless_gone(request, service.answer(body, state.request_id, state.started))
 
-    @router.post("/search", summary="Items for a query, in the light of a history")
+    @router.post(
+        "/search",
+        operation_id="search",
+        summary="Items for a query, in the light of a history",
+        responses=openapi.onwards(),
+    )
     async def search(body: SearchRequest, request: Request) -> Answer:
         return await answer(body, request)
 
-    @router.post("/recommend", summary="Items that the person may want next")
+    @router.post(
+        "/recommend",
+        operation_id="recommend",
+        summary="Items that the person may want next",
+        responses=openapi.onwards(),
+    )
     async def recommend(body: RecommendRequest, request: Request) -> Answer:
         return await answer(body, request)
+
+    @router.post(
+        "/batch", operation_id="batch", summary="Several searches and recommendations in one request"
+    )
+    async def batch(body: BatchRequest, request: Request) -> BatchAnswer:
+        state = request.state
+        return await _unless_gone(request, service.answer_batch(body, state.request_id, state.started))
 
     return router
 
@@ -100,9 +148,7 @@ def _operations(served: Served, metrics: Metrics, readiness: Readiness, settings
     async def live() -> Health:
         return Health(status="live")
 
-    @router.get(
-        "/health/ready", summary="The server wants requests", responses=openapi.problems(ranking=False)
-    )
+    @router.get("/health/ready", summary="The server wants requests", responses=openapi.readiness_problems())
     async def ready() -> Health:
         if not readiness.ready:
             raise NotReadyError(f"The server is {readiness.status}.")
@@ -114,7 +160,7 @@ def _operations(served: Served, metrics: Metrics, readiness: Readiness, settings
 
     @router.get("/info", summary="What is being served")
     async def info() -> Info:
-        return _info(served.bundle, settings)
+        return _info(served.current.bundle, settings)
 
     return router
 
@@ -139,7 +185,7 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
     )
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled if the client hangs up first."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_hang_up(request))

@@ -5,6 +5,7 @@ FastAPI by itself reads a body of any size and answers 500 to NaN, Infinity and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,21 +14,34 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from server.errors import BodyTooLargeError, ClientGoneError, MalformedJsonError, MediaTypeError
+from server.errors import (
+    BodyTimeoutError,
+    BodyTooLargeError,
+    ClientGoneError,
+    MalformedJsonError,
+    MediaTypeError,
+)
+from server.settings import Settings
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises `BodyTooLargeError` as soon as it is known to exceed `max_bytes`."""
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The whole body. Raises `BodyTooLargeError` as soon as it is known to exceed `max_bytes`, and
+    `BodyTimeoutError` if it has not come within so many seconds."""
     too_large = BodyTooLargeError(f"At most {max_bytes} bytes are read.", headers={"Connection": "close"})
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise too_large
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError as error:
+        raise BodyTimeoutError(
+            f"The body has to come within {seconds:g} s.", headers={"Connection": "close"}
+        ) from error
     except ClientDisconnect as error:
         raise ClientGoneError("The connection closed within the body.") from error
     return bytes(body)
@@ -63,7 +77,7 @@ class _Parsed(Request):
 
 
 class JsonRoute(APIRoute):
-    """A FastAPI route that reads its body by the functions above, up to `app.state.max_body_bytes`."""
+    """A FastAPI route that reads its body by the functions above, within the limits of `app.state.settings`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -72,7 +86,8 @@ class JsonRoute(APIRoute):
 
         async def read_then_handle(request: Request) -> Response:
             check_media_type(request)
-            body = await read_body(request, request.app.state.max_body_bytes)
+            settings: Settings = request.app.state.settings
+            body = await read_body(request, settings.max_body_bytes, settings.body_seconds)
             return await handle(_Parsed(request, body, parse_json(body)))
 
         return read_then_handle

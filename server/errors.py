@@ -2,17 +2,21 @@
 
     ServerError                 500   unexpected: a fault of the server
     ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
-    ├── UnauthorizedError       401   an admin path without the admin key
+    ├── UnauthorizedError       401   a path that asks for a key, without the right one
     ├── NotFoundError           404
     ├── MethodNotAllowedError   405
+    ├── BodyTimeoutError        408   the body came too slowly
     ├── IndexRefusedError       409   the index version on disk cannot be served
+    ├── BundleRefusedError      409   the bundle on disk cannot be served
     ├── BodyTooLargeError       413
     ├── MediaTypeError          415   not sent as application/json
     ├── InvalidRequestError     422   JSON of the wrong shape, or over a limit
     ├── QueueFullError          429   with Retry-After
+    ├── DeadlineUnreachableError 429  the same, for a request that would not be answered in its time
     ├── ClientGoneError         499   the client hung up; nobody reads the answer
     ├── EngineFailedError       500   the model failed on the batch
     ├── NotReadyError           503   starting or shutting down
+    ├── EngineUnavailableError  503   the engine's process was lost, and is being restarted
     └── DeadlineError           504   no answer within `request_timeout_ms`
 
 Each is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES`. No message holds any part
@@ -29,7 +33,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from server.schemas import FieldError, Problem
+from server.answers import FieldError, Problem
 
 MAX_PROBLEM_BYTES = 2048
 PROBLEM_JSON = "application/problem+json"
@@ -73,6 +77,14 @@ class IndexRefusedError(ServerError):
     status, code, title = 409, "index_refused", "The index version cannot be served"
 
 
+class BundleRefusedError(ServerError):
+    status, code, title = 409, "bundle_refused", "The bundle cannot be served"
+
+
+class BodyTimeoutError(ServerError):
+    status, code, title = 408, "body_timeout", "The body came too slowly"
+
+
 class BodyTooLargeError(ServerError):
     status, code, title = 413, "body_too_large", "The body is too large"
 
@@ -103,6 +115,16 @@ class QueueFullError(ServerError):
         )
 
 
+class DeadlineUnreachableError(ServerError):
+    status, code, title = 429, "deadline_unreachable", "The server is too busy to answer in time"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"What waits already would take longer than this request may; try again in {retry_after} s.",
+            headers={"Retry-After": str(retry_after)},
+        )
+
+
 class ClientGoneError(ServerError):
     status, code, title = 499, "client_gone", "The client hung up"
 
@@ -115,13 +137,20 @@ class NotReadyError(ServerError):
     status, code, title = 503, "not_ready", "The server is not ready"
 
 
+class EngineUnavailableError(ServerError):
+    status, code, title = 503, "engine_unavailable", "The model is not there"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
 class DeadlineError(ServerError):
     status, code, title = 504, "deadline_exceeded", "The answer took too long"
 
 
-def problem_response(error: ServerError, request_id: str) -> Response:
-    """The error as problem JSON."""
-    problem = Problem(
+def problem(error: ServerError, request_id: str) -> Problem:
+    """The error as a problem document."""
+    return Problem(
         type=f"urn:gems:problem:{error.code}",
         title=error.title,
         status=error.status,
@@ -129,8 +158,12 @@ def problem_response(error: ServerError, request_id: str) -> Response:
         request_id=request_id,
         errors=error.errors[:_MAX_FIELD_ERRORS],
     )
+
+
+def problem_response(error: ServerError, request_id: str) -> Response:
+    """The error as problem JSON."""
     return Response(
-        problem.model_dump_json(exclude_defaults=True),
+        problem(error, request_id).model_dump_json(exclude_defaults=True),
         error.status,
         headers=error.headers,
         media_type=PROBLEM_JSON,
@@ -176,7 +209,9 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application in the one shape."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return problem_response(as_server_error(error), request.state.request_id)
+        known = as_server_error(error)
+        request.state.problem = known.code  # for the metrics
+        return problem_response(known, request.state.request_id)
 
     for kind in (ServerError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

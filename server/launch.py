@@ -8,14 +8,17 @@ ends. uvicorn alone would close the listener first. A second signal, or Ctrl-C, 
 from __future__ import annotations
 
 import logging
+import math
+import resource
 import signal
 import socket
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
@@ -24,7 +27,9 @@ from index.manifest import BundleError
 from server import logs
 from server.app import create_app
 from server.engine.contract import EngineError
-from server.engine.torch_engine import TorchEngine
+from server.engine.process import EngineProcess
+from server.engine.torch_engine import EngineOptions
+from server.protocol import TimedProtocol
 from server.readiness import Readiness
 from server.settings import Settings
 
@@ -33,23 +38,42 @@ logger = logging.getLogger("server.launch")
 EXIT_BAD_BUNDLE = 2
 
 
+def engine_options(settings: Settings) -> EngineOptions:
+    """What the settings say of the engine."""
+    return EngineOptions(
+        settings.threads, settings.max_batch_tokens, settings.cache_mib << 20, settings.precision
+    )
+
+
 def launch(path: Path, settings: Settings) -> int:
     """Serve a bundle until told to stop; the exit code. Call it on the main thread."""
     logs.configure(settings.log_level)
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    _raise_descriptor_limit()
+
+    def reopen() -> tuple[Bundle, EngineProcess]:
+        bundle = Bundle.open(path.resolve())  # the path may be a link that is turned to another bundle
+        return bundle, EngineProcess(
+            bundle,
+            options=engine_options(settings),
+            log_level=settings.log_level,
+            stall_seconds=settings.stall_seconds,
+        )
+
     try:
-        bundle = Bundle.open(path)
-        engine = TorchEngine.open(bundle, max_batch_tokens=settings.max_batch_tokens)
+        bundle, engine = reopen()
+        app = create_app(bundle, engine, settings, reopen)
     except (BundleError, EngineError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # one line, whatever a library said
-        return EXIT_BAD_BUNDLE
-    app = create_app(bundle, engine, settings)
+        return _refuse(error)
     config = uvicorn.Config(
         app,
+        http=partial(  # type: ignore[arg-type]
+            TimedProtocol, idle_seconds=settings.idle_seconds, body_seconds=settings.body_seconds
+        ),
+        ws="none",
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
         host=settings.host,
         port=settings.port,
         lifespan="on",
@@ -58,9 +82,26 @@ def launch(path: Path, settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    DrainingServer(config, app.state.readiness, settings.drain_seconds).run()
+    try:
+        DrainingServer(config, app.state.readiness, settings.drain_seconds).run()
+    except SystemExit:
+        if app.state.refused is None:
+            raise
+        return _refuse(app.state.refused)
     logger.info("stopped")
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # one line, whatever a library said
+    return EXIT_BAD_BUNDLE
+
+
+def _raise_descriptor_limit() -> None:
+    """As many connections as the system lets a process have; many systems begin with 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS allows fewer than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class DrainingServer(uvicorn.Server):
@@ -77,7 +118,7 @@ class DrainingServer(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         elif sig == signal.SIGTERM and self.started and self._drained_at is None:
-            self._readiness.status = "draining"
+            self._readiness.stage = "draining"
             self._drained_at = time.monotonic() + self._drain_seconds
         else:
             self.should_exit = True

@@ -6,16 +6,26 @@ No label ever holds anything that a client sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from index.bundle import Bundle
 from index.history import Task
+from server.answers import FallbackReason
+from server.paths import KINDS
 
-STAGES = ("queue", "tokenise", "prefill", "decode", "head", "trie")
+STAGES = ("queue", "tokenise", "prefill", "decode", "head", "trie", "explain")
 OUTCOMES = ("ok", "invalid", "rejected", "cancelled", "unavailable", "timeout", "error")
-REJECTIONS = {413: "body_too_large", 429: "queue_full", 503: "not_ready", 504: "deadline_exceeded"}
+REJECTIONS = (
+    *("unauthorized", "body_timeout", "body_too_large", "queue_full", "deadline_unreachable"),
+    *("not_ready", "engine_unavailable", "deadline_exceeded"),
+)
+VALIDATION_FIGURES = ("loss", "hit@10", "ndcg@10")
+FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -56,6 +66,26 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
+        self.batch_entries = Counter(
+            "gems_batch_entries_total",
+            "Requests within batch calls",
+            ["task", "outcome"],
+            registry=registry,
+        )
+        self.beam_width = Histogram(
+            "gems_beam_width",
+            "Hypotheses kept per level, by answered request",
+            buckets=(1, 5, 10, 20, 50, 100, 200, 500, 1000),
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "gems_prompt_tokens_total", "Tokens of the prompts of answered requests", registry=registry
+        )
+        self.cached_tokens = Counter(
+            "gems_cached_prompt_tokens_total",
+            "Those that the engine knew from earlier requests",
+            registry=registry,
+        )
         self.queue_depth = Gauge("gems_queue_depth", "Requests waiting for the engine", registry=registry)
         self.ready = Gauge("gems_ready", "1 if /health/ready answers 200", registry=registry)
         self.rejected = Counter(
@@ -63,6 +93,22 @@ class Metrics:
         )
         self.engine_failures = Counter(
             "gems_engine_failures_total", "Batches that the engine failed on", registry=registry
+        )
+        self.engine_restarts = Counter(
+            "gems_engine_restarts_total", "Engine processes that replaced a lost one", registry=registry
+        )
+        self.engine_up = Gauge("gems_engine_up", "1 if the engine can rank", registry=registry)
+        self.fallbacks = Counter(
+            "gems_fallbacks_total",
+            "Answers by popularity instead of the model",
+            ["reason"],
+            registry=registry,
+        )
+        self.restricted_answers = Counter(
+            "gems_restricted_answers_total",
+            "Answers under a filter, candidates or exclusions",
+            ["task"],
+            registry=registry,
         )
         self.short_answers = Counter(
             "gems_fewer_than_limit_total",
@@ -82,31 +128,76 @@ class Metrics:
             ["bundle_id", "index_version", "scheme", "normalisation"],
             registry=registry,
         )
+        self.bundle_created = Gauge(
+            "gems_bundle_created_timestamp_seconds", "When the served bundle was made", registry=registry
+        )
+        self.index_created = Gauge(
+            "gems_index_created_timestamp_seconds",
+            "When the served index version was made",
+            registry=registry,
+        )
+        self.training_conflict = Gauge(
+            "gems_training_conflict",
+            "Mean conflict of the tasks' gradients at the end of training: 0 aligned, 1 orthogonal, above 1 opposed",
+            registry=registry,
+        )
+        self.training_validation = Gauge(
+            "gems_training_validation",
+            "Figures of the served model on the validation cases of its training",
+            ["task", "figure"],
+            registry=registry,
+        )
         self._create_series()
 
     def _create_series(self) -> None:
         """Show every series from the start: a rate misses the first count of a counter that appears later."""
-        for task in Task:
-            self.request_seconds.labels(task.value)
-            self.short_answers.labels(task.value)
+        for kind in KINDS:
+            self.request_seconds.labels(kind)
             for name in OUTCOMES:
-                self.requests.labels(task.value, name)
+                self.requests.labels(kind, name)
+        for task in Task:
+            self.short_answers.labels(task.value)
+            self.restricted_answers.labels(task.value)
+            for name in OUTCOMES:
+                self.batch_entries.labels(task.value, name)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
-        for reason in REJECTIONS.values():
+        for reason in REJECTIONS:
             self.rejected.labels(reason)
+        for fallback in FALLBACK_REASONS:
+            self.fallbacks.labels(fallback)
 
-    def watch(self, *, queue_depth: Callable[[], float], ready: Callable[[], bool]) -> None:
+    def watch(
+        self, *, queue_depth: Callable[[], float], ready: Callable[[], bool], engine_up: Callable[[], bool]
+    ) -> None:
         """Read the gauges from their owners at each scrape."""
         self.queue_depth.set_function(queue_depth)
         self.ready.set_function(lambda: float(ready()))
+        self.engine_up.set_function(lambda: float(engine_up()))
 
     def name_bundle(self, bundle: Bundle) -> None:
         """Name what is served, in place of what was served before."""
         info = bundle.info
         self.bundle.clear()
         self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
+        self.bundle_created.set(datetime.fromisoformat(info.created).timestamp())
+        self._tell_of_training(info.training)
+        self.index_created.set(datetime.fromisoformat(bundle.index.created).timestamp())
+
+    def _tell_of_training(self, record: Mapping[str, Any]) -> None:
+        """What the bundle says of its training; NaN for what it does not say."""
+        validation = record.get("validation")
+        figures = validation if isinstance(validation, Mapping) else {}
+        self.training_conflict.set(_number(record.get("conflict")))
+        for task in Task:
+            for figure in VALIDATION_FIGURES:
+                value = _number(figures.get(f"{task.value}.{figure}"))
+                self.training_validation.labels(task.value, figure).set(value)
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self.registry)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,36 +1,44 @@
-"""What happens around every request: its id, its outcome, its log line, and a last net for faults."""
+"""What happens around every request: its id, its outcome, its log line, and a last net for faults.
+
+Ranking requests that will be refused anyway, for want of a key or of room, are refused here, before their body
+is read.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 import uuid
+from collections.abc import Callable, Sequence
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from index.history import Task
-from server.errors import as_server_error, problem_response
+from server import paths
+from server.errors import ServerError, as_server_error, problem_response
+from server.keys import authorise, bearer
 from server.metrics import REJECTIONS, Metrics, outcome
 
 logger = logging.getLogger("server.request")
 
-TASK_PATHS = {"/search": Task.SEARCH, "/recommend": Task.RECOMMENDATION}
-QUIET_PATHS = ("/health/live", "/health/ready", "/metrics", "/info", "/docs", "/openapi.json")
-ADMIN_PATHS = ("/admin/index/refresh",)
-NAMED_PATHS = {*TASK_PATHS, *QUIET_PATHS, *ADMIN_PATHS}
 _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class RequestMiddleware:
     """Gives `request.state` a `request_id` and a `started` time (`perf_counter`).
 
+    admit: raises what any ranking request would be refused with now. keys: of which a ranking request has to
+    name one, if there are any.
     Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides disconnects.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, admit: Callable[[], None], keys: Sequence[str]
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._admit = admit
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +46,7 @@ class RequestMiddleware:
             return
         request_id = uuid.uuid4().hex
         started = time.perf_counter()
+        kind = paths.ranking_kind(scope["method"], scope["path"])
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started": started}
         status = 0  # not answered yet
 
@@ -49,31 +58,40 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            if kind is not None:
+                self._check(scope)
             await self._app(scope, receive, send_named)
         except Exception as error:
-            logger.error("unexpected error", extra={"request_id": request_id}, exc_info=error)
+            if not isinstance(error, ServerError):
+                logger.error("unexpected error", extra={"request_id": request_id}, exc_info=error)
             if status:  # the answer has begun: all that is left is to break it off
                 raise
-            await problem_response(as_server_error(error), request_id)(scope, receive, send_named)
+            known = as_server_error(error)
+            scope["state"]["problem"] = known.code
+            await problem_response(known, request_id)(scope, receive, send_named)
         finally:
-            self._record(scope, request_id, status or 499, time.perf_counter() - started)
+            self._record(scope, kind, status or 499, time.perf_counter() - started)
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        path, method = scope["path"], scope["method"]
-        task = TASK_PATHS.get(path) if method == "POST" else None
-        if task is not None:
-            self._metrics.requests.labels(task.value, outcome(status)).inc()
-            self._metrics.request_seconds.labels(task.value).observe(seconds)
-            if status in REJECTIONS:
-                self._metrics.rejected.labels(REJECTIONS[status]).inc()
+    def _check(self, scope: Scope) -> None:
+        if self._keys:
+            authorise(bearer(Headers(scope=scope)), self._keys)
+        self._admit()
+
+    def _record(self, scope: Scope, kind: str | None, status: int, seconds: float) -> None:
+        path, method, state = scope["path"], scope["method"], scope["state"]
+        if kind is not None:
+            self._metrics.requests.labels(kind, outcome(status)).inc()
+            self._metrics.request_seconds.labels(kind).observe(seconds)
+            if state.get("problem") in REJECTIONS:
+                self._metrics.rejected.labels(state["problem"]).inc()
         # Neither path nor method is logged as sent: both are the client's text.
         logger.log(
-            logging.DEBUG if path in QUIET_PATHS else logging.INFO,
+            logging.DEBUG if path in paths.QUIET else logging.INFO,
             "request",
             extra={
-                "request_id": request_id,
+                "request_id": state["request_id"],
                 "method": method if method in _METHODS else "other",
-                "path": path if path in NAMED_PATHS else "other",
+                "path": path if path in paths.NAMED else "other",
                 "status": status,
                 "ms": round(seconds * 1000, 3),
             },

@@ -6,10 +6,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from server.answers import Problem
 from server.errors import (
     PROBLEM_JSON,
+    BodyTimeoutError,
     BodyTooLargeError,
     DeadlineError,
+    EngineUnavailableError,
     IndexRefusedError,
     InvalidRequestError,
     MalformedJsonError,
@@ -20,10 +23,11 @@ from server.errors import (
     ServerError,
     UnauthorizedError,
 )
-from server.schemas import Problem
 
 _RANKING = (
     MalformedJsonError,
+    UnauthorizedError,
+    BodyTimeoutError,
     BodyTooLargeError,
     MediaTypeError,
     InvalidRequestError,
@@ -34,16 +38,38 @@ _RANKING = (
 )
 
 
-def problems(*, ranking: bool) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: what a ranking can fail with, or only not being ready."""
-    kinds = _RANKING if ranking else (NotReadyError,)
-    return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
+def ranking_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a ranking route."""
+    return _responses(*_RANKING)
+
+
+def readiness_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of the readiness check."""
+    return _responses(NotReadyError)
 
 
 def administration_problems() -> dict[int | str, dict[str, Any]]:
     """The `responses` of an administration route."""
-    kinds: tuple[type[ServerError], ...] = (UnauthorizedError, NotFoundError, IndexRefusedError)
+    return _responses(UnauthorizedError, NotFoundError, IndexRefusedError, EngineUnavailableError)
+
+
+def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:
     return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
+
+
+def onwards() -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry that says how an answer goes on: its first item becomes the history of a next request."""
+    history = [{"item_id": "$response.body#/items/0/item_id"}]
+    bodies: dict[str, dict[str, Any]] = {
+        "search": {"query": "more like this", "history": history},
+        "recommend": {"history": history, "exclude_history": True},
+        "batch": {"requests": [{"task": "recommendation", "history": history}]},
+    }
+    links = {
+        f"first_item_to_{operation}": {"operationId": operation, "requestBody": body}
+        for operation, body in bodies.items()
+    }
+    return {200: {"links": links}}
 
 
 def install(app: FastAPI) -> None:

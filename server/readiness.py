@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-Status = Literal["starting", "ready", "draining"]
+Stage = Literal["starting", "ready", "draining"]
 
 
 class Readiness:
-    """What `/health/ready` says. A draining server still answers whatever reaches it."""
+    """What `/health/ready` says. A draining server still answers whatever reaches it.
 
-    def __init__(self) -> None:
-        self.status: Status = "starting"
+    running: whether the engine is there.
+    """
+
+    def __init__(self, running: Callable[[], bool] = lambda: True) -> None:
+        self.stage: Stage = "starting"
+        self._running = running
+
+    @property
+    def status(self) -> str:
+        """`starting`, `ready`, `restarting` (the engine was lost) or `draining`."""
+        return "restarting" if self.stage == "ready" and not self._running() else self.stage
 
     @property
     def ready(self) -> bool:

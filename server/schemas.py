@@ -1,4 +1,4 @@
-"""What goes over the wire: requests and answers.
+"""What comes over the wire: requests.
 
 Requests are strict: no coercion, no unknown field. Caps that an operator may set are checked by the
 service; the ceilings here only bound the work of validation.
@@ -7,7 +7,6 @@ service; the ceilings here only bound the work of validation.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
@@ -18,10 +17,12 @@ HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
 MAX_FIELDS = 32  # of one JSON object; no request has as many
 
+BATCH_CEILING = 1000  # `max_batch_requests` cannot be set higher
 ITEMS_CEILING = 10_000  # of `exclude` and `candidates`
 MAX_FILTER_VALUES = 1000  # of one attribute
 
 TaskName = Literal["search", "recommendation"]
+Fallback = Literal["none", "popularity"]
 ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 FilterValue = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | bool | Number
@@ -121,6 +122,17 @@ class RecommendRequest(BaseModel):
         None,
         description="Attribute to value, list of values or range of numbers; an item has to match all.",
     )
+    explain: bool = Field(False, description="Say which history entries mattered for the first item.")
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        description="Milliseconds after which the answer is of no use; default and most: the server's.",
+    )
+    fallback: Fallback | None = Field(
+        None,
+        description="`popularity`: popular items, labelled as such, where there is no history or the model fails; "
+        "`none`: the model or an error; default: the server's.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -191,115 +203,50 @@ class SearchRequest(RecommendRequest):
         return query
 
 
-class RankedItem(BaseModel):
-    """One item of an answer. score: log-probability of the item's identifier."""
+class SearchEntry(SearchRequest):
+    """A search within a batch."""
 
-    rank: int
-    item_id: str
-    title: str
-    score: float
-    source: Literal["model"] = "model"
+    task: Literal["search"]
 
 
-class Dropped(BaseModel):
-    """What of the history was not used.
+class RecommendEntry(RecommendRequest):
+    """A recommendation within a batch."""
 
-    unknown_items: distinct ids that the catalogue does not hold, the first few of them.
-    unknown_count: how many history entries named an unknown item.
-    old_events: how many of the oldest known entries did not fit the model's prompt.
-    """
-
-    unknown_items: list[str] = []
-    unknown_count: int = 0
-    old_events: int = 0
+    task: Literal["recommendation"]
 
 
-class Timings(BaseModel):
-    """Milliseconds. The stages of the engine are those of the batch that the request was part of."""
-
-    queue: float
-    tokenise: float
-    prefill: float
-    decode: float
-    head: float
-    trie: float
-    total: float
+BatchEntry = Annotated[SearchEntry | RecommendEntry, Field(discriminator="task")]
 
 
-class Answer(BaseModel):
-    """The answer of both endpoints."""
+class BatchRequest(BaseModel):
+    """Several requests in one; each is answered, or refused, on its own."""
 
-    request_id: str
-    bundle_id: str
-    index_version: str
-    task: TaskName
-    items: list[RankedItem]
-    fewer_than_limit: str | None = Field(
-        description="Why fewer than `limit` items came back; null if they did not."
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "requests": [
+                        {"task": "search", "query": "space adventure", "limit": 5},
+                        {"task": "recommendation", "history": [{"item_id": "1"}], "limit": 5},
+                    ]
+                }
+            ]
+        },
     )
-    dropped: Dropped
-    timings_ms: Timings
 
+    requests: Annotated[list[BatchEntry], FailFast()] = Field(min_length=1)
 
-class Health(BaseModel):
-    """status: `live`, `ready`, `starting` or `draining`."""
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if _crowded(data):
+            raise ValueError("the object has too many fields")
+        return data
 
-    status: str
-
-
-class Limits(BaseModel):
-    """The caps that a client has to keep."""
-
-    default_limit: int
-    max_limit: int
-    default_beam_width: int
-    max_beam_width: int
-    max_history: int
-    max_query_chars: int
-    max_body_bytes: int
-
-
-class Info(BaseModel):
-    """What is being served. data, training: the bundle's own description."""
-
-    version: str
-    bundle_id: str
-    index_version: str
-    created: str
-    code_version: str
-    items: int
-    scheme: str
-    codebook_sizes: list[int]
-    normalisation: str
-    max_events: int
-    max_query_tokens: int
-    limits: Limits
-    data: Mapping[str, Any]
-    training: Mapping[str, Any]
-
-
-class IndexState(BaseModel):
-    """Which version of the index is served. items: those that may be recommended."""
-
-    bundle_id: str
-    index_version: str
-    previous_version: str
-    items: int
-
-
-class FieldError(BaseModel):
-    """where: path of the field in the body; message: what to mend."""
-
-    where: str
-    message: str
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457, `application/problem+json`). It never repeats what was sent."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    errors: list[FieldError] = []
+    @field_validator("requests", mode="before")
+    @classmethod
+    def _few_requests(cls, requests: Any) -> Any:
+        return _short(requests, BATCH_CEILING)

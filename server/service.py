@@ -1,93 +1,253 @@
-"""The path of a request, shared by both endpoints: history and query in, items out."""
+"""The path of a request, shared by all endpoints: history and query in, items out."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from index.history import Event, Task
+from index.popularity import Popularity
 from index.sequence import Prompt, SequenceError
+from server.answers import Answer, BatchAnswer, Dropped, Explanation, FallbackReason, RankedItem, Timings
+from server.deployment import Deployment
 from server.engine.contract import Ranking, RankRequest
-from server.errors import InvalidRequestError, ServerError
-from server.metrics import STAGES, Metrics
-from server.scheduler import Scheduler
-from server.schemas import Answer, Dropped, HistoryEntry, RankedItem, RecommendRequest, SearchRequest, Timings
+from server.errors import (
+    DeadlineError,
+    EngineFailedError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    ServerError,
+    as_server_error,
+    problem,
+)
+from server.explanation import explain
+from server.history import History
+from server.metrics import STAGES, Metrics, outcome
+from server.schemas import BatchRequest, RecommendRequest, SearchRequest
 from server.selection import allowed_items, why_fewer
 from server.served import Served
 from server.settings import Settings
 
+logger = logging.getLogger("server.service")
+
 MAX_UNKNOWN_NAMED = 20  # in an answer; the count is always whole
+FALLBACKS: dict[type[ServerError], FallbackReason] = {
+    EngineFailedError: "engine_failed",
+    EngineUnavailableError: "engine_unavailable",
+    DeadlineError: "deadline_exceeded",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _History:
-    """rows: catalogue rows of all known entries, oldest first. events: the newest of them, as events."""
+class _Asked:
+    """A request as the deployment understands it. bundle, popularity: of the index version that it began with.
+    deadline: on the clock of `perf_counter`."""
+
+    body: RecommendRequest
+    deployment: Deployment
+    bundle: Bundle
+    popularity: Popularity | None
+    history: History
+    query: str | None
+    prompt: Prompt
+    limit: int
+    beam_width: int
+    allowed: Allowed
+    deadline: float
+    tokenised: float  # seconds
+
+    @property
+    def task(self) -> Task:
+        return Task.RECOMMENDATION if self.query is None else Task.SEARCH
+
+    @property
+    def read(self) -> int:
+        """How many events the prompt holds: the newest."""
+        return len(self.history.events) - self.prompt.dropped_events
+
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.perf_counter()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Rows and scores, best first, who found them, and where the time went (seconds)."""
 
     rows: list[int]
-    events: list[Event]
-    unknown: list[str]
+    scores: list[float]
+    fallback: FallbackReason | None
+    explanation: Explanation | None
+    cached_tokens: int
+    seconds: dict[str, float]
 
 
 class Service:
     """Answers requests from what is served. A history may be empty: the model then answers without one."""
 
-    def __init__(self, served: Served, scheduler: Scheduler, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, served: Served, metrics: Metrics, settings: Settings) -> None:
         self._served = served
-        self._scheduler = scheduler
         self._metrics = metrics
         self._settings = settings
+
+    def admit(self) -> None:
+        """Raise what any ranking request would be refused with now."""
+        self._served.current.scheduler.admit()
 
     async def answer(self, body: RecommendRequest, request_id: str, started: float) -> Answer:
         """Rank for a validated request; `started` is when it arrived (`perf_counter`).
 
         Raises `InvalidRequestError` for what exceeds the settings, and what `Scheduler.rank` raises.
         """
-        self._scheduler.admit()  # refused before any work is done for it
         self._check_caps(body)
-        began = time.perf_counter()
-        bundle = self._served.bundle  # this version to the end, whatever is swapped in meanwhile
-        query = body.query if isinstance(body, SearchRequest) else None
-        history = self._read(body.history, bundle)
-        prompt = _encode(bundle, history.events, query)
-        limit = body.limit or self._settings.default_limit
-        beam_width = body.beam_width or max(limit, self._settings.default_beam_width)
-        allowed = allowed_items(body, history.rows, bundle.index)
-        tokenised = time.perf_counter() - began
+        deployment = self._served.current  # this one to the end, whatever is swapped in meanwhile
+        with deployment.used():
+            asked = self._understand(body, deployment, started)
+            found = await self._find(asked)
+            return self._answer(asked, found, request_id, started)
 
-        ranked = await self._scheduler.rank(
-            RankRequest(prompt.ids, limit, beam_width, allowed), self._settings.request_timeout_ms / 1000
+    async def answer_batch(self, body: BatchRequest, request_id: str, started: float) -> BatchAnswer:
+        """Answer every request of a batch, or say what is wrong with it. As many at a time as the engine ranks
+        together, so that a batch does not fill the queue. Raises `InvalidRequestError` for too many of them."""
+        most = self._settings.max_batch_requests
+        if len(body.requests) > most:
+            raise InvalidRequestError.at("requests", f"at most {most} of them")
+        places = asyncio.Semaphore(self._settings.max_batch_size)
+
+        async def one(entry: RecommendRequest) -> Answer | ServerError:
+            async with places:
+                try:
+                    return await self.answer(entry, request_id, started)
+                except ServerError as error:
+                    return error
+                except Exception as error:
+                    logger.error("unexpected error", extra={"request_id": request_id}, exc_info=error)
+                    return as_server_error(error)
+
+        results = await asyncio.gather(*map(one, body.requests))
+        for entry, result in zip(body.requests, results, strict=True):
+            status = result.status if isinstance(result, ServerError) else 200
+            self._metrics.batch_entries.labels(entry.task, outcome(status)).inc()
+        return BatchAnswer(
+            request_id=request_id,
+            answers=[problem(r, request_id) if isinstance(r, ServerError) else r for r in results],
         )
-        items = _items(ranked.ranking, bundle)
-        task = Task.RECOMMENDATION if query is None else Task.SEARCH
-        short = why_fewer(len(items), limit, allowed, bundle.index)
-        old = prompt.dropped_events + len(history.rows) - len(history.events)
-        seconds = {"queue": ranked.waited, "tokenise": tokenised} | ranked.ranking.seconds
-        self._count(task, short is not None, len(history.unknown), old, seconds)
+
+    def _understand(self, body: RecommendRequest, deployment: Deployment, started: float) -> _Asked:
+        began = time.perf_counter()
+        bundle = deployment.bundle
+        query = body.query if isinstance(body, SearchRequest) else None
+        history = History.read(body.history, bundle, self._settings.max_query_chars)
+        limit = body.limit or self._settings.default_limit
+        return _Asked(
+            body=body,
+            deployment=deployment,
+            bundle=bundle,
+            popularity=deployment.popularity,
+            history=history,
+            query=query,
+            prompt=_encode(bundle, history.events, query),
+            limit=limit,
+            beam_width=body.beam_width or max(limit, self._settings.default_beam_width),
+            allowed=allowed_items(body, history.rows, bundle.index),
+            deadline=started + (body.timeout_ms or self._settings.request_timeout_ms) / 1000,
+            tokenised=time.perf_counter() - began,
+        )
+
+    async def _find(self, asked: _Asked) -> _Found:
+        """By the model; by popularity where that was asked for and the model cannot."""
+        popular = (asked.body.fallback or self._settings.fallback) == "popularity"
+        if not popular or asked.popularity is None:
+            return await self._ranked(asked)
+        if asked.query is None and not asked.history.events:
+            return self._popular(asked, asked.popularity, "cold_start")
+        try:
+            return await self._ranked(asked)
+        except tuple(FALLBACKS) as error:
+            return self._popular(asked, asked.popularity, FALLBACKS[type(error)])
+
+    async def _ranked(self, asked: _Asked) -> _Found:
+        scheduler = asked.deployment.scheduler
+        ranked = await scheduler.rank(
+            RankRequest(
+                asked.prompt.ids,
+                asked.limit,
+                asked.beam_width,
+                asked.allowed,
+                history=asked.prompt.history,
+                deadline=time.monotonic() + asked.remaining(),
+            ),
+            asked.remaining(),
+        )
+        ranking = ranked.ranking
+        if not all(map(math.isfinite, ranking.scores)):
+            raise ServerError("The model gave a score that is not a number.")
+        began = time.perf_counter()
+        explanation = await self._explained(asked, ranking) if asked.body.explain else None
+        return _Found(
+            rows=ranking.items,
+            scores=ranking.scores,
+            fallback=None,
+            explanation=explanation,
+            cached_tokens=ranking.cached_tokens,
+            seconds={"queue": ranked.waited, "tokenise": asked.tokenised}
+            | ranking.seconds
+            | ({"explain": time.perf_counter() - began} if explanation else {}),
+        )
+
+    async def _explained(self, asked: _Asked, ranking: Ranking) -> Explanation | None:
+        if not ranking.items or not asked.read:
+            return None
+        return await explain(
+            ranking.items[0],
+            ranking.scores[0],
+            asked.history.events[-asked.read :],
+            asked.history.positions[-asked.read :],
+            asked.query,
+            asked.bundle,
+            asked.deployment.scheduler,
+            most=self._settings.max_explained,
+            timeout=asked.remaining(),
+        )
+
+    def _popular(self, asked: _Asked, popularity: Popularity, reason: FallbackReason) -> _Found:
+        self._metrics.fallbacks.labels(reason).inc()
+        rows, scores = popularity.best(asked.allowed, asked.limit)
+        return _Found(rows, scores, reason, None, 0, {"tokenise": asked.tokenised})
+
+    def _answer(self, asked: _Asked, found: _Found, request_id: str, started: float) -> Answer:
+        bundle, history = asked.bundle, asked.history
+        items = [bundle.index.catalogue[row] for row in found.rows]
+        source = "model" if found.fallback is None else "popularity"
+        short = why_fewer(len(items), asked.limit, asked.allowed, bundle.index)
+        old = len(history.rows) - asked.read
+        self._count(asked, found, short is not None, old)
         return Answer(
             request_id=request_id,
             bundle_id=bundle.info.bundle_id,
             index_version=bundle.index.version,
-            task=task.value,
-            items=items,
+            task=asked.task.value,
+            items=[
+                RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score, source=source)
+                for rank, (item, score) in enumerate(zip(items, found.scores, strict=True), start=1)
+            ],
             fewer_than_limit=short,
+            fallback=found.fallback,
             dropped=Dropped(
                 unknown_items=list(dict.fromkeys(history.unknown))[:MAX_UNKNOWN_NAMED],
                 unknown_count=len(history.unknown),
                 old_events=old,
             ),
-            timings_ms=_timings(seconds, time.perf_counter() - started),
+            explanation=found.explanation,
+            cached_tokens=found.cached_tokens,
+            timings_ms=_timings(found.seconds, time.perf_counter() - started),
         )
-
-    def warm_up_requests(self) -> list[RankRequest]:
-        """The longest prompt of this bundle: what cannot be served is found before somebody asks for it."""
-        bundle = self._served.bundle
-        items = len(bundle.index.catalogue)
-        longest = [Event(k % items) for k in range(bundle.info.max_events)]
-        prompt = bundle.encoder.prompt(longest)
-        return [RankRequest(prompt.ids, self._settings.default_limit, self._settings.default_beam_width)]
 
     def _check_caps(self, body: RecommendRequest) -> None:
         settings = self._settings
@@ -99,35 +259,27 @@ class Service:
             raise InvalidRequestError.at("limit", f"at most {settings.max_limit}")
         if body.beam_width is not None and body.beam_width > settings.max_beam_width:
             raise InvalidRequestError.at("beam_width", f"at most {settings.max_beam_width}")
+        if body.timeout_ms is not None and body.timeout_ms > settings.request_timeout_ms:
+            raise InvalidRequestError.at("timeout_ms", f"at most {settings.request_timeout_ms:g}")
         if isinstance(body, SearchRequest) and len(body.query) > settings.max_query_chars:
             raise InvalidRequestError.at("query", f"at most {settings.max_query_chars} characters")
 
-    def _read(self, entries: Sequence[HistoryEntry], bundle: Bundle) -> _History:
-        """Item ids to rows. Only as many events are made as the encoder may use."""
-        known: list[tuple[int, HistoryEntry]] = []
-        unknown: list[str] = []
-        for entry in entries:
-            row = bundle.index.catalogue.row(entry.item_id)
-            if row is None:
-                unknown.append(entry.item_id)
-            else:
-                known.append((row, entry))
-        newest = known[max(0, len(known) - bundle.encoder.max_events) :]
-        return _History([row for row, _ in known], [self._event(*pair) for pair in newest], unknown)
-
-    def _event(self, row: int, entry: HistoryEntry) -> Event:
-        if entry.query is None or entry.behaviour != "search":
-            return Event(row)
-        # The encoder cuts queries by tokens; what lies beyond the cap would not be used anyway.
-        return Event(row, Task.SEARCH, entry.query.strip()[: self._settings.max_query_chars])
-
-    def _count(self, task: Task, short: bool, unknown: int, old: int, seconds: dict[str, float]) -> None:
-        self._metrics.unknown_items.inc(unknown)
-        self._metrics.old_events.inc(old)
+    def _count(self, asked: _Asked, found: _Found, short: bool, old: int) -> None:
+        metrics, body = self._metrics, asked.body
+        metrics.unknown_items.inc(len(asked.history.unknown))
+        metrics.old_events.inc(old)
         if short:
-            self._metrics.short_answers.labels(task.value).inc()
+            metrics.short_answers.labels(asked.task.value).inc()
+        if body.filter is not None or body.candidates is not None or body.exclude or body.exclude_history:
+            metrics.restricted_answers.labels(asked.task.value).inc()
+        if found.fallback is not None:
+            return
+        metrics.beam_width.observe(max(asked.beam_width, asked.limit))
+        metrics.prompt_tokens.inc(len(asked.prompt.ids))
+        metrics.cached_tokens.inc(found.cached_tokens)
         for stage in STAGES:
-            self._metrics.stage_seconds.labels(stage).observe(seconds.get(stage, 0.0))
+            if stage != "explain" or found.explanation is not None:
+                metrics.stage_seconds.labels(stage).observe(found.seconds.get(stage, 0.0))
 
 
 def _timings(seconds: dict[str, float], total: float) -> Timings:
@@ -140,13 +292,3 @@ def _encode(bundle: Bundle, events: Sequence[Event], query: str | None) -> Promp
         return bundle.encoder.prompt(events, query)
     except SequenceError as error:
         raise InvalidRequestError("The text of a query cannot be read by the model.") from error
-
-
-def _items(ranking: Ranking, bundle: Bundle) -> list[RankedItem]:
-    if not all(map(math.isfinite, ranking.scores)):
-        raise ServerError("The model gave a score that is not a number.")
-    items = [bundle.index.catalogue[row] for row in ranking.items]
-    return [
-        RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score)
-        for rank, (item, score) in enumerate(zip(items, ranking.scores, strict=True), start=1)
-    ]

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.schemas import HISTORY_CEILING
+from server.schemas import BATCH_CEILING, HISTORY_CEILING, Fallback
 
 
 class Settings(BaseSettings):
@@ -21,12 +21,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     admin_key: SecretStr = SecretStr("")  # empty: no administration over HTTP
+    api_keys: SecretStr = SecretStr("")  # comma-separated; empty: ranking requests need none
+    cors_origins: str = ""  # comma-separated; empty: no browser page of another origin may ask
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)
     max_batch_tokens: int = Field(16384, ge=1)
-    queue_limit: int = Field(64, ge=1)
+    cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the model's weights, keys and values
+    queue_limit: int = Field(16, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
+    stall_seconds: float = Field(60.0, gt=0)  # a batch that takes longer: the engine hangs and is replaced
+    fallback: Fallback = "none"
 
     default_limit: int = Field(10, ge=1)
     max_limit: int = Field(100, ge=1)
@@ -36,6 +42,11 @@ class Settings(BaseSettings):
     max_history: int = Field(20_000, ge=1, le=HISTORY_CEILING)
     max_query_chars: int = Field(500, ge=1)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1)
+    max_batch_requests: int = Field(32, ge=1, le=BATCH_CEILING)
+    max_explained: int = Field(20, ge=1)
+
+    idle_seconds: float = Field(5.0, gt=0)  # for a connection to send the whole head of its next request
+    body_seconds: float = Field(8.0, gt=0)  # for the body that follows
 
     drain_seconds: float = Field(2.0, ge=0)  # not ready, but still answering
     shutdown_seconds: int = Field(10, ge=1)  # for what is in flight when the listener has closed

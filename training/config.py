@@ -42,6 +42,20 @@ class TrainConfig(BaseModel):
         description="'semantic': codes per level, comma-separated; a level that "
         "separates collisions is added",
     )
+    item_encoder: str = Field(
+        "minilm",
+        description="text encoder of item vectors: 'minilm', or a sentence-transformers or Hugging Face "
+        "encoder by folder or name",
+    )
+    item_vectors: Path | None = Field(
+        None, description="file with item vectors (.parquet, .npz, .npy) in place of the encoder's"
+    )
+    quantiser: Literal["kmeans", "rqvae"] = Field(
+        "kmeans", description="'semantic': what makes the codes of item vectors"
+    )
+    code_capacity: float = Field(
+        2.0, ge=1, description="'semantic': a code names at most about so many times the mean number of items"
+    )
     spelling: int = Field(12, ge=4, description="'text': tokens of an identifier at most")
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -32,11 +33,13 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
+from training.evaluation.floors import popularity
+from training.item_vectors import VectorOrigin, vector_source
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
 from training.methods import Method, check_ranks, make_method
 from training.parallel import Parallel
-from training.preparation import ITEM_ENCODER, Prepared, is_prepared, open_prepared, prepare
+from training.preparation import Prepared, is_prepared, open_prepared, prepare
 from training.probe import ConflictProbe
 from training.run_folder import RunError, check_run, record_run
 from training.trainer import Trainer
@@ -80,6 +83,7 @@ def train(
             catalogue=trained.dataset.catalogue,
             identifiers=trained.prepared.identifiers,
             info=_bundle_info(config, trained),
+            popularity=popularity(trained.split.train, len(trained.dataset.catalogue)).astype(np.int64),
         )
     parallel.wait()
     return bundle
@@ -150,6 +154,11 @@ def fit(
     torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
+    probe = (
+        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
+        if config.conflict_cases
+        else None
+    )
     trainer = Trainer(
         out,
         config,
@@ -158,9 +167,7 @@ def fit(
         method,
         batches,
         validator,
-        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
-        if config.conflict_cases
-        else None,
+        probe,
         parallel,
     )
     if continued and trainer.resume():
@@ -180,6 +187,11 @@ def fit(
         "seconds": round(trainer.progress.seconds, 1),
         "validation": validation,
     }
+    conflict = probe() if probe is not None and parallel.main else {}
+    if conflict:
+        record["conflict"] = round(
+            float(np.mean(list(conflict.values()))), 4
+        )  # of the model that is published
     return Trained(dataset, split, prepared, engine, method, record)
 
 
@@ -187,15 +199,16 @@ def _prepare(
     folder: Path, config: TrainConfig, dataset: DataSet, console: Console, record: Callable[[], None] | None
 ) -> None:
     """Fill `folder` with what is missing; `record` the run once nothing can be refused any more."""
-    backbone = None if is_prepared(folder) else _checked_backbone(config, dataset)
-    if backbone is not None:
-        assets.fetch("minilm")
+    backbone = source = None
+    if not is_prepared(folder):
+        backbone = _checked_backbone(config, dataset)
+        source = vector_source(config, dataset.catalogue)
     elif record is not None:  # a new run on old preparations
         _check_method(open_prepared(folder, config.scheme).model, config)
     if record is not None:
         record()
-    if backbone is not None:
-        prepare(folder, dataset.catalogue, backbone, config, console)
+    if backbone is not None and source is not None:
+        prepare(folder, dataset.catalogue, backbone, source, config, console)
     if uses_knowledge(config) and config.knowledge is None and not knowledge_path(folder, config).exists():
         collect(folder, open_prepared(folder, config.scheme), config, console)
 
@@ -230,6 +243,7 @@ def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
 def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
     created = datetime.now(UTC)
     dataset, vocabulary = trained.dataset, trained.prepared.vocabulary
+    origin = trained.prepared.origin if config.scheme == "semantic" else VectorOrigin("")
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
         scheme=config.scheme,
@@ -241,7 +255,9 @@ def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
         max_query_tokens=config.max_query_tokens,
         created=created.isoformat(timespec="seconds"),
         code_version=package_version(),
-        item_encoder=ITEM_ENCODER if config.scheme == "semantic" else "",
+        item_embeddings=origin.embeddings,
+        item_encoder=origin.encoder,
+        item_encoder_sha256=origin.encoder_sha256,
         data=asdict(dataset.info),
         training=trained.record,
     )

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
-from index.embeddings import TextEncoder
 from index.identifiers import Identifiers
 from index.identifiers.atomic import atomic_identifiers
 from index.identifiers.codebooks import Codebooks
@@ -26,27 +23,28 @@ from index.identifiers.text import text_identifiers
 from index.plain_text import plain_tokens
 from index.sequence import SequenceEncoder
 from index.vocabulary import IdentifierVocabulary
-from training import assets
 from training.backbones import Backbone
 from training.config import TrainConfig
 from training.extension import extend_backbone
+from training.item_vectors import VectorOrigin, VectorSource
 
 # the settings that shape what is prepared: runs that agree in them, and in the data, may share it
 SHAPED_BY = (
-    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks", "spelling",
-    "max_tokens", "seed",
+    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks",
+    "item_encoder", "item_vectors", "quantiser", "code_capacity", "spelling", "max_tokens", "seed",
 )  # fmt: skip
 
-ITEM_ENCODER = "minilm"
+VECTOR_ORIGIN = "vector_origin.json"
 CODEBOOKS = "codebooks"
 CODES = "codes.npz"  # written last: where it is, the folder is whole
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Identifiers of the catalogue, and a backbone that can write them."""
+    """Identifiers of the catalogue, where their vectors came from, and a backbone that can write them."""
 
     identifiers: Identifiers
+    origin: VectorOrigin
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     vocabulary: IdentifierVocabulary
@@ -63,13 +61,19 @@ class Prepared:
 
 
 def prepare(
-    folder: Path, catalogue: Catalogue, backbone: Backbone, config: TrainConfig, console: Console
+    folder: Path,
+    catalogue: Catalogue,
+    backbone: Backbone,
+    source: VectorSource,
+    config: TrainConfig,
+    console: Console,
 ) -> None:
     """Make identifiers, extend the backbone, and write both to `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    vectors = embed_items(catalogue, console)
+    vectors = source.make(console)
     np.save(folder / "item_vectors.npy", vectors)
+    source.origin.save(folder / VECTOR_ORIGIN)
     with console.status("identifiers and backbone"):
         titles = [item.title for item in catalogue]
         if config.scheme == "atomic":
@@ -77,7 +81,13 @@ def prepare(
         elif config.scheme == "text":
             identifiers = _spelled(titles, backbone.tokenizer, config.spelling)
         else:
-            identifiers = semantic_identifiers(vectors, config.codebooks, config.seed)
+            identifiers = semantic_identifiers(
+                vectors,
+                config.codebooks,
+                config.seed,
+                quantiser=config.quantiser,
+                capacity=config.code_capacity,
+            )
         vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
         backbone.model.save_pretrained(folder / "backbone")
         backbone.tokenizer.save_pretrained(folder / "backbone")
@@ -113,16 +123,4 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
     identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)
     vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes, spelled=identifiers.spelled)
-    return Prepared(identifiers, model, tokenizer, vocabulary)
-
-
-def embed_items(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
-    """MiniLM vectors of the items' texts (their first 64 tokens): float32 [N, 384]."""
-    encoder = TextEncoder(assets.fetch(ITEM_ENCODER))
-    texts = catalogue.texts()
-    order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths share a batch
-    chunks = np.array_split(order, max(1, len(texts) // 256))
-    vectors = np.empty((len(texts), encoder.dimensions), np.float32)
-    for chunk in track(chunks, "item embeddings", console=console):
-        vectors[chunk] = encoder.encode([texts[row] for row in chunk])
-    return vectors
+    return Prepared(identifiers, VectorOrigin.load(folder / VECTOR_ORIGIN), model, tokenizer, vocabulary)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from training.baselines.settings import BaselineSettings
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.schema import package_version
@@ -33,7 +34,7 @@ def fingerprint(dataset: DataSet) -> str:
     return digest.hexdigest()
 
 
-def check_run(out: Path, config: TrainConfig, dataset: DataSet, resume: bool) -> bool:
+def check_run(out: Path, config: TrainConfig | BaselineSettings, dataset: DataSet, resume: bool) -> bool:
     """Whether `out` holds a run that is to be continued. Writes nothing.
 
     Raises `RunError` for a run without `resume`, for one with other settings or data, and for a folder
@@ -58,7 +59,7 @@ def check_run(out: Path, config: TrainConfig, dataset: DataSet, resume: bool) ->
     return True
 
 
-def record_run(out: Path, config: TrainConfig, dataset: DataSet, data: Path) -> None:
+def record_run(out: Path, config: TrainConfig | BaselineSettings, dataset: DataSet, data: Path) -> None:
     """Make the run folder and write down settings and surroundings."""
     out.mkdir(parents=True, exist_ok=True)
     config.save(out / "config.yaml")

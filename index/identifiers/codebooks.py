@@ -1,8 +1,10 @@
 """Codebooks of residual quantisation: from an item's vector to the codes of its identifier.
 
-    r_0 = x − mean;   c_j = argmin_k ‖r_j − b_{j,k}‖²;   r_{j+1} = r_j − b_{j,c_j}
+    r_0 = encode(x);   c_j = argmin_k ‖r_j − b_{j,k}‖² + p_{j,k};   r_{j+1} = r_j − b_{j,c_j}
 
-They stay fixed after training, so that an item that comes later is named by the codes the model knows.
+`encode` is a projection (residual k-means) or a small perceptron (RQ-VAE). The price p keeps popular codes from
+naming too many items (see `balancing`). All of it stays fixed after training, so that an item that comes later is
+named by the rule that named the others. Only NumPy is needed here.
 """
 
 from __future__ import annotations
@@ -12,50 +14,87 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
-from index.arrays import read_array
+FILE = "codebooks.safetensors"
+ROWS = 65_536  # at a time, to bound the memory of distances
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """x ↦ x · weight + bias. weight: float32 [in, out]; bias: float32 [out]."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """mean: float32 [d]; levels: b_j, float32 [K_j, d] each."""
+    """encoder: layers with a ReLU between each two, from d dimensions to h.
+    levels: b_j, float32 [K_j, h] each. prices: p_j ≥ 0, float32 [K_j] each.
+    """
 
-    mean: NDArray[np.float32]
+    encoder: tuple[Layer, ...]
     levels: tuple[NDArray[np.float32], ...]
+    prices: tuple[NDArray[np.float32], ...]
+
+    @property
+    def dimensions(self) -> int:
+        """d: of the vectors that are quantised."""
+        return len(self.encoder[0].weight)
+
+    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [N, d] → [N, h]."""
+        hidden = vectors
+        for depth, layer in enumerate(self.encoder):
+            hidden = (np.maximum(hidden, 0) if depth else hidden) @ layer.weight + layer.bias
+        return hidden
 
     def quantise(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
         """Codes of every level but the one that separates collisions: float32 [N, d] → int32 [N, levels]."""
-        residual = vectors - self.mean
-        codes = []
-        for book in self.levels:
-            nearest = _distances(residual, book).argmin(axis=1)
-            codes.append(nearest.astype(np.int32))
-            residual = residual - book[nearest]
-        return np.stack(codes, axis=1)
+        codes = np.empty((len(vectors), len(self.levels)), np.int32)
+        for start in range(0, len(vectors), ROWS):
+            residual = self.encode(vectors[start : start + ROWS])
+            for level, (book, price) in enumerate(zip(self.levels, self.prices, strict=True)):
+                code = costs(residual, book, price).argmin(axis=1)
+                codes[start : start + ROWS, level] = code
+                residual = residual - book[code]
+        return codes
 
     def alternatives(self, vector: NDArray[np.float32]) -> NDArray[np.int32]:
-        """All codes of the last level for a vector, float32 [d], the nearest first: int32 [K]."""
-        residual = vector - self.mean
+        """All codes of the last level for a vector, float32 [d], the best first: int32 [K]."""
+        residual = self.encode(vector[None])
         for book, code in zip(self.levels[:-1], self.quantise(vector[None])[0], strict=False):
             residual = residual - book[code]
-        return np.argsort(_distances(residual[None], self.levels[-1])[0], kind="stable").astype(np.int32)
+        order = np.argsort(costs(residual, self.levels[-1], self.prices[-1])[0], kind="stable")
+        return order.astype(np.int32)
 
     def save(self, folder: Path) -> None:
-        """Write `mean.npy` and `level_J.npy`."""
+        """Write `codebooks.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "mean.npy", self.mean)
-        for level, book in enumerate(self.levels):
-            np.save(folder / f"level_{level}.npy", book)
+        arrays = {f"level_{level}": book for level, book in enumerate(self.levels)}
+        arrays |= {f"prices_{level}": price for level, price in enumerate(self.prices)}
+        for depth, layer in enumerate(self.encoder):
+            arrays |= {f"encoder_{depth}.weight": layer.weight, f"encoder_{depth}.bias": layer.bias}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / FILE)
 
     @classmethod
     def open(cls, folder: Path) -> Codebooks:
         """Read what `save` wrote."""
-        levels = len(list(folder.glob("level_*.npy")))
-        books = tuple(read_array(folder / f"level_{level}.npy") for level in range(levels))
-        return cls(read_array(folder / "mean.npy"), books)
+        stored = load_file(folder / FILE)
+        depths = range(sum(name.endswith(".weight") for name in stored))
+        levels = range(sum(name.startswith("level_") for name in stored))
+        return cls(
+            tuple(Layer(stored[f"encoder_{j}.weight"], stored[f"encoder_{j}.bias"]) for j in depths),
+            tuple(stored[f"level_{j}"] for j in levels),
+            tuple(stored[f"prices_{j}"] for j in levels),
+        )
 
 
-def _distances(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.float32]:
-    """‖v − b‖² − ‖v‖²: float32 [N, K]."""
-    distances: NDArray[np.float32] = (book**2).sum(axis=1) - 2 * vectors @ book.T
-    return distances
+def costs(
+    vectors: NDArray[np.float32], book: NDArray[np.float32], price: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """‖v − b‖² + p − ‖v‖²: float32 [N, K]."""
+    cost: NDArray[np.float32] = vectors @ (-2 * book.T)
+    cost += (book**2).sum(axis=1) + price
+    return cost

@@ -1,57 +1,75 @@
-"""Semantic identifiers: residual k-means codes of item embeddings, plus a level that separates collisions.
+"""Semantic identifiers: codes of item embeddings, alike for items that are alike, and a level that tells apart
+items with the same codes.
 
-Residual quantisation as in TIGER (arXiv 2305.05065), with k-means in place of RQ-VAE; formulas in `codebooks`.
+Residual quantisation as in TIGER (arXiv 2305.05065), by k-means or by RQ-VAE; formulas in `codebooks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
 from index.identifiers import IdentifierError, Identifiers
 from index.identifiers.codebooks import Codebooks
+from index.identifiers.kmeans import fit_kmeans
+from index.identifiers.rqvae import fit_rqvae
 
+Quantiser = Literal["kmeans", "rqvae"]
+QUANTISERS = {"kmeans": fit_kmeans, "rqvae": fit_rqvae}
 COLLISION_LIMIT = 4096
 LEAST_NUMBERS = 16  # of the last level, with twice as many as are needed now: items that come later need room
+CAPACITY = 2.0
 
 
 def semantic_identifiers(
-    embeddings: NDArray[np.float32], codebooks: Sequence[int] = (256, 256, 256), seed: int = 0
+    embeddings: NDArray[np.float32],
+    codebooks: Sequence[int] = (256, 256, 256),
+    seed: int = 0,
+    *,
+    quantiser: Quantiser = "kmeans",
+    capacity: float = CAPACITY,
 ) -> Identifiers:
-    """Residual k-means identifiers. Items of one prefix are alike; every item has an identifier of its own.
+    """Identifiers by quantised embeddings. Items of one prefix are alike; every item has one of its own.
 
     embeddings: float32 [N, d], finite.
     codebooks: codes per level; a level gets fewer where there are fewer distinct residuals.
+    capacity: a code names at most about so many times the mean number of items of its level (see `balancing`).
     Returns codes int32 [N, len(codebooks) + 1]; the last level numbers the items of one prefix, and has
     room for as many again.
-    Raises `IdentifierError` for NaN or infinite embeddings and for hopelessly colliding ones.
+    Raises `IdentifierError` for NaN or infinite embeddings, for more items than there are identifiers, and
+    for hopelessly colliding ones.
     """
-    if embeddings.ndim != 2 or not len(embeddings):
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
         raise IdentifierError(f"embeddings must have shape [items, dimensions], got {embeddings.shape}")
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
-        raise IdentifierError(f"the embedding of item row {bad[0]} is not finite ({len(bad)} such rows)")
-    mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-    residual = embeddings.astype(np.float32) - mean
-    books = []
-    for level, size in enumerate(codebooks):
-        distinct = len(np.unique(residual.round(6), axis=0))
-        kmeans = KMeans(min(size, distinct), n_init=1, max_iter=50, random_state=seed + level).fit(residual)
-        books.append(kmeans.cluster_centers_.astype(np.float32))
-        residual = residual - books[-1][kmeans.labels_]
-    known = Codebooks(mean, tuple(books))
-    prefixes = known.quantise(embeddings)
+        raise IdentifierError(f"the embedding of item row {bad[0] + 1} is not finite ({len(bad)} such rows)")
+    names = COLLISION_LIMIT * int(np.prod(codebooks, dtype=object))
+    if len(embeddings) > names:
+        raise IdentifierError(
+            f"codebooks of {' × '.join(map(str, codebooks))} codes and {COLLISION_LIMIT} numbers behind them name "
+            f"{names} items; row {names + 1} and those after it of {len(embeddings)} would have no identifier: use "
+            "more or larger codebooks"
+        )
+    known = QUANTISERS[quantiser](embeddings.astype(np.float32), codebooks, capacity, seed)
+    return numbered(known, known.quantise(embeddings.astype(np.float32)))
+
+
+def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:
+    """Identifiers of so many prefixes, int32 [N, levels]. Raises `IdentifierError` where too many are the same."""
     number = collision_level(prefixes)
     most = int(number.max()) + 1
     if most > COLLISION_LIMIT:
+        row = int(np.flatnonzero(number == COLLISION_LIMIT)[0]) + 1
         raise IdentifierError(
-            f"{most} items share one identifier prefix (limit {COLLISION_LIMIT}): their texts are the same "
-            "or the codebooks too small; use more or larger codebooks, or give the items distinct texts"
+            f"{most} items share one identifier prefix (limit {COLLISION_LIMIT}, passed at item row {row}): their "
+            "texts are the same or the codebooks too small; use more or larger codebooks, or give the items "
+            "distinct texts"
         )
-    sizes = (*(len(book) for book in books), max(2 * most, LEAST_NUMBERS))
+    sizes = (*(len(book) for book in known.levels), max(2 * most, LEAST_NUMBERS))
     return Identifiers("semantic", np.column_stack([prefixes, number]).astype(np.int32), sizes, known)
 
 

@@ -27,7 +27,10 @@ def text_identifiers(
     """Identifiers of a catalogue: codes int32 [N, L], one spelling an item. See `spell`."""
     taken: set[tuple[int, ...]] = set()
     codes = np.array(
-        [spell(title, tokenise, vocabulary, taken, f"item row {row}") for row, title in enumerate(titles)],
+        [
+            spell(title, tokenise, vocabulary, taken, f"item row {row}")
+            for row, title in enumerate(titles, start=1)
+        ],
         np.int32,
     )
     return Identifiers(SPELLED, codes, vocabulary.codebook_sizes)

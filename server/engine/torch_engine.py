@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,23 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.search import Feed, Search
 
 STAGES = ("prefill", "decode", "head", "trie")
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
+    ranked together; longer lists of requests are split. cache_bytes: of keys and values of earlier prompts to keep;
+    0 while the weights still change. precision: of weights, keys and values; scores are summed in float64."""
+
+    threads: int = 0
+    max_batch_tokens: int = 16384
+    cache_bytes: int = 0
+    precision: Precision = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
 @dataclass(slots=True)
@@ -43,14 +61,15 @@ class _Stopwatch:
         self.last = now
 
 
+DEFAULTS = EngineOptions()
+
+
 class TorchEngine:
     """Ranks with a Hugging Face causal language model.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
     living: slots of the items that are not removed; None for all.
-    max_batch_tokens: prompt and beam positions of the requests that are ranked together; longer lists of
-    requests are split.
-    cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still change.
+    max_batch_tokens, cache_bytes: see `EngineOptions`.
     """
 
     def __init__(
@@ -85,23 +104,16 @@ class TorchEngine:
         self._probe()
 
     @classmethod
-    def open(
-        cls,
-        bundle: Bundle,
-        *,
-        max_batch_tokens: int = 16384,
-        cache_bytes: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> TorchEngine:
-        """dtype: of weights, keys and values; scores are summed in float64 whatever it is."""
+    def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
+        """In this process; `options.threads` is for processes that the engine has for itself."""
         return cls(
-            bundle.load_model(dtype),
+            bundle.load_model(options.dtype),
             bundle.index.trie,
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=options.max_batch_tokens,
             living=bundle.index.living,
-            cache_bytes=cache_bytes,
+            cache_bytes=options.cache_bytes,
         )
 
     @torch.inference_mode()

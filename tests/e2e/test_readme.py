@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from index.bundle import Bundle
+from training.baselines.settings import DenseSettings, NCFSettings, SASRecSettings
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
 from training.serving import ServerProcess
@@ -166,6 +168,10 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
         ("assets fetch nothing", "nothing"),
         ("train --data data/mine --out runs/x --config small --rank 4000", "too large"),
+        ("baseline sasrec --data data/mine --out runs/x --heads 3", "divide"),
+        ("baseline sasrec --data data/mine --out runs/x --items alphafuse", "too few"),
+        ("baseline ncf --data nowhere --out runs/x", "nowhere"),
+        ("compare nowhere", "nowhere"),
         ("report nowhere", "nowhere"),
         ("preservation nowhere --data data/mine", "nowhere"),
         ("sweep nowhere.yaml --data data/mine --out runs/x", "nowhere"),
@@ -191,9 +197,18 @@ def test_mistakes_get_one_clear_message(
     assert not (shop / "data" / "x").exists()
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    guide = (ROOT / "docs" / "training.md").read_text("utf-8")
-    for name, field in TrainConfig.model_fields.items():
+@pytest.mark.parametrize(
+    ("settings", "guide"),
+    [
+        (TrainConfig, "training.md"),
+        (SASRecSettings, "baselines.md"),
+        (NCFSettings, "baselines.md"),
+        (DenseSettings, "baselines.md"),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(settings: type[BaseModel], guide: str) -> None:
+    text = (ROOT / "docs" / guide).read_text("utf-8")
+    for name, field in settings.model_fields.items():
         default = field.default
         shown = (
             "none"
@@ -202,7 +217,28 @@ def test_every_setting_is_documented_with_its_default() -> None:
             if isinstance(default, tuple)
             else default
         )
-        assert f"| `{name}` | {shown} | {field.description} |" in guide
+        assert f"| `{name}` | {shown} | {field.description} |" in text
+
+
+def test_the_commands_of_the_guide_to_baselines_work(
+    shop: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (ROOT / "docs" / "baselines.md").read_text("utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", guide, re.S)
+    small = {"sasrec": "--items id --epochs 2", "ncf": "--epochs 2", "dense": "--rounds 1 --steps 2"}
+    monkeypatch.chdir(
+        shop
+    )  # in this process: loading torch anew for each command takes longer than the command
+    for command in block.splitlines():
+        words = command.split()
+        monkeypatch.setattr(sys, "argv", [*words, *small.get(words[2], "").split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, f"{command}\n{capsys.readouterr()}"
+    table = capsys.readouterr().out
+    for system in ("model", "sasrec, id", "ncf", "dense", "popularity", "bm25"):
+        assert f"| {system} |" in table
+    assert (shop / "runs" / "comparison.json").exists()
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bundles import make_bundle, make_catalogue, make_spelled, make_tokenizer, text_vectors
+from support.bundles import make_bundle, make_catalogue, make_spelled, make_tokenizer
 
 from index.allowed import Allowed
 from index.bundle import Bundle
@@ -25,6 +26,10 @@ from training.losses import item_losses
 TOKENIZER = make_tokenizer(make_catalogue(60).texts())
 END = len(TOKENIZER) + 3
 LEVELS = 8
+
+
+def no_vectors(items: Sequence[Item]) -> np.ndarray:
+    raise AssertionError("titles are spelled, not embedded")
 
 
 def read(codes: np.ndarray) -> list[str]:
@@ -61,7 +66,7 @@ def test_items_of_one_title_are_numbered_as_a_person_would(titles: list[str]) ->
 
 
 def test_titles_that_cannot_be_spelled_are_named() -> None:
-    with pytest.raises(IdentifierError, match=r"item row 1 .* no token"):
+    with pytest.raises(IdentifierError, match=r"item row 2 .* no token"):
         make_spelled(["Lost", "\u2003"], TOKENIZER, 8)
     with pytest.raises(IdentifierError, match="more items begin as"):
         make_spelled(["Lost River"] * 200, TOKENIZER, 4)
@@ -115,7 +120,7 @@ def test_later_items_are_spelled_without_any_vector(published: Path, tmp_path: P
     bundle = Bundle.open(published)
     twin = bundle.index.catalogue[7].title
     new = [Item("new-1", twin), Item("new-2", "Comedy of the River")]
-    update_index(bundle, new, [], text_vectors)
+    update_index(bundle, new, [], no_vectors)
     after = bundle.refreshed()
     assert read(after.index.trie.codes()[60:]) == [f"{twin}(2)", "Comedy of the River"]
     assert after.encoder.identifier(61)[-1] == bundle.vocabulary.end

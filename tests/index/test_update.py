@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.bundles import make_bundle, text_vectors
+from support.bundles import item_vectors, make_bundle
 from support.kills import NEW, state
 
 from index.bundle import INDEX, Bundle
@@ -35,7 +35,7 @@ def path(published: Path, tmp_path: Path) -> Path:
 
 
 def update(path: Path, items: list[Item] = [], removed: list[str] = [], **options: Any) -> Update:  # noqa: B006
-    return update_index(Bundle.open(path), items, removed, text_vectors, **options)
+    return update_index(Bundle.open(path), items, removed, item_vectors, **options)
 
 
 def test_new_items_are_named_by_the_codebooks_and_old_ones_stay_as_they_are(path: Path) -> None:
@@ -49,7 +49,7 @@ def test_new_items_are_named_by_the_codebooks_and_old_ones_stay_as_they_are(path
     assert (codes < np.array(after.info.codebook_sizes)).all()  # tokens that the model has
     codebooks = after.codebooks()
     assert codebooks is not None
-    vectors = text_vectors([item.text() for item in NEW])
+    vectors = item_vectors(NEW)
     assert np.array_equal(codes[60:, :-1], codebooks.quantise(vectors))
     assert after.index.filters.select({"year": {"gte": 2020}}).members.tolist() == sorted(
         after.index.trie.slot_of_item[60:].tolist()

@@ -53,7 +53,7 @@ def test_answer_names_its_origin(client: TestClient, bundle: Bundle) -> None:
     assert first["title"] == bundle.index.catalogue[bundle.index.catalogue.row(first["item_id"])].title
     assert first["source"] == "model"
     timings = answer["timings_ms"]
-    assert set(timings) == {"queue", "tokenise", "prefill", "decode", "head", "trie", "total"}
+    assert set(timings) == {"queue", "tokenise", "prefill", "decode", "head", "trie", "explain", "total"}
     assert all(value >= 0 for value in timings.values())
     assert timings["total"] >= timings["prefill"] > 0
 
@@ -168,7 +168,7 @@ def test_health_and_info(client: TestClient, bundle: Bundle) -> None:
 
 def test_draining_server_is_not_ready_but_answers(make_client) -> None:
     client = make_client()
-    client.app.state.readiness.status = "draining"
+    client.app.state.readiness.stage = "draining"
     response = client.get("/health/ready")
     assert response.status_code == 503
     assert response.json()["detail"] == "The server is draining."
@@ -178,15 +178,21 @@ def test_draining_server_is_not_ready_but_answers(make_client) -> None:
 
 def test_openapi_describes_bodies_and_problems(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    for path in ("/search", "/recommend"):
+    for path in ("/v1/search", "/v1/recommend", "/v1/batch"):
         operation = schema["paths"][path]["post"]
         assert "application/json" in operation["requestBody"]["content"]
         assert set(operation["responses"]) == {
-            *("200", "400", "413", "415", "422", "429", "500", "503", "504"),
+            *("200", "400", "401", "408", "413", "415", "422", "429", "500", "503", "504"),
         }
         assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"]
     assert set(schema["paths"]) == {
-        *("/search", "/recommend", "/metrics", "/info", "/health/live", "/health/ready"),
-        "/admin/index/refresh",
+        *("/v1/search", "/v1/recommend", "/v1/batch", "/metrics", "/info", "/health/live", "/health/ready"),
+        *("/admin/index/refresh", "/admin/bundle/refresh"),
     }
     assert client.get("/docs").status_code == 200
+
+
+def test_short_paths_are_aliases(client: TestClient) -> None:
+    for path, body in (("/search", {"query": "river"}), ("/recommend", {"history": HISTORY})):
+        long, short = (client.post(prefix + path, json=body).json() for prefix in ("/v1", ""))
+        assert long["items"] == short["items"]

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from server.answers import Answer, Problem
 from server.errors import ServerError
 from server.metrics import Metrics
-from server.schemas import Answer, HistoryEntry, Problem, SearchRequest
+from server.schemas import HistoryEntry, SearchRequest
 from server.settings import Settings
 
-TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "api.md").read_text("utf-8")
+OPERATIONS = (DOCS / "operations.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))
@@ -26,6 +29,17 @@ def test_setting_and_its_default_are_documented(name: str) -> None:
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     assert set(re.findall(r"`GEMS_([A-Z_]+)`", TEXT)) == {name.upper() for name in Settings.model_fields}
+
+
+def test_operations_name_what_exists() -> None:
+    assert set(re.findall(r"GEMS_([A-Z_]+)", OPERATIONS)) <= {name.upper() for name in Settings.model_fields}
+    documented = set(re.findall(r"`(gems_\w+)`", TEXT))
+    assert set(re.findall(r"gems_[a-z_]+", OPERATIONS)) <= documented
+    labels = re.findall(r'(gems_\w+)\{(\w+)="(\w+)"\}', OPERATIONS)
+    series = Metrics().render().decode()
+    assert labels
+    for name, label, value in labels:
+        assert re.search(rf'^{name}\w*\{{[^}}]*{label}="{value}"', series, re.MULTILINE)
 
 
 def test_metrics_are_documented_with_their_labels() -> None:
@@ -50,7 +64,7 @@ def test_field_of_a_request_is_documented(field: str) -> None:
 
 def test_curl_examples_are_answered(client: TestClient) -> None:
     examples = re.findall(r"curl -s localhost:8000(/\w+) .*? -d '(.*?)'", TEXT, re.DOTALL)
-    assert [path for path, _ in examples] == ["/search", "/recommend", "/recommend"]
+    assert [path for path, _ in examples] == ["/search", "/recommend", "/recommend", "/batch", "/recommend"]
     for path, body in examples:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 200

@@ -9,18 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support.engines import FailingEngine, GatedEngine
+from support.servers import wait_until
 
 from index.bundle import Bundle
 from server.app import create_app
 from server.engine.torch_engine import TorchEngine
 from server.settings import Settings
-
-
-def wait_until(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the awaited condition did not come true"
-        time.sleep(0.005)
 
 
 def test_full_queue_is_429_and_health_answers_while_the_engine_computes(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import random
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from server.metrics import outcome
+from index.bundle import Bundle
+from server.metrics import Metrics, outcome
 
 
 def scrape(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -55,19 +58,66 @@ def test_bundle_is_named(client: TestClient) -> None:
     assert [dict(each)["bundle_id"] for each in names] == ["tiny-llama-60"]
 
 
+def throw_random_requests(client: TestClient, count: int) -> dict[str, int]:
+    """Requests of random people, paths, methods and keys; how many of them were recommendations, by outcome."""
+    rng = random.Random(0)
+    sent = {"ok": 0, "invalid": 0}
+    for k in range(count):
+        person = f"{rng.getrandbits(64):x}"
+        kind = rng.randrange(50)
+        if kind == 0:
+            history = [{"item_id": person}, {"item_id": "item-1", "behaviour": "search", "query": person}]
+            assert client.post("/recommend", json={"history": history, "limit": 1}).status_code == 200
+            sent["ok"] += 1
+        elif kind < 10:
+            assert client.post("/v1/recommend", json={person: k}).status_code == 422
+            sent["invalid"] += 1
+        elif kind < 20:
+            client.request(person.upper(), "/search", headers={"authorization": f"Bearer {person}"})
+        elif kind < 30:
+            client.post(f"/v1/{person}", json={"query": person})
+        else:
+            client.get(f"/{person}?{person}={person}")
+    return sent
+
+
 def test_series_never_grow(make_client) -> None:
-    client = make_client()
+    random_users_leave_the_series_as_they_are(make_client(), 300)
+
+
+@pytest.mark.slow
+def test_series_never_grow_with_a_hundred_thousand(make_client) -> None:
+    random_users_leave_the_series_as_they_are(make_client(), 100_000)
+
+
+def random_users_leave_the_series_as_they_are(client: TestClient, count: int) -> None:
     before = set(scrape(client))
-    requests: list[tuple[str, str, dict[str, Any]]] = [
-        ("POST", "/search", {"json": {"query": "a"}}),
-        ("POST", "/recommend", {"json": {"limit": 0}}),
-        ("POST", "/recommend", {"content": b"{"}),
-        *(("GET", f"/random-{k}", {}) for k in range(20)),
-        *((f"METHOD{k}", "/search", {}) for k in range(20)),
-    ]
-    for method, path, options in requests:
-        client.request(method, path, **options)
-    assert set(scrape(client)) == before
+    sent = throw_random_requests(client, count)
+    client.post("/recommend", content=b"{", headers={"content-type": "application/json"})
+    after = scrape(client)
+    assert set(after) == before
+
+    def total(name: str) -> float:
+        return after["gems_requests_total", frozenset({("task", "recommendation"), ("outcome", name)})]
+
+    assert (total("ok"), total("invalid")) == (sent["ok"], sent["invalid"] + 1)
+
+
+def test_the_bundles_own_figures_are_told(bundle: Bundle) -> None:
+    record = {
+        "conflict": 1.02,
+        "validation": {"search.loss": 3.5, "recommendation.hit@10": 0.1, "score": "?"},
+    }
+    metrics = Metrics()
+    metrics.name_bundle(replace(bundle, info=replace(bundle.info, training=record)))
+    read = metrics.registry.get_sample_value
+    assert read("gems_training_conflict") == 1.02
+    assert read("gems_training_validation", {"task": "search", "figure": "loss"}) == 3.5
+    assert read("gems_training_validation", {"task": "recommendation", "figure": "hit@10"}) == 0.1
+    assert math.isnan(read("gems_training_validation", {"task": "search", "figure": "ndcg@10"}) or 0)
+    assert read("gems_bundle_created_timestamp_seconds") == 1767225600
+    metrics.name_bundle(bundle)
+    assert math.isnan(read("gems_training_conflict") or 0)
 
 
 def test_every_metric_has_our_prefix(client: TestClient) -> None:

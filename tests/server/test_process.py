@@ -6,66 +6,72 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import uvicorn
+from support.servers import Server, wait_until
 
 from server import logs
 from server.__main__ import main
 from server.launch import DrainingServer
 from server.readiness import Readiness
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def copy(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that the tests may damage for a while."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("served") / "bundle"))
 
 
-class Server:
-    """A server process on a free port. `lines` holds what it logged so far."""
-
-    def __init__(self, bundle: Path, *arguments: str, **settings: str) -> None:
-        self.lines: list[dict[str, object]] = []
-        self.url = ""
-        self._ready = threading.Event()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", str(bundle), "--port", "0", *arguments],
-            cwd=ROOT,
-            env=os.environ | settings,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            record = json.loads(line)  # every line is JSON
-            self.lines.append(record)
-            if record["message"] == "ready":
-                self.url = record["url"]
-                self._ready.set()
-        self._ready.set()
-
-    def wait_ready(self) -> None:
-        assert self._ready.wait(60)
-        assert self.url, self.lines
-
-
-@pytest.fixture
-def server(tiny_bundle: Path) -> Iterator[Server]:
-    started = Server(tiny_bundle, "--threads", "1", GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000")
-    try:
-        started.wait_ready()
+@pytest.fixture(scope="module")
+def server(copy: Path) -> Iterator[Server]:
+    """One server for all tests here, since its start takes long. The last test ends it."""
+    with Server(copy, GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000") as started:
         yield started
-    finally:
-        started.process.kill()
-        started.process.wait()
+
+
+def test_engine_killed_within_a_batch(server: Server) -> None:
+    """Only that batch is answered with 503; what came later is answered by the next engine."""
+    with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(4) as threads:
+        ask = partial(client.post, "/recommend", json={"limit": 3})
+        pid = server.engine_pid
+        os.kill(pid, signal.SIGSTOP)  # whatever it is given now, it has in hand until it is killed
+        lost = threads.submit(ask)
+        wait_until(lambda: "gems_batch_size_count 1.0" in client.get("/metrics").text)
+        later = [threads.submit(ask) for _ in range(3)]
+        wait_until(lambda: "gems_queue_depth 3.0" in client.get("/metrics").text)
+        os.kill(pid, signal.SIGKILL)
+        assert lost.result().status_code == 503
+        assert lost.result().json()["type"] == "urn:gems:problem:engine_unavailable"
+        assert [each.result().status_code for each in later] == [200, 200, 200]
+        assert client.get("/health/ready").status_code == 200
+        assert "gems_engine_restarts_total 1.0" in client.get("/metrics").text
+    assert server.engine_pid != pid
+
+
+def test_server_without_an_engine_is_not_ready(server: Server, copy: Path) -> None:
+    weights, away = copy / "model.safetensors", copy.parent / "away"
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        weights.rename(away)  # no new engine can be started
+        os.kill(server.engine_pid, signal.SIGKILL)
+        wait_until(lambda: client.get("/health/ready").status_code == 503)
+        assert client.get("/health/ready").json()["detail"] == "The server is restarting."
+        assert client.get("/health/live").status_code == 200
+        assert "gems_engine_up 0.0" in client.get("/metrics").text
+        assert client.post("/recommend", json={"timeout_ms": 100}).status_code == 504
+        popular = client.post("/recommend", json={"timeout_ms": 100, "fallback": "popularity"})
+        assert popular.json()["fallback"] == "cold_start"
+        wait_until(lambda: "model.safetensors is missing" in json.dumps(server.lines))
+        away.rename(weights)
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/recommend", json={}).status_code == 200
 
 
 def test_serves_refuses_drains_and_exits_cleanly(server: Server) -> None:
@@ -85,13 +91,15 @@ def test_serves_refuses_drains_and_exits_cleanly(server: Server) -> None:
         assert refused.status_code == 413
         assert len(refused.content) < 2048
 
+        family = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         with httpx.Client(base_url=server.url) as late:  # a new connection: the listener is still open
             assert late.get("/health/ready").status_code == 503
             assert late.post("/recommend", json={}).status_code == 200
         assert server.process.wait(20) == 0
-    server._reader.join(5)
+        assert not psutil.wait_procs(family, timeout=10)[1]
+    server.reader.join(5)
     assert server.lines[-1]["message"] == "stopped"
     assert "s3cret" not in json.dumps(server.lines)
 
@@ -116,7 +124,7 @@ def test_damaged_bundle_is_refused_in_one_line_that_names_the_file(
 def test_second_signal_or_interrupt_skips_the_drain() -> None:
     def started() -> tuple[DrainingServer, Readiness]:
         readiness = Readiness()
-        readiness.status = "ready"
+        readiness.stage = "ready"
         server = DrainingServer(uvicorn.Config(lambda: None), readiness, drain_seconds=60)
         server.started = True
         return server, readiness

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from support.engines import FailingEngine, GatedEngine
 from index.bundle import Bundle
 from server.engine.contract import Engine, RankRequest
 from server.engine.torch_engine import TorchEngine
-from server.errors import DeadlineError, EngineFailedError, NotReadyError, QueueFullError
+from server.errors import (
+    DeadlineError,
+    DeadlineUnreachableError,
+    EngineFailedError,
+    NotReadyError,
+    QueueFullError,
+)
 from server.metrics import Metrics
 from server.scheduler import Scheduler
 
@@ -108,6 +115,39 @@ def test_full_queue_refuses_at_once(bundle: Bundle, gated: GatedEngine) -> None:
         await scheduler.rank(request(bundle), 20)  # room again
 
     run(scenario, gated)
+
+
+def test_a_deadline_that_the_queue_will_exceed_is_refused_at_once(bundle: Bundle, gated: GatedEngine) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        await scheduler.rank(request(bundle), 20)  # how fast the engine is
+        with pytest.raises(DeadlineError):
+            await scheduler.rank(request(bundle), 1e-6)  # nothing waits: it is too short by itself
+        first = await occupied(scheduler, gated, bundle)
+        waiting = await queued(scheduler, request(bundle), request(bundle))
+        with pytest.raises(DeadlineUnreachableError) as refusal:
+            await scheduler.rank(request(bundle), 1e-6)
+        assert int(refusal.value.headers["Retry-After"]) >= 1
+        part = asyncio.create_task(scheduler.rank(request(bundle), 20, admitted=True))
+        gated.gate.set()
+        await asyncio.gather(first, *waiting, part)
+
+    run(scenario, gated)
+
+
+def test_what_the_engine_gave_up_is_too_late(bundle: Bundle, engine: TorchEngine) -> None:
+    """Engines that know deadlines answer with a ranking that says so, not with an empty answer."""
+
+    class Hasty:
+        everything = engine.everything
+
+        def rank(self, requests: Sequence[RankRequest]) -> list[Any]:
+            return [SimpleNamespace(items=[], scores=[], seconds={}, expired=True) for _ in requests]
+
+    async def scenario(scheduler: Scheduler) -> None:
+        with pytest.raises(DeadlineError):
+            await scheduler.rank(request(bundle), 20)
+
+    run(scenario, Hasty())
 
 
 def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: GatedEngine) -> None:

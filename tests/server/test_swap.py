@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from support.bundles import make_bundle, text_vectors
+from support.bundles import item_vectors, make_bundle
 
 from index.bundle import INDEX, Bundle
 from index.catalogue import Item
 from index.update import update_index
 from index.versions import Versions
 from server.app import create_app
-from server.engine.torch_engine import TorchEngine
+from server.engine.contract import Engine
+from server.engine.process import EngineProcess
+from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.settings import Settings
 
 KEY = "a schlüssel for tests"
@@ -34,7 +36,7 @@ EVERYTHING = {
 def path(tmp_path: Path) -> Path:
     """A bundle that serves v1, with v2 beside it: three items more, one removed."""
     path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
-    update_index(Bundle.open(path), NEW, ["item-5"], text_vectors)
+    update_index(Bundle.open(path), NEW, ["item-5"], item_vectors)
     Versions(path / INDEX).point_to("v1")
     return path
 
@@ -147,3 +149,100 @@ def test_twenty_swaps_under_load(client: TestClient, path: Path) -> None:
 def test_a_thousand_swaps_under_load(client: TestClient, path: Path) -> None:
     seen = swap_under_load(client, path, 1000)
     assert min(seen["v1"], seen["v2"]) > 100
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
+    """The path that is served: a link to bundle `a` of 60 items, with `b` of 40 beside it."""
+    for name, items in (("a", 60), ("b", 40)):
+        make_bundle(tmp_path / name, items=items)
+    link = tmp_path / "served"
+    link.symlink_to("a")
+    return link
+
+
+def turn(link: Path, name: str) -> None:
+    draft = link.with_name("draft")
+    draft.symlink_to(name)
+    draft.replace(link)
+
+
+@pytest.fixture
+def bundle_client(link: Path) -> Iterator[TestClient]:
+    def reopen() -> tuple[Bundle, Engine]:
+        bundle = Bundle.open(link.resolve())
+        return bundle, TorchEngine.open(bundle)
+
+    settings = Settings(admin_key=KEY, queue_limit=1000)
+    with TestClient(create_app(*reopen(), settings, reopen)) as client:
+        yield client
+
+
+def swap_bundle(client: TestClient, link: Path, name: str) -> None:
+    turn(link, name)
+    answer = client.post("/admin/bundle/refresh", headers=ADMIN).json()
+    assert answer["bundle_id"] == BUNDLE_IDS[name]
+    assert answer["items"] == len(ITEMS_OF[BUNDLE_IDS[name]])
+
+
+BUNDLE_IDS = {"a": "tiny-llama-60", "b": "tiny-llama-40"}
+ITEMS_OF = {f"tiny-llama-{n}": {f"item-{k}" for k in range(n)} for n in (60, 40)}
+
+
+def test_another_bundle_is_served_and_rolled_back_under_load(bundle_client: TestClient, link: Path) -> None:
+    seen: Counter[str] = Counter()
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            response = bundle_client.post(
+                "/recommend", json={"limit": 100, "history": [{"item_id": "item-1"}]}
+            )
+            answer = response.json()
+            if response.status_code != 200:
+                wrong.append(response.text)
+            elif {item["item_id"] for item in answer["items"]} != ITEMS_OF[answer["bundle_id"]]:
+                wrong.append(answer["bundle_id"])
+            seen[answer.get("bundle_id")] += 1
+
+    workers = [threading.Thread(target=load) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for name in ("b", "a", "b"):
+        swap_bundle(bundle_client, link, name)
+    done.set()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+    assert set(seen) == set(BUNDLE_IDS.values())
+    assert 'bundle_id="tiny-llama-40"' in bundle_client.get("/metrics").text
+
+
+def test_a_damaged_bundle_is_refused_and_the_old_one_goes_on(bundle_client: TestClient, link: Path) -> None:
+    weights = link.with_name("b") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    turn(link, "b")
+    response = bundle_client.post("/admin/bundle/refresh", headers=ADMIN)
+    assert response.status_code == 409
+    assert response.json()["type"] == "urn:gems:problem:bundle_refused"
+    assert bundle_client.get("/info").json()["bundle_id"] == BUNDLE_IDS["a"]
+    assert bundle_client.post("/recommend", json={}).status_code == 200
+
+
+def test_index_and_bundle_are_swapped_in_the_engine_process(path: Path) -> None:
+    """As `python -m server` does it: the engine lives elsewhere."""
+
+    def reopen() -> tuple[Bundle, Engine]:
+        bundle = Bundle.open(path)
+        return bundle, EngineProcess(bundle, options=EngineOptions(threads=1))
+
+    with TestClient(create_app(*reopen(), Settings(admin_key=KEY), reopen)) as client:
+        body: dict[str, object] = {"limit": 100}
+        assert ask(client, body) == ("v1", EVERYTHING["v1"])
+        swap(client, path, "v2")
+        assert ask(client, body) == ("v2", EVERYTHING["v2"])
+        assert client.post("/admin/bundle/refresh", headers=ADMIN).status_code == 200
+        assert ask(client, body) == ("v2", EVERYTHING["v2"])
+        swap(client, path, "v1")
+        assert ask(client, body) == ("v1", EVERYTHING["v1"])

@@ -70,6 +70,10 @@ def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def item_vectors(items: Sequence[Item]) -> NDArray[np.float32]:
+    return text_vectors([item.text() for item in items])
+
+
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the texts: every text has tokens, none is unknown."""
     tokenizer = Tokenizer(models.BPE())
@@ -156,5 +160,13 @@ def make_bundle(
         training={"method": "none"},
     )
     model = make_model(vocabulary.size, arch, positions=max_tokens, hidden=hidden, seed=seed)
-    publish(path, model=model, tokenizer=tokenizer, catalogue=catalogue, identifiers=identifiers, info=info)
+    publish(
+        path,
+        model=model,
+        tokenizer=tokenizer,
+        catalogue=catalogue,
+        identifiers=identifiers,
+        info=info,
+        popularity=np.arange(items) * 7 % 23,
+    )
     return path

@@ -20,7 +20,7 @@ from index.bundle import Bundle
 from index.catalogue import Item
 from index.manifest import BundleError
 from index.update import update_index
-from support.bundles import make_bundle, text_vectors
+from support.bundles import item_vectors, make_bundle
 
 NEW = [
     Item("new-1", "Silent River Returns", "A story of the river.", ("Drama",), {"year": 2020}),
@@ -36,7 +36,7 @@ def state(path: Path) -> tuple[str, dict[str, str], set[str]]:
 
 
 def update(path: Path) -> str:
-    return update_index(Bundle.open(path), NEW, ["item-9"], text_vectors).version
+    return update_index(Bundle.open(path), NEW, ["item-9"], item_vectors).version
 
 
 def killed_at(call: int, work: Callable[[], object]) -> bool:
@@ -98,7 +98,7 @@ def update_killed(path: Path) -> None:
     for call in range(1, 1000):
         fresh = Path(shutil.copytree(path, path.parent / "fresh"))
         bundle = Bundle.open(fresh)
-        killed = killed_at(call, lambda b=bundle: update_index(b, NEW, ["item-9"], text_vectors))  # type: ignore[misc]
+        killed = killed_at(call, lambda b=bundle: update_index(b, NEW, ["item-9"], item_vectors))  # type: ignore[misc]
         seen.append(state(fresh))
         assert seen[-1] in (old, new)
         assert update(fresh) in ("v2", "v3")  # and the next update goes through

@@ -13,7 +13,7 @@ from index.catalogue import Catalogue, Item
 from index.history import Event, Task
 from server.engine.contract import Ranking
 from training.data.splits import Case
-from training.evaluation.bootstrap import mean_interval
+from training.evaluation.bootstrap import RESAMPLES, mean_interval, mean_intervals
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.metrics import CUTOFFS, NAMES, per_case
@@ -112,3 +112,13 @@ def test_ranks_and_matches_of_rankings() -> None:
     cases = [case(1, "blue"), case(3, "hats")]
     assert target_ranks(rankings, cases).tolist() == [2, 0]
     assert query_match_share(CATALOGUE, cases, rankings) == pytest.approx(1 / 3)
+
+
+def test_intervals_of_columns_are_those_of_each_alone() -> None:
+    values = np.random.default_rng(2).random((70, 3))
+    together = mean_intervals(values, seed=4)
+    rng = np.random.default_rng(4)
+    means = np.array([values[rng.integers(0, 70, 70)].mean(0) for _ in range(RESAMPLES)])
+    assert np.allclose(np.array(together).T, np.quantile(means, [0.025, 0.975], axis=0))
+    for column, interval in zip(values.T, together, strict=True):
+        assert interval == pytest.approx(mean_interval(column, seed=4))

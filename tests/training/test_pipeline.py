@@ -26,6 +26,9 @@ from training.backbones import BackboneError
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
+from training.data.splits import leave_one_out
+from training.evaluation.case_ranks import CaseRanks
+from training.evaluation.compare import compare
 from training.evaluation.evaluate import EvaluationError, evaluate
 from training.pipeline import train
 from training.run_folder import RunError
@@ -77,8 +80,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "bundle" / "model.safetensors")
 
 
-def test_training_learns_both_tasks(run: Path, data: Path) -> None:
-    result = evaluate(run / "bundle", data, beam_width=30)
+def test_training_learns_both_tasks(run: Path, data: Path, tmp_path: Path) -> None:
+    result = evaluate(run / "bundle", data, beam_width=30, ranks_file=tmp_path / "ranks.npz", system="ours")
     assert result["recommendation"]["hit@5"] > 2 * result["floors"]["popularity"]["recommendation"]["hit@5"]
     assert result["search"]["hit@5"] > 0.8
     assert result["search"]["hit@10"] > 2 * result["floors"]["popularity"]["search"]["hit@10"]
@@ -86,6 +89,9 @@ def test_training_learns_both_tasks(run: Path, data: Path) -> None:
     low, high = result["intervals"]["search"]["hit@5"]
     assert low <= result["search"]["hit@5"] <= high
     assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
+    compared = compare([CaseRanks.load(tmp_path / "ranks.npz")])  # what it left says the same
+    for task in ("search", "recommendation"):
+        assert compared[task]["all users"]["systems"]["ours"]["hit@5"] == result[task]["hit@5"]
 
 
 def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:
@@ -98,7 +104,7 @@ def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> 
     assert sum(ranking.items == [row] for row, ranking in enumerate(rankings)) >= 24  # of 30
 
 
-def test_the_run_folder_tells_all(run: Path) -> None:
+def test_the_run_folder_tells_all(run: Path, data: Path) -> None:
     assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "learning_rate" in line]
@@ -106,8 +112,16 @@ def test_the_run_folder_tells_all(run: Path) -> None:
     losses = [line["recommendation.loss"] for line in lines if "recommendation.loss" in line]
     assert losses[-1] < losses[0] / 2
     assert any("validation" in line for line in lines)
-    info = Bundle.open(run / "bundle").info
+    bundle = Bundle.open(run / "bundle")
+    info = bundle.info
     assert info.training["method"] == "gems"
+    assert 0 < info.training["conflict"] < 2
+    counts = bundle.popularity()
+    assert counts is not None
+    assert (len(counts), int(counts.sum())) == (
+        len(bundle.index.catalogue),
+        sum(map(len, leave_one_out(DataSet.load(data)).train)),
+    )
     assert info.data["name"] == "walks"
     assert not (run / "bundle" / "generation_config.json").exists()
 

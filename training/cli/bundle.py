@@ -20,6 +20,7 @@ def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a publ
     # slow imports, not for --help
     from index.bundle import INDEX, Bundle
     from index.manifest import verify
+    from index.sizes import bundle_sizes
     from index.versions import Versions
 
     quiet_libraries()
@@ -30,12 +31,13 @@ def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a publ
     trie = opened.index.trie
     items = len(opened.index.catalogue)
     table = Table("part", "MB", "bytes an item")
-    for part, size in (
-        *_sizes(bundle),
-        ("of it: tree", trie.node_bytes),
-        ("of it: items of the leaves", trie.item_bytes),
-    ):
+    sizes = bundle_sizes(bundle)
+    for part, size in sizes.items():
         table.add_row(part, f"{size / 1e6:.2f}", f"{size / items:.1f}")
+        if part == "trie":
+            for inner, its in (("tree", trie.node_bytes), ("items of the leaves", trie.item_bytes)):
+                table.add_row(f"  {inner}", f"{its / 1e6:.2f}", f"{its / items:.1f}")
+    table.add_row("together", f"{sum(sizes.values()) / 1e6:.2f}", f"{sum(sizes.values()) / items:.1f}")
     console = Console()
     console.print(
         f"{bundle} is whole: {opened.info.bundle_id}, index {opened.index.version} of {', '.join(versions.names())}, "
@@ -44,20 +46,3 @@ def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a publ
         soft_wrap=True,
     )
     console.print(table)
-
-
-def _sizes(bundle: Path) -> list[tuple[str, int]]:
-    """Bytes of each part: files of the bundle by kind, and of each part of the current index."""
-    from index.bundle import INDEX
-    from index.versions import Versions
-
-    current = Versions(bundle / INDEX).current()
-    parts = {
-        "weights": bundle.glob("*.safetensors"),
-        "tokenizer and settings": bundle.glob("*.json"),
-        "codebooks": bundle.glob("codebooks/*"),
-        "catalogue": current.glob("catalogue/*"),
-        "filters": current.glob("filters/*"),
-        "trie": current.glob("trie/*"),
-    }
-    return [(name, sum(file.stat().st_size for file in files)) for name, files in parts.items()]

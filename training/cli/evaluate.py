@@ -15,6 +15,10 @@ def evaluate_command(
     bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")],
     data: Annotated[Path, typer.Option(help="folder of the data set it was trained on")],
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    ranks: Annotated[
+        Path | None, typer.Option(help="write the rank of every case to this .npz file, for 'gems compare'")
+    ] = None,
+    system: Annotated[str, typer.Option(help="with --ranks: name of the model in comparisons")] = "model",
     split: Annotated[str, typer.Option(help="'test' or 'validation'")] = "test",
     cases: Annotated[int | None, typer.Option(help="at most this many cases, drawn by --seed")] = None,
     beam_width: Annotated[int, typer.Option(help="hypotheses kept per level")] = 50,
@@ -41,6 +45,8 @@ def evaluate_command(
         seed=seed,
         threads=threads,
         console=console,
+        ranks_file=ranks,
+        system=system,
     )
     print_evaluation(result, console)
     if json_file:

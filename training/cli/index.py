@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,32 +27,34 @@ def update_command(
         Path | None, typer.Option(help="new and changed items, .jsonl or .parquet, as for `gems data import`")
     ] = None,
     remove: Annotated[Path | None, typer.Option(help="text file, one item_id a line")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="vectors of the items in --items, where the bundle's came from a file")
+    ] = None,
+    item_encoder: Annotated[
+        str | None, typer.Option(help="where the bundle's encoder is now, if it is not where it was")
+    ] = None,
     keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
 ) -> None:
     """Add, change and remove items, as a new version of the bundle's index. A server takes it up by
     `POST /admin/index/refresh`, or when it starts."""
     # slow imports, not for --help
     from index.bundle import Bundle
-    from index.embeddings import TextEncoder
     from index.update import update_index
-    from training import assets
     from training.data.importer import read_items
+    from training.item_vectors import new_item_vectors
 
     quiet_libraries()
     if items is None and remove is None:
         raise UserError("nothing to do: give --items, --remove or both")
+    if vectors is not None and items is None:
+        raise UserError("--vectors are those of the items in --items, which is missing")
     given = read_items(items) if items is not None else []
     gone = _read_ids(remove) if remove is not None else []
     opened = Bundle.open(bundle)
     console = Console()
+    embed = new_item_vectors(opened.info, given, vectors, item_encoder)
     with console.status("updating the index"):
-        done = update_index(
-            opened,
-            given,
-            gone,
-            lambda texts: TextEncoder(assets.fetch(opened.info.item_encoder)).encode(texts),
-            keep=keep,
-        )
+        done = update_index(opened, given, gone, embed, keep=keep)
     console.print(
         f"{bundle} is at {done.version}: {done.added} items added, {done.changed} changed, {done.removed} removed",
         highlight=False,
@@ -96,6 +100,7 @@ def rollback_command(
 def describe_command(
     bundle: BundlePath,
     examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:
     """Use of the codes, collisions, how much alike the items of one prefix are, and examples."""
     from index.bundle import Bundle
@@ -126,6 +131,8 @@ def describe_command(
         console.print(table)
     for titles in found.examples:
         console.print(Text(" | ".join(titles)), soft_wrap=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _read_ids(path: Path) -> list[str]:

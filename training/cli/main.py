@@ -8,11 +8,14 @@ import typer
 
 from gems.errors import GemsError
 from index.catalogue import CatalogueError
+from index.embeddings import EmbeddingError
 from index.identifiers import IdentifierError
 from index.manifest import BundleError
 from server.engine.contract import EngineError
 from training.cli.assets import assets_app
+from training.cli.baseline import baseline_app
 from training.cli.bundle import bundle_app
+from training.cli.compare import compare_command
 from training.cli.data import data_app
 from training.cli.demo import demo_command
 from training.cli.evaluate import evaluate_command
@@ -33,8 +36,10 @@ app.add_typer(assets_app, name="assets")
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(index_app, name="index")
+app.add_typer(baseline_app, name="baseline")
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.command("preservation")(preservation_command)
 app.command("report")(report_command)
 app.command("sweep")(sweep_command)
@@ -43,7 +48,7 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
     serve_command
 )
 
-MENDABLE = (UserError, BundleError, CatalogueError, IdentifierError, EngineError, GemsError)
+MENDABLE = (UserError, BundleError, CatalogueError, EmbeddingError, IdentifierError, EngineError, GemsError)
 
 
 def main() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import types
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from training.cli.flags import add_flags
 from training.cli.quiet import quiet_libraries
 from training.config import TrainConfig
 
@@ -37,30 +36,4 @@ def train_command(
         console.print(f"bundle: {bundle}")
 
 
-def _flag(name: str) -> inspect.Parameter:
-    field = TrainConfig.model_fields[name]
-    kind: Any = field.annotation
-    if isinstance(kind, types.UnionType):  # `int | None`
-        kind = next(arm for arm in get_args(kind) if arm is not type(None))
-    if get_origin(kind) is tuple:
-        kind = str
-    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    shown = False if default is None else str(default)
-    option = typer.Option(help=field.description, show_default=shown)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
-def _add_flags() -> None:
-    """Replace `**flags` in the signature that typer reads by one parameter per setting."""
-    fixed = [
-        p for p in inspect.signature(train_command, eval_str=True).parameters.values() if p.name != "flags"
-    ]
-    fixed = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixed]
-    signature = inspect.Signature([*fixed, *map(_flag, TrainConfig.model_fields)])
-    train_command.__signature__ = signature  # type: ignore[attr-defined]
-    train_command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-
-
-_add_flags()
+add_flags(train_command, TrainConfig)

@@ -109,7 +109,7 @@ class DataSet:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _frame(self) -> pl.DataFrame:
-        ids = [item.item_id for item in self.catalogue]
+        ids = self.catalogue.item_ids
         events = [event for user in self.users for event in user.events]
         stamps = [stamp for user in self.users for stamp in user.timestamps]
         whole = all(isinstance(stamp, int) for stamp in stamps)

@@ -134,7 +134,7 @@ def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
         raise DataError(f"{path}: column 'timestamp' must hold numbers, it holds {frame['timestamp'].dtype}")
     if frame.is_empty():
         raise DataError(f"{path} holds no interaction")
-    ids = pl.Series("item_id", [item.item_id for item in catalogue])
+    ids = pl.Series("item_id", catalogue.item_ids)
     blank = pl.col("query").fill_null("").str.strip_chars() == ""
     checks = {
         "'user_id' is empty": pl.col("user_id").fill_null("") == "",

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -18,12 +16,13 @@ from index.bundle import Bundle
 from index.history import Task
 from server.engine.torch_engine import TorchEngine
 from training.data.dataset import DataSet
-from training.data.splits import Case, leave_one_out
-from training.evaluation.bootstrap import mean_interval
-from training.evaluation.floors import floor_ranks, floor_scores, popularity
+from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
+from training.evaluation.case_ranks import CaseRanks, TaskRanks
+from training.evaluation.figures import add_task, empty_result
+from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
-from training.evaluation.metrics import NAMES, per_case
 from training.evaluation.ranking import EvaluationError, cases_of, draw_cases, rank_cases, target_ranks
+from training.run_folder import fingerprint
 
 
 def evaluate(
@@ -37,8 +36,11 @@ def evaluate(
     seed: int = 0,
     threads: int | None = None,
     console: Console | None = None,
+    ranks_file: Path | None = None,
+    system: str = "model",
 ) -> dict[str, Any]:
-    """Rank the whole catalogue for every case, both ways, through the serving engine.
+    """Rank the whole catalogue for every case, both ways, through the serving engine. `ranks_file`: where to leave
+    the rank of every case, under the name `system`, for `gems compare`.
 
     Returns a JSON-ready dictionary:
 
@@ -52,7 +54,7 @@ def evaluate(
     """
     bundle = Bundle.open(bundle_folder)
     dataset = DataSet.load(data_folder)
-    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.index.catalogue]:
+    if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
         raise EvaluationError(
             f"{bundle_folder} and {data_folder} have different catalogues; evaluate a bundle on its data set"
         )
@@ -65,14 +67,12 @@ def evaluate(
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
     engine = TorchEngine.open(bundle)
     counts = popularity(parts.train, len(dataset.catalogue))
-    result: dict[str, Any] = {
-        "floors": {}, "intervals": {}, "differences": {}, "cases": {},
-        "protocol": {
-            "split": split, "ranking": "full catalogue", "beam_width": beam_width,
-            "exclude_history": exclude_history, "bundle": bundle.info.bundle_id,
-        },
-        "data": dict(bundle.info.data),
+    protocol = {
+        "split": split, "users": LEAVE_ONE_OUT, "ranking": "full catalogue", "exclude_history": exclude_history,
     }  # fmt: skip
+    about = protocol | {"beam_width": beam_width, "bundle": bundle.info.bundle_id}
+    result = empty_result(about, dict(bundle.info.data))
+    ranked: dict[Task, TaskRanks] = {}
     with Progress(console=console) as bar:
         for task in Task:
             cases = cases_of(task, chosen)
@@ -83,25 +83,16 @@ def evaluate(
                 engine, bundle.encoder, cases, task, beam_width=beam_width, exclude_history=exclude_history,
                 progress=lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
             )  # fmt: skip
-            model = per_case(target_ranks(rankings, cases))
-            result["cases"][task.value] = len(cases)
-            result[task.value] = _means(model)
-            result["intervals"][task.value] = {name: mean_interval(model[name], seed) for name in NAMES}
+            ranks = target_ranks(rankings, cases)
+            ranked[task] = TaskRanks.of(cases, ranks)
+            add_task(
+                result, task, cases, ranks, dataset.catalogue, counts, exclude_history=exclude_history, seed=seed
+            )  # fmt: skip
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)
-            for name, scores in floor_scores(task, dataset.catalogue, counts).items():
-                floor = per_case(floor_ranks(scores, cases, exclude_history=exclude_history))
-                result["floors"].setdefault(name, {})[task.value] = _means(floor)
-                result["differences"].setdefault(name, {})[task.value] = {
-                    metric: (float((model[metric] - floor[metric]).mean()),
-                             *mean_interval(model[metric] - floor[metric], seed))
-                    for metric in NAMES
-                }  # fmt: skip
+    if ranks_file is not None:
+        CaseRanks(system, 0, fingerprint(dataset), protocol, ranked).save(ranks_file)
     return result
-
-
-def _means(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
-    return {name: float(column.mean()) for name, column in values.items()}
 
 
 def save_evaluation(result: dict[str, Any], path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from index.catalogue import Catalogue
 from index.history import Event, Task
 from training.data.splits import Case
-from training.evaluation.ranking import seen_items
+from training.evaluation.scoring import score_ranks
 from training.text import words
 
 Scores = Callable[[Case], NDArray[np.float64]]
@@ -78,15 +78,10 @@ def floor_ranks(
     scores: Scores, cases: Sequence[Case], limit: int = 50, exclude_history: bool = False
 ) -> NDArray[np.int64]:
     """Rank of each case's target under a floor: int64 [cases], 1-based, 0 below `limit`."""
-    ranks = np.zeros(len(cases), np.int64)
-    for k, case in enumerate(cases):
-        score = scores(case)
-        if exclude_history:
-            score = score.copy()
-            score[seen_items(case)] = -np.inf
-        target = score[case.target]
-        if target == -np.inf:
-            continue
-        rank = 1 + int((score > target).sum()) + int((score[: case.target] == target).sum())
-        ranks[k] = rank if rank <= limit else 0
-    return ranks
+    return score_ranks(
+        lambda some: np.stack([scores(case) for case in some]),
+        cases,
+        limit=limit,
+        exclude_history=exclude_history,
+        batch=64,
+    )

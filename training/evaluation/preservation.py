@@ -62,7 +62,7 @@ def preservation(
     """
     bundle, settings = _open_run(run)
     dataset = DataSet.load(data)
-    if [item.item_id for item in dataset.catalogue] != [item.item_id for item in bundle.index.catalogue]:
+    if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
         raise EvaluationError(
             f"{run} and {data} have different catalogues; compare a run on the data set it was trained on"
         )

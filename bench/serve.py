@@ -1,0 +1,172 @@
+"""`python -m bench.serve --json F`: what HTTP costs over the engine alone, at saturation.
+
+The engine alone ranks one full batch after the other, in this process. Then the same requests go to a server,
+from twice as many clients as a batch holds, each of which asks again when it has its answer. Both take
+turns several times, and the medians are compared: on a shared machine only ratios count. The server needs a
+core beside the engine's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from bench.load import closed_loop, quantile, rate_of, request
+from index.bundle import Bundle, BundleInfo, publish
+from index.catalogue import Catalogue, Item
+from index.history import Event
+from index.identifiers import Identifiers
+from server.engine.contract import RankRequest
+from server.engine.torch_engine import TorchEngine
+from server.launch import engine_options
+from server.settings import Settings
+from training.backbones import load_backbone
+from training.cli.quiet import quiet_libraries
+from training.config import TrainConfig
+from training.extension import extend_backbone
+from training.serving import ServerProcess
+
+ITEMS = 10_000
+CODEBOOKS = (256, 256, 256, 16)
+HISTORY = 20
+LIMIT = 10
+
+
+def build(path: Path, backbone: str, layers: int | None) -> None:
+    """Publish a bundle of random identifiers on a real backbone: as fast as a trained one, and soon made."""
+    rng = np.random.default_rng(0)
+    table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
+    codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
+    identifiers = Identifiers("semantic", codes, CODEBOOKS)
+    loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
+    vectors = rng.normal(size=(ITEMS, 16)).astype(np.float32)
+    catalogue = Catalogue(Item(str(k), f"item {k}") for k in range(ITEMS))
+    titles = [item.title for item in catalogue]
+    vocabulary = extend_backbone(loaded, identifiers, titles, vectors)
+    info = BundleInfo(
+        bundle_id="bench",
+        scheme="semantic",
+        codebook_sizes=CODEBOOKS,
+        first_added_token=vocabulary.first_added,
+        normalisation="level",
+        max_tokens=512,
+        max_events=50,
+        max_query_tokens=32,
+        created="2026-01-01T00:00:00+00:00",
+        code_version="bench",
+    )
+    publish(
+        path,
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        catalogue=catalogue,
+        identifiers=identifiers,
+        info=info,
+    )
+
+
+def histories(count: int, items: int) -> list[list[int]]:
+    """Rows of so many people's items."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, items, HISTORY).tolist() for _ in range(count)]
+
+
+def engine_rate(engine: TorchEngine, requests: list[RankRequest], batch: int, seconds: float) -> float:
+    """Requests a second, in full batches."""
+    source = cycle(requests)
+    engine.rank(list(islice(source, batch)))
+    begin = time.perf_counter()
+    ranked = 0
+    while time.perf_counter() - begin < seconds:
+        ranked += len(engine.rank(list(islice(source, batch))))
+    return ranked / (time.perf_counter() - begin)
+
+
+def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
+    """The figures of one bundle."""
+    os.environ["GEMS_THREADS"] = str(threads)  # for the server
+    torch.set_num_threads(threads)
+    settings = Settings()
+    bundle = Bundle.open(bundle_path)
+    engine = TorchEngine.open(bundle, engine_options(settings))
+    people = histories(512, len(bundle.index.catalogue))
+    prompts = [bundle.encoder.prompt([Event(row) for row in rows]) for rows in people]
+    requests = [
+        RankRequest(prompt.ids, LIMIT, settings.default_beam_width, history=prompt.history)
+        for prompt in prompts
+    ]
+    bodies = [
+        {"history": [{"item_id": bundle.index.catalogue[row].item_id} for row in rows], "limit": LIMIT}
+        for rows in people
+    ]
+    messages = [request("POST", "/v1/recommend", body) for body in bodies]
+    batch = settings.max_batch_size
+    engine_rps, http_rps, answers = [], [], []
+    with ServerProcess(bundle_path) as server:
+        port = int(server.url.rpartition(":")[2])
+        for _ in range(rounds):
+            engine_rps.append(engine_rate(engine, requests, batch, seconds))
+            found = asyncio.run(closed_loop(port, messages, 2 * batch, seconds + 1))
+            refused = [each.status for each in found if each.status != 200]
+            if refused:
+                raise SystemExit(f"{len(refused)} requests were not answered, the first with {refused[0]}")
+            http_rps.append(rate_of(found, 0.5, seconds))
+            answers += found
+    engine_median, http_median = statistics.median(engine_rps), statistics.median(http_rps)
+    return {
+        "engine_rps": engine_median,
+        "http_rps": http_median,
+        "overhead": engine_median / http_median - 1,
+        "p50_ms": 1000 * quantile(answers, 0.5),
+        "p99_ms": 1000 * quantile(answers, 0.99),
+        "rounds": {"engine_rps": engine_rps, "http_rps": http_rps},
+        "clients": 2 * batch,
+        "batch": batch,
+        "beam_width": settings.default_beam_width,
+        "prompt_tokens": len(requests[0].prompt),
+        "items": len(bundle.index.catalogue),
+        "threads": threads,
+    }
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="a published bundle instead of one made for this")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
+    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = 4,
+    rounds: Annotated[int, typer.Option(help="turns of the engine and of the server")] = 3,
+    seconds: Annotated[float, typer.Option(help="of each turn")] = 15,
+    threads: Annotated[int, typer.Option(help="CPU threads of the engine")] = 1,
+) -> None:
+    """Measure requests a second of the engine and of the server around it."""
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        path = bundle or Path(folder) / "bundle"
+        if bundle is None:
+            build(path, backbone, layers)
+        figures = measure(path, rounds, seconds, threads)
+    figures |= {"bundle": str(bundle)} if bundle else {"backbone": backbone, "layers": layers}
+    console = Console()
+    for name in ("engine_rps", "http_rps", "overhead", "p50_ms", "p99_ms"):
+        console.print(f"{name:12}{figures[name]:10.3f}", highlight=False)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,256 @@
+"""The engine in a process of its own, supervised: when it dies or hangs, its batch fails, and a new one is started.
+
+The new process is forked from a template that has imported everything and never computed (a fork cannot use
+the threads of a parent that has), so that a restart costs no more than opening the bundle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from weakref import WeakKeyDictionary
+
+from index.allowed import Allowed, SlotSet
+from index.bundle import Bundle
+from index.item_index import ItemIndex
+from index.trie import Trie
+from server.engine import worker
+from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.template import CONTEXT
+from server.engine.torch_engine import DEFAULTS, EngineOptions
+from server.engine.wire import (
+    Command,
+    Failure,
+    Open,
+    Rank,
+    Rankings,
+    Reply,
+    WireRequest,
+    decode_reply,
+    encode,
+)
+
+logger = logging.getLogger("server.engine.process")
+
+START_SECONDS = 600.0  # for a worker to open its bundle
+LONGEST_PAUSE = 10.0  # seconds between two attempts to start
+STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when it dies
+
+
+class EngineLostError(EngineError):
+    """The engine's process died or hung while it had this batch, or is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: ForkServerProcess
+    connection: Connection
+    started: float  # monotonic
+
+
+class EngineProcess:
+    """An `Engine` whose work is done elsewhere. `start` it before use; any thread may use it.
+
+    stall_seconds: a batch that takes longer counts as hung.
+    on_restart: called, on a thread of this object's own, whenever a new process replaces a lost one.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        options: EngineOptions = DEFAULTS,
+        log_level: str = "info",
+        stall_seconds: float = 60.0,
+    ) -> None:
+        self.on_restart: Callable[[], None] = lambda: None
+        self._path = bundle.path.resolve()
+        self._options = (options, log_level)
+        self._stall_seconds = stall_seconds
+        self._versions: WeakKeyDictionary[Trie, tuple[str, SlotSet | None]] = WeakKeyDictionary()
+        self._know(bundle.index)
+        self._warm_up: Sequence[RankRequest] = ()
+        self._exchanging = threading.Lock()
+        self._changing = threading.Lock()  # of `_child`, together with `_running`
+        self._child: _Child | None = None
+        self._running = threading.Event()
+        self._down_since = time.monotonic()
+        self._closing = threading.Event()
+
+    @property
+    def everything(self) -> Allowed:
+        """Every item of the index version taken up last, but for removed ones."""
+        return self._everything
+
+    @property
+    def running(self) -> bool:
+        """Whether a batch would be ranked now."""
+        return self._running.is_set()
+
+    @property
+    def down_seconds(self) -> float:
+        """For how long it has not been running."""
+        return 0.0 if self.running else time.monotonic() - self._down_since
+
+    @property
+    def pid(self) -> int | None:
+        child = self._child
+        return child.process.pid if child is not None else None
+
+    def start(self, warm_up: Sequence[RankRequest] = ()) -> None:
+        """Start the process and rank `warm_up`, here and after every restart. Raises `EngineError`."""
+        self._warm_up = warm_up
+        self._install(self._spawn())
+        atexit.register(self.close)  # before multiprocessing's own exit, which would wait for the process
+        logger.info("the engine is there", extra={"pid": self.pid})
+        threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True).start()
+
+    def wait_running(self, timeout: float) -> bool:
+        return self._running.wait(timeout)
+
+    def close(self) -> None:
+        """End the process. What it has in hand fails with `EngineLostError`."""
+        self._closing.set()
+        atexit.unregister(self.close)
+        with self._changing:
+            self._running.clear()
+            if self._child is not None:
+                self._child.process.kill()
+                self._child.process.join()
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        """See `Engine.rank`. Raises `EngineLostError` for a batch that was lost, `EngineError` for one that failed."""
+        reply = self._ask(self._command(requests))
+        if not isinstance(reply, Rankings):
+            raise EngineError("the engine's process gave no rankings")
+        return reply.rankings
+
+    def prepare(self, index: ItemIndex) -> None:
+        """Take up a version of the bundle's index: requests may name it from now on. Raises `EngineError`."""
+        self._ask(Open(version=index.version))
+        self._know(index)
+
+    def _know(self, index: ItemIndex) -> None:
+        self._version = index.version
+        self._everything = Allowed.of(index.trie, index.living)
+        self._versions[index.trie] = (index.version, index.living)
+
+    def _command(self, requests: Sequence[RankRequest]) -> Rank:
+        wired = []
+        for request in requests:
+            allowed = request.allowed or self.everything
+            try:
+                version, living = self._versions[allowed.trie]
+            except KeyError:
+                raise EngineError(
+                    "the request is of an index version that the engine did not take up"
+                ) from None
+            wired.append(WireRequest.of(request, allowed, version, living))
+        return Rank(requests=wired)
+
+    def _ask(self, command: Command) -> Reply:
+        message = encode(command)
+        with self._exchanging:
+            child = self._child
+            if not self.running or child is None:
+                raise EngineLostError("the engine is being restarted")
+            try:
+                return _exchange(child.connection, message, self._stall_seconds)
+            except TimeoutError as error:
+                self._lose(child)
+                raise EngineLostError(
+                    f"the engine did not answer within {self._stall_seconds:g} s"
+                ) from error
+            except (EOFError, OSError) as error:
+                self._lose(child)
+                raise EngineLostError("the engine's process ended while it had this batch") from error
+
+    def _lose(self, child: _Child) -> None:
+        """Nothing more is sent to this one; the supervisor, who waits for its end, starts the next."""
+        with self._changing:
+            if self._child is child and self._running.is_set():
+                self._running.clear()
+                self._down_since = time.monotonic()
+        child.process.kill()
+
+    def _install(self, child: _Child) -> None:
+        with self._changing:
+            self._child = child
+            if self._closing.is_set():
+                child.process.kill()
+            else:
+                self._running.set()
+
+    def _supervise(self) -> None:
+        pause = 0.0
+        while True:
+            child = self._child
+            assert child is not None  # `start` has installed the first
+            wait([child.process.sentinel])
+            self._lose(child)
+            child.process.join()
+            if self._closing.is_set():
+                return
+            logger.error(
+                "the engine's process ended; starting another", extra={"code": child.process.exitcode}
+            )
+            if time.monotonic() - child.started > STABLE_SECONDS:
+                pause = 0.0
+            while True:
+                if self._closing.wait(pause):
+                    return
+                pause = min(2 * pause or 0.25, LONGEST_PAUSE)
+                try:
+                    fresh = self._spawn()
+                    break
+                except (
+                    Exception
+                ) as error:  # whatever it is, without an engine there is nothing but to try again
+                    logger.error("the engine does not start", extra={"reason": str(error)[:500]})
+            self.on_restart()
+            self._install(fresh)
+            logger.info("the engine is back", extra={"pid": fresh.process.pid})
+
+    def _spawn(self) -> _Child:
+        """A process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
+        connection, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(
+            target=worker.run,
+            args=(theirs, self._path, self._version, *self._options),
+            name="gems-engine",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        try:
+            _receive(connection, START_SECONDS)
+            if self._warm_up:
+                _exchange(connection, encode(self._command(self._warm_up)), START_SECONDS)
+        except (EOFError, OSError) as error:  # a timeout is an OSError
+            process.kill()
+            raise EngineError("the engine's process ended, or took too long, before it was ready") from error
+        except EngineError:
+            process.kill()
+            raise
+        return _Child(process, connection, time.monotonic())
+
+
+def _exchange(connection: Connection, message: bytes, timeout: float) -> Reply:
+    connection.send_bytes(message)
+    return _receive(connection, timeout)
+
+
+def _receive(connection: Connection, timeout: float) -> Reply:
+    """Raises `EngineError` for a `Failure`, `EOFError` or `OSError` if the process is gone, `TimeoutError`."""
+    if not connection.poll(timeout):
+        raise TimeoutError
+    reply = decode_reply(connection.recv_bytes())
+    if isinstance(reply, Failure):
+        raise EngineError(reply.reason)
+    return reply

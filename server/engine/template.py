@@ -1,0 +1,14 @@
+"""The process that engine processes are forked from. It has imported everything and computes nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing import forkserver
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["server.engine.worker"])
+
+
+def begin() -> None:
+    """Start it now, so that its imports take place beside the caller's own. It ends with the caller."""
+    forkserver.ensure_running()

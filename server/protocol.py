@@ -1,0 +1,58 @@
+"""HTTP/1.1 with deadlines: who sends nothing, or too slowly, is cut off. uvicorn by itself waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+GRACE_SECONDS = 1.0  # for the application to answer 408 before the connection is cut
+
+
+class TimedProtocol(H11Protocol):
+    """idle_seconds: from the connection, or the end of an answer, until the whole head of the next request has
+    come. body_seconds: from there until its body has come. The time does not start again with each byte."""
+
+    def __init__(self, *args: Any, idle_seconds: float, body_seconds: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle_seconds = idle_seconds
+        self._body_seconds = body_seconds + GRACE_SECONDS
+        self._phase = ""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._phase = ""  # the next request gets all of its time
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._enter("closed", None)
+
+    def _watch(self) -> None:
+        """Start the clock of what the connection waits for now, unless it runs already."""
+        if self.transport.is_closing():
+            self._enter("closing", self._idle_seconds)  # for a client that does not read the rest
+        elif self.cycle is None or self.cycle.response_complete:
+            self._enter("head", self._idle_seconds)
+        elif self.cycle.more_body:
+            self._enter("body", self._body_seconds)
+        else:
+            self._enter("answer", None)  # the application has deadlines of its own
+
+    def _enter(self, phase: str, seconds: float | None) -> None:
+        if phase == self._phase:
+            return
+        self._phase = phase
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.transport.abort) if seconds is not None else None

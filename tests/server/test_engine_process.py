@@ -1,0 +1,172 @@
+"""The engine in its own process: the same rankings, and what happens when it dies, hangs or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.bundles import item_vectors, make_bundle
+from support.servers import wait_until
+
+from index.allowed import Allowed, SlotSet
+from index.bundle import INDEX, Bundle
+from index.catalogue import Item
+from index.update import update_index
+from index.versions import Versions
+from server.engine.contract import EngineError, RankRequest
+from server.engine.process import EngineLostError, EngineProcess
+from server.engine.torch_engine import EngineOptions, TorchEngine
+from server.engine.wire import Chosen
+from server.errors import EngineUnavailableError
+from server.metrics import Metrics
+from server.scheduler import Scheduler
+
+
+@pytest.fixture(scope="module")
+def process(bundle: Bundle) -> Iterator[EngineProcess]:
+    started = EngineProcess(bundle, options=EngineOptions(threads=1))
+    started.start([RankRequest(bundle.encoder.prompt([]).ids, 5, 10)])
+    yield started
+    started.close()
+
+
+def request(bundle: Bundle, limit: int = 5, allowed: Allowed | None = None) -> RankRequest:
+    return RankRequest(bundle.encoder.prompt([], f"query {limit}").ids, limit, 10, allowed)
+
+
+def freeze(process: EngineProcess) -> int:
+    """Stop the process without ending it: whatever it is given now, it has in hand until it is killed."""
+    assert process.wait_running(20)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    return process.pid
+
+
+def test_rankings_are_those_of_the_engine(
+    bundle: Bundle, engine: TorchEngine, process: EngineProcess
+) -> None:
+    trie = bundle.index.trie
+    half = SlotSet.of_members(np.arange(0, 60, 2), trie.items)
+    few = SlotSet.of_members(np.array([3, 41]), trie.items)
+    requests = [
+        request(bundle, 7),
+        request(bundle, 9, Allowed.of(trie)),
+        request(bundle, 30, Allowed.of(trie, half, range(20))),
+        request(bundle, 5, Allowed.of(trie, few)),
+        request(bundle, 60, Allowed.of(trie, None, [1, 2, 3])),
+    ]
+    for theirs, ours in zip(process.rank(requests), engine.rank(requests), strict=True):
+        assert theirs.items == ours.items
+        assert theirs.scores == pytest.approx(ours.scores, abs=1e-5)
+        assert theirs.seconds.keys() == ours.seconds.keys()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_chosen_slots_arrive_as_they_were(member: list[bool]) -> None:
+    chosen = SlotSet.of(np.array(member))
+    again = Chosen.model_validate_json(Chosen.of(chosen).model_dump_json()).slot_set(len(member))
+    assert np.array_equal(again.members, chosen.members)
+    assert np.array_equal(again.bits.words, chosen.bits.words)
+
+
+def test_a_failure_of_the_engine_concerns_its_batch_alone(bundle: Bundle, process: EngineProcess) -> None:
+    pid = process.pid
+    with pytest.raises(EngineError, match="leaves no room"):
+        process.rank([RankRequest([1] * 1000, 5, 10)])
+    assert process.rank([request(bundle)])[0].items
+    assert process.pid == pid
+
+
+def test_a_lost_process_is_replaced(bundle: Bundle, process: EngineProcess) -> None:
+    expected = process.rank([request(bundle)])[0]
+    pid = freeze(process)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: process.pid != pid and process.running)
+    assert process.rank([request(bundle)])[0].items == expected.items
+
+
+def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:
+    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=2.0)
+    process.start()
+    try:
+        freeze(process)
+        with pytest.raises(EngineLostError, match="2 s"):
+            process.rank([request(bundle)])
+        assert process.wait_running(20)
+        assert process.rank([request(bundle)])[0].items
+    finally:
+        process.close()
+    with pytest.raises(EngineLostError):
+        process.rank([request(bundle)])
+
+
+def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:
+    metrics = Metrics()
+    fresh = EngineProcess(bundle, options=EngineOptions(threads=1))
+    fresh.on_restart = metrics.engine_restarts.inc
+
+    async def main() -> list[Any]:
+        scheduler = Scheduler(fresh, metrics, max_batch_size=2, window=0.0, queue_limit=10)
+        await scheduler.start([request(bundle)])
+        try:
+            pid = freeze(fresh)
+            tasks = [asyncio.create_task(scheduler.rank(request(bundle, k), 30)) for k in range(1, 7)]
+            while scheduler.depth != 4:  # two are in the engine's hands
+                await asyncio.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            while scheduler.running:
+                await asyncio.sleep(0.001)
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await scheduler.stop(5)
+
+    lost, answered = (results := asyncio.run(main()))[:2], results[2:]
+    assert [type(each) for each in lost] == [EngineUnavailableError] * 2
+    assert [len(each.ranking.items) for each in answered] == [3, 4, 5, 6]
+    assert metrics.engine_restarts._value.get() == 1
+
+
+def test_index_versions_are_taken_up_and_survive_a_restart(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
+    old = Bundle.open(path)
+    process = EngineProcess(old, options=EngineOptions(threads=1))
+    process.start([request(old)])
+    try:
+        update_index(old, [Item("new", "Silent Ocean")], ["item-5"], item_vectors)
+        new = old.refreshed()
+        of_new = request(new, 100, Allowed.of(new.index.trie, new.index.living))
+        with pytest.raises(EngineError, match="did not take up"):
+            process.rank([of_new])
+        process.prepare(new.index)
+        of_old = request(old, 100, Allowed.of(old.index.trie))
+        for _ in range(2):
+            both = process.rank([of_old, of_new, request(new, 100)])
+            assert [sorted(each.items) for each in both] == [
+                list(range(60)),
+                *2 * [[row for row in range(61) if row != 5]],
+            ]
+            pid = freeze(process)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: process.pid != pid and process.running)  # noqa: B023
+    finally:
+        process.close()
+
+
+def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    process = EngineProcess(Bundle.open(copy), options=EngineOptions(threads=1))
+    trie = copy / INDEX / Versions(copy / INDEX).current_name() / "trie" / "code_0.npy"
+    trie.write_bytes(trie.read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"code_0\.npy is damaged"):
+        process.start()
+    process.close()

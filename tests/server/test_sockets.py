@@ -1,0 +1,115 @@
+"""Connections that send nothing, or too slowly, are closed while honest requests go on."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from support.servers import Server
+
+HEAD = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+STARTS = {
+    "idle": b"",
+    "half a head": HEAD,
+    "half a body": HEAD + b"Content-Length: 100\r\n\r\n" + b'{"limit":',
+}
+AFTER_AN_ANSWER = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path) -> Iterator[Server]:
+    with Server(tiny_bundle, GEMS_IDLE_SECONDS="1", GEMS_BODY_SECONDS="1.5") as started:
+        yield started
+
+
+def connect(server: Server, start: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(start)
+    return connection
+
+
+def said_until_closed(connection: socket.socket, seconds: float) -> bytes:
+    """What the server said before it closed. Fails if it does not close in time."""
+    end = time.monotonic() + seconds
+    said = b""
+    while True:
+        connection.settimeout(max(0.01, end - time.monotonic()))
+        try:
+            part = connection.recv(65536)
+        except ConnectionResetError:
+            return said
+        if not part:
+            return said
+        said += part
+
+
+def drip(connection: socket.socket) -> None:
+    """A byte now and then, for ten seconds."""
+    for _ in range(200):
+        connection.sendall(b"a")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("start", [*STARTS.values(), AFTER_AN_ANSWER], ids=[*STARTS, "half a head later"])
+def test_a_slow_connection_is_closed(server: Server, start: bytes) -> None:
+    with connect(server, start) as connection:
+        said = said_until_closed(connection, 10)
+    if start == STARTS["half a body"]:
+        assert b" 408 " in said.splitlines()[0]
+        assert b"urn:gems:problem:body_timeout" in said
+        assert len(said) < 2048
+
+
+def test_drips_do_not_keep_a_connection_open(server: Server) -> None:
+    for start in (HEAD, HEAD + b"Content-Length: 100000\r\n\r\n"):
+        with connect(server, start) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+            drip(connection)
+
+
+def test_honest_connections_are_kept(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(5):
+            assert client.post("/recommend", json={}).status_code == 200
+            time.sleep(0.4)  # together longer than any of the limits
+
+
+def besiege(server: Server, each: int, requests: int) -> tuple[list[float], list[float]]:
+    """Latencies of honest requests without and with so many slow connections of each kind, seconds. The slow ones
+    have to be closed within 10 s."""
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+
+        def honest() -> list[float]:
+            seconds = []
+            for _ in range(requests):
+                begin = time.perf_counter()
+                assert client.post("/recommend", json={}).status_code == 200
+                seconds.append(time.perf_counter() - begin)
+            return seconds
+
+        honest()
+        before = honest()
+        begin = time.monotonic()
+        slow = [connect(server, start) for start in STARTS.values() for _ in range(each)]
+        during = honest()
+        for connection in slow:
+            said_until_closed(connection, begin + 10 - time.monotonic())
+            connection.close()
+        return before, during
+
+
+def test_a_siege_of_ninety(server: Server) -> None:
+    besiege(server, each=30, requests=20)
+
+
+@pytest.mark.slow
+def test_a_siege_of_fifteen_hundred(tiny_bundle: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with Server(tiny_bundle) as server:
+        before, during = besiege(server, each=500, requests=300)
+    assert np.quantile(during, 0.99) <= 1.2 * np.quantile(before, 0.99)

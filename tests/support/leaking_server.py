@@ -1,0 +1,22 @@
+"""`python -m server`, but for a leak: every answer stays in memory, and with it some more. A control for the soak."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from server.__main__ import main
+from server.service import Service
+
+KEPT: list[Any] = []
+_answer = Service._answer
+
+
+def leaking(self: Service, *arguments: Any) -> Any:
+    KEPT.append(bytearray(20_000))
+    return _answer(self, *arguments)
+
+
+if __name__ == "__main__":
+    Service._answer = leaking  # type: ignore[method-assign]
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What any claim of the generative model must face: SASRec, neural matrix factorisation, a dense bi-encoder."""

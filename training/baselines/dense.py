@@ -1,0 +1,185 @@
+"""A dense bi-encoder for search: query and item text through one sentence encoder, ranked by cosine.
+
+Tuned first with the other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv
+2004.04906), then with mined ones beside them: items that the encoder itself ranks high for the query and nobody chose
+for it (Xiong et al., *ANCE*, arXiv 2007.00808), mined anew each round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from index.history import Task
+from training import assets
+from training.baselines.baseline import Baseline
+from training.baselines.settings import BaselineError, DenseSettings
+from training.data.dataset import DataSet
+from training.data.splits import Case, Split
+
+ENCODER = "minilm"
+TEXTS = 64  # that share a forward pass
+
+
+class BiEncoder(nn.Module):
+    """One encoder for queries and items: mean of the last hidden states, normalised."""
+
+    def __init__(self, folder: Path, max_tokens: int, frozen_layers: int) -> None:
+        """The token rows and the first `frozen_layers` layers have no gradients."""
+        super().__init__()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.encoder = AutoModel.from_pretrained(folder)
+        self.max_tokens = max_tokens
+        layers = self.encoder.encoder.layer
+        if frozen_layers >= len(layers):
+            raise BaselineError(
+                f"frozen_layers {frozen_layers} leaves none of the {len(layers)} layers to tune"
+            )
+        for part in (self.encoder.embeddings, *layers[:frozen_layers]):
+            part.requires_grad_(False)
+        if self.encoder.pooler is not None:  # not used
+            self.encoder.pooler.requires_grad_(False)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors, float32 [len(texts), d]."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        hidden = self.encoder(**tokens).last_hidden_state  # [B, T, d]
+        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """As `forward`, for any number of texts, without gradients and dropout."""
+        training = self.training
+        self.eval()
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))  # alike lengths share a pass
+        vectors = torch.cat(
+            [self([texts[k] for k in order[s : s + TEXTS]]) for s in range(0, len(order), TEXTS)]
+        )
+        self.train(training)
+        placed = torch.empty_like(vectors)
+        placed[torch.tensor(order)] = vectors
+        return placed
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Logged searches. queries: the distinct ones. query, item: int64 [pairs]. chosen: items chosen for each query."""
+
+    queries: list[str]
+    query: NDArray[np.int64]
+    item: NDArray[np.int64]
+    chosen: list[set[int]]
+
+    @classmethod
+    def of(cls, split: Split) -> Pairs:
+        """Raises `BaselineError` where nobody searched."""
+        logged = [(e.query, e.item) for h in split.train for e in h if e.behaviour is Task.SEARCH and e.query]
+        if not logged:
+            raise BaselineError("no training event is a search, so there is no query to learn from")
+        queries = sorted({query for query, _ in logged})
+        rows = {query: row for row, query in enumerate(queries)}
+        chosen: list[set[int]] = [set() for _ in queries]
+        for query, item in logged:
+            chosen[rows[query]].add(item)
+        return cls(
+            queries, np.array([rows[query] for query, _ in logged]), np.array([i for _, i in logged]), chosen
+        )
+
+
+class EncodedCatalogue:
+    """Vectors of the items and of queries that were asked, by the encoder as it was at the last `refresh`."""
+
+    def __init__(self, model: BiEncoder, texts: Sequence[str]) -> None:
+        self._model, self._texts = model, texts
+        self._items: Tensor | None = None
+        self._queries: dict[str, Tensor] = {}
+
+    def refresh(self) -> None:
+        self._items = self._model.encode(self._texts)
+        self._queries = {}
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Cosine of each query with every item: float32 [queries, N]."""
+        if self._items is None:
+            self.refresh()
+        assert self._items is not None
+        new = sorted(set(queries) - self._queries.keys())
+        if new:
+            self._queries |= dict(zip(new, self._model.encode(new), strict=True))
+        cosines: NDArray[np.float32] = (
+            torch.stack([self._queries[q] for q in queries]) @ self._items.T
+        ).numpy()
+        return cosines
+
+    def hard_negatives(self, pairs: Pairs, most: int) -> list[NDArray[np.int64]]:
+        """For each query the `most` best-ranked items that nobody chose for it, best first."""
+        found = []
+        for row, chosen in zip(self.scores(pairs.queries), pairs.chosen, strict=True):
+            row[list(chosen)] = -np.inf
+            count = min(most, len(row) - len(chosen))
+            found.append(np.argsort(-row, kind="stable")[:count])
+        return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """query: int64 [B]. items: int64 [B] of the logged ones, then those of mined negatives, int64 [B + M]."""
+
+    query: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+
+def contrastive_loss(queries: Tensor, items: Tensor, known: Tensor, temperature: float) -> Tensor:
+    """−log softmax of each pair's cosine / τ among the items of the batch.
+
+    queries: [B, d]. items: [B + M, d], item b the one of query b. known: bool [B, B + M], items that somebody chose for
+    the query: they are no negatives, but for the pair's own they are left out.
+    """
+    logits = queries @ items.T / temperature
+    own = torch.arange(len(queries))
+    others = known.clone()
+    others[own, own] = False
+    return F.cross_entropy(logits.masked_fill(others, -torch.inf), own)
+
+
+def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
+    """`settings.rounds` epochs of `settings.steps` steps; the encoder as it came is validated, too."""
+    pairs = Pairs.of(split)
+    texts = dataset.catalogue.texts()
+    model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)
+    encoded = EncodedCatalogue(model, texts)
+
+    def batches(epoch: int) -> list[Batch]:
+        rng = np.random.default_rng([settings.seed, epoch])
+        size, steps = min(settings.batch_size, len(pairs.query)), settings.steps
+        mined = encoded.hard_negatives(pairs, settings.mined) if epoch > 1 else []
+        drawn = []
+        for _ in range(steps):
+            rows = rng.choice(len(pairs.query), size, replace=False)
+            query, items = pairs.query[rows], pairs.item[rows]
+            hard = [rng.choice(mined[q]) for q in query if len(mined[q])] if mined else []
+            drawn.append(Batch(query, np.concatenate([items, np.array(hard, np.int64)])))
+        return drawn
+
+    def loss_of(batch: Batch) -> Tensor:
+        distinct, back = np.unique(batch.query, return_inverse=True)
+        asked = model([pairs.queries[q] for q in distinct])[torch.from_numpy(back)]
+        known = torch.tensor([[int(i) in pairs.chosen[q] for i in batch.items] for q in batch.query])
+        items = model([texts[i] for i in batch.items])
+        return contrastive_loss(asked, items, known, settings.temperature)
+
+    def score(cases: Sequence[Case]) -> NDArray[np.floating]:
+        return encoded.scores([case.query or "" for case in cases])
+
+    return Baseline(model, settings.rounds, batches, loss_of, score, refresh=encoded.refresh)

@@ -1,0 +1,90 @@
+"""Where the item vectors of SASRec come from: plain IDs, language in three ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from index.alphafuse import AlphaFuseError, FusedVectors, SemanticSpace
+from training.baselines.settings import BaselineError, SASRecSettings
+
+START = 0.02  # standard deviation from which learned vectors start
+
+
+class TableVectors(nn.Module):
+    """One learned vector an item."""
+
+    def __init__(self, start: Tensor) -> None:
+        """start: float32 [N, D]."""
+        super().__init__()
+        self.table = nn.Parameter(start)
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+class AdapterVectors(nn.Module):
+    """W (x_i − μ) + b of frozen language vectors, W learned, as in MoRec (arXiv 2303.13835) and UniSRec
+    (arXiv 2206.05941)."""
+
+    language: Tensor  # float32 [N, d]
+
+    def __init__(self, vectors: NDArray[np.float32], width: int) -> None:
+        super().__init__()
+        self.register_buffer("language", torch.from_numpy(vectors - vectors.mean(0)))
+        self.adapter = nn.Linear(vectors.shape[1], width)
+
+    def forward(self) -> Tensor:
+        adapted: Tensor = self.adapter(self.language)
+        return adapted
+
+
+class ScaledFusedVectors(FusedVectors):
+    """AlphaFuse, with the frozen part in another unit: c f instead of f. Every direction of it still has the same
+    variance, c²; c says how much meaning counts before behaviour is learned."""
+
+    def __init__(self, space: SemanticSpace, vectors: NDArray[np.floating], null: int, scale: float) -> None:
+        super().__init__(space, vectors, null, std=START)
+        self.frozen *= scale
+
+
+def item_vectors(settings: SASRecSettings, count: int, language: NDArray[np.float32] | None) -> nn.Module:
+    """The module whose `forward()` gives float32 [count, hidden]; starts are drawn from torch's generator.
+
+    language: float32 [count, d]; needed by all but 'id'. Raises `BaselineError` where it cannot serve.
+    """
+    if settings.items == "id":
+        return TableVectors(torch.randn(count, settings.hidden) * START)
+    assert language is not None
+    try:
+        if settings.items == "adapter":
+            return AdapterVectors(language, settings.hidden)
+        if settings.items == "language-init":
+            return TableVectors(_leading_components(language, settings.hidden))
+        space, null = semantic_space(settings, language)
+        return ScaledFusedVectors(space, language, null, settings.semantic_scale)
+    except AlphaFuseError as error:
+        raise BaselineError(f"--items {settings.items}: {error}") from error
+
+
+def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> tuple[SemanticSpace, int]:
+    """The split that the settings ask for, and d_n = hidden − d_s."""
+    if settings.threshold is None:
+        null = settings.null or settings.hidden // 2
+        return SemanticSpace.of(language, semantic=settings.hidden - null), null
+    space = SemanticSpace.of(language, threshold=settings.threshold)
+    if space.semantic >= settings.hidden:
+        raise AlphaFuseError(
+            f"a threshold of {settings.threshold} makes a row space of {space.semantic} dimensions, which leaves "
+            f"nothing of --hidden {settings.hidden} to learn; raise either"
+        )
+    return space, settings.hidden - space.semantic
+
+
+def _leading_components(language: NDArray[np.float32], width: int) -> Tensor:
+    """(x − μ)ᵀ U_D, scaled as a whole to the spread from which IDs start: float32 [N, D]."""
+    space = SemanticSpace.of(language, semantic=width)
+    components = (language - space.mean) @ space.row_space
+    return torch.from_numpy(components * (START / components.std())).float()

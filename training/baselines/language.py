@@ -1,0 +1,17 @@
+"""The items' language vectors, which three kinds of SASRec's item vectors and the benchmark start from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from index.catalogue import Catalogue
+from index.embeddings import TextEncoder
+from training import assets
+from training.item_vectors import MINILM, embed_items
+
+
+def language_vectors(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
+    """MiniLM vectors of the items' texts: float32 [N, 384]."""
+    return embed_items(TextEncoder(assets.fetch(MINILM)), catalogue, console)

@@ -1,0 +1,143 @@
+"""The training loop of all baselines: validate, train an epoch, stop when it no longer gets better."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from training.baselines.baseline import Baseline
+from training.baselines.settings import BaselineError, BaselineSettings
+from training.data.splits import Case
+from training.evaluation.metrics import per_case
+from training.evaluation.scoring import score_ranks
+from training.metrics_log import MetricsLog
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where a training stands. score: best validation NDCG@10, reached after `best_epoch` epochs (0: before the
+    first). seconds, cpu_seconds: of training and validation."""
+
+    epoch: int = -1
+    best_epoch: int = 0
+    score: float = -math.inf
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def fit(
+    baseline: Baseline,
+    settings: BaselineSettings,
+    validation: Sequence[Case],
+    out: Path,
+    console: Console,
+) -> Progress:
+    """Train by AdamW and leave the weights of the best validation in the model; `score` is ready then.
+
+    After each epoch, all that an exact continuation needs is in OUT/checkpoint.pt; where there is one, training goes on
+    from it. Raises `BaselineError` when the loss is no longer finite.
+    """
+    model = baseline.model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    progress, best = Progress(), {name: value.clone() for name, value in model.state_dict().items()}
+    if (out / CHECKPOINT).exists():
+        try:
+            state = torch.load(out / CHECKPOINT, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            progress, best = Progress(**state["progress"]), state["best"]
+        except Exception as error:  # torch has many errors for a file that is not whole
+            raise BaselineError(
+                f"{out / CHECKPOINT} cannot be read: {error}; delete it to start that run again"
+            ) from error
+    with MetricsLog(out) as log:
+        while _goes_on(progress, baseline, settings):
+            wall, cpu = time.perf_counter(), time.process_time()
+            progress.epoch += 1
+            loss = None
+            if progress.epoch:
+                torch.manual_seed(settings.seed * 1_000_003 + progress.epoch)
+                parts = baseline.batches(progress.epoch)
+                shown = track(parts, f"epoch {progress.epoch}", console=console, transient=True)
+                loss = _epoch(baseline, optimizer, shown) / len(parts)
+            model.eval()
+            baseline.refresh()
+            score = _validate(baseline, settings, validation)
+            if score > progress.score:
+                progress.score, progress.best_epoch = score, progress.epoch
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+            progress.seconds += time.perf_counter() - wall
+            progress.cpu_seconds += time.process_time() - cpu
+            _save(out / CHECKPOINT, model, optimizer, progress, best)
+            log.write(
+                {"step": progress.epoch, "loss": loss, "validation": {"ndcg@10": score},
+                 "seconds": progress.seconds, "cpu_seconds": progress.cpu_seconds}
+            )  # fmt: skip
+            trained = "" if loss is None else f", loss {loss:.3f}"
+            console.print(f"epoch {progress.epoch}: validation NDCG@10 {score:.4f}{trained}", highlight=False)
+    model.load_state_dict(best)
+    model.eval()
+    baseline.refresh()
+    return progress
+
+
+def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings) -> bool:
+    waited = progress.epoch - progress.best_epoch
+    return progress.epoch < baseline.epochs and waited < settings.patience
+
+
+def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Case]) -> float:
+    """Mean NDCG@10; 0 where there are no cases."""
+    if not cases:
+        return 0.0
+    ranks = score_ranks(baseline.score, cases, limit=10, exclude_history=settings.exclude_history)
+    return float(per_case(ranks)["ndcg@10"].mean())
+
+
+def _epoch(baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> float:
+    """Sum of the batches' losses."""
+    baseline.model.train()
+    total = 0.0
+    for batch in batches:
+        loss = baseline.loss_of(batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise BaselineError("the loss is not finite; choose a lower learning rate")
+        total += value
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return total
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    best: dict[str, Tensor],
+) -> None:
+    draft = path.with_suffix(".draft")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "progress": asdict(progress),
+            "best": best,
+        },
+        draft,
+    )
+    os.replace(draft, path)

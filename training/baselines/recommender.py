@@ -1,0 +1,85 @@
+"""SASRec on a data set, with the item vectors that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from index.alphafuse import FusedVectors
+from training.baselines.baseline import Baseline
+from training.baselines.item_vectors import item_vectors
+from training.baselines.language import language_vectors
+from training.baselines.sasrec import SASRec, catalogue_cross_entropy
+from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
+from training.baselines.settings import BaselineError, SASRecSettings
+from training.data.dataset import DataSet
+from training.data.splits import Case, Split
+from training.data.vectors import read_vectors
+
+
+def sasrec(
+    settings: SASRecSettings, dataset: DataSet, split: Split, language: Path | None, console: Console
+) -> Baseline:
+    """Cross-entropy of the next item over the full catalogue, by cosines: with h_t the state after event t,
+
+        p(i | 1 .. t) = softmax_i( cos(h_t, e_i) / τ )
+
+    so that how long the item vectors are, which differs between their sources, does not matter.
+
+    language: file of the items' language vectors; made where it is needed and none is given.
+    """
+    histories = item_rows(split.train)
+    if not histories:
+        raise BaselineError("no user has two events to train on")
+    catalogue = dataset.catalogue
+    known = made = None
+    if settings.items != "id":
+        if language is None:
+            made = language_vectors(catalogue, console)
+        known = made if language is None else read_vectors(language, catalogue.item_ids)
+    items = item_vectors(settings, len(catalogue), known)
+    model = SASRec(
+        items, settings.hidden, layers=settings.layers, heads=settings.heads, dropout=settings.dropout,
+        max_events=settings.max_events,
+    )  # fmt: skip
+
+    def batches(epoch: int) -> list[Batch]:
+        rng = np.random.default_rng([settings.seed, epoch])
+        return epoch_batches(histories, settings.max_events, settings.batch_size, rng)
+
+    def loss_of(batch: Batch) -> Tensor:
+        vectors = model.items()
+        states = model.states(vectors, batch.rows)[batch.targets >= 0]
+        return catalogue_cross_entropy(
+            F.normalize(states, dim=1) / settings.temperature,
+            F.normalize(vectors, dim=1),
+            batch.targets[batch.targets >= 0],
+        )
+
+    notes = {}
+    if isinstance(items, FusedVectors):
+        notes = {"semantic": items.frozen.shape[1], "null": items.learned.shape[1]}
+    return Baseline(
+        model, settings.epochs, batches, loss_of, partial(score_cases, model),
+        vectors=lambda: items().detach().numpy(),
+        language=made,
+        notes=notes,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def score_cases(model: SASRec, cases: Sequence[Case]) -> NDArray[np.float32]:
+    """Cosine of the state after each case's history with every item: float32 [cases, N]."""
+    vectors = model.items()
+    rows, last = read_cases(cases, model.max_events)
+    states = model.states(vectors, rows)[torch.arange(len(cases)), last]
+    scores: NDArray[np.float32] = (F.normalize(states, dim=1) @ F.normalize(vectors, dim=1).T).numpy()
+    return scores

@@ -1,0 +1,137 @@
+"""`gems baseline`: data set → split → training → the rank of every test case, beside the floors.
+
+The run folder: config.yaml, environment.json, metrics.jsonl (a line an epoch), checkpoint.pt (until it is done),
+weights.safetensors, ranks.npz (for `gems compare`), evaluation.json (as of `gems evaluate`); for SASRec also
+item_vectors.parquet, and language_vectors.parquet where it had to make them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from safetensors.torch import save_model
+
+from training.baselines.baseline import Baseline
+from training.baselines.dense import dense
+from training.baselines.loop import CHECKPOINT, Progress, fit
+from training.baselines.ncf import ncf
+from training.baselines.recommender import sasrec
+from training.baselines.settings import BaselineSettings, DenseSettings, NCFSettings, SASRecSettings
+from training.data.dataset import DataSet
+from training.data.splits import Split, split_users
+from training.data.vectors import save_vectors
+from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
+from training.evaluation.evaluate import save_evaluation
+from training.evaluation.figures import add_task, empty_result
+from training.evaluation.floors import popularity
+from training.evaluation.ranking import EvaluationError, cases_of, draw_cases
+from training.evaluation.scoring import score_ranks
+from training.run_folder import check_run, fingerprint, record_run
+
+EVALUATION = "evaluation.json"
+LANGUAGE_FILE = "language_vectors.parquet"
+VECTORS_FILE = "item_vectors.parquet"
+
+
+def run_baseline(
+    data: Path,
+    out: Path,
+    settings: BaselineSettings,
+    *,
+    language: Path | None = None,
+    resume: bool = False,
+    system: str | None = None,
+    console: Console,
+) -> dict[str, Any]:
+    """Train a baseline and rank all test cases; returns what `gems evaluate` does for a task, with `training`.
+
+    language: file of the items' language vectors, which are made anew where none is given. system: its name in
+    comparisons. A finished run is only read. Raises `UserError` with what to mend.
+    """
+    dataset = DataSet.load(data)
+    split = split_users(dataset, settings.users)
+    if not cases_of(settings.task, split.test):
+        raise EvaluationError(f"{data} has no case in which {settings.task.value} could be tested")
+    started = check_run(out, settings, dataset, resume)
+    if started and (out / EVALUATION).exists():
+        console.print(f"{out} is done already; nothing left to do", soft_wrap=True)
+        found: dict[str, Any] = json.loads((out / EVALUATION).read_text("utf-8"))
+        return found
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.manual_seed(settings.seed)
+    kept = out / LANGUAGE_FILE
+    baseline = _make(
+        settings, dataset, split, kept if language is None and kept.exists() else language, console
+    )
+    if not started:
+        record_run(out, settings, dataset, data)
+    if baseline.language is not None:
+        save_vectors(kept, dataset.catalogue.item_ids, baseline.language)
+    validation = draw_cases(cases_of(settings.task, split.validation), settings.validation_cases, seed=0)
+    progress = fit(baseline, settings, validation, out, console)
+    if baseline.vectors is not None:
+        save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
+    result = _measure(baseline, progress, settings, dataset, split, out, system or settings.system, console)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def _make(
+    settings: BaselineSettings, dataset: DataSet, split: Split, language: Path | None, console: Console
+) -> Baseline:
+    match settings:
+        case SASRecSettings():
+            return sasrec(settings, dataset, split, language, console)
+        case NCFSettings():
+            return ncf(settings, dataset, split)
+        case DenseSettings():
+            return dense(settings, dataset, split)
+    raise TypeError(f"no baseline has settings of type {type(settings).__name__}")
+
+
+def _measure(
+    baseline: Baseline,
+    progress: Progress,
+    settings: BaselineSettings,
+    dataset: DataSet,
+    split: Split,
+    out: Path,
+    system: str,
+    console: Console,
+) -> dict[str, Any]:
+    cases = cases_of(settings.task, split.test)
+    with ProgressBar(console=console, transient=True) as bar:
+        row = bar.add_task(f"ranking for {settings.task.value}", total=len(cases))
+        ranks = score_ranks(
+            baseline.score, cases, exclude_history=settings.exclude_history,
+            progress=lambda done, total: bar.update(row, completed=done),
+        )  # fmt: skip
+    protocol = {
+        "split": "test", "users": settings.users, "ranking": "full catalogue",
+        "exclude_history": settings.exclude_history,
+    }  # fmt: skip
+    result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
+    counts = popularity(split.train, len(dataset.catalogue))
+    add_task(
+        result, settings.task, cases, ranks, dataset.catalogue, counts,
+        exclude_history=settings.exclude_history, seed=0,
+    )  # fmt: skip
+    cost = {
+        "parameters": sum(p.numel() for p in baseline.model.parameters() if p.requires_grad),
+        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "epochs": progress.best_epoch,
+    }
+    result["training"] = cost | {"validation_ndcg@10": progress.score} | baseline.notes
+    save_model(baseline.model, str(out / "weights.safetensors"))
+    ranked = {settings.task: TaskRanks.of(cases, ranks)}
+    CaseRanks(system, settings.seed, fingerprint(dataset), protocol, ranked, cost).save(out / RANKS_FILE)
+    save_evaluation(result, out / EVALUATION)
+    return result

@@ -1,0 +1,97 @@
+"""SASRec: a causal transformer over item vectors predicts the next item.
+
+Source: Kang & McAuley, *Self-Attentive Sequential Recommendation*, arXiv 1808.09781, with the loss over the full
+catalogue of Klenitskiy & Vasilev, *Turning Dross Into Gold Loss*, arXiv 2309.07602.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 256  # positions whose logits exist at one time: they stay in the processor's cache
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + perceptron(norm(x))."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm, self.perceptron_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, D]. Position t sees 1 .. t; padding stands at the end, so nobody sees it."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        noise = self.dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(q, k, v, dropout_p=noise, is_causal=True)
+        x = x + F.dropout(self.out(seen.transpose(1, 2).reshape(B, T, D)), noise)
+        inner = F.dropout(F.gelu(self.up(self.perceptron_norm(x))), noise)
+        return x + F.dropout(self.down(inner), noise)
+
+
+class SASRec(nn.Module):
+    """items: a module whose `forward()` gives the vectors of all items, [N, D]; they are both what is read and
+    what the answer is compared with (tied)."""
+
+    def __init__(
+        self, items: nn.Module, width: int, *, layers: int, heads: int, dropout: float, max_events: int
+    ) -> None:
+        super().__init__()
+        self.items, self.dropout, self.max_events = items, dropout, max_events
+        self.positions = nn.Embedding(max_events, width)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.input_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def states(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """What is known after each event: [B, T, D]. vectors: `items()`. rows: int64 [B, T], oldest first."""
+        x = F.embedding(rows, vectors) + self.positions.weight[: rows.shape[1]]
+        x = F.dropout(self.input_norm(x), self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        known: Tensor = self.norm(x)
+        return known
+
+
+class _CatalogueCrossEntropy(torch.autograd.Function):
+    """Forward and gradient in one pass over parts of the rows, so that the logits never exist as a whole:
+    with p = softmax(H Vᵀ), ∂/∂H = (p − onehot) V / n and ∂/∂V = (p − onehot)ᵀ H / n."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        count = len(states)
+        d_states, d_vectors = torch.empty_like(states), torch.zeros_like(vectors)
+        loss = states.new_zeros(())
+        for low in range(0, count, ROWS):
+            hidden, wanted = states[low : low + ROWS], targets[low : low + ROWS, None]
+            logits = hidden @ vectors.T
+            log_sum = logits.logsumexp(1, keepdim=True)
+            loss += (log_sum - logits.gather(1, wanted)).sum()
+            error = logits.sub_(log_sum).exp_()
+            error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
+            torch.matmul(error, vectors, out=d_states[low : low + ROWS])
+            d_vectors.addmm_(error.T, hidden)
+        ctx.save_for_backward(d_states, d_vectors)
+        ctx.count = count
+        return loss / count
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
+        d_states, d_vectors = ctx.saved_tensors
+        return d_states * (outer[0] / ctx.count), d_vectors * (outer[0] / ctx.count), None
+
+
+def catalogue_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean over n of −log softmax(states · vectorsᵀ) at the targets, over all N items.
+
+    states: float [n, D]. vectors: float [N, D]. targets: int64 [n].
+    """
+    loss: Tensor = _CatalogueCrossEntropy.apply(states, vectors, targets)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,74 @@
+"""Histories as batches for a sequential recommender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from index.history import Event
+from training.data.splits import Case
+
+POOL = 16  # batches that are cut from one draw, sorted by length, so that little is padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of histories: what is read, int64 [B, T], and what comes next, int64 [B, T], −1 on padding."""
+
+    rows: Tensor
+    targets: Tensor
+
+
+def item_rows(histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
+    """The items of every history that has a next item to learn: int64 [events]."""
+    return [np.array([event.item for event in h], np.int64) for h in histories if len(h) > 1]
+
+
+def epoch_batches(
+    histories: Sequence[NDArray[np.int64]], max_events: int, batch_size: int, rng: np.random.Generator
+) -> list[Batch]:
+    """Every event but each history's first is a target once. Histories of more than `max_events` + 1 are cut into
+    windows, at other places each time."""
+    windows = [window for history in histories for window in _windows(history, max_events, rng)]
+    order = rng.permutation(len(windows))
+    batches = []
+    for start in range(0, len(order), POOL * batch_size):
+        pool = sorted(order[start : start + POOL * batch_size], key=lambda k: len(windows[k]))
+        batches += [
+            _pad([windows[k] for k in pool[b : b + batch_size]]) for b in range(0, len(pool), batch_size)
+        ]
+    return [batches[k] for k in rng.permutation(len(batches))]
+
+
+def _windows(
+    history: NDArray[np.int64], max_events: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Windows overlap by one event: the last target of one is the first input of the next."""
+    if len(history) <= max_events + 1:
+        return [history]
+    first = int(rng.integers(1, max_events + 1))
+    cuts = [0, *range(first, len(history) - 1, max_events), len(history) - 1]
+    return [history[low : high + 1] for low, high in pairwise(cuts)]
+
+
+def _pad(windows: Sequence[NDArray[np.int64]]) -> Batch:
+    longest = max(map(len, windows)) - 1
+    rows = np.zeros((len(windows), longest), np.int64)
+    targets = np.full((len(windows), longest), -1)
+    for k, window in enumerate(windows):
+        rows[k, : len(window) - 1], targets[k, : len(window) - 1] = window[:-1], window[1:]
+    return Batch(torch.from_numpy(rows), torch.from_numpy(targets))
+
+
+def read_cases(cases: Sequence[Case], max_events: int) -> tuple[Tensor, Tensor]:
+    """The latest events of each case: int64 [B, T], padded at the end, and where the last one stands: int64 [B]."""
+    latest = [[event.item for event in case.history[-max_events:]] for case in cases]
+    longest = max(map(len, latest))
+    rows = torch.tensor([items + [0] * (longest - len(items)) for items in latest])
+    return rows, torch.tensor([len(items) - 1 for items in latest])

@@ -1,0 +1,152 @@
+"""Every setting of a baseline; the description of each field is its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from index.history import Task
+from training.errors import UserError
+
+Users = Literal["leave-one-out", "chronological"]
+Items = Literal["id", "language-init", "adapter", "alphafuse"]
+
+
+class BaselineError(UserError):
+    """A baseline cannot be trained as asked."""
+
+
+class BaselineSettings(BaseModel):
+    """What all baselines have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    name: ClassVar[str]
+    task: ClassVar[Task]  # the one that it can do
+
+    users: Users = Field(
+        "leave-one-out",
+        description="'leave-one-out': the last two events of every user are held out; 'chronological': the latest "
+        "tenth of the users is tested, the tenth before it validated, both unseen in training",
+    )
+    exclude_history: bool = Field(False, description="never rank items of the history, floors too")
+    validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    patience: int = Field(5, ge=1, description="validations without improvement before training stops")
+    seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+
+    @property
+    def system(self) -> str:
+        """Name in comparisons."""
+        return self.name
+
+    def save(self, path: Path) -> None:
+        path.write_text(
+            yaml.safe_dump({"baseline": self.name} | self.model_dump(mode="json"), sort_keys=False), "utf-8"
+        )
+
+
+class SASRecSettings(BaselineSettings):
+    """Settings of `gems baseline sasrec`."""
+
+    name: ClassVar[str] = "sasrec"
+    task: ClassVar[Task] = Task.RECOMMENDATION
+
+    items: Items = Field("id", description="where item vectors come from")
+    hidden: int = Field(128, ge=2, description="width of the model and of the item vectors")
+    null: int | None = Field(
+        None,
+        ge=1,
+        description="'alphafuse': learned dimensions of the null space (default: half of --hidden)",
+    )
+    threshold: float | None = Field(
+        None, ge=0, description="'alphafuse': split by relative singular value instead of by --null"
+    )
+    semantic_scale: float = Field(
+        0.05, gt=0, description="'alphafuse': length of the frozen part, as a multiple of unit variance"
+    )
+    layers: int = Field(2, ge=1, description="transformer blocks")
+    heads: int = Field(2, ge=1, description="attention heads")
+    dropout: float = Field(0.4, ge=0, lt=1, description="dropout on inputs, attention and block outputs")
+    temperature: float = Field(0.07, gt=0, description="cosines are divided by it before the softmax")
+    max_events: int = Field(50, ge=1, description="latest events that are read")
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    batch_size: int = Field(256, ge=1, description="histories a step")
+    epochs: int = Field(40, ge=1, description="passes over the histories at most")
+
+    @property
+    def system(self) -> str:
+        return f"{self.name}, {self.items}"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} does not divide among {self.heads} heads")
+        if self.null is not None and self.threshold is not None:
+            raise ValueError("give null or threshold, not both: one follows from the other and hidden")
+        if self.null is not None and self.null >= self.hidden:
+            raise ValueError(f"null {self.null} leaves no row space in vectors of {self.hidden} dimensions")
+        return self
+
+
+class NCFSettings(BaselineSettings):
+    """Settings of `gems baseline ncf`."""
+
+    name: ClassVar[str] = "ncf"
+    task: ClassVar[Task] = Task.RECOMMENDATION
+
+    hidden: int = Field(
+        64, ge=4, description="width of the vectors of users and items, in each of the two parts"
+    )
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the inputs of the perceptron")
+    negatives: int = Field(4, ge=1, description="random items for each logged one")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay")
+    batch_size: int = Field(1024, ge=1, description="logged interactions a step")
+    epochs: int = Field(30, ge=1, description="passes over the interactions at most")
+    validation_cases: int = Field(1000, ge=1, description="validation cases, drawn once")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.users != "leave-one-out":
+            raise ValueError("ncf has no vector for users that it did not train on; use 'leave-one-out'")
+        return self
+
+
+class DenseSettings(BaselineSettings):
+    """Settings of `gems baseline dense`."""
+
+    name: ClassVar[str] = "dense"
+    task: ClassVar[Task] = Task.SEARCH
+
+    rounds: int = Field(
+        3, ge=0, description="the first with in-batch negatives, later ones with mined ones too; 0: not tuned"
+    )
+    steps: int = Field(100, ge=1, description="steps of a round")
+    batch_size: int = Field(64, ge=2, description="pairs of query and item a step")
+    mined: int = Field(50, ge=1, description="hard negatives are drawn from so many best-ranked items")
+    frozen_layers: int = Field(4, ge=0, description="lower layers that are not tuned, token rows too")
+    max_tokens: int = Field(64, ge=4, description="tokens of a text; longer ones are cut")
+    temperature: float = Field(0.05, gt=0, description="cosines are divided by it before the softmax")
+    learning_rate: float = Field(5e-5, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+
+
+Settings = TypeVar("Settings", bound=BaselineSettings)
+
+
+def settings_from(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    """Raises `BaselineError` naming each setting that is wrong."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise BaselineError(problems) from error

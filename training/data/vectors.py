@@ -1,0 +1,123 @@
+"""Item vectors of the owner's choice, from a file.
+
+`.parquet`: a row an item, columns `item_id` (string or integer) and `vector` (a list of numbers).
+`.npz`: arrays `item_id` [N] and `vector` [N, d].
+`.npy`: an array [N, d] in the order of the items.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from training.data.schema import DataError
+
+FORMATS = (".parquet", ".npz", ".npy")
+
+
+class VectorFileError(DataError):
+    """The file does not hold one good vector for each item; the message names the first wrong row."""
+
+
+def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
+    """The vectors of these items, float32 [N, d], in their order.
+
+    Raises `VectorFileError` for an item without a vector, an item with two, a vector of an item that is not among
+    them, of another length, or with a number that is not finite. Rows are counted from 1.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise VectorFileError(f"{path}: the name must end in {', '.join(FORMATS)}, to say what it is")
+    try:
+        ids, vectors = _parquet(path) if path.suffix.lower() == ".parquet" else _arrays(path)
+    except (OSError, ValueError, KeyError, EOFError, pl.exceptions.PolarsError) as error:
+        raise VectorFileError(f"{path} cannot be read as item vectors: {error}") from error
+    if ids is None and len(vectors) != len(item_ids):
+        raise VectorFileError(
+            f"{path} holds {len(vectors)} vectors for {len(item_ids)} items; a .npy file has one for each, in "
+            "their order"
+        )
+    ids = list(item_ids) if ids is None else ids
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise VectorFileError(
+            f"{path} row {bad[0] + 1}: the vector of item {ids[bad[0]]!r} is not finite ({len(bad)} such rows)"
+        )
+    return vectors[_order(path, ids, item_ids)]
+
+
+def save_vectors(path: Path, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """vectors: float32 [N, D], in the order of the ids. A `.parquet` file, all of it or nothing."""
+    frame = pl.DataFrame(
+        {
+            "item_id": list(item_ids),
+            "vector": pl.Series(vectors.tolist(), dtype=pl.List(pl.Float32)),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    frame.write_parquet(draft)
+    os.replace(draft, path)
+
+
+def _order(path: Path, ids: Sequence[str], item_ids: Sequence[str]) -> list[int]:
+    """The row of each item."""
+    known = set(item_ids)
+    rows: dict[str, int] = {}
+    for row, item_id in enumerate(ids):
+        first = rows.setdefault(item_id, row)
+        if first != row:
+            raise VectorFileError(
+                f"{path} row {row + 1}: item {item_id!r} has a vector already, in row {first + 1}"
+            )
+        if item_id not in known:
+            raise VectorFileError(f"{path} row {row + 1}: there is no item {item_id!r}")
+    missing = [item_id for item_id in item_ids if item_id not in rows]
+    if missing:
+        raise VectorFileError(
+            f"{path} lacks a vector for item {missing[0]!r}, row {item_ids.index(missing[0]) + 1} of the items "
+            f"({len(missing)} such items)"
+        )
+    return [rows[item_id] for item_id in item_ids]
+
+
+def _parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    frame = pl.read_parquet(path)
+    absent = [name for name in ("item_id", "vector") if name not in frame.columns]
+    if absent:
+        raise ValueError(f"it lacks the column {' and '.join(absent)}; it has {', '.join(frame.columns)}")
+    ids, lists = frame["item_id"].cast(pl.String).to_list(), frame["vector"].to_list()
+    length = len(lists[0] or ()) if lists else 0
+    for row, vector in enumerate(lists, start=1):
+        if vector is None or len(vector) != length:
+            raise ValueError(f"row {row} holds {len(vector or ())} numbers, row 1 holds {length}")
+    return ids, _table(lists)
+
+
+def _arrays(path: Path) -> tuple[list[str] | None, NDArray[np.float32]]:
+    stored = np.load(path, allow_pickle=False)
+    if isinstance(stored, np.ndarray):
+        return None, _table(stored)
+    with stored:
+        absent = [name for name in ("item_id", "vector") if name not in stored]
+        if absent:
+            raise ValueError(f"it lacks the array {' and '.join(absent)}; it has {', '.join(stored)}")
+        ids, vectors = [str(item_id) for item_id in stored["item_id"].ravel()], _table(stored["vector"])
+    if len(ids) != len(vectors):
+        raise ValueError(f"{len(ids)} item ids for {len(vectors)} vectors")
+    return ids, vectors
+
+
+def _table(values: Any) -> NDArray[np.float32]:
+    table = np.asarray(values)
+    if table.ndim != 2 or 0 in table.shape or table.dtype.kind not in "fiu":
+        raise ValueError(
+            f"vectors must be a table of numbers [items, dimensions], got {table.dtype} of shape {table.shape}"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused by row
+        return table.astype(np.float32)

@@ -1,0 +1,94 @@
+"""What a system ranked, case by case, on disk: comparisons need no model and no second ranking.
+
+One `.npz` file, no pickle: `about` (JSON text: system, seed, data, protocol, cost), and for each task `<task>.users`
+(strings), `<task>.targets`, `<task>.history` (events before the target) and `<task>.ranks`, int64 [cases].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.history import Task
+from training.data.splits import Case
+from training.evaluation.ranking import EvaluationError
+
+RANKS_FILE = "ranks.npz"
+COLUMNS = ("users", "targets", "history", "ranks")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskRanks:
+    """users: str [cases]. targets: rows of the catalogue. history: events before the target. ranks: 1-based, 0 where
+    the target was not ranked. int64 [cases]."""
+
+    users: NDArray[np.str_]
+    targets: NDArray[np.int64]
+    history: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], ranks: NDArray[np.int64]) -> TaskRanks:
+        return cls(
+            np.array([case.user_id for case in cases]),
+            np.array([case.target for case in cases], np.int64),
+            np.array([len(case.history) for case in cases], np.int64),
+            ranks,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CaseRanks:
+    """system: its name; runs with the same name and other seeds are the same system. data: fingerprint of the data set.
+    protocol: what was ranked, and how; ranks under other protocols are not comparable. cost: what it took."""
+
+    system: str
+    seed: int
+    data: str
+    protocol: Mapping[str, Any]
+    tasks: Mapping[Task, TaskRanks]
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """All of it or nothing."""
+        about = {
+            "system": self.system, "seed": self.seed, "data": self.data, "protocol": dict(self.protocol),
+            "cost": dict(self.cost),
+        }  # fmt: skip
+        arrays = {
+            f"{task.value}.{column}": getattr(ranks, column)
+            for task, ranks in self.tasks.items()
+            for column in COLUMNS
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft.npz")
+        np.savez_compressed(draft, about=np.array(json.dumps(about)), **arrays)
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: Path) -> CaseRanks:
+        """A file, or a run folder that holds one. Raises `EvaluationError`."""
+        file = path / RANKS_FILE if path.is_dir() else path
+        if not file.exists():
+            raise EvaluationError(
+                f"{file}: there is no such file; 'gems baseline' writes one, and 'gems evaluate --ranks FILE'"
+            )
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                tasks = {
+                    task: TaskRanks(*(stored[f"{task.value}.{column}"] for column in COLUMNS))
+                    for task in Task
+                    if f"{task.value}.ranks" in stored
+                }
+            return cls(**about, tasks=tasks)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise EvaluationError(f"{file} holds no ranks of ours: {error}") from error

@@ -1,0 +1,61 @@
+"""The figures of an evaluation: means, intervals, and the paired differences from the floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalogue import Catalogue
+from index.history import Task
+from training.data.splits import Case
+from training.evaluation.bootstrap import mean_intervals
+from training.evaluation.floors import floor_ranks, floor_scores
+from training.evaluation.metrics import NAMES, per_case
+
+
+def empty_result(protocol: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation to which `add_task` adds."""
+    return {
+        "floors": {}, "intervals": {}, "differences": {}, "cases": {}, "protocol": protocol, "data": data,
+    }  # fmt: skip
+
+
+def add_task(
+    result: dict[str, Any],
+    task: Task,
+    cases: Sequence[Case],
+    ranks: NDArray[np.int64],
+    catalogue: Catalogue,
+    counts: NDArray[np.float64],
+    *,
+    exclude_history: bool,
+    seed: int,
+) -> None:
+    """Put the figures of a system on the cases of a task into `result`, beside its floors.
+
+    ranks: int64 [cases], 1-based, 0 where the target was not ranked. counts: float64 [items], see `popularity`.
+    """
+    model = per_case(ranks)
+    result["cases"][task.value] = len(cases)
+    result[task.value] = _means(model)
+    result["intervals"][task.value] = _intervals(model, seed)
+    for name, scores in floor_scores(task, catalogue, counts).items():
+        floor = per_case(floor_ranks(scores, cases, exclude_history=exclude_history))
+        result["floors"].setdefault(name, {})[task.value] = _means(floor)
+        apart = {metric: model[metric] - floor[metric] for metric in NAMES}
+        intervals = _intervals(apart, seed)
+        result["differences"].setdefault(name, {})[task.value] = {
+            metric: (float(apart[metric].mean()), *intervals[metric]) for metric in NAMES
+        }
+
+
+def _intervals(values: dict[str, NDArray[np.float64]], seed: int) -> dict[str, tuple[float, float]]:
+    columns = np.stack([values[name] for name in NAMES], axis=1)
+    return dict(zip(NAMES, mean_intervals(columns, seed), strict=True))
+
+
+def _means(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    return {name: float(column.mean()) for name, column in values.items()}

@@ -1,0 +1,47 @@
+"""Ranks of the targets by systems that score every item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.splits import Case
+from training.evaluation.ranking import Progress, seen_items
+
+# cases → scores float [cases, items], higher is better; may be changed by the caller
+ScoreCases = Callable[[Sequence[Case]], NDArray[np.floating]]
+
+
+def score_ranks(
+    score: ScoreCases,
+    cases: Sequence[Case],
+    *,
+    limit: int = 50,
+    exclude_history: bool = False,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> NDArray[np.int64]:
+    """Rank of each case's target among all items: int64 [cases], 1-based, 0 below `limit`.
+
+    Of equal scores, the item that comes first in the catalogue ranks first. With `exclude_history`, items of the
+    history are not ranked, and a target among them is a miss.
+    """
+    ranks = np.zeros(len(cases), np.int64)
+    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        scores = score([cases[k] for k in chosen])
+        for row, k in zip(scores, chosen, strict=True):
+            case = cases[k]
+            if exclude_history:
+                row[seen_items(case)] = -np.inf
+            target = row[case.target]
+            if target == -np.inf:
+                continue
+            rank = 1 + int((row > target).sum()) + int((row[: case.target] == target).sum())
+            ranks[k] = rank if rank <= limit else 0
+        if progress:
+            progress(start + len(chosen), len(order))
+    return ranks
