@@ -126,10 +126,10 @@ def make_bundle(
     max_tokens: int = 256,
     max_events: int = 20,
     max_query_tokens: int = 16,
+    hidden: int = 32,
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
-    hidden: int = 32,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
     `text_vectors`, so that items can be added; with `spelling`, titles of at most so many tokens."""

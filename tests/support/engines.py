@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from server.engine.contract import Engine, Ranking, RankRequest
 
 
@@ -43,3 +45,9 @@ class FailingEngine:
         if any(request.limit == self.limit for request in requests):
             raise RuntimeError("the engine was told to fail")
         return self.engine.rank(requests)
+
+
+def assert_same_ranking(ranking: Ranking, expected: Ranking) -> None:
+    """The same items in the same order, with scores that differ by rounding at most."""
+    assert ranking.items == expected.items
+    assert np.allclose(ranking.scores, expected.scores, rtol=0, atol=1e-3)

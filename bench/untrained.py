@@ -1,0 +1,58 @@
+"""Bundles of a pretrained backbone that was never trained on items: random identifiers, random rows for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from index.bundle import BundleInfo, publish
+from index.catalogue import Catalogue, Item
+from index.identifiers import Identifiers
+from training.backbones import load_backbone
+from training.config import TrainConfig
+from training.extension import extend_backbone
+
+
+def publish_untrained(
+    path: Path, *, items: int, backbone: str = "smollm2-135m", layers: int | None = None, normalisation: str
+) -> Path:
+    """Publish the first `layers` of a backbone (None: all) with `items` random identifiers of four codes."""
+    rng = np.random.default_rng(0)
+    sizes = (256, 256, 256, 16)
+    table = np.stack([rng.integers(0, size, 2 * items) for size in sizes], axis=1)
+    codes = rng.permutation(np.unique(table, axis=0))[:items].astype(np.int32)
+    catalogue = Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
+    loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
+    vocabulary = extend_backbone(
+        loaded,
+        Identifiers("semantic", codes, sizes),
+        [item.title for item in catalogue],
+        np.ones((items, 1), np.float32),
+    )
+    rows = loaded.model.get_input_embeddings().weight
+    torch.manual_seed(0)
+    with torch.no_grad():  # random rows: no ties that rounding could decide
+        rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
+    info = BundleInfo(
+        bundle_id=f"untrained-{Path(backbone).name}",
+        scheme="semantic",
+        codebook_sizes=sizes,
+        first_added_token=vocabulary.first_added,
+        normalisation=normalisation,
+        max_tokens=2048,
+        max_events=50,
+        max_query_tokens=32,
+        created="2026-01-01T00:00:00+00:00",
+        code_version="bench",
+    )
+    publish(
+        path,
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        catalogue=catalogue,
+        identifiers=Identifiers("semantic", codes, sizes),
+        info=info,
+    )
+    return path
