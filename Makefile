@@ -22,8 +22,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/gems demo --out runs/demo --started $(STARTED) $(if $(filter 0,$(SERVE)),--no-serve,--serve)
 
+# Two tests at a time, with a thread each.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
