@@ -41,9 +41,8 @@ METRICS = ("hit@10", "ndcg@10", "hit@50")
 def main(
     data: Annotated[Path, typer.Option(help="folder of a data set")],
     out: Annotated[Path, typer.Option(help="folder for the reduced data set and the run")],
-    config: Annotated[
-        str, typer.Option(help="recipe or YAML file; its identifiers must be semantic")
-    ] = "small",
+    config: Annotated[str, typer.Option(help="recipe or YAML file")] = "small",
+    scheme: Annotated[str | None, typer.Option(help="semantic or text, in place of the recipe's")] = None,
     minutes: Annotated[float | None, typer.Option(help="length of training")] = None,
     cases: Annotated[int, typer.Option(help="test cases of each kind at most")] = 1000,
     beam_width: Annotated[int, typer.Option()] = 100,
@@ -56,8 +55,12 @@ def main(
     cold = set(order[: int(SHARE * len(order))].tolist())
     if not (out / "data").exists():
         _without(dataset, cold).save(out / "data")
-    given: dict[str, Any] = {"scheme": "semantic"} | ({"minutes": minutes} if minutes else {})
+    given: dict[str, Any] = {
+        name: value for name, value in (("minutes", minutes), ("scheme", scheme)) if value
+    }
     settings = TrainConfig.load(Path(config), given)
+    if settings.scheme == "atomic":
+        raise SystemExit("atomic identifiers cannot name later items; use semantic or text ones")
     published = train(out / "data", out / "run", settings, resume=(out / "run").exists(), console=console)
     if published is None:
         raise SystemExit("this method leaves no bundle")
@@ -66,7 +69,9 @@ def main(
         items = [dataset.catalogue[row] for row in sorted(cold)]
         update_index(bundle, items, [], new_item_vectors(bundle.info, items))
         bundle = bundle.refreshed()
-    figures = {"items": len(dataset.catalogue), "cold_items": len(cold), "beam_width": beam_width}
+    figures: dict[str, Any] = {
+        "scheme": settings.scheme, "items": len(dataset.catalogue), "cold_items": len(cold), "beam_width": beam_width,
+    }  # fmt: skip
     figures |= _measure(dataset, bundle, cold, cases, beam_width)
     console.print_json(json.dumps(figures))
     if json_file is not None:

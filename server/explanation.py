@@ -59,4 +59,4 @@ async def explain(
 
 
 def _request(bundle: Bundle, events: Sequence[Event], query: str | None, only: Allowed) -> RankRequest:
-    return RankRequest(bundle.encoder.prompt(events, query).ids, 1, 1, only)
+    return RankRequest(bundle.encoder.prompt(events, query).ids, 1, 1, only, history=0)  # never asked again

@@ -22,7 +22,8 @@ class RankRequest:
     limit: how many items to return at most.
     beam_width: hypotheses kept per level; raised to `limit` where smaller.
     allowed: which items may come back, of which index version; None for all that the engine was opened with.
-    history: tokens at the start of the prompt that later requests may share, and that a cache should keep.
+    history: tokens at the start of the prompt that later requests may share, and that a cache should keep; None for
+    all of it, 0 for nothing.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
     """
 
@@ -30,7 +31,7 @@ class RankRequest:
     limit: int
     beam_width: int
     allowed: Allowed | None = None
-    history: int = 0
+    history: int | None = None
     deadline: float = math.inf
 
     def __post_init__(self) -> None:

@@ -187,7 +187,7 @@ class TorchEngine:
 
     def _remember(self, search: Search) -> None:
         request = search.request
-        kept = request.history or len(request.prompt)
+        kept = len(request.prompt) if request.history is None else request.history
         if search.cached_tokens < kept:
             self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 

@@ -195,6 +195,9 @@ def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
         assert_same(together[0], expected.items, expected.scores, 1e-4)
         cached.append(together[0].cached_tokens)
     assert cached == [0, 40, 0, 40, 60, 79]
+    before = len(caching.cache)
+    caching.rank([RankRequest(prompt(50, 7), 5, 5, history=0)])
+    assert len(caching.cache) == before  # nothing of it is worth keeping
 
 
 def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody() -> None:
