@@ -13,7 +13,7 @@ from index.bundle import Bundle
 from index.history import Event, Task
 from index.popularity import Popularity
 from server.engine.contract import RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.settings import Settings
 
 HISTORY = [
@@ -165,3 +165,15 @@ def test_scores_of_popularity_are_a_distribution(bundle: Bundle) -> None:
     assert popularity.order.tolist() == [0, 2, 1, 3]
     assert np.exp(popularity.scores).sum() == pytest.approx(1)
     assert np.exp(popularity.scores[0]) == pytest.approx(6 / 12)
+
+
+def test_a_known_history_is_not_computed_again(bundle: Bundle, make_client: Any) -> None:
+    engine = TorchEngine.open(bundle, EngineOptions(cache_bytes=1 << 24))
+    client = make_client(engine)
+    history = [{"item_id": f"item-{k}"} for k in range(8)]
+    first = client.post("/recommend", json={"history": history}).json()
+    second = client.post("/search", json={"history": history, "query": "winter machine"}).json()
+    longer = client.post("/recommend", json={"history": [*history, {"item_id": "item-9"}]}).json()
+    tokens = bundle.encoder.prompt([Event(k) for k in range(8)]).history
+    assert [each["cached_tokens"] for each in (first, second, longer)] == [0, tokens, tokens]
+    assert f"gems_cached_prompt_tokens_total {2 * tokens}.0" in client.get("/metrics").text
