@@ -256,7 +256,7 @@ class Scheduler:
             self._computing_cost = 0
         self._pace.add(sum(job.cost for job in batch), loop.time() - began)
         for job, ranking in answers:
-            if getattr(ranking, "expired", False):  # the engine gave it up: it knew the deadline, too
+            if ranking.expired:  # the engine gave it up: it knew the deadline, too
                 self._fail(job, _too_late(job.deadline - job.arrived))
             elif not job.answer.done():
                 job.answer.set_result(Ranked(ranking, began - job.arrived))
