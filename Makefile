@@ -46,6 +46,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m bench.decode --json runs/bench/decode.json
+	$(BIN)/python -m bench.serve --json runs/bench/serve.json
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

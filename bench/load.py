@@ -136,3 +136,13 @@ def rate_of(answers: Sequence[Answered], warm_up: float, seconds: float) -> floa
     begin = min(each.sent for each in answers) + warm_up
     ends = [each.sent + each.seconds for each in answers if each.status == 200]
     return sum(begin <= end < begin + seconds for end in ends) / seconds
+
+
+def rate_of_batches(answers: Sequence[Answered], warm_up: float, batch: int) -> float:
+    """Answers with 200 a second where they come `batch` at a time: from the first batch that ends `warm_up` seconds
+    or more after the first was sent, to the last. A fixed window would be wrong by up to a batch."""
+    begin = min(each.sent for each in answers) + warm_up
+    ends = sorted(
+        end for each in answers if each.status == 200 and (end := each.sent + each.seconds) >= begin
+    )
+    return (len(ends) - batch) / (ends[-1] - ends[0])

@@ -23,7 +23,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench.load import closed_loop, quantile, rate_of, request
+from bench.load import closed_loop, quantile, rate_of_batches, request
 from index.bundle import Bundle, BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.history import Event
@@ -122,7 +122,7 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
             refused = [each.status for each in found if each.status != 200]
             if refused:
                 raise SystemExit(f"{len(refused)} requests were not answered, the first with {refused[0]}")
-            http_rps.append(rate_of(found, 0.5, seconds))
+            http_rps.append(rate_of_batches(found, 0.5, batch))
             answers += found
     engine_median, http_median = statistics.median(engine_rps), statistics.median(http_rps)
     return {
