@@ -7,6 +7,7 @@ presence of all the others is what is measured.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from index.allowed import Allowed, SlotSet
@@ -14,7 +15,9 @@ from index.bundle import Bundle
 from index.history import Event
 from server.answers import Explanation, HistoryEffect
 from server.engine.contract import RankRequest
-from server.scheduler import Scheduler
+from server.scheduler import Ranked, Scheduler
+
+AT_ONCE = 4  # entries that are left out at the same time: explanations are not to fill the queue
 
 
 async def explain(
@@ -38,14 +41,14 @@ async def explain(
     only = Allowed.of(trie, SlotSet.of_members(trie.slot_of_item[[row]], trie.items))
     first = max(0, len(events) - most)
     left_out = range(first, len(events))
-    without = await asyncio.gather(
-        *(
-            scheduler.rank(
-                _request(bundle, [*events[:k], *events[k + 1 :]], query, only), timeout, admitted=True
-            )
-            for k in left_out
-        )
-    )
+    deadline = time.monotonic() + timeout
+    without: list[Ranked] = []
+    for start in range(first, len(events), AT_ONCE):
+        requests = [
+            _request(bundle, [*events[:k], *events[k + 1 :]], query, only, deadline)
+            for k in left_out[start - first : start - first + AT_ONCE]
+        ]
+        without += await _all(scheduler, requests, deadline - time.monotonic())
     effects = [
         HistoryEffect(
             position=positions[k],
@@ -58,5 +61,18 @@ async def explain(
     return Explanation(item_id=bundle.index.catalogue[row].item_id, history=effects, unexplained=first)
 
 
-def _request(bundle: Bundle, events: Sequence[Event], query: str | None, only: Allowed) -> RankRequest:
-    return RankRequest(bundle.encoder.prompt(events, query).ids, 1, 1, only, history=0)  # never asked again
+async def _all(scheduler: Scheduler, requests: Sequence[RankRequest], timeout: float) -> list[Ranked]:
+    """Rank them together. If one fails, the others are given up. Raises what the first that fails raises."""
+    tasks = [asyncio.create_task(scheduler.rank(each, timeout, admitted=True)) for each in requests]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _request(
+    bundle: Bundle, events: Sequence[Event], query: str | None, only: Allowed, deadline: float
+) -> RankRequest:
+    ids = bundle.encoder.prompt(events, query).ids
+    return RankRequest(ids, 1, 1, only, history=0, deadline=deadline)  # never asked again: nothing to keep

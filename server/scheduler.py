@@ -154,6 +154,8 @@ class Scheduler:
         cost = self._cost(request)
         if isinstance(self._engine, EngineProcess) and self._engine.down_seconds > PATIENCE:
             raise EngineUnavailableError(_LOST)
+        if self._worker is None or self._worker.done():
+            raise NotReadyError(_STOPPING)
         if not admitted:
             self.admit()
             ahead = self._forecast()

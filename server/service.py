@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from index.allowed import Allowed
 from index.bundle import Bundle
@@ -16,7 +16,7 @@ from index.popularity import Popularity
 from index.sequence import Prompt, SequenceError
 from server.answers import Answer, BatchAnswer, Dropped, Explanation, FallbackReason, RankedItem, Timings
 from server.deployment import Deployment
-from server.engine.contract import Ranking, RankRequest
+from server.engine.contract import RankRequest
 from server.errors import (
     DeadlineError,
     EngineFailedError,
@@ -161,6 +161,16 @@ class Service:
         )
 
     async def _find(self, asked: _Asked) -> _Found:
+        """What answers, and why, if that is asked. A ranking whose explanation fails is no answer."""
+        found = await self._ranked_or_popular(asked)
+        if not asked.body.explain or found.fallback is not None:
+            return found
+        began = time.perf_counter()
+        explanation = await self._explained(asked, found)
+        seconds = found.seconds | {"explain": time.perf_counter() - began}
+        return replace(found, explanation=explanation, seconds=seconds)
+
+    async def _ranked_or_popular(self, asked: _Asked) -> _Found:
         """By the model; by popularity where that was asked for and the model cannot."""
         popular = (asked.body.fallback or self._settings.fallback) == "popularity"
         if not popular or asked.popularity is None:
@@ -188,25 +198,21 @@ class Service:
         ranking = ranked.ranking
         if not all(map(math.isfinite, ranking.scores)):
             raise ServerError("The model gave a score that is not a number.")
-        began = time.perf_counter()
-        explanation = await self._explained(asked, ranking) if asked.body.explain else None
         return _Found(
             rows=ranking.items,
             scores=ranking.scores,
             fallback=None,
-            explanation=explanation,
+            explanation=None,
             cached_tokens=ranking.cached_tokens,
-            seconds={"queue": ranked.waited, "tokenise": asked.tokenised}
-            | ranking.seconds
-            | ({"explain": time.perf_counter() - began} if explanation else {}),
+            seconds={"queue": ranked.waited, "tokenise": asked.tokenised} | ranking.seconds,
         )
 
-    async def _explained(self, asked: _Asked, ranking: Ranking) -> Explanation | None:
-        if not ranking.items or not asked.read:
+    async def _explained(self, asked: _Asked, found: _Found) -> Explanation | None:
+        if not found.rows or not asked.read:
             return None
         return await explain(
-            ranking.items[0],
-            ranking.scores[0],
+            found.rows[0],
+            found.scores[0],
             asked.history.events[-asked.read :],
             asked.history.positions[-asked.read :],
             asked.query,

@@ -55,10 +55,12 @@ def spell(
     if not tokens:
         raise IdentifierError(f"{name} has the title {title!r}, which holds no token to spell it with")
     for number in range(1, NUMBER_LIMIT + 1):
-        suffix = list(tokenise(f"({number})")) if number > 1 else []
-        if len(suffix) >= levels:
-            break
-        written = tokens[: levels - len(suffix)] + suffix
+        written = list(tokenise(f"{title} ({number})")) if number > 1 else tokens[:levels]
+        if len(written) > levels:
+            suffix = list(tokenise(f"({number})"))
+            if len(suffix) >= levels:
+                break
+            written = tokens[: levels - len(suffix)] + suffix
         spelling = (*written, *[end] * (levels - len(written)))
         if spelling not in taken:
             taken.add(spelling)

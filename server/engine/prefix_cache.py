@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
 BLOCK = 16  # tokens; prefixes are indexed at its multiples
+COMPARED = 8  # entries that share the same blocks
+
+_Ids = tuple[int, ...]
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
     """states: [layers, 2, kv heads, tokens, d]. blocks: hashes of the prefixes that are whole blocks long."""
 
-    ids: tuple[int, ...]
+    ids: _Ids
     states: Tensor
     blocks: list[int]
 
@@ -30,22 +34,24 @@ class PrefixCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = 0
-        self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()  # by their tokens, oldest first
-        self._by_block: dict[int, _Entry] = {}
+        self._entries: OrderedDict[_Ids, _Entry] = OrderedDict()  # by their tokens, oldest first
+        self._by_block: dict[int, dict[_Ids, _Entry]] = {}  # all that begin with these blocks, newest last
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def longest(self, ids: Sequence[int]) -> Tensor | None:
-        """States of the longest known prefix that leaves one token to compute: [layers, 2, kv heads, n, d]."""
+        """States of the longest known prefix that leaves one token to compute: [layers, 2, kv heads, n, d].
+
+        Of many entries that share the same blocks, only the newest few are compared token by token.
+        """
         for key in reversed(list(_blocks(ids))):
-            entry = self._by_block.get(key)
-            if entry is not None:
-                shared = _shared(entry.ids, ids)
-                if shared < BLOCK:  # two prefixes of one hash
-                    continue
-                self._entries.move_to_end(entry.ids)
-                return entry.states[:, :, :, : min(shared, len(ids) - 1)]
+            candidates = islice(reversed(self._by_block.get(key, {}).values()), COMPARED)
+            best = max(candidates, key=lambda entry: _shared(entry.ids, ids), default=None)
+            shared = 0 if best is None else _shared(best.ids, ids)
+            if best is not None and shared >= BLOCK:  # else two prefixes of one hash
+                self._entries.move_to_end(best.ids)
+                return best.states[:, :, :, : min(shared, len(ids) - 1)]
         return None
 
     def put(self, ids: Sequence[int], states: Tensor) -> None:
@@ -54,20 +60,22 @@ class PrefixCache:
         size = states.nbytes
         if size > self.capacity or not entry.blocks:
             return
-        for known in {id(e): e for key in entry.blocks if (e := self._by_block.get(key))}.values():
-            if known.ids == entry.ids[: len(known.ids)]:
+        for known in [e for key in entry.blocks for e in self._by_block.get(key, {}).values()]:
+            if known.ids in self._entries and known.ids == entry.ids[: len(known.ids)]:
                 self._drop(known)
         while self.bytes + size > self.capacity:
             self._drop(next(iter(self._entries.values())))
         self._entries[entry.ids] = entry
-        self._by_block.update(dict.fromkeys(entry.blocks, entry))
+        for key in entry.blocks:
+            self._by_block.setdefault(key, {})[entry.ids] = entry
         self.bytes += size
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.ids]
         self.bytes -= entry.states.nbytes
         for key in entry.blocks:
-            if self._by_block.get(key) is entry:
+            del self._by_block[key][entry.ids]
+            if not self._by_block[key]:
                 del self._by_block[key]
 
 

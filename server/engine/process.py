@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -71,7 +72,7 @@ class EngineProcess:
     ) -> None:
         self.on_restart: Callable[[], None] = lambda: None
         self._path = bundle.path.resolve()
-        self._options = (options, log_level)
+        self._options = (options, log_level, bundle.info.bundle_id)
         self._stall_seconds = stall_seconds
         self._versions: WeakKeyDictionary[Trie, tuple[str, SlotSet | None]] = WeakKeyDictionary()
         self._know(bundle.index)
@@ -132,8 +133,12 @@ class EngineProcess:
         return reply.rankings
 
     def prepare(self, index: ItemIndex) -> None:
-        """Take up a version of the bundle's index: requests may name it from now on. Raises `EngineError`."""
-        self._ask(Open(version=index.version))
+        """Take up a version of the bundle's index: requests may name it from now on. Raises `EngineError`.
+
+        If there is no process, the next one starts with this version; the one before may be gone from the disk.
+        """
+        with suppress(EngineLostError):
+            self._ask(Open(version=index.version))
         self._know(index)
 
     def _know(self, index: ItemIndex) -> None:

@@ -27,7 +27,7 @@ from index.vocabulary import IdentifierVocabulary
 from server.engine.attention import KeyValues, Segment, flat_attention
 from server.engine.beam import best_items
 from server.engine.contract import EngineError, Ranking, RankRequest
-from server.engine.prefix_cache import PrefixCache
+from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Feed, Search
 
 STAGES = ("prefill", "decode", "head", "trie")
@@ -188,7 +188,7 @@ class TorchEngine:
     def _remember(self, search: Search) -> None:
         request = search.request
         kept = len(request.prompt) if request.history is None else request.history
-        if search.cached_tokens < kept:
+        if kept - search.cached_tokens >= BLOCK:  # less is sooner computed again than copied
             self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 
     def _log_probs(self, hidden: Tensor, level: int) -> NDArray[np.float32]:
@@ -226,6 +226,12 @@ class TorchEngine:
             and getattr(self.model.config, "use_sliding_window", True)
         ):
             raise EngineError(f"{name} attends to a window of {window} positions; full attention is needed")
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            raise EngineError(
+                f"{name} turns positions by the length of a pass ({rope['rope_type']} rope), which is that of all "
+                "requests together here"
+            )
         first, last = self.vocabulary.first_added, self.vocabulary.size - 1
         prompt, branches = [first, last], [last, first]
         plain = [self.model(input_ids=torch.tensor([[*prompt, token]])) for token in branches]

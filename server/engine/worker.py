@@ -28,7 +28,9 @@ logger = logging.getLogger("server.engine.worker")
 OPEN_VERSIONS = 4  # of the index: those of the requests that are under way while it is swapped
 
 
-def run(connection: Connection, path: Path, version: str, options: EngineOptions, level: str) -> None:
+def run(
+    connection: Connection, path: Path, version: str, options: EngineOptions, level: str, bundle_id: str
+) -> None:
     """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
@@ -39,7 +41,7 @@ def run(connection: Connection, path: Path, version: str, options: EngineOptions
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        worker = Worker(path, version, options)
+        worker = Worker(path, version, options, bundle_id)
     except (BundleError, EngineError) as error:
         connection.send_bytes(encode(Failure(reason=str(error))))
         return
@@ -57,13 +59,15 @@ class Worker:
     Opens the weights and one version, both checked against their manifests. Raises `BundleError`, `EngineError`.
     """
 
-    def __init__(self, path: Path, version: str, options: EngineOptions) -> None:
+    def __init__(self, path: Path, version: str, options: EngineOptions, bundle_id: str) -> None:
         self._folder = path / INDEX
         self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
             verify(self._folder / version)
             info = BundleInfo.load(path / "bundle.json")
+            if info.bundle_id != bundle_id:
+                raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
             self._open(version)
             trie, living = self._versions[version]
             self._engine = TorchEngine(
@@ -82,10 +86,11 @@ class Worker:
             if isinstance(command, Open):
                 self._open(command.version)
                 return Done()
+            requests = []
             for request in command.requests:
                 if request.version not in self._versions:  # forgotten, or of before a restart
                     self._open(request.version)
-            requests = [request.rank_request(self._versions) for request in command.requests]
+                requests.append(request.rank_request(self._versions))
             return Rankings(rankings=self._engine.rank(requests))
         except Exception as error:
             # The engine sees token ids only: its message holds no user text.

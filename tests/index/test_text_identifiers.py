@@ -122,5 +122,5 @@ def test_later_items_are_spelled_without_any_vector(published: Path, tmp_path: P
     new = [Item("new-1", twin), Item("new-2", "Comedy of the River")]
     update_index(bundle, new, [], no_vectors)
     after = bundle.refreshed()
-    assert read(after.index.trie.codes()[60:]) == [f"{twin}(2)", "Comedy of the River"]
+    assert read(after.index.trie.codes()[60:]) == [f"{twin} (2)", "Comedy of the River"]
     assert after.encoder.identifier(61)[-1] == bundle.vocabulary.end

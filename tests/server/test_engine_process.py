@@ -161,6 +161,35 @@ def test_index_versions_are_taken_up_and_survive_a_restart(tmp_path: Path) -> No
         process.close()
 
 
+def test_a_refresh_mends_an_engine_whose_version_is_gone_from_the_disk(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
+    old = Bundle.open(path)
+    process = EngineProcess(old, options=EngineOptions(threads=1))
+    process.start()
+    try:
+        update_index(old, [Item("new", "Silent Ocean")], [], item_vectors)
+        shutil.rmtree(path / INDEX / old.index.version)
+        pid = freeze(process)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not process.running)
+        new = old.refreshed()
+        process.prepare(new.index)
+        wait_until(lambda: process.running)
+        assert sorted(process.rank([request(new, 100)])[0].items) == list(range(61))
+    finally:
+        process.close()
+
+
+def test_another_bundle_in_the_place_of_the_served_one_is_not_mixed_with_it(tmp_path: Path) -> None:
+    served = Bundle.open(make_bundle(tmp_path / "bundle"))
+    shutil.rmtree(served.path)
+    make_bundle(served.path, items=50)
+    process = EngineProcess(served, options=EngineOptions(threads=1))
+    with pytest.raises(EngineError, match="another bundle by now"):
+        process.start()
+    process.close()
+
+
 def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_bundle, copy)

@@ -68,3 +68,22 @@ def test_the_least_recently_used_goes_first_and_a_longer_prompt_replaces_its_pre
     for length in (20, 40, 60):
         roomy.put([7] * length, states([7] * length).clone())
     assert len(roomy) == 1
+
+
+def test_prompts_that_share_their_blocks_and_come_in_turn_are_counted_once() -> None:
+    one, two = ([7] * 16 + [tail] * 4 for tail in (1, 2))
+    size = states(one).clone().nbytes
+    cache = PrefixCache(2 * size)
+    for _ in range(20):
+        for ids in (one, two):
+            found = cache.longest([*ids, 9])
+            if found is None or found.shape[3] < len(ids):
+                cache.put(ids, states(ids).clone())
+            assert cache.bytes == sum(entry.states.nbytes for entry in cache._entries.values())
+    assert len(cache) == 2
+    for ids in (one, two):
+        found = cache.longest([*ids, 9])
+        assert found is not None
+        assert found.shape[3] == len(ids)
+    cache.put([3] * 40, states([3] * 40).clone())
+    assert len(cache) == 1
