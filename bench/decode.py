@@ -12,6 +12,7 @@ the sum of their floors, and the second request of a history that the prefix cac
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -112,6 +113,11 @@ class Bench:
         ids = self.random_ids(tokens)
         return lambda: self.model.base_model(input_ids=ids, use_cache=False)
 
+    def stages(self, request: RankRequest, repeats: int) -> dict[str, float]:
+        """Where the time of the engine with `level` normalisation goes: medians."""
+        seconds = [self.level.rank([request])[0].seconds for _ in range(repeats)]
+        return {stage: 1000 * statistics.median(each[stage] for each in seconds) for stage in seconds[0]}
+
     @torch.inference_mode()
     def batched(self, repeats: int) -> dict[str, Any]:
         """Eight requests at once, and the floors of each, one after the other."""
@@ -165,6 +171,7 @@ class Bench:
             "floor_ms": floor,
             "ratio_to_floor": engine / floor,
             "level_ratio_to_floor": level / floor,
+            "level_stages_ms": self.stages(request, repeats),
         }
         if generate_repeats:
             allowed = allowed_tokens(self.vocabulary, self.codes, P)
@@ -204,10 +211,12 @@ def main(
         prefix_cache = bench.prefix_cache(300, 10, 8, repeats)
     kept = "all layers" if layers is None else f"first {layers} layers"
     report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {dtype.value}")
-    for column in cases[0]:
+    columns = [name for name, value in cases[0].items() if not isinstance(value, dict)]
+    for column in columns:
         report.add_column(column, justify="right")
     for case in cases:
-        report.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in case.values()))
+        values = [case[column] for column in columns]
+        report.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))
     console.print(report)
     console.print(f"eight requests: {batched['ratio_to_floor']:.2f} of the sum of their floors")
     console.print(f"second request of a known history: {prefix_cache['ratio']:.2f} of the first")
