@@ -24,57 +24,19 @@ import typer
 from rich.console import Console
 
 from bench.load import closed_loop, quantile, rate_of_batches, request
-from index.bundle import Bundle, BundleInfo, publish
-from index.catalogue import Catalogue, Item
+from bench.untrained import publish_untrained
+from index.bundle import Bundle
 from index.history import Event
-from index.identifiers import Identifiers
 from server.engine.contract import RankRequest
 from server.engine.torch_engine import TorchEngine
 from server.launch import engine_options
 from server.settings import Settings
-from training.backbones import load_backbone
 from training.cli.quiet import quiet_libraries
-from training.config import TrainConfig
-from training.extension import extend_backbone
 from training.serving import ServerProcess
 
 ITEMS = 10_000
-CODEBOOKS = (256, 256, 256, 16)
 HISTORY = 20
 LIMIT = 10
-
-
-def build(path: Path, backbone: str, layers: int | None) -> None:
-    """Publish a bundle of random identifiers on a real backbone: as fast as a trained one, and soon made."""
-    rng = np.random.default_rng(0)
-    table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
-    codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
-    identifiers = Identifiers("semantic", codes, CODEBOOKS)
-    loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
-    vectors = rng.normal(size=(ITEMS, 16)).astype(np.float32)
-    catalogue = Catalogue(Item(str(k), f"item {k}") for k in range(ITEMS))
-    titles = [item.title for item in catalogue]
-    vocabulary = extend_backbone(loaded, identifiers, titles, vectors)
-    info = BundleInfo(
-        bundle_id="bench",
-        scheme="semantic",
-        codebook_sizes=CODEBOOKS,
-        first_added_token=vocabulary.first_added,
-        normalisation="level",
-        max_tokens=512,
-        max_events=50,
-        max_query_tokens=32,
-        created="2026-01-01T00:00:00+00:00",
-        code_version="bench",
-    )
-    publish(
-        path,
-        model=loaded.model,
-        tokenizer=loaded.tokenizer,
-        catalogue=catalogue,
-        identifiers=identifiers,
-        info=info,
-    )
 
 
 def histories(count: int, items: int) -> list[list[int]]:
@@ -157,7 +119,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         path = bundle or Path(folder) / "bundle"
         if bundle is None:
-            build(path, backbone, layers)
+            publish_untrained(path, items=ITEMS, backbone=backbone, layers=layers, normalisation="level")
         figures = measure(path, rounds, seconds, threads)
     figures |= {"bundle": str(bundle)} if bundle else {"backbone": backbone, "layers": layers}
     console = Console()

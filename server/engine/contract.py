@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -46,6 +47,24 @@ class RankRequest:
     def width(self) -> int:
         """Hypotheses kept per level."""
         return max(self.beam_width, self.limit)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline < time.monotonic()
+
+    def check_fits(self, allowed: Allowed, levels: int, positions: int) -> None:
+        """Raise `EngineError` unless identifiers have so many levels and the prompt leaves room for one.
+
+        allowed: what may come back. positions: of the model's context.
+        """
+        if allowed.trie.levels != levels:
+            raise EngineError(f"identifiers of {levels} codes are needed")
+        if len(self.prompt) + levels > positions:
+            raise EngineError(
+                f"a prompt of {len(self.prompt)} tokens leaves no room for {levels} codes in a context "
+                f"of {positions} positions"
+            )
 
 
 @dataclass(frozen=True, slots=True)

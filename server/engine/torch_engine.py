@@ -141,20 +141,13 @@ class TorchEngine:
     def _rank_together(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         watch = _Stopwatch()
         searches = [self._begin(request) for request in requests]
-        while running := [search for search in searches if not search.done and not _expired(search.request)]:
+        while running := [search for search in searches if not search.done and not search.request.expired]:
             self._step(running, watch)
         return [self._ranking(search, watch) for search in searches]
 
     def _begin(self, request: RankRequest) -> Search:
         allowed = request.allowed or self.everything
-        levels = self.vocabulary.levels
-        if allowed.trie.levels != levels:
-            raise EngineError(f"identifiers of {levels} codes are needed")
-        if len(request.prompt) + levels > self._positions:
-            raise EngineError(
-                f"a prompt of {len(request.prompt)} tokens leaves no room for {levels} codes in a context "
-                f"of {self._positions} positions"
-            )
+        request.check_fits(allowed, self.vocabulary.levels, self._positions)
         known = self.cache.longest(request.prompt)
         return Search(request, allowed, self.vocabulary, self._layers, known)
 
@@ -251,7 +244,3 @@ class TorchEngine:
                 f"{name} cannot be served by this engine: its logits are not output rows times hidden state, or "
                 "it does not take tree attention"
             )
-
-
-def _expired(request: RankRequest) -> bool:
-    return request.deadline < time.monotonic()

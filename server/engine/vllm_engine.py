@@ -145,14 +145,7 @@ class VllmEngine:
 
     def _begin(self, request: RankRequest) -> TokenSearch:
         allowed = request.allowed or self.everything
-        levels = self.vocabulary.levels
-        if allowed.trie.levels != levels:
-            raise EngineError(f"identifiers of {levels} codes are needed")
-        if len(request.prompt) + levels > self._positions:
-            raise EngineError(
-                f"a prompt of {len(request.prompt)} tokens leaves no room for {levels} codes in a context "
-                f"of {self._positions} positions"
-            )
+        request.check_fits(allowed, self.vocabulary.levels, self._positions)
         return TokenSearch(request, allowed, self.vocabulary, self.normalisation, self._rows)
 
     def _ask(self, search: TokenSearch, asked: _Asked) -> None:
@@ -177,7 +170,7 @@ class VllmEngine:
 
     def _step(self, asked: _Asked, seconds: dict[str, float]) -> None:
         """One step of vLLM; searches whose last question it answers go on."""
-        late = [number for number, (search, _) in asked.items() if _expired(search.request)]
+        late = [number for number, (search, _) in asked.items() if search.request.expired]
         self._llm.abort_request(late)
         for number in late:
             del asked[number]
@@ -219,7 +212,3 @@ def _ranking(search: TokenSearch, seconds: dict[str, float]) -> Ranking:
         return Ranking([], [], seconds, search.cached_tokens, expired=True)
     items, scores = best_items(search.beam, search.allowed, search.request.limit)
     return Ranking(items, scores, seconds, search.cached_tokens)
-
-
-def _expired(request: RankRequest) -> bool:
-    return request.deadline < time.monotonic()
