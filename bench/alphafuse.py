@@ -90,23 +90,17 @@ class Job:
 
 
 def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
-    """The first seed of everything, then the others; sweeps have the first seed only."""
-    first, *others = seeds
-    yield from _main_jobs(first, threads)
-    yield Job("beauty", "main", UNTUNED, DenseSettings(rounds=0, seed=first, threads=threads))
-    yield Job(
-        "movielens",
-        "main",
-        UNTUNED,
-        DenseSettings(rounds=0, seed=first, threads=threads, **COMMON["movielens"]),
-    )
-    for data in COMMON:
+    """Every seed of what the tables compare, then the sweeps, of the first seed only; the small data set first."""
+    first = seeds[0]
+    for seed in seeds:
+        yield from _main_jobs(seed, threads)
+    for data, common in COMMON.items():
+        yield Job(data, "main", UNTUNED, DenseSettings(rounds=0, seed=first, threads=threads, **common))
+    for data in reversed(COMMON):
         for null in NULL_SIZES:
             settings = _sasrec(data, first, threads, items="alphafuse", null=null, hidden=ROW_SPACE + null)
             yield Job(data, "null", str(null), settings)
-    for seed in others:
-        yield from _main_jobs(seed, threads)
-    for data, (hidden, thresholds) in THRESHOLDS.items():
+        hidden, thresholds = THRESHOLDS[data]
         for threshold in thresholds:
             settings = _sasrec(data, first, threads, items="alphafuse", threshold=threshold, hidden=hidden)
             yield Job(data, "threshold", str(threshold), settings)
