@@ -31,6 +31,10 @@ def load_language_model(
         model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype, **options)
         if model.config.decoder_start_token_id is None:
             model.config.decoder_start_token_id = model.config.pad_token_id
+        if model.config.decoder_start_token_id is None:
+            raise LanguageModelError(
+                f"{source} does not say what its decoder starts from; give config.json a decoder_start_token_id"
+            )
     else:
         raise LanguageModelError(
             f"{config.model_type} is an encoder-decoder of which only T5 and Flan-T5 are supported; use one of these "
