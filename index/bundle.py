@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.arrays import read_array
 from index.catalogue import Catalogue
 from index.identifiers import SPELLED, Identifiers
 from index.identifiers.codebooks import Codebooks
 from index.item_index import ItemIndex
+from index.language_model import load_language_model
 from index.manifest import BundleError, fsync, refusing, verify, write_manifest
 from index.sequence import SequenceEncoder
 from index.versions import Versions
@@ -199,13 +200,7 @@ class Bundle:
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The weights of the bundle at `path`, in evaluation mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,  # never a pickle
-    )
-    return model.eval()
+    return load_language_model(path, dtype, local_files_only=True, use_safetensors=True)  # never a pickle
 
 
 def _open_index(path: Path, info: BundleInfo) -> ItemIndex:

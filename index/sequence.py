@@ -11,7 +11,7 @@ token: it is tokenised as a segment of its own with special tokens disabled (see
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -43,17 +43,19 @@ class Prompt:
 class Sample:
     """One training sequence.
 
-    ids:   int64 [T], token ids.
-    level: int8 [T], identifier level that token t writes, -1 for markers and query text.
-    task:  int8 [T], index into `TASKS` of the event that token t belongs to.
+    ids:    int64 [T], token ids; for an encoder-decoder, those of the decoder.
+    level:  int8 [T], identifier level that token t writes, -1 for markers and query text.
+    task:   int8 [T], index into `TASKS` of the event that token t belongs to.
+    prompt: int64 [P], what an encoder reads; empty for a decoder-only model.
     """
 
     ids: NDArray[np.int64]
     level: NDArray[np.int8]
     task: NDArray[np.int8]
+    prompt: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) + len(self.prompt)
 
 
 TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
@@ -178,3 +180,16 @@ class SequenceEncoder:
             level[end - written : end] = np.arange(written)
         tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
         return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]))
+
+    def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
+        """For an encoder-decoder: the request that `event` answers, and its item, which the decoder writes from its
+        token `start` on."""
+        task = self._task(event)
+        written = self.identifier(event.item)
+        length = 1 + len(written)
+        return Sample(
+            np.array([start, *written], np.int64),
+            np.arange(-1, length - 1).astype(np.int8),
+            np.full(length, TASKS.index(task), np.int8),
+            np.array(self.prompt(history, event.query if task is Task.SEARCH else None).ids, np.int64),
+        )

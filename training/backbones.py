@@ -19,8 +19,11 @@ from transformers import (
     GPTNeoXForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
+from index.language_model import is_encoder_decoder, load_language_model
 from training import assets
 from training.config import TrainConfig
 from training.errors import UserError
@@ -45,20 +48,22 @@ class Backbone:
 def load_backbone(config: TrainConfig, texts: Iterable[str]) -> Backbone:
     """The backbone that the settings name. `texts` train the tokenizer of a 'scratch' backbone.
 
-    Raises `BackboneError` for unknown names, encoder-decoder models and slow tokenizers.
+    Raises `BackboneError` for unknown names, encoder-decoders other than T5, and slow tokenizers.
     """
     if config.backbone == "scratch":
         return _scratch(config, texts)
+    if config.backbone == "t5-tiger":
+        return _tiger(config, texts)
     source: str | Path = config.backbone
     if config.backbone == "smollm2-135m":
         source = _smollm2()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = load_language_model(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # transformers raises OSError, ValueError, and the hub's own errors
         raise BackboneError(
-            f"backbone {config.backbone!r} cannot be loaded: {error}. Give 'smollm2-135m', 'scratch', a folder "
-            "with a Hugging Face causal language model, or (when connected) a model name"
+            f"backbone {config.backbone!r} cannot be loaded: {error}. Give 'smollm2-135m', 'scratch', "
+            "'t5-tiger', a folder with a Hugging Face causal language model or T5, or (when connected) a model name"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BackboneError(f"backbone {config.backbone!r} has no fast tokenizer, which is needed")
@@ -69,6 +74,9 @@ def load_backbone(config: TrainConfig, texts: Iterable[str]) -> Backbone:
 
 def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     """Cut a model to its first layers, in place: fast, but no longer a language model by itself."""
+    if is_encoder_decoder(model):
+        _keep_first_blocks(model, layers)
+        return
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     stack = next((s for s in stacks if len(s) == model.config.num_hidden_layers), None)
     if stack is None or layers > len(stack):
@@ -77,6 +85,18 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:layers]
+
+
+def _keep_first_blocks(model: PreTrainedModel, layers: int) -> None:
+    """The same for the encoder and the decoder of a T5. Both keep block 0, which holds the bias of positions."""
+    stacks = (model.encoder, model.decoder)
+    shortest = min(len(stack.block) for stack in stacks)
+    if layers > shortest:
+        raise BackboneError(f"--layers {layers}: the backbone's encoder or decoder has {shortest} layers")
+    for stack in stacks:
+        del stack.block[layers:]
+    for config in (model.config, model.encoder.config, model.decoder.config):
+        config.num_layers = config.num_decoder_layers = layers
 
 
 def _smollm2() -> Path:
@@ -135,16 +155,46 @@ def _scratch(config: TrainConfig, texts: Iterable[str]) -> Backbone:
     return Backbone("scratch", model, tokenizer, pretrained=False)
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """Lower-casing byte-level BPE: any text can be written, frequent words are one token."""
+def _tiger(config: TrainConfig, texts: Iterable[str]) -> Backbone:
+    """A T5 with random weights, by default of TIGER's size (Rajput et al. 2023, arXiv 2305.05065): four layers each,
+    d_model 128, six heads of 64, d_ff 1024."""
+    tokenizer = train_tokenizer(texts, config.text_vocabulary, padding="<pad>")
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=config.hidden,
+            d_kv=64,
+            d_ff=8 * config.hidden,
+            num_layers=config.layers or 4,
+            num_heads=config.heads,
+            dropout_rate=config.dropout,
+            feed_forward_proj="relu",
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            eos_token_id=None,
+        )
+    )
+    return Backbone("t5-tiger", model, tokenizer, pretrained=False)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, padding: str | None = None
+) -> PreTrainedTokenizerFast:
+    """Lower-casing byte-level BPE: any text can be written, frequent words are one token. `padding`: a token that no
+    text is written with."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
+        special_tokens=[] if padding is None else [padding],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, pad_token=padding
+    )

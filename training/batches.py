@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from index.history import Event, Task
 from index.sequence import TASKS, Sample, SequenceEncoder
+from training.pairs import Pairs
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,14 @@ class Part:
     """Samples of alike length, padded on the right.
 
     ids: int64 [B, T]; level: int8 [B, T], -1 on padding; task: int8 [B, T].
+    prompt: int64 [B, P] and attended: bool [B, P], False on padding; None for a decoder-only model.
     """
 
     ids: Tensor
     level: Tensor
     task: Tensor
+    prompt: Tensor | None = None
+    attended: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,12 @@ class BatchSource:
         query_dropout: float = 0.0,
         seed: int = 0,
         min_parts: int = 1,
+        pairs: Pairs | None = None,
     ) -> None:
-        """min_parts: parts that a step has at least, so that every process has some to compute."""
+        """min_parts: parts that a step has at least, so that every process has some to compute. pairs: what samples
+        are made of for an encoder-decoder."""
         self._min_parts = min_parts
+        self._pairs = pairs
         self._encoder = encoder
         self._histories = [history for history in histories if history]
         self._titles = [(row, title) for row, title in enumerate(titles) if encoder.has_tokens(title)]
@@ -65,10 +75,12 @@ class BatchSource:
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
         self._seed = seed
-        windows = sum(len(self._windows(history)) for history in self._histories)
-        interactions = sum(len(history) for history in self._histories)
-        self.steps_per_epoch = max(1, math.ceil(windows / batch_size))
-        self._titles_per_step = title_queries * interactions / self.steps_per_epoch
+        windows = [window for history in self._histories for window in self._windows(history)]
+        targets = [len(life) - begin for life, begin in windows]
+        if pairs is not None:
+            targets = [min(count, pairs.targets) for count in targets]
+        self.steps_per_epoch = max(1, math.ceil(len(windows) / batch_size))
+        self._titles_per_step = title_queries * sum(targets) / self.steps_per_epoch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self._seed, epoch])
@@ -78,7 +90,8 @@ class BatchSource:
             chosen = order[
                 step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
             ]
-            samples = [self._encoder.sample(self._hide_queries(windows[k], rng)) for k in chosen]
+            drawn = [windows[k] for k in chosen]
+            samples = [sample for life, begin in drawn for sample in self._samples(life, begin, rng)]
             titles = int(self._titles_per_step + rng.random())
             if self._titles:
                 samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
@@ -86,11 +99,19 @@ class BatchSource:
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
-    ) -> list[Sequence[Event]]:
-        """Cut a long history into windows that fit the model; with `rng`, at other places each epoch."""
+    ) -> list[tuple[Sequence[Event], int]]:
+        """Cut a long history into windows that fit the model; with `rng`, at other places each epoch. Of each: all
+        events up to its end, and how many of them are before it."""
         size = self._encoder.max_events
         first = size if rng is None else int(rng.integers(size // 2 + 1, size + 1))
-        return self._encoder.windows(history, size if len(history) <= size else first)
+        windows = self._encoder.windows(history, size if len(history) <= size else first)
+        ends = accumulate(map(len, windows))
+        return [(history[:end], end - len(window)) for window, end in zip(windows, ends, strict=True)]
+
+    def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
+        if self._pairs is not None:
+            return self._pairs.draw(self._hide_queries(life, rng), begin, rng)
+        return [self._encoder.sample(self._hide_queries(life[begin:], rng))]
 
     def _hide_queries(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
         """Query dropout: what was searched for was also wanted, so it may be recommended."""
@@ -101,7 +122,8 @@ class BatchSource:
 
     def _title_sample(self, k: int) -> Sample:
         row, title = self._titles[k]
-        return self._encoder.sample([Event(row, Task.SEARCH, title)])
+        event = Event(row, Task.SEARCH, title)
+        return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
 
     def _batch(self, samples: list[Sample]) -> Batch:
         samples.sort(key=len)
@@ -127,12 +149,15 @@ class BatchSource:
 
 def pad(samples: Sequence[Sample]) -> Part:
     """Samples as one part; the padding holds token 0, and no target."""
-    length = max(map(len, samples))
-    ids = torch.zeros(len(samples), length, dtype=torch.long)
-    level = torch.full((len(samples), length), -1, dtype=torch.int8)
-    task = torch.zeros(len(samples), length, dtype=torch.int8)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = torch.from_numpy(sample.ids)
-        level[row, : len(sample)] = torch.from_numpy(sample.level)
-        task[row, : len(sample)] = torch.from_numpy(sample.task)
-    return Part(ids, level, task)
+    ids = _stack([sample.ids for sample in samples], 0)
+    level = _stack([sample.level for sample in samples], -1)
+    task = _stack([sample.task for sample in samples], 0)
+    if not len(samples[0].prompt):
+        return Part(ids, level, task)
+    prompt = _stack([sample.prompt for sample in samples], 0)
+    lengths = torch.tensor([len(sample.prompt) for sample in samples])
+    return Part(ids, level, task, prompt, torch.arange(prompt.shape[1]) < lengths.unsqueeze(1))
+
+
+def _stack(rows: Sequence[NDArray[np.integer]], padding: int) -> Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=padding)

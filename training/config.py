@@ -12,6 +12,9 @@ from training.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
 
+SCRATCH = ("scratch", "t5-tiger")
+SIZES: dict[str | None, dict[str, Any]] = {"t5-tiger": {"heads": 6, "dropout": 0.1}}
+
 
 class ConfigError(UserError):
     """A setting is unknown or out of range."""
@@ -24,14 +27,19 @@ class TrainConfig(BaseModel):
 
     # backbone
     backbone: str = Field(
-        "smollm2-135m", description="'smollm2-135m', 'scratch', or a Hugging Face name or folder"
+        "smollm2-135m",
+        description="'smollm2-135m', 'scratch', 't5-tiger', or a Hugging Face name or folder",
     )
-    layers: int | None = Field(None, ge=1, description="keep the first N layers ('scratch': build N)")
-    hidden: int = Field(128, ge=8, description="'scratch': width of the model")
-    heads: int = Field(4, ge=1, description="'scratch': attention heads")
-    dropout: float = Field(0.3, ge=0, lt=1, description="'scratch': dropout on embeddings and block outputs")
+    layers: int | None = Field(
+        None, ge=1, description="keep the first N layers (from scratch: build N; 't5-tiger': 4)"
+    )
+    hidden: int = Field(128, ge=8, description="from scratch: width of the model")
+    heads: int = Field(4, ge=1, description="from scratch: attention heads ('t5-tiger': 6)")
+    dropout: float = Field(
+        0.3, ge=0, lt=1, description="from scratch: dropout on embeddings and block outputs ('t5-tiger': 0.1)"
+    )
     text_vocabulary: int = Field(
-        8000, ge=300, description="'scratch': size of the BPE trained on the catalogue"
+        8000, ge=300, description="from scratch: size of the BPE trained on the catalogue"
     )
 
     # identifiers
@@ -65,8 +73,16 @@ class TrainConfig(BaseModel):
     max_events: int = Field(50, ge=2, description="events of a sequence, the one to be predicted among them")
     max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
     max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
+    targets: int = Field(
+        4,
+        ge=1,
+        description="encoder-decoder: items of a logged sequence to be predicted, drawn anew each epoch",
+    )
     title_queries: float = Field(
-        0.1, ge=0, le=10, description="titles as extra search queries, as a share of the logged interactions"
+        0.1,
+        ge=0,
+        le=10,
+        description="titles as extra search queries, as a share of the items to be predicted",
     )
     query_dropout: float = Field(
         0.0, ge=0, le=1, description="share of logged searches trained as recommendations, their query hidden"
@@ -151,6 +167,17 @@ class TrainConfig(BaseModel):
         32, ge=0, description="validation cases on which the tasks' conflict is measured (0: not at all)"
     )
     tensorboard: bool = Field(False, description="mirror the figures to RUN/tensorboard")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes(cls, settings: Any) -> Any:
+        """The sizes of the backbone where they are not given."""
+        return SIZES.get(settings.get("backbone"), {}) | settings if isinstance(settings, dict) else settings
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the backbone starts from random weights, and knows nothing that could be kept."""
+        return self.backbone in SCRATCH
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:

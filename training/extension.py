@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from index.identifiers import Identifiers
 from index.vocabulary import END, MARKERS, IdentifierVocabulary
@@ -32,7 +32,7 @@ def extend_backbone(
     vocabulary.add_to(tokenizer)
     words = (*MARKERS, END) if identifiers.spelled else MARKERS
     if vocabulary.size > len(model.get_input_embeddings().weight):
-        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+        _resize(model, vocabulary.size)
     tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}
     with torch.no_grad():
         for table in tables.values():
@@ -48,6 +48,19 @@ def extend_backbone(
                 rows = torch.cat([rows, *_code_means(identifiers, items)])
             table[vocabulary.first_added : vocabulary.size] = rows
     return vocabulary
+
+
+def _resize(model: PreTrainedModel, size: int) -> None:
+    """Lengthen the token tables; output rows of their own stay their own (resizing ties those of T5 v1.1 and Flan)."""
+    own = model.get_output_embeddings().weight.detach()
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.resize_token_embeddings(size, mean_resizing=False)
+    head = model.get_output_embeddings()
+    if not tied and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(own.new_zeros(size, own.shape[1]))
+        with torch.no_grad():
+            head.weight[: len(own)] = own
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
 
 
 def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequence[str]) -> Tensor:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from gems import collect_knowledge, find_linears
+from index.language_model import is_encoder_decoder
 from training.config import TrainConfig
+from training.forward import halves
 from training.general_text import knowledge_articles, token_windows
 from training.preparation import Prepared
 
@@ -20,7 +25,7 @@ BATCH = 8
 
 def uses_knowledge(config: TrainConfig) -> bool:
     """Whether a null space is kept: a backbone from scratch knows nothing yet."""
-    return config.method == "gems" and config.null_space and config.backbone != "scratch"
+    return config.method == "gems" and config.null_space and not config.from_scratch
 
 
 def knowledge_path(folder: Path, config: TrainConfig) -> Path:
@@ -36,7 +41,7 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
         prepared.tokenizer, knowledge_articles(), min(WINDOW, positions), config.knowledge_tokens
     )
     batches = [
-        {"input_ids": torch.from_numpy(windows[k : k + BATCH]), "use_cache": False}
+        _inputs(prepared.model, torch.from_numpy(windows[k : k + BATCH]))
         for k in range(0, len(windows), BATCH)
     ]
     linears = find_linears(prepared.model)
@@ -53,3 +58,12 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
     draft = path.with_name(f".draft-{path.name}")
     basis.save(draft)
     os.replace(draft, path)
+
+
+def _inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
+    """What the model is called with to read general text, int64 [B, T]; an encoder-decoder reads the first half and
+    goes on with the second."""
+    if not is_encoder_decoder(model):
+        return {"input_ids": ids, "use_cache": False}
+    first, second = halves(model, ids)
+    return {"input_ids": first, "decoder_input_ids": second, "use_cache": False}

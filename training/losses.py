@@ -1,7 +1,7 @@
-"""The two-task loss from one forward pass: every item of every sequence is a target.
+"""The two-task loss from one forward pass: every item that a part's tokens write is a target.
 
-For an item with identifier c_1 .. c_L after the tokens x, with the head's rows E and the hidden
-state h of the last token before c_j:
+For an item with identifier c_1 .. c_L after the tokens x (which an encoder reads, if there is one), with the
+head's rows E and the hidden state h of the last token before c_j:
 
     level:       nll = −Σ_j log softmax(E_level(j) h)[c_j]      (softmax over the codebook of level j)
     vocabulary:  nll = −Σ_j log softmax(E h)[token(c_j)]        (softmax over all tokens)
@@ -20,6 +20,7 @@ from index.history import Task
 from index.sequence import TASKS
 from index.vocabulary import IdentifierVocabulary
 from training.batches import Part
+from training.forward import decoder_only_states, encoder_decoder_states
 from training.rows import AddedRows
 
 
@@ -35,7 +36,7 @@ def item_losses(
     A task without an item in the part is left out. Only the needed rows of the head are computed. `rows`:
     where the added rows are weights of their own.
     """
-    hidden = model.base_model(input_ids=part.ids, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, d]
+    hidden = _states(model, part)[:, :-1]  # [B, T-1, d]
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
@@ -53,3 +54,9 @@ def item_losses(
             if bool(chosen.any()):
                 totals[name] = totals.get(name, torch.zeros(())) + nll[chosen].sum()
     return totals
+
+
+def _states(model: PreTrainedModel, part: Part) -> Tensor:
+    if part.prompt is None or part.attended is None:
+        return decoder_only_states(model, part.ids)
+    return encoder_decoder_states(model, part.prompt, part.attended, part.ids)

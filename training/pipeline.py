@@ -38,6 +38,7 @@ from training.item_vectors import VectorOrigin, vector_source
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
 from training.methods import Method, check_ranks, make_method
+from training.pairs import Pairs
 from training.parallel import Parallel
 from training.preparation import Prepared, is_prepared, open_prepared, prepare
 from training.probe import ConflictProbe
@@ -138,6 +139,7 @@ def fit(
         prepared.vocabulary,
         normalisation=config.normalisation,
     )  # refuses what could not be served before it is trained
+    pairs = Pairs.of(prepared.model, encoder, config.targets)
     batches = BatchSource(
         encoder,
         split.train,
@@ -148,14 +150,15 @@ def fit(
         query_dropout=config.query_dropout,
         seed=config.seed,
         min_parts=parallel.size,
+        pairs=pairs,
     )
     linears = find_linears(prepared.model)
-    validator = Validator(prepared.model, encoder, engine, split.validation, config)
+    validator = Validator(prepared.model, encoder, engine, split.validation, config, pairs)
     torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
     probe = (
-        ConflictProbe(prepared.model, encoder, validator.cases, weights, config)
+        ConflictProbe(prepared.model, encoder, validator.cases, weights, config, pairs)
         if config.conflict_cases
         else None
     )

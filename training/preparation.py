@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
 from index.identifiers import Identifiers
@@ -20,6 +19,7 @@ from index.identifiers.atomic import atomic_identifiers
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.semantic import semantic_identifiers
 from index.identifiers.text import text_identifiers
+from index.language_model import load_language_model
 from index.plain_text import plain_tokens
 from index.sequence import SequenceEncoder
 from index.vocabulary import IdentifierVocabulary
@@ -118,7 +118,7 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     stored = np.load(folder / CODES, allow_pickle=False)
     sizes = tuple(int(size) for size in stored["codebook_sizes"])
     source = folder / "backbone"
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    model = load_language_model(source, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
     identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)

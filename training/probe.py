@@ -15,6 +15,7 @@ from training.config import TrainConfig
 from training.data.splits import Case
 from training.evaluation.ranking import cases_of
 from training.losses import item_losses
+from training.pairs import Pairs
 from training.validation import held_out_parts
 
 
@@ -31,13 +32,16 @@ class ConflictProbe:
         cases: Sequence[Case],
         weights: Mapping[str, nn.Parameter],
         config: TrainConfig,
+        pairs: Pairs | None = None,
     ) -> None:
         self._model = model
         self._vocabulary = encoder.vocabulary
         self._normalisation = config.normalisation
         self._weights = weights
         chosen = {task: cases_of(task, cases)[: config.conflict_cases] for task in Task}
-        self._parts = {task: held_out_parts(encoder, found, task) for task, found in chosen.items() if found}
+        self._parts = {
+            task: held_out_parts(encoder, found, task, pairs) for task, found in chosen.items() if found
+        }
 
     def __call__(self) -> dict[str, float]:
         """ρ by weight name; empty where a task has no case. Leaves the model as it was."""

@@ -29,7 +29,9 @@ class AddedRows:
         tied = head.weight is embedding.weight
         self._output = self._input if tied else _trainable(head.weight, first)
         self.parameters: list[nn.Parameter] = [self._input] if tied else [self._input, self._output]
-        embedding.register_forward_hook(self._look_up)
+        for module in model.modules():  # T5's encoder and decoder each have a table that shares the weight
+            if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
+                module.register_forward_hook(self._look_up)
 
     def head(self, first: int, last: int) -> Tensor:
         """Rows `first` to `last` of the output table [last − first, d], with gradient for the added ones.

@@ -16,6 +16,7 @@ from training.data.splits import Case
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.losses import item_losses
+from training.pairs import Pairs
 
 
 class Validator:
@@ -28,7 +29,9 @@ class Validator:
         engine: Engine,
         cases: Sequence[Case],
         config: TrainConfig,
+        pairs: Pairs | None = None,
     ) -> None:
+        self._pairs = pairs
         self.cases = draw_cases(cases, config.validation_cases, config.seed)
         self._model = model
         self._encoder = encoder
@@ -57,7 +60,7 @@ class Validator:
         for task in Task:
             cases = cases_of(task, self.cases)
             total = 0.0
-            for part in held_out_parts(self._encoder, cases, task):
+            for part in held_out_parts(self._encoder, cases, task, self._pairs):
                 losses = item_losses(self._model, self._encoder.vocabulary, part, self._config.normalisation)
                 total += float(losses[task])
             if cases:
@@ -75,11 +78,16 @@ class Validator:
         return figures
 
 
-def held_out_parts(encoder: SequenceEncoder, cases: Sequence[Case], task: Task) -> list[Part]:
-    """Sequences of the cases, asked as `task`, in which only the held-out item is a target."""
+def held_out_parts(
+    encoder: SequenceEncoder, cases: Sequence[Case], task: Task, pairs: Pairs | None = None
+) -> list[Part]:
+    """Sequences of the cases, asked as `task`, in which only the held-out item is a target; or pairs."""
     samples = []
     for case in cases:
         last = Event(case.target, task, case.query if task is Task.SEARCH else None)
+        if pairs is not None:
+            samples.append(pairs.pair(case.history, last))
+            continue
         sample = encoder.sample([*case.history, last])
         sample.level[: -len(encoder.identifier(case.target))] = -1
         samples.append(sample)

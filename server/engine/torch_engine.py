@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from index.vocabulary import IdentifierVocabulary
 from server.engine.attention import KeyValues, Segment, flat_attention
 from server.engine.beam import best_items
 from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.encoder_decoder import DecoderFeed, EncoderDecoder
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Feed, Search
 
@@ -65,7 +66,7 @@ DEFAULTS = EngineOptions()
 
 
 class TorchEngine:
-    """Ranks with a Hugging Face causal language model.
+    """Ranks with a Hugging Face causal language model, or with a T5.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
     living: slots of the items that are not removed; None for all.
@@ -94,14 +95,19 @@ class TorchEngine:
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self.max_batch_tokens = max_batch_tokens
-        self.cache = PrefixCache(cache_bytes)
+        self._encoder_decoder = EncoderDecoder.of(model)
+        # An encoder reads in both directions: nothing that it made of a prompt holds for a longer one.
+        self.cache = PrefixCache(0 if self._encoder_decoder else cache_bytes)
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
         self._layers = int(model.config.num_hidden_layers)
         self._body = model.base_model
         self._head: Tensor = model.get_output_embeddings().weight
         if len(self._head) < vocabulary.size:
             raise EngineError(f"the model has {len(self._head)} output rows; {vocabulary.size} are needed")
-        self._probe()
+        if self._encoder_decoder:
+            self._encoder_decoder.check(self._head, vocabulary)
+        else:
+            self._probe()
 
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
@@ -148,6 +154,8 @@ class TorchEngine:
     def _begin(self, request: RankRequest) -> Search:
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
+        if self._encoder_decoder:
+            return self._encoder_decoder.search(request, allowed, self.vocabulary)
         known = self.cache.longest(request.prompt)
         return Search(request, allowed, self.vocabulary, self._layers, known)
 
@@ -169,6 +177,8 @@ class TorchEngine:
 
     def _forward(self, feeds: Sequence[Feed]) -> Tensor:
         """Hidden states of all tokens that are fed, one request after the other: float [rows, d]."""
+        if self._encoder_decoder:
+            return self._encoder_decoder.forward(cast("Sequence[DecoderFeed]", feeds))
         with flat_attention(self.model):
             hidden: Tensor = self._body(
                 input_ids=torch.cat([feed.ids for feed in feeds]).unsqueeze(0),

@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from training.evaluation.ranking import EvaluationError, Progress
+from training.forward import text_states
 
 ROWS = 256  # positions whose logits exist at one time; 50 MB with SmolLM2's vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class GeneralFigures:
-    """Predictions of all tokens of the windows but each window's first.
+    """Predictions of K tokens of each window: of all but the first, K = T − 1; by an encoder-decoder, which reads the
+    first half, of the second, K = T // 2.
 
-    nll:   float64 [N, T − 1], negative log-likelihood of each token in nats.
-    right: bool [N, T − 1], whether the token was the most likely one.
+    nll:   float64 [N, K], negative log-likelihood of each token in nats.
+    right: bool [N, K], whether the token was the most likely one.
     """
 
     nll: NDArray[np.float64]
@@ -74,26 +76,26 @@ def general_figures(
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
     weight, bias = head.weight[:known_tokens], None if bias is None else bias[:known_tokens]
-    nll = np.empty((count, length - 1))
-    right = np.empty((count, length - 1), np.bool_)
+    nlls, rights = [], []
     training = model.training
     model.eval()
     try:
         for start in range(0, count, batch):
             ids = torch.from_numpy(windows[start : start + batch]).to(weight.device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            hidden, targets = hidden.flatten(0, 1), ids[:, 1:].flatten()
+            states, predicted = text_states(model, ids)
+            hidden, targets = states.flatten(0, 1), predicted.flatten()
             losses, hits = [], []
-            for states, wanted in zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True):
-                logits = F.linear(states, weight, bias).float()
+            for some, wanted in zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True):
+                logits = F.linear(some, weight, bias).float()
                 losses.append(F.cross_entropy(logits, wanted, reduction="none").double())
                 hits.append(logits.argmax(-1) == wanted)
-            nll[start : start + batch] = torch.cat(losses).view(-1, length - 1).cpu().numpy()
-            right[start : start + batch] = torch.cat(hits).view(-1, length - 1).cpu().numpy()
+            nlls.append(torch.cat(losses).view(predicted.shape).cpu().numpy())
+            rights.append(torch.cat(hits).view(predicted.shape).cpu().numpy())
             if progress:
                 progress(min(start + batch, count), count)
     finally:
         model.train(training)
+    nll, right = np.concatenate(nlls), np.concatenate(rights)
     if not np.isfinite(nll).all() or nll.mean() > 700:  # exp(700) is about the largest float64
         raise EvaluationError("the model's predictions are not finite; its weights have diverged")
     return GeneralFigures(nll, right)

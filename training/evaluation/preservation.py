@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from index.bundle import Bundle
 from index.history import Task
 from server.engine.torch_engine import TorchEngine
+from training.config import SCRATCH
 from training.data.dataset import DataSet
 from training.data.splits import Case, leave_one_out
 from training.evaluation.bootstrap import mean_interval
@@ -142,7 +143,7 @@ def _changes(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, f
 
 def backbone_note(settings: dict[str, Any]) -> str | None:
     """Why the figures on general text say little, for a backbone that was no whole language model."""
-    if settings.get("backbone") == "scratch":
+    if settings.get("backbone") in SCRATCH:
         what = "The backbone was built from scratch and knew no general text before"
     elif settings.get("layers") is not None:
         what = f"The backbone was cut to its first {settings['layers']} layers and was no language model by itself"

@@ -80,7 +80,7 @@ def _gems(
 ) -> GemsTuning:
     linears = find_linears(model)
     projected = {id(linear.weight) for linear in linears.values()}
-    if config.backbone == "scratch":
+    if config.from_scratch:
         rows = None
         plain = [p for p in model.parameters() if id(p) not in projected]
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from index.language_model import is_encoder_decoder
 from training.errors import UserError
 from training.methods.adamw import AdamWTuning, Reduce
 
@@ -59,9 +60,13 @@ class LoraTuning(AdamWTuning):
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear maps of the transformer blocks by name: not the head, not the embeddings."""
     names = {module: name for name, module in model.named_modules()}
+    if is_encoder_decoder(model):
+        blocks = [*model.encoder.block, *model.decoder.block]
+    else:
+        blocks = list(model.base_model.layers)
     return {
         names[module]: module
-        for block in model.base_model.layers
+        for block in blocks
         for module in block.modules()
         if isinstance(module, nn.Linear)
     }
