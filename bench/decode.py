@@ -15,7 +15,6 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +31,7 @@ from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.contract import RankRequest
+from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import PrefixCache
 from server.engine.torch_engine import TorchEngine
 from training.backbones import load_backbone
@@ -42,11 +42,6 @@ from training.extension import extend_backbone
 ITEMS = 10_000
 CODEBOOKS = (256, 256, 256, 16)
 BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500, 50), (300, 10)]  # P, W
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 def allowed_tokens(
@@ -87,7 +82,7 @@ class Bench:
     codes: NDArray[np.int32]
 
     @classmethod
-    def build(cls, backbone: str, layers: int | None, dtype: torch.dtype = torch.float32) -> Bench:
+    def build(cls, backbone: str, layers: int | None, precision: Precision = "float32") -> Bench:
         rng = np.random.default_rng(0)
         table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
         codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
@@ -98,10 +93,13 @@ class Bench:
         rows = loaded.model.get_input_embeddings().weight
         with torch.no_grad():  # random rows: no ties that rounding could decide
             rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
-        loaded.model.to(dtype)
+        loaded.model.to(dtype_of(precision))
         trie = Trie.build(codes)
-        engine = TorchEngine(loaded.model, trie, vocabulary, normalisation="vocabulary")
-        return cls(loaded.model, engine, TorchEngine(loaded.model, trie, vocabulary), vocabulary, codes)
+        engine, level = (
+            TorchEngine(loaded.model, trie, vocabulary, normalisation=normalisation, packed=precision)
+            for normalisation in ("vocabulary", "level")
+        )
+        return cls(loaded.model, engine, level, vocabulary, codes)
 
     def random_ids(self, length: int, seed: int = 0) -> torch.Tensor:
         """Text tokens, int64 [1, length]."""
@@ -194,13 +192,15 @@ def main(
     repeats: Annotated[int, typer.Option(help="timed runs of engine and floor")] = 5,
     generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
-    dtype: Annotated[Dtype, typer.Option(help="precision of all three")] = Dtype.bfloat16,
+    precision: Annotated[
+        Precision, typer.Option(help="of the engine; int8 stands beside a floor in bfloat16")
+    ] = "bfloat16",
 ) -> None:
     """Time one request for every prompt length and beam width."""
     torch.set_num_threads(threads)
     quiet_libraries()
     console = Console()
-    bench = Bench.build(backbone, layers, getattr(torch, dtype.value))
+    bench = Bench.build(backbone, layers, precision)
     cases = []
     for P in map(int, prompts.split(",")):
         for W in map(int, widths.split(",")):
@@ -210,7 +210,7 @@ def main(
         batched = bench.batched(repeats)
         prefix_cache = bench.prefix_cache(300, 10, 8, repeats)
     kept = "all layers" if layers is None else f"first {layers} layers"
-    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {dtype.value}")
+    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {precision}")
     columns = [name for name, value in cases[0].items() if not isinstance(value, dict)]
     for column in columns:
         report.add_column(column, justify="right")
@@ -223,7 +223,7 @@ def main(
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "dtype": dtype.value,
+            "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "precision": precision,
             "cases": cases, "batched": batched, "prefix_cache": prefix_cache,
         }  # fmt: skip
         json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")

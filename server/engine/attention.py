@@ -128,7 +128,9 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: f
         part = (groups[:, :, begin:end] * scale).flatten(1, 2)  # [kv heads, group · block, d]
         scores = torch.bmm(part, key[:, :seen].transpose(1, 2)).view(len(key), -1, end - begin, seen)
         weights = scores.add_(bias[begin:end, :seen]).softmax(-1)
-        out[:, :, begin:end] = torch.bmm(weights.flatten(1, 2), value[:, :seen]).view(len(key), -1, end - begin, d)
+        out[:, :, begin:end] = torch.bmm(weights.flatten(1, 2), value[:, :seen]).view(
+            len(key), -1, end - begin, d
+        )
     return out.view(heads, rows, d)
 
 

@@ -1,8 +1,8 @@
 """The forward of Llama's family and of GPT-NeoX over the flat tokens of several requests.
 
 The same mathematics as in transformers' modules in a fifth of their operations: linear layers of one input are
-one, their weights are packed, norms are one operation, and masks are made once for all layers. A decoder has
-copies of the weights; the model that it was made of can be thrown away.
+one, their weights are packed, norms are one operation, and masks are made once for all layers. The model's weights
+must not change any more; the model itself can be thrown away.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model: PreTrainedModel, precision: Precision) -> Decoder:
-        """A copy of the model's weights, packed. The model must be one that is supported."""
+        """Of a model that is supported. Linear layers are copied; all else is shared where it has this precision."""
         body, config = model.base_model, model.config
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -95,7 +95,7 @@ class _Norm:
 
     def __init__(self, module: nn.Module, precision: Precision) -> None:
         dtype = dtype_of(precision)
-        self._weight: Tensor = module.weight.detach().to(dtype)  # type: ignore[operator, union-attr]
+        self._weight: Tensor = module.weight.detach().to(dtype)  # type: ignore[operator]
         bias = getattr(module, "bias", None)
         self._bias: Tensor | None = None if bias is None else bias.detach().to(dtype)
         self._eps = float(getattr(module, "variance_epsilon", None) or module.eps)  # type: ignore[arg-type]
@@ -122,7 +122,9 @@ class _Layer:
         for segment in state.segments:
             rows = slice(start, start + segment.rows)
             parts.append(
-                segment.attend(self._number, turned[:heads, rows], turned[heads:, rows], values[:, rows], None)
+                segment.attend(
+                    self._number, turned[:heads, rows], turned[heads:, rows], values[:, rows], None
+                )
             )
             start += segment.rows
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -176,7 +178,9 @@ class _NeoXLayer(_Layer):
         # Rows of the model's layer: for each head its query, key and value. Here all queries come first.
         weight, bias = attention.query_key_value.weight, attention.query_key_value.bias
         order = torch.arange(len(weight)).view(shape.heads, 3, shape.size).transpose(0, 1).flatten()
-        self._qkv: Linear = pack(weight.detach()[order], None if bias is None else bias.detach()[order], precision)
+        self._qkv: Linear = pack(
+            weight.detach()[order], None if bias is None else bias.detach()[order], precision
+        )
         self._out = packed([attention.dense], precision)
         self._between = _Norm(layer.post_attention_layernorm, precision)
         self._up = packed([mlp.dense_h_to_4h], precision)

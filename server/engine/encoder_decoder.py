@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.allowed import Allowed
-from index.language_model import is_encoder_decoder, output_scale, start_token
+from index.language_model import output_scale, start_token
 from index.vocabulary import IdentifierVocabulary
 from server.engine.attention import KeyValues, Segment
 from server.engine.contract import EngineError, RankRequest
@@ -73,22 +73,30 @@ class DecoderSearch(Search):
 class EncoderDecoder:
     """Searches and forward passes of a T5."""
 
+    prefixes = (
+        False  # an encoder reads in both directions: nothing that it made of a prompt holds for a longer one
+    )
+
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._layers = int(model.config.num_decoder_layers)
         self._start = start_token(model)
         self._scale = output_scale(model)
 
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> EncoderDecoder | None:
-        """None for a decoder-only model."""
-        return cls(model) if is_encoder_decoder(model) else None
-
-    def search(self, request: RankRequest, allowed: Allowed, vocabulary: IdentifierVocabulary) -> Search:
+    def search(
+        self,
+        request: RankRequest,
+        allowed: Allowed,
+        vocabulary: IdentifierVocabulary,
+        known: Tensor | None = None,
+    ) -> Search:
         return DecoderSearch(request, allowed, vocabulary, self._layers, self._start)
 
-    def forward(self, feeds: Sequence[DecoderFeed]) -> Tensor:
+    def forward(self, feeds: Sequence[Feed]) -> Tensor:
         """What the output rows are multiplied by, for all decoder tokens that are fed: float [rows, d]."""
+        return self._forward(cast("Sequence[DecoderFeed]", feeds))  # it made them itself
+
+    def _forward(self, feeds: Sequence[DecoderFeed]) -> Tensor:
         fresh = [feed.encoded for feed in feeds if not feed.encoded.layers]
         if fresh:
             self._encode(fresh)

@@ -41,7 +41,7 @@ def packed(layers: Sequence[nn.Linear], precision: Precision) -> Linear:
 
 def pack(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
     """weight: [out, in]. bias: [out] or None. See `packed`."""
-    blocked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    blocked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if precision == "int8":
         if not blocked:
             raise EngineError("int8 needs a CPU and a torch with oneDNN; use bfloat16 here")

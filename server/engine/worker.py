@@ -77,6 +77,7 @@ class Worker:
                 normalisation=info.normalisation,
                 max_batch_tokens=options.max_batch_tokens,
                 living=living,
+                packed=options.precision,
                 cache_bytes=options.cache_bytes,
             )
 
