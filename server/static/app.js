@@ -7,9 +7,11 @@ import { byId, debounced, element } from "./dom.js";
 import { pane, problemBox } from "./results.js";
 
 const PAUSE_MS = 300;
+const NO_QUERY = "Type a query to search.";
 const MAX_HISTORY = 100; // as many ids as one lookup takes
 const CHECKS = ["explain", "exclude"];
-const TEXTS = ["query", "limit", "beam", "fallback", "filter"];
+const OPTIONS = ["limit", "beam", "fallback", "filter"];
+const TEXTS = ["query", ...OPTIONS];
 
 const form = byId("ask");
 const titles = new Map(); // of item ids; null where there is no such item
@@ -57,13 +59,14 @@ function drawChips() {
     return element(
       "li",
       { className: known ? "chip" : "chip unknown" },
-      element("span", {}, title),
+      element("span", { title }, title),
       query ? element("span", { className: "by" }, `by “${query}”`) : null,
       known ? null : element("span", { className: "by" }, "unknown"),
       remove,
     );
   });
   byId("chips").replaceChildren(...chips);
+  byId("chips").scrollTop = byId("chips").scrollHeight; // the newest is the last
   byId("clear").classList.toggle("away", !history.length);
 }
 
@@ -101,16 +104,19 @@ function readAddress() {
   for (const id of TEXTS) byId(id).value = address.get(id) ?? "";
   for (const id of CHECKS) byId(id).checked = address.get(id) === "1";
   form.elements.show.value = ["search", "recommend"].includes(address.get("show")) ? address.get("show") : "both";
+  if (OPTIONS.some((id) => byId(id).value)) byId("options").open = true;
   drawChips();
+  layOut();
 }
 
-async function restore() {
-  readAddress();
-  ask();
-  await nameHistory().catch(() => {}); // the lists say what is wrong
+function layOut() {
+  byId("panes").dataset.show = form.elements.show.value;
 }
+
 
 // ---- asking ----
+
+const soon = debounced(PAUSE_MS, ask);
 
 /** The fields that both requests share, or null where the filter is no JSON object. */
 function readForm() {
@@ -146,9 +152,10 @@ function filterHint() {
 }
 
 function ask() {
+  soon.cancel();
   writeAddress();
+  layOut();
   const show = form.elements.show.value;
-  byId("panes").dataset.show = show;
   const body = readForm();
   if (body === null) return;
   const query = byId("query").value.trim();
@@ -156,7 +163,7 @@ function ask() {
     list.asking.abort();
     if (show !== "both" && show !== task) continue;
     if (served?.key_required && !key.get()) list.hint("Enter the API key to ask.");
-    else if (task === "search" && !query) list.hint("Type a query to search.");
+    else if (task === "search" && !query) list.hint(NO_QUERY);
     else askOne(list, task, task === "search" ? { query, ...body } : body);
   }
 }
@@ -180,6 +187,11 @@ async function askOne(list, task, body) {
 function changed() {
   drawChips();
   ask();
+}
+
+function askAndName() {
+  ask();
+  nameHistory().catch(() => {}); // the lists say what is wrong
 }
 
 // ---- what is served ----
@@ -222,17 +234,20 @@ byId("clear").addEventListener("click", () => {
 byId("key").value = key.get();
 byId("key").addEventListener("change", () => {
   key.set(byId("key").value.trim());
-  restore();
+  askAndName();
 });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
-const soon = debounced(PAUSE_MS, ask);
 form.addEventListener("input", (event) => {
   if (!["history", "key"].includes(event.target.id)) soon();
 });
-window.addEventListener("hashchange", restore);
+window.addEventListener("hashchange", () => {
+  readAddress();
+  askAndName();
+});
 
-await describe();
-await restore();
+readAddress();
+if (!byId("query").value) panes.search.hint(NO_QUERY);
+describe().then(askAndName);

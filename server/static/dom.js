@@ -13,13 +13,14 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A function that calls `work` when it has not been called for so many milliseconds. */
+/** A function that calls `work` when it has not been called for so many milliseconds, and `cancel`, which forgets it. */
 export function debounced(milliseconds, work) {
   let timer;
-  return (...given) => {
+  const call = () => {
     clearTimeout(timer);
-    timer = setTimeout(work, milliseconds, ...given);
+    timer = setTimeout(work, milliseconds);
   };
+  return Object.assign(call, { cancel: () => clearTimeout(timer) });
 }
 
 /** A number with so many digits after the point and a real minus sign. */

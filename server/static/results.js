@@ -27,6 +27,7 @@ export function pane(root, { choose, name }) {
 
   function settle(text, ...content) {
     root.setAttribute("aria-busy", "false");
+    root.classList.remove("hinted");
     state.textContent = text;
     body.replaceChildren(...content.filter((part) => part !== null));
   }
@@ -34,12 +35,14 @@ export function pane(root, { choose, name }) {
   return {
     busy(line) {
       root.setAttribute("aria-busy", "true");
+      root.classList.remove("hinted");
       command.textContent = line;
       curl.hidden = false;
     },
     hint(text) {
       curl.hidden = true;
       settle("", element("p", { className: "muted" }, text));
+      root.classList.add("hinted");
     },
     fail(problem) {
       settle("", problemBox(problem));
