@@ -18,7 +18,8 @@ from server.settings import Settings
 
 
 class Deployment:
-    """popularity: of the items of the index version, None where the bundle holds no counts. titles: its living items."""
+    """popularity: of the items of the index version, None where the bundle holds no counts. titles: of those that
+    are not removed."""
 
     def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics, settings: Settings) -> None:
         self.bundle = bundle

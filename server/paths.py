@@ -12,7 +12,16 @@ RANKING = _RANKING | {VERSION + path: kind for path, kind in _RANKING.items()}
 LOOKUP = "/items"
 PLAYGROUND = {"/": "index.html"} | {  # to files of `server/static`
     f"/playground/{name}": name
-    for name in ("style.css", "icon.svg", "app.js", "api.js", "combobox.js", "dom.js", "results.js", "card.js")
+    for name in (
+        "style.css",
+        "icon.svg",
+        "app.js",
+        "api.js",
+        "combobox.js",
+        "dom.js",
+        "results.js",
+        "card.js",
+    )
 }
 QUIET = ("/health/live", "/health/ready", "/metrics", "/info", "/docs", "/openapi.json", *PLAYGROUND)
 ADMINISTRATION = ("/admin/index/refresh", "/admin/bundle/refresh")

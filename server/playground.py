@@ -55,7 +55,9 @@ def _add(router: APIRouter, path: str, file: Path) -> None:
 
     @router.get(path)
     async def page(request: Request) -> Response:
-        known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+        known = [
+            tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
+        ]
         if etag in known:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=_MEDIA_TYPES[file.suffix])
