@@ -113,7 +113,6 @@ function layOut() {
   byId("panes").dataset.show = form.elements.show.value;
 }
 
-
 // ---- asking ----
 
 const soon = debounced(PAUSE_MS, ask);
@@ -224,7 +223,6 @@ combobox({
   choose: (item) => add(item),
   back: () => history.length && removeAt(history.length - 1),
   tell: (text) => (byId("announce").textContent = text),
-  fail: (problem) => panes.recommend.fail(problem),
 });
 byId("clear").addEventListener("click", () => {
   history = [];

@@ -6,14 +6,15 @@ const PAUSE_MS = 120;
 
 /**
  * find(text, signal): the items to offer. choose(item): one was chosen. back(): Backspace in the empty field.
- * tell(text): for screen readers. fail(error): the lookup failed.
+ * tell(text): for screen readers.
  */
-export function combobox({ input, list, find, choose, back, tell, fail }) {
+export function combobox({ input, list, find, choose, back, tell }) {
   let items = [];
   let active = -1;
   let asking = new AbortController();
 
   function close() {
+    look.cancel();
     asking.abort();
     items = [];
     list.hidden = true;
@@ -36,7 +37,8 @@ export function combobox({ input, list, find, choose, back, tell, fail }) {
     choose(item);
   }
 
-  function open(found) {
+  /** none: what to say where there is nothing to offer. */
+  function open(found, none) {
     items = found;
     const options = items.map((item, k) => {
       const option = element("li", { id: `title-${k}`, role: "option", "aria-selected": "false" });
@@ -45,11 +47,12 @@ export function combobox({ input, list, find, choose, back, tell, fail }) {
       option.addEventListener("click", () => take(k));
       return option;
     });
-    list.replaceChildren(...(options.length ? options : [element("li", { className: "none" }, "No such title")]));
+    if (!options.length) options.push(element("li", { className: "none", role: "option", "aria-disabled": "true" }, none));
+    list.replaceChildren(...options);
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     if (items.length) activate(0);
-    tell(items.length ? `${items.length} titles` : "No such title");
+    tell(items.length ? `${items.length} titles` : none);
   }
 
   const look = debounced(PAUSE_MS, async () => {
@@ -60,11 +63,9 @@ export function combobox({ input, list, find, choose, back, tell, fail }) {
     const { signal } = asking;
     try {
       const found = await find(text, signal);
-      if (!signal.aborted) open(found);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      close();
-      fail(error);
+      if (!signal.aborted) open(found, "No such title");
+    } catch (problem) {
+      if (!signal.aborted) open([], `${problem.message}. ${problem.detail}`);
     }
   });
 

@@ -119,7 +119,8 @@ function notes({ items, fallback, fewer_than_limit, dropped }) {
   if (fewer_than_limit) told.push(`Fewer than asked for: ${fewer_than_limit}.`);
   if (dropped.unknown_count) told.push(`Unknown items in the history, not read: ${dropped.unknown_count}.`);
   if (dropped.old_events) told.push(`Old items of the history, beyond what the model reads: ${dropped.old_events}.`);
-  if (items.length) told.push("Score: log-probability; bar: probability beside the first. Select an item to add it.");
+  const score = fallback ? "logarithm of the share of all interactions" : "log-probability";
+  if (items.length) told.push(`Score: ${score}; bar: relative to the first. Select an item to add it.`);
   return element("ul", { className: "notes" }, ...told.map((text) => element("li", {}, text)));
 }
 

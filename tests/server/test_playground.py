@@ -1,4 +1,4 @@
-"""The web page: its files over HTTP, and what people do with it in a real browser."""
+"""The web page, as people use it: in a real browser."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
 from support.servers import serving
 
@@ -21,7 +19,6 @@ from index.catalogue import Item
 from index.update import update_index
 from server.app import create_app
 from server.engine.torch_engine import TorchEngine
-from server.paths import PLAYGROUND
 from server.settings import Settings
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -32,56 +29,6 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> \u202e\' & ' + "W" * 120
 ROWS = ".items tbody tr"
-
-
-# ---- over HTTP ----
-
-
-def test_the_files_come_with_their_types_and_a_strict_policy(client: TestClient) -> None:
-    for path in PLAYGROUND:
-        response = client.get(path)
-        assert response.status_code == 200
-        assert response.content
-        policy = response.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
-        assert "unsafe" not in policy
-        assert response.headers["x-content-type-options"] == "nosniff"
-    assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
-    assert client.get("/playground/app.js").headers["content-type"] == "text/javascript; charset=utf-8"
-    assert "/playground/app.js" not in client.get("/openapi.json").text
-
-
-def test_every_file_of_the_folder_is_served_and_no_other() -> None:
-    folder = Path(__file__).parents[2] / "server" / "static"
-    assert sorted(PLAYGROUND.values()) == sorted(file.name for file in folder.iterdir())
-
-
-def test_a_known_file_is_not_sent_again(client: TestClient) -> None:
-    first = client.get("/")
-    assert first.headers["cache-control"] == "no-cache"
-    tag = first.headers["etag"]
-    for known in (tag, f"W/{tag}", f'"other", {tag}'):
-        again = client.get("/", headers={"if-none-match": known})
-        assert (again.status_code, again.content) == (304, b"")
-        assert again.headers["etag"] == tag
-    assert client.get("/", headers={"if-none-match": '"other"'}).status_code == 200
-
-
-def test_the_page_can_be_switched_off(make_client) -> None:
-    client = make_client(playground=False)
-    for path in PLAYGROUND:
-        assert client.get(path).status_code == 404
-    assert client.get("/v1/items?prefix=s").status_code == 200
-
-
-def test_the_page_needs_no_key_and_counts_as_no_ranking(make_client) -> None:
-    client = make_client(api_keys="right")
-    assert client.get("/").status_code == 200
-    assert client.post("/").status_code == 405
-    assert 'outcome="ok"} 1.0' not in client.get("/metrics").text
-
-
-# ---- in a browser ----
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +204,8 @@ def test_problems_are_shown_as_the_server_says_them(visitor: Visitor) -> None:
     visitor.context.set_offline(True)
     page.click("button[type=submit]")
     expect(problem).to_contain_text("The server did not answer")
+    page.locator("#history").press_sequentially("silent")
+    expect(page.locator("#titles")).to_contain_text("The server did not answer")
     assert all(each.startswith("error: Failed to load resource") for each in visitor.complaints)
     visitor.complaints.clear()  # the browser's own lines on 422 and on the lost connection
 
