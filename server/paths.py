@@ -13,14 +13,8 @@ LOOKUP = "/items"
 PLAYGROUND = {"/": "index.html"} | {  # to files of `server/static`
     f"/playground/{name}": name
     for name in (
-        "style.css",
-        "icon.svg",
-        "app.js",
-        "api.js",
-        "combobox.js",
-        "dom.js",
-        "results.js",
-        "card.js",
+        *("style.css", "icon.svg"),
+        *("app.js", "api.js", "card.js", "combobox.js", "dom.js", "results.js"),
     )
 }
 QUIET = ("/health/live", "/health/ready", "/metrics", "/info", "/docs", "/openapi.json", *PLAYGROUND)

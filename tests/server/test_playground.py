@@ -25,7 +25,7 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 from playwright.sync_api import Browser, Page, expect
 from support.browser import CHROMIUM, MISSING, Visitor, chromium
 
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> \u202e\' & ' + "W" * 120
 ROWS = ".items tbody tr"
@@ -97,7 +97,6 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"Tab does not reach {selector}")
 
 
-@in_browser
 def test_all_of_it_by_keyboard(visitor: Visitor, base: str) -> None:
     page = visitor.open()
     field, options = page.locator("#history"), page.locator("#titles [role=option]")
@@ -154,7 +153,6 @@ def test_all_of_it_by_keyboard(visitor: Visitor, base: str) -> None:
     visitor.settled(page)
 
 
-@in_browser
 def test_explanations_name_the_items_of_the_history(visitor: Visitor, base: str) -> None:
     page = visitor.open(address(item=["item-3", "item-14", "item-50"]))
     assert page.locator(".explanation").count() == 0
@@ -172,7 +170,6 @@ def test_explanations_name_the_items_of_the_history(visitor: Visitor, base: str)
     expect(page.locator("#recommend .timings dt")).to_have_text(list(answer["timings_ms"]))
 
 
-@in_browser
 def test_popularity_is_labelled_and_short_lists_say_why(visitor: Visitor) -> None:
     narrow = json.dumps({"year": {"gte": 2000, "lt": 2003}})
     page = visitor.open(address(fallback="popularity", filter=narrow, show="recommend"))
@@ -188,7 +185,6 @@ def test_popularity_is_labelled_and_short_lists_say_why(visitor: Visitor) -> Non
     expect(page.locator(f"#recommend {ROWS}")).to_have_count(10)
 
 
-@in_browser
 def test_problems_are_shown_as_the_server_says_them(visitor: Visitor) -> None:
     page = visitor.open(address(item="item-1", limit=1000))
     problem = page.locator("#recommend [role=alert]")
@@ -210,7 +206,6 @@ def test_problems_are_shown_as_the_server_says_them(visitor: Visitor) -> None:
     visitor.complaints.clear()  # the browser's own lines on 422 and on the lost connection
 
 
-@in_browser
 def test_a_hostile_title_is_a_text(visitor: Visitor) -> None:
     page = visitor.open(address(item="hostile", limit=100, explain=1, query="river"))
     page.locator("#history").press_sequentially("img src")
@@ -228,7 +223,6 @@ def test_a_hostile_title_is_a_text(visitor: Visitor) -> None:
     visitor.complaints[:] = [each for each in visitor.complaints if "TrustedHTML" not in each]
 
 
-@in_browser
 def test_an_address_restores_what_was_seen(visitor: Visitor) -> None:
     page = visitor.open()
     page.locator("#history").press_sequentially("crimson river")
@@ -258,7 +252,6 @@ def test_an_address_restores_what_was_seen(visitor: Visitor) -> None:
     assert other.locator("#limit").input_value() == ""
 
 
-@in_browser
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
 def test_nothing_moves_while_it_loads_and_nothing_is_cut_off(
     browser: Browser, base: str, width: int, height: int
@@ -282,7 +275,6 @@ def test_nothing_moves_while_it_loads_and_nothing_is_cut_off(
     assert visitor.complaints == []
 
 
-@in_browser
 def test_the_curl_command_gives_the_same_answer(visitor: Visitor) -> None:
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = visitor.open(address(item="item-3", query='it\'s `$HOME` \\ "quoted"', limit=5, show="search"))
@@ -296,7 +288,6 @@ def test_the_curl_command_gives_the_same_answer(visitor: Visitor) -> None:
     ]
 
 
-@in_browser
 def test_the_model_card_tells_what_is_served(visitor: Visitor, shop: Bundle) -> None:
     page = visitor.open()
     card = page.locator("#card dl").inner_text()
@@ -305,7 +296,6 @@ def test_the_model_card_tells_what_is_served(visitor: Visitor, shop: Bundle) -> 
     expect(page.locator("#serving")).to_have_text(f"{shop.info.bundle_id} · index v2 · 61 items")
 
 
-@in_browser
 def test_the_page_follows_the_settings_of_the_system(visitor: Visitor) -> None:
     page = visitor.open()
 
@@ -320,7 +310,6 @@ def test_the_page_follows_the_settings_of_the_system(visitor: Visitor) -> None:
     assert style(".pane .body", "transitionDuration") == "0s"
 
 
-@in_browser
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(
     browser: Browser, bundle: Bundle, engine: TorchEngine
 ) -> None:
