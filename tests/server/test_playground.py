@@ -282,8 +282,15 @@ def test_the_curl_command_gives_the_same_answer(visitor: Visitor) -> None:
     page.click("#search .curl button")
     expect(page.locator("#search .curl button")).to_have_text("Copied")
     command = page.evaluate("navigator.clipboard.readText()")
-    printed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
-    assert [item["title"] for item in json.loads(printed)["items"]] == [
+    asked = subprocess.run(
+        ["bash", "-c", command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert [item["title"] for item in json.loads(asked.stdout)["items"]] == [
         row[1] for row in shown(page, "search")
     ]
 
