@@ -66,7 +66,11 @@ class _Pace:
         self._cost = 0.0
         self._seconds = 0.0
 
-    def add(self, cost: int, seconds: float) -> None:
+    def add(self, cost: int, seconds: float, whole: bool = True) -> None:
+        """whole: False where requests of the batch were given up. All of it would have taken longer, so that it
+        counts only if it was slow already."""
+        if not whole and seconds < self.seconds(cost):
+            return
         self._cost = self._KEPT * self._cost + cost
         self._seconds = self._KEPT * self._seconds + seconds
 
@@ -256,7 +260,8 @@ class Scheduler:
             return
         finally:
             self._computing_cost = 0
-        self._pace.add(sum(job.cost for job in batch), loop.time() - began)
+        whole = not any(ranking.expired for ranking in rankings)
+        self._pace.add(sum(job.cost for job in batch), loop.time() - began, whole)
         for job, ranking in answers:
             if ranking.expired:  # the engine gave it up: it knew the deadline, too
                 self._fail(job, _too_late(job.deadline - job.arrived))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,40 @@ def test_what_the_engine_gave_up_is_too_late(bundle: Bundle, engine: TorchEngine
             await scheduler.rank(request(bundle), 20)
 
     run(scenario, Hasty())
+
+
+@pytest.mark.parametrize("slow", ["answered", "given up"])
+def test_batches_given_up_make_the_engine_look_no_faster(
+    bundle: Bundle, gated: GatedEngine, slow: str
+) -> None:
+    given_up = replace(request(bundle), deadline=time.monotonic() - 1)
+
+    async def given_up_after(scheduler: Scheduler, seconds: float) -> None:
+        gated.hold()
+        task = asyncio.create_task(scheduler.rank(given_up, 20))
+        await asyncio.sleep(seconds)
+        gated.gate.set()
+        with pytest.raises(DeadlineError):
+            await task
+
+    async def scenario(scheduler: Scheduler) -> None:
+        if slow == "answered":
+            first = await occupied(scheduler, gated, bundle)
+            await asyncio.sleep(0.5)
+            gated.gate.set()
+            await first
+        else:
+            await given_up_after(scheduler, 0.5)
+        for _ in range(30):
+            await given_up_after(scheduler, 0)
+        first = await occupied(scheduler, gated, bundle)
+        waiting = await queued(scheduler, request(bundle))
+        with pytest.raises(DeadlineUnreachableError):
+            await scheduler.rank(request(bundle), 0.45)
+        gated.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    run(scenario, gated)
 
 
 def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: GatedEngine) -> None:
