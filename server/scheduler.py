@@ -2,7 +2,7 @@
 
 Requests wait in order of arrival. The engine takes up to `max_batch_size` of them at a time, and
 waits `window` seconds for company only if it was idle. A request that was given up, by its deadline
-or by its client, leaves the queue at once and is never ranked.
+or by its client, leaves the queue at once and is never ranked; the engine leaves it between two steps.
 
 A request that would not be answered in time is refused at once instead of being kept waiting for nothing: by
 the length of the queue, and by a forecast from how fast the latest batches were.
@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.engine.contract import Engine, Ranking, RankRequest
 from server.engine.process import EngineLostError, EngineProcess
@@ -167,7 +167,8 @@ class Scheduler:
                 raise DeadlineUnreachableError(self._retry_after())
         loop = asyncio.get_running_loop()
         now = loop.time()
-        job = _Job(request, cost, now, now + timeout, loop.create_future())
+        answer = loop.create_future()
+        job = _Job(replace(request, gone=answer.done), cost, now, now + timeout, answer)
         self._waiting[job] = None
         self._arrival.set()
         try:

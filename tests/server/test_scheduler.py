@@ -201,6 +201,21 @@ def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: 
     assert [[each.limit for each in batch] for batch in gated.batches] == [[5], [3]]
 
 
+def test_a_client_that_goes_is_known_to_the_engine_that_works_for_it(
+    bundle: Bundle, gated: GatedEngine
+) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        task = await occupied(scheduler, gated, bundle)
+        asked = gated.batches[0][0]
+        assert not asked.expired
+        task.cancel()
+        await asyncio.wait([task])
+        assert asked.expired
+        gated.gate.set()
+
+    run(scenario, gated)
+
+
 def test_deadline_holds_while_the_engine_computes(bundle: Bundle, gated: GatedEngine) -> None:
     async def scenario(scheduler: Scheduler) -> None:
         gated.hold()
