@@ -11,6 +11,7 @@ would trace, too, with paths and query strings as they were sent.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from server.errors import as_server_error
 from server.tracing import LISTENER, Account, TracingError
 
 STAGES = ("tokenise", "queue", "prefill", "decode", "head", "trie", "explain")  # in the order of time
+CLOSE_SECONDS = 3.0  # the exporter itself would try again for longer
 
 
 def exporter() -> SpanExporter:
@@ -55,7 +57,7 @@ def _resource() -> Resource:
 
 
 class Spans:
-    """Makes spans and hands them to an exporter, on a thread of its own. `close` sends what is left."""
+    """Makes spans and hands them to an exporter, on a thread of its own."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
@@ -63,7 +65,10 @@ class Spans:
         self._tracer = self._provider.get_tracer("gems", metadata.version("gems-sr"))
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """Send what is left, and give up on a collector that does not take it within `CLOSE_SECONDS`."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """The application, with a span around each ranking request."""
