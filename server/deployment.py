@@ -38,6 +38,11 @@ class Deployment:
             queue_limit=settings.queue_limit,
         )
 
+    @property
+    def engine_pid(self) -> int | None:
+        """Of the engine's process, if it has one of its own."""
+        return self.engine.pid if isinstance(self.engine, EngineProcess) else None
+
     async def start(self) -> None:
         """Start the engine and rank the longest prompt of the bundle: what cannot be served is found before
         somebody asks for it. Raises what the engine raises."""

@@ -24,7 +24,7 @@ _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class RequestMiddleware:
-    """Gives `request.state` a `request_id` and a `started` time (`perf_counter`).
+    """Gives `request.state` a `request_id` and a `started` time (`perf_counter`). A `trace_id` in it is logged, too.
 
     admit: raises what any ranking request would be refused with now. keys: of which a request for rankings
     or titles has to name one, if there are any.
@@ -85,7 +85,7 @@ class RequestMiddleware:
             logging.DEBUG if path in paths.QUIET else logging.INFO,
             "request",
             extra={
-                "request_id": state["request_id"],
+                **{name: state[name] for name in ("request_id", "trace_id") if name in state},
                 "method": method if method in _METHODS else "other",
                 "path": path if path in paths.NAMED else "other",
                 "status": status,

@@ -36,6 +36,8 @@ class Served:
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         metrics.name_bundle(bundle)
+        metrics.queue_limit.set(settings.queue_limit)
+        metrics.watch_memory(lambda: self.current.engine_pid)
 
     async def start(self) -> None:
         await self.current.start()
