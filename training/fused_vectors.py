@@ -1,0 +1,125 @@
+"""Item vectors that fuse meaning with behaviour: those of an AlphaFuse SASRec, trained on the training events.
+
+    e_i = (c f_i, z_i)   f_i: standardised language vector in its row space; z_i: learned (`index.alphafuse`)
+
+Nothing is known of what people do with an item that nobody chose in training, or that comes later. Its z_i is zero,
+as for the cold items of the paper, so that both are named by the same rule: by their language vector x_i alone, of
+which c f_i is an affine map. A bundle's codebooks have that map built in, and take language vectors.
+
+Beside the preparations of the run lies the training itself, under a hash of all that it depends on:
+
+    fused-<hash>/language.parquet    language vectors of the items
+    fused-<hash>/sasrec/             a run of `gems baseline sasrec`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from index.alphafuse import AlphaFuseError, SemanticSpace
+from index.identifiers.codebooks import Layer
+from training.baselines.item_vectors import semantic_space
+from training.baselines.run import VECTORS_FILE, run_baseline
+from training.baselines.sequences import item_rows
+from training.baselines.settings import BaselineError, SASRecSettings, settings_from
+from training.config import TrainConfig
+from training.data.dataset import DataSet
+from training.data.splits import Split
+from training.data.vectors import read_vectors, save_vectors
+from training.item_vectors import ItemVectorError, VectorOrigin, VectorSource, vector_source
+from training.locks import claim
+from training.run_folder import fingerprint
+
+ALPHAFUSE = "alphafuse"
+LANGUAGE = "language.parquet"
+
+
+def fused_source(
+    config: TrainConfig, data: Path, dataset: DataSet, split: Split, beside: Path, console: Console
+) -> VectorSource:
+    """Fused vectors of the catalogue, by a training in a folder beside `beside`, which goes on where it was stopped.
+
+    data: folder of the data set; it is trained on `split.train` of the leave-one-out split. The language vectors are
+    made here, so that all can be checked before anything is written.
+    Raises what `vector_source` does, and `ItemVectorError` where the vectors cannot be fused.
+    """
+    language_source = vector_source(config, dataset.catalogue)
+    try:
+        settings = _settings(config)
+        folder = beside.with_name(f"fused-{_key(config, settings, dataset, language_source.origin)}")
+        ids = dataset.catalogue.item_ids
+        kept = folder / LANGUAGE
+        language = read_vectors(kept, ids) if kept.exists() else language_source.make(console)
+        space, null = semantic_space(settings, language)
+    except (BaselineError, AlphaFuseError) as error:
+        raise ItemVectorError(f"--item-embeddings alphafuse: {error}") from error
+    chosen = np.unique(np.concatenate([*item_rows(split.train), np.empty(0, np.int64)]))
+
+    def make(console: Console) -> NDArray[np.float32]:
+        folder.mkdir(parents=True, exist_ok=True)
+        with claim(folder / ".lock", wait=True):  # runs of a sweep may share it
+            if not kept.exists():
+                save_vectors(kept, ids, language)
+            console.print(f"item vectors are fused with behaviour in {folder / 'sasrec'}", soft_wrap=True)
+            _train(data, folder / "sasrec", settings, kept, console)
+        fused = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)
+        fused[np.setdiff1d(np.arange(len(ids)), chosen), space.semantic :] = 0.0
+        return fused
+
+    origin = VectorOrigin(ALPHAFUSE, language_source.origin.encoder, language_source.origin.encoder_sha256)
+    return VectorSource(origin, make, later=_projection(space, null, settings.semantic_scale))
+
+
+def _settings(config: TrainConfig) -> SASRecSettings:
+    return settings_from(
+        SASRecSettings,
+        {
+            "items": ALPHAFUSE,
+            "hidden": config.fused_hidden,
+            "epochs": config.fused_epochs,
+            "seed": config.seed,
+            "threads": config.threads,
+        },
+    )
+
+
+def _key(config: TrainConfig, settings: SASRecSettings, dataset: DataSet, origin: VectorOrigin) -> str:
+    """Of all that shapes the fused vectors."""
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                settings.model_dump(mode="json"),
+                origin.encoder_sha256,
+                fingerprint(dataset),
+                dataset.catalogue.texts(),
+            ]
+        ).encode()
+    )
+    if config.item_vectors is not None:
+        digest.update(config.item_vectors.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, console: Console) -> None:
+    """`run_baseline`, but threads and random state of this process stay as they are."""
+    if not (out / "environment.json").exists():  # killed before it was recorded as a run
+        shutil.rmtree(out, ignore_errors=True)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        run_baseline(data, out, settings, language=language, resume=True, console=console)
+    torch.set_num_threads(threads)
+
+
+def _projection(space: SemanticSpace, null: int, scale: float) -> Layer:
+    """x ↦ (c f, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
+    weight = scale * space.row_space / np.sqrt(space.singular_values[: space.semantic])
+    weight = np.pad(weight, ((0, 0), (0, null)))
+    return Layer(weight.astype(np.float32), (-space.mean @ weight).astype(np.float32))
