@@ -1,10 +1,15 @@
-"""Item vectors that fuse meaning with behaviour: those of an AlphaFuse SASRec, trained on the training events.
+"""Item vectors that fuse meaning with behaviour: an AlphaFuse SASRec is trained on the training events, whose items are
 
     e_i = (c f_i, z_i)   f_i: standardised language vector in its row space; z_i: learned (`index.alphafuse`)
 
+Codes are spent on what varies most, and the standardised part varies alike in all directions. So what is quantised has
+its row space as the texts have it, with the same overall spread:
+
+    (a (x_i − μ)ᵀ U_s, z_i)   a² = c² d_s / Σ_k s_k over the d_s directions
+
 Nothing is known of what people do with an item that nobody chose in training, or that comes later. Its z_i is zero,
 as for the cold items of the paper, so that both are named by the same rule: by their language vector x_i alone, of
-which c f_i is an affine map. A bundle's codebooks have that map built in, and take language vectors.
+which the first part is an affine map. A bundle's codebooks have that map built in, and take language vectors.
 
 Beside the preparations of the run lies the training itself, under a hash of all that it depends on:
 
@@ -61,6 +66,7 @@ def fused_source(
         space, null = semantic_space(settings, language)
     except (BaselineError, AlphaFuseError) as error:
         raise ItemVectorError(f"--item-embeddings alphafuse: {error}") from error
+    later = _projection(space, null, settings.semantic_scale)
     chosen = np.unique(np.concatenate([*item_rows(split.train), np.empty(0, np.int64)]))
 
     def make(console: Console) -> NDArray[np.float32]:
@@ -70,12 +76,13 @@ def fused_source(
                 save_vectors(kept, ids, language)
             console.print(f"item vectors are fused with behaviour in {folder / 'sasrec'}", soft_wrap=True)
             _train(data, folder / "sasrec", settings, kept, console)
-        fused = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)
-        fused[np.setdiff1d(np.arange(len(ids)), chosen), space.semantic :] = 0.0
-        return fused
+        learned = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)[:, space.semantic :]
+        vectors = language @ later.weight + later.bias
+        vectors[chosen, space.semantic :] = learned[chosen]
+        return vectors
 
     origin = VectorOrigin(ALPHAFUSE, language_source.origin.encoder, language_source.origin.encoder_sha256)
-    return VectorSource(origin, make, later=_projection(space, null, settings.semantic_scale))
+    return VectorSource(origin, make, later)
 
 
 def _settings(config: TrainConfig) -> SASRecSettings:
@@ -119,7 +126,7 @@ def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, cons
 
 
 def _projection(space: SemanticSpace, null: int, scale: float) -> Layer:
-    """x ↦ (c f, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
-    weight = scale * space.row_space / np.sqrt(space.singular_values[: space.semantic])
-    weight = np.pad(weight, ((0, 0), (0, null)))
+    """x ↦ (a (x − μ)ᵀ U_s, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
+    spread = scale * np.sqrt(space.semantic / space.singular_values[: space.semantic].sum())
+    weight = np.pad(spread * space.row_space, ((0, 0), (0, null)))
     return Layer(weight.astype(np.float32), (-space.mean @ weight).astype(np.float32))

@@ -22,6 +22,7 @@ from index.alphafuse import SemanticSpace
 from index.bundle import Bundle
 from index.catalogue import Catalogue, Item
 from index.history import Event
+from index.identifiers.semantic import semantic_identifiers
 from training.cli.main import app
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
@@ -34,7 +35,7 @@ from training.preparation import open_prepared
 
 QUIET = Console(quiet=True)
 FUSED = SETTINGS | {
-    "item_embeddings": "alphafuse", "fused_hidden": 16, "fused_epochs": 4, "epochs": 1, "conflict_cases": 0,
+    "item_embeddings": "alphafuse", "fused_hidden": 16, "fused_epochs": 60, "epochs": 1, "conflict_cases": 0,
     "validation_cases": 10,
 }  # fmt: skip
 WIDTH = 20
@@ -83,6 +84,14 @@ def run(data: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+def meaning(vectors: NDArray[np.float32], of: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+    """Their eight leading principal components, with a total variance of 8 · 0.05² over those `of` which they are."""
+    of = vectors if of is None else of
+    space = SemanticSpace.of(of, semantic=8)
+    unit = np.sqrt(8 * 0.05**2 / ((of - space.mean) @ space.row_space).var(0).sum())
+    return unit * (vectors - space.mean) @ space.row_space
+
+
 def fused_folder(run: Path) -> Path:
     (found,) = run.glob("fused-*")
     return found
@@ -104,12 +113,13 @@ def test_identifiers_are_codes_of_the_fused_vectors_and_the_run_and_the_bundle_s
     used = np.load(run / "prepared" / "item_vectors.npy")
     exported = read_vectors(fused_folder(run) / "sasrec" / "item_vectors.parquet", catalogue.item_ids)
     assert used.shape == (32, 16)
-    assert np.array_equal(used[:30], exported[:30])
-    assert not np.allclose(used[:30, 8:], 0, atol=1e-2)  # what was learned is in them
-    space = SemanticSpace.of(read_vectors(language, catalogue.item_ids), semantic=8)
-    meaning = space.standardised(read_vectors(language, catalogue.item_ids))
-    scale = used[:, :8].std() / meaning.std()
-    assert np.allclose(used[:, :8], scale * meaning, atol=1e-5)
+    assert np.array_equal(used[:30, 8:], exported[:30, 8:])
+    learned = used[:30, 8:] / np.linalg.norm(used[:30, 8:], axis=1, keepdims=True)
+    cosines, colour = learned @ learned.T, np.arange(30) // 5
+    alike = (colour[:, None] == colour) & ~np.eye(30, dtype=bool)
+    assert cosines[alike].mean() > cosines[colour[:, None] != colour].mean() + 0.1  # who likes red takes red
+    assert np.allclose(used[:, :8], meaning(read_vectors(language, catalogue.item_ids)), atol=1e-5)
+    assert used[:, :8].var(0).sum() == pytest.approx(exported[:, :8].var(0).sum(), rel=1e-4)
     bundle = Bundle.open(run / "bundle")
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("alphafuse", "")
     assert "item_embeddings: alphafuse" in (run / "config.yaml").read_text()
@@ -131,13 +141,12 @@ def test_items_that_nobody_chose_have_no_learned_part_and_are_named_as_later_one
     assert codebooks is not None
     texts = read_vectors(language, DataSet.load(data).catalogue.item_ids)
     assert np.array_equal(codebooks.quantise(texts)[30:], bundle.index.trie.codes()[30:, :-1])
-    space = SemanticSpace.of(texts, semantic=8)
     later = np.random.default_rng(5).standard_normal((3, WIDTH)).astype(np.float32)
-    scale = used[:, :8].std() / space.standardised(texts).std()
-    by_hand = np.pad(scale * space.standardised(later), ((0, 0), (0, 8)))
-    fused = _codebooks_of_fused_vectors(used)
-    assert np.allclose(codebooks.encode(later), fused.encode(by_hand.astype(np.float32)), atol=1e-3)
-    assert np.array_equal(codebooks.quantise(later), fused.quantise(by_hand.astype(np.float32)))
+    by_hand = np.pad(meaning(later, texts), ((0, 0), (0, 8))).astype(np.float32)
+    fused = semantic_identifiers(used, (4, 4)).codebooks  # as they were fitted
+    assert fused is not None
+    assert np.allclose(codebooks.encode(later), fused.encode(by_hand), atol=1e-3)
+    assert np.array_equal(codebooks.quantise(later), fused.quantise(by_hand))
     (tmp_path / "items.jsonl").write_text(
         "".join(json.dumps({"item_id": f"new-{k}", "title": f"new {k}"}) + "\n" for k in range(3))
     )
@@ -150,14 +159,6 @@ def test_items_that_nobody_chose_have_no_learned_part_and_are_named_as_later_one
     )
     assert "3 items added" in done.output
     assert np.array_equal(Bundle.open(path).index.trie.codes()[32:, :-1], codebooks.quantise(later))
-
-
-def _codebooks_of_fused_vectors(vectors: NDArray[np.float32]):  # type: ignore[no-untyped-def]
-    from index.identifiers.semantic import semantic_identifiers
-
-    found = semantic_identifiers(vectors, FUSED["codebooks"]).codebooks
-    assert found is not None
-    return found
 
 
 def test_nothing_that_is_held_out_is_learned_from(data: Path, config: TrainConfig, tmp_path: Path) -> None:
