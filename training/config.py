@@ -55,7 +55,10 @@ class TrainConfig(BaseModel):
         None, description="file with item vectors (.parquet, .npz, .npy) in place of the encoder's"
     )
     fused_hidden: int = Field(
-        128, ge=4, description="'alphafuse': width of fused vectors; half is meaning, half is learned"
+        128,
+        ge=4,
+        multiple_of=2,
+        description="'alphafuse': width of fused vectors; half is meaning, half is learned",
     )
     fused_epochs: int = Field(
         40, ge=1, description="'alphafuse': passes over the histories at most; it stops early"

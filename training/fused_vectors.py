@@ -23,6 +23,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from index.identifiers.codebooks import Layer
 from training.baselines.item_vectors import semantic_space
 from training.baselines.run import VECTORS_FILE, run_baseline
 from training.baselines.sequences import item_rows
-from training.baselines.settings import BaselineError, SASRecSettings, settings_from
+from training.baselines.settings import SASRecSettings
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.splits import Split
@@ -43,7 +44,7 @@ from training.item_vectors import ItemVectorError, VectorOrigin, VectorSource, v
 from training.locks import claim
 from training.run_folder import fingerprint
 
-ALPHAFUSE = "alphafuse"
+ALPHAFUSE: Final = "alphafuse"
 LANGUAGE = "language.parquet"
 
 
@@ -57,17 +58,34 @@ def fused_source(
     Raises what `vector_source` does, and `ItemVectorError` where the vectors cannot be fused.
     """
     language_source = vector_source(config, dataset.catalogue)
+    settings = SASRecSettings(
+        items=ALPHAFUSE,
+        hidden=config.fused_hidden,
+        epochs=config.fused_epochs,
+        seed=config.seed,
+        threads=config.threads,
+    )
+    folder = beside.with_name(f"fused-{_key(config, settings, dataset, language_source.origin)}")
+    ids, kept = dataset.catalogue.item_ids, folder / LANGUAGE
+    language = read_vectors(kept, ids) if kept.exists() else language_source.make(console)
     try:
-        settings = _settings(config)
-        folder = beside.with_name(f"fused-{_key(config, settings, dataset, language_source.origin)}")
-        ids = dataset.catalogue.item_ids
-        kept = folder / LANGUAGE
-        language = read_vectors(kept, ids) if kept.exists() else language_source.make(console)
         space, null = semantic_space(settings, language)
-    except (BaselineError, AlphaFuseError) as error:
-        raise ItemVectorError(f"--item-embeddings alphafuse: {error}") from error
+        if null > space.dimensions - space.semantic:
+            raise AlphaFuseError(
+                f"language vectors of {space.dimensions} dimensions have no room for more than as many"
+            )
+    except AlphaFuseError as error:
+        raise ItemVectorError(
+            f"--item-embeddings alphafuse with --fused-hidden {config.fused_hidden}: {error}"
+        ) from error
     later = _projection(space, null, settings.semantic_scale)
-    chosen = np.unique(np.concatenate([*item_rows(split.train), np.empty(0, np.int64)]))
+    histories = item_rows(split.train)
+    if not histories:
+        raise ItemVectorError(
+            "--item-embeddings alphafuse: nobody has two training events (four, with those that are held out), so "
+            "there is no behaviour to learn from; use 'text'"
+        )
+    chosen = np.unique(np.concatenate(histories))
 
     def make(console: Console) -> NDArray[np.float32]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,31 +103,11 @@ def fused_source(
     return VectorSource(origin, make, later)
 
 
-def _settings(config: TrainConfig) -> SASRecSettings:
-    return settings_from(
-        SASRecSettings,
-        {
-            "items": ALPHAFUSE,
-            "hidden": config.fused_hidden,
-            "epochs": config.fused_epochs,
-            "seed": config.seed,
-            "threads": config.threads,
-        },
-    )
-
-
 def _key(config: TrainConfig, settings: SASRecSettings, dataset: DataSet, origin: VectorOrigin) -> str:
     """Of all that shapes the fused vectors."""
-    digest = hashlib.sha256(
-        json.dumps(
-            [
-                settings.model_dump(mode="json"),
-                origin.encoder_sha256,
-                fingerprint(dataset),
-                dataset.catalogue.texts(),
-            ]
-        ).encode()
-    )
+    texts = dataset.catalogue.texts()
+    shape = [settings.model_dump(mode="json"), origin.encoder_sha256, fingerprint(dataset), texts]
+    digest = hashlib.sha256(json.dumps(shape).encode())
     if config.item_vectors is not None:
         digest.update(config.item_vectors.read_bytes())
     return digest.hexdigest()[:16]

@@ -105,8 +105,8 @@ def new_item_vectors(
 ) -> Callable[[Sequence[Item]], NDArray[np.float32]]:
     """What embeds new items as those of a bundle were embedded: some of the `given` ones → float32 [n, d].
 
-    file: their vectors, for a bundle whose vectors came from a file (under `alphafuse`: the language vectors). encoder: where the bundle's encoder is now, if
-    not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
+    file: their vectors, for a bundle whose vectors came from a file (fused or not). encoder: where the bundle's encoder
+    is now, if not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
     `EmbeddingError`.
     """
     from_file = bool(info.item_embeddings) and not info.item_encoder

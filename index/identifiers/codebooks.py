@@ -74,9 +74,7 @@ class Codebooks:
         first, *others = self.encoder
         weight = layer.weight.astype(np.float64) @ first.weight
         bias = layer.bias.astype(np.float64) @ first.weight + first.bias
-        return replace(
-            self, encoder=(Layer(weight.astype(np.float32), bias.astype(np.float32)), *others)
-        )
+        return replace(self, encoder=(Layer(weight.astype(np.float32), bias.astype(np.float32)), *others))
 
     def save(self, folder: Path) -> None:
         """Write `codebooks.safetensors`."""

@@ -1,12 +1,9 @@
-"""`gems train --item-embeddings alphafuse`: identifiers of vectors that fuse texts with what people chose in training."""
+"""`gems train --item-embeddings alphafuse`: identifiers of vectors that fuse texts with people's choices."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +22,14 @@ from index.history import Event
 from index.identifiers.semantic import semantic_identifiers
 from training.cli.main import app
 from training.config import ConfigError, TrainConfig
-from training.data.dataset import DataSet
+from training.data.dataset import DataSet, UserHistory
 from training.data.splits import leave_one_out
 from training.data.vectors import read_vectors, save_vectors
 from training.fused_vectors import LANGUAGE, fused_source
 from training.item_vectors import ItemVectorError
 from training.pipeline import train
 from training.preparation import open_prepared
+from training.run_folder import RunError
 
 QUIET = Console(quiet=True)
 FUSED = SETTINGS | {
@@ -97,6 +95,12 @@ def fused_folder(run: Path) -> Path:
     return found
 
 
+def replace_events(user: UserHistory, events: tuple[Event, ...]) -> UserHistory:
+    return UserHistory(
+        user.user_id, events, user.simulated_queries[: len(events)], user.timestamps[: len(events)]
+    )
+
+
 def fuse(data: Path, config: TrainConfig, beside: Path) -> tuple[NDArray[np.float32], list[float]]:
     """The fused vectors, and the loss of each epoch."""
     dataset = DataSet.load(data)
@@ -123,7 +127,9 @@ def test_identifiers_are_codes_of_the_fused_vectors_and_the_run_and_the_bundle_s
     bundle = Bundle.open(run / "bundle")
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("alphafuse", "")
     assert "item_embeddings: alphafuse" in (run / "config.yaml").read_text()
-    assert np.array_equal(bundle.index.trie.codes(), open_prepared(run / "prepared", "semantic").identifiers.codes)
+    assert np.array_equal(
+        bundle.index.trie.codes(), open_prepared(run / "prepared", "semantic").identifiers.codes
+    )
     alone = TrainConfig(**FUSED | {"item_embeddings": "text"}, item_vectors=language)
     train(data, run.parent / "text", alone, console=QUIET)
     by_text = open_prepared(run.parent / "text" / "prepared", "semantic").identifiers.codes
@@ -164,6 +170,7 @@ def test_items_that_nobody_chose_have_no_learned_part_and_are_named_as_later_one
 def test_nothing_that_is_held_out_is_learned_from(data: Path, config: TrainConfig, tmp_path: Path) -> None:
     """Other test events: the same vectors. Other validation events, too: the same losses (they choose the epoch).
     Another training event: other ones."""
+    config = config.model_copy(update={"fused_epochs": 12})
     vectors, losses = fuse(data, config, tmp_path / "as-it-is" / "prepared")
     dataset = DataSet.load(data)
 
@@ -173,36 +180,43 @@ def test_nothing_that_is_held_out_is_learned_from(data: Path, config: TrainConfi
             events = list(user.events)
             for position in positions:
                 events[position] = Event((events[position].item + 11) % 30)
-            users.append(replace(user, events=tuple(events)))
+            users.append(replace_events(user, tuple(events)))
         DataSet(dataset.info, dataset.catalogue, users).save(tmp_path / name / "data")
         return fuse(tmp_path / name / "data", config, tmp_path / name / "prepared")
 
-    assert len(losses) == 4
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.5
     without_test, _ = changed("test", -1)
     assert np.array_equal(without_test, vectors)
     _, same = changed("validation", -1, -2)
-    assert same == losses
+    assert len(same) >= 5  # it may stop at another epoch
+    assert same == losses[: len(same)]
     _, other = changed("training", -3)
-    assert other != losses
+    assert other[0] != losses[0]
 
 
-def test_a_run_that_is_killed_while_it_fuses_goes_on_to_the_same_weights(
-    run: Path, data: Path, config: TrainConfig, tmp_path: Path
+def test_a_run_that_is_stopped_while_it_fuses_goes_on_to_the_same_weights(
+    run: Path, data: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config.save(tmp_path / "config.yaml")
-    script = (
-        "import os, sys, torch; import training.baselines.loop as loop; saved, done = torch.save, []\n"
-        "def save(*given):\n    saved(*given); done.append(1)\n    if len(done) == 3: os._exit(77)\n"
-        "torch.save = save\nfrom training.cli.main import main; main()"
-    )
-    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--config", str(tmp_path / "config.yaml")]
-    killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
-    assert killed.returncode == 77, killed.stderr
-    assert (fused_folder(tmp_path / "run") / "sasrec" / "checkpoint.pt").exists()
+    saved, done = torch.save, []
+
+    def stop_after_three(content: object, file: Path) -> None:
+        saved(content, file)
+        done.append(file)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", config, console=QUIET)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "config.yaml").exists()
     assert not (tmp_path / "run" / "prepared" / "codes.npz").exists()
+    with pytest.raises(RunError, match="--resume"):
+        train(data, tmp_path / "run", config, console=QUIET)
     assert train(data, tmp_path / "run", config, resume=True, console=QUIET) is not None
     log = (fused_folder(tmp_path / "run") / "sasrec" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == [0, 1, 2, 3, 4]  # no epoch twice
+    assert [json.loads(line)["step"] for line in log] == list(range(61))  # no epoch twice
     ours, theirs = (load_file(folder / "bundle" / "model.safetensors") for folder in (run, tmp_path / "run"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -217,8 +231,8 @@ def test_a_finished_fusion_is_found_by_its_hash(
     assert np.array_equal(vectors, np.load(run / "prepared" / "item_vectors.npy"))
     assert weights.stat().st_mtime_ns == before
     dataset = DataSet.load(data)
-    for changes in ({"seed": 1}, {"fused_hidden": 12}, {"fused_epochs": 3}):
-        other = config.model_copy(update=changes)
+    for changes in ({"seed": 1}, {"fused_hidden": 12}, {}):
+        other = config.model_copy(update={"fused_epochs": 3} | changes)
         fused_source(other, data, dataset, leave_one_out(dataset), tmp_path / "prepared", QUIET).make(QUIET)
     assert len(list(tmp_path.glob("fused-*"))) == 4
     assert {p.name for p in folder.iterdir()} == {".lock", LANGUAGE, "sasrec"}
@@ -231,14 +245,23 @@ def test_what_cannot_be_fused_is_said_before_anything_is_written(
         with pytest.raises(ItemVectorError) as caught:
             train(data, tmp_path / "run", TrainConfig(**FUSED | changes), console=QUIET)
         assert not (tmp_path / "run").exists()
-        assert "--item-embeddings alphafuse: " in str(caught.value)
+        assert "--item-embeddings alphafuse with --fused-hidden" in str(caught.value)
         return str(caught.value)
 
     assert "32 items are too few for language vectors of 384 dimensions" in refused()
-    assert "divide" in refused(item_vectors=language, fused_hidden=15)
+    assert "no room for more than as many" in refused(item_vectors=language, fused_hidden=22)
     assert "leaves no null space" in refused(item_vectors=language, fused_hidden=40)
     np.save(tmp_path / "same.npy", np.ones((32, 8), np.float32))
     assert "no variance" in refused(item_vectors=tmp_path / "same.npy", fused_hidden=4)
+    users = [replace_events(user, user.events[:3]) for user in DataSet.load(data).users]
+    DataSet(DataSet.load(data).info, DataSet.load(data).catalogue, users).save(tmp_path / "short")
+    with pytest.raises(ItemVectorError, match="nobody has two training events"):
+        train(
+            tmp_path / "short", tmp_path / "run", TrainConfig(**FUSED, item_vectors=language), console=QUIET
+        )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"fused_hidden: .* multiple of 2"):
+        TrainConfig.load(None, {"fused_hidden": 15})
     with pytest.raises(ConfigError, match=r"'alphafuse' is for semantic identifiers; atomic ones"):
         TrainConfig.load(None, {"item_embeddings": "alphafuse", "scheme": "atomic"})
 
