@@ -2,14 +2,14 @@
 
     e_i = (c f_i, z_i)   f_i: standardised language vector in its row space; z_i: learned (`index.alphafuse`)
 
-Codes are spent on what varies most, and the standardised part varies alike in all directions. So what is quantised has
-its row space as the texts have it, with the same overall spread:
+Codes are spent on what varies most, and the standardised part varies alike in all directions: it would be noise to
+them. So what is quantised has the row space as the texts have it, and as much of what was learned:
 
-    (a (x_i − μ)ᵀ U_s, z_i)   a² = c² d_s / Σ_k s_k over the d_s directions
+    (m_i, b z_i),   m_i = (x_i − μ)ᵀ U_s,   b such that m varies `MEANING` times as much as b z, over all directions
 
 Nothing is known of what people do with an item that nobody chose in training, or that comes later. Its z_i is zero,
 as for the cold items of the paper, so that both are named by the same rule: by their language vector x_i alone, of
-which the first part is an affine map. A bundle's codebooks have that map built in, and take language vectors.
+which m_i is an affine map. A bundle's codebooks have that map built in, and take language vectors.
 
 Beside the preparations of the run lies the training itself, under a hash of all that it depends on:
 
@@ -46,6 +46,9 @@ from training.run_folder import fingerprint
 
 ALPHAFUSE: Final = "alphafuse"
 LANGUAGE = "language.parquet"
+MEANING = (
+    2.0  # with less, items that come later have codes of their own, far from those of items that are alike
+)
 
 
 def fused_source(
@@ -78,7 +81,7 @@ def fused_source(
         raise ItemVectorError(
             f"--item-embeddings alphafuse with --fused-hidden {config.fused_hidden}: {error}"
         ) from error
-    later = _projection(space, null, settings.semantic_scale)
+    later = _projection(space, null)
     histories = item_rows(split.train)
     if not histories:
         raise ItemVectorError(
@@ -94,9 +97,10 @@ def fused_source(
                 save_vectors(kept, ids, language)
             console.print(f"item vectors are fused with behaviour in {folder / 'sasrec'}", soft_wrap=True)
             _train(data, folder / "sasrec", settings, kept, console)
-        learned = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)[:, space.semantic :]
+        learned = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)[chosen, space.semantic :]
         vectors = language @ later.weight + later.bias
-        vectors[chosen, space.semantic :] = learned[chosen]
+        share = space.singular_values[: space.semantic].sum() / (MEANING * learned.var(0).sum())
+        vectors[chosen, space.semantic :] = np.sqrt(share) * learned
         return vectors
 
     origin = VectorOrigin(ALPHAFUSE, language_source.origin.encoder, language_source.origin.encoder_sha256)
@@ -123,8 +127,7 @@ def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, cons
     torch.set_num_threads(threads)
 
 
-def _projection(space: SemanticSpace, null: int, scale: float) -> Layer:
-    """x ↦ (a (x − μ)ᵀ U_s, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
-    spread = scale * np.sqrt(space.semantic / space.singular_values[: space.semantic].sum())
-    weight = np.pad(spread * space.row_space, ((0, 0), (0, null)))
+def _projection(space: SemanticSpace, null: int) -> Layer:
+    """x ↦ ((x − μ)ᵀ U_s, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
+    weight = np.pad(space.row_space, ((0, 0), (0, null)))
     return Layer(weight.astype(np.float32), (-space.mean @ weight).astype(np.float32))
