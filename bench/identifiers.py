@@ -59,6 +59,7 @@ def main(
         Path | None,
         typer.Option(help="fuse the vectors with behaviour (AlphaFuse), by a training in this folder"),
     ] = None,
+    fused_epochs: Annotated[int, typer.Option(help="with --fused: epochs at most")] = 40,
     variant: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
 ) -> None:
@@ -69,7 +70,7 @@ def main(
     sizes = [int(size) for size in codebooks.split(",")]
     dataset = DataSet.load(data)
     catalogue = dataset.catalogue
-    config = TrainConfig(item_vectors=item_vectors, seed=seed, threads=1)
+    config = TrainConfig(item_vectors=item_vectors, fused_epochs=fused_epochs, seed=seed, threads=1)
     if fused is None:
         source = vector_source(config, catalogue)
     else:
