@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from support.bundles import make_catalogue, make_identifiers, make_tokenizer, text_vectors
 from support.t5 import KINDS, make_t5
+from test_pipeline import make_data
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
@@ -54,9 +55,9 @@ QUIET = Console(quiet=True)
 
 TIGER = {
     "backbone": "t5-tiger", "hidden": 32, "heads": 2, "layers": 1, "text_vocabulary": 400, "codebooks": (4, 4),
-    "max_events": 8, "max_tokens": 128, "batch_size": 16, "targets": 8, "epochs": 10, "learning_rate": 1e-2,
+    "max_events": 8, "max_tokens": 128, "batch_size": 16, "targets": 8, "epochs": 8, "learning_rate": 1e-2,
     "validation_cases": 40, "title_queries": 0.2, "patience": 100, "threads": 1, "method": "full",
-    "conflict_cases": 8,
+    "conflict_cases": 8, "validate_every": 2,
 }  # fmt: skip
 
 
@@ -277,8 +278,6 @@ def test_every_method_lowers_the_loss_and_keeps_to_its_weights(name: str, kind: 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from test_pipeline import make_data
-
     return make_data(tmp_path_factory.mktemp("data") / "walks")
 
 
@@ -297,20 +296,23 @@ def run(data: Path, settings: dict[str, Any], tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_a_t5_from_scratch_learns_and_its_bundle_is_served(run: Path, data: Path) -> None:
+def test_a_t5_from_scratch_learns_both_tasks(run: Path, data: Path) -> None:
     result = evaluate(run / "bundle", data, beam_width=30)
     assert result["search"]["hit@5"] > 2 * result["floors"]["popularity"]["search"]["hit@5"]
     assert result["recommendation"]["hit@5"] > 1.5 * result["floors"]["popularity"]["recommendation"]["hit@5"]
+
+
+@pytest.mark.slow  # a server of its own; the engine in it is the one of the tests above
+def test_a_server_answers_from_a_t5_as_the_engine_does(run: Path) -> None:
     with ServerProcess(run / "bundle") as server:
         found = server.post("/search", {"query": "red hat", "history": [], "limit": 30})
         asked = server.post("/recommend", {"history": [{"item_id": "blue-shoes"}], "limit": 7})
     assert len(found["items"]) == 30
     assert len(asked["items"]) == 7
     bundle = Bundle.open(run / "bundle")
-    ranking = TorchEngine.open(bundle).rank([RankRequest(bundle.encoder.prompt([], "red hat").ids, 30, 50)])[
-        0
-    ]
-    expected = [bundle.index.catalogue[row].item_id for row in ranking.items]
+    request = RankRequest(bundle.encoder.prompt([], "red hat").ids, 30, 50)
+    rows = TorchEngine.open(bundle).rank([request])[0].items
+    expected = [bundle.index.catalogue[row].item_id for row in rows]
     assert [each["item_id"] for each in found["items"]] == expected
 
 
