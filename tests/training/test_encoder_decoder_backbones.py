@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
-from support.bundles import make_catalogue, make_identifiers, make_tokenizer, text_vectors
+from support.bundles import make_catalogue, make_identifiers, make_spelled, make_tokenizer, text_vectors
 from support.t5 import KINDS, make_t5
 from test_pipeline import make_data
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
@@ -24,9 +24,11 @@ from index.bundle import Bundle
 from index.history import Event, Task
 from index.language_model import LanguageModelError, load_language_model
 from index.sequence import TASKS, SequenceEncoder
+from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
-from server.engine.contract import RankRequest
+from server.engine.contract import EngineError, RankRequest
 from server.engine.torch_engine import TorchEngine
+from server.engine.vllm_engine import VllmEngine
 from training.backbones import BackboneError, load_backbone
 from training.batches import Batch, BatchSource, Part, pad
 from training.config import TrainConfig
@@ -107,6 +109,26 @@ def test_the_loss_is_what_the_models_own_forward_says(kind: str, normalisation: 
     assert set(losses) == set(Task)
     for task in Task:
         assert losses[task].item() == pytest.approx(expected[task], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_engines_scores_are_the_losses_of_spelled_titles(kind: str) -> None:
+    """Titles of up to six tokens, some of which end early."""
+    tokenizer = make_tokenizer(CATALOGUE.texts())
+    spelled = make_spelled([item.title for item in CATALOGUE], tokenizer, 6)
+    vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, spelled.codebook_sizes, spelled=True)
+    vocabulary.add_to(tokenizer)
+    encoder = SequenceEncoder(tokenizer, vocabulary, spelled.codes, max_tokens=120)
+    assert len({len(encoder.identifier(item)) for item in range(60)}) > 1
+    model = make_t5(vocabulary.size, kind)
+    history = histories()[0][:4]
+    request = RankRequest(encoder.prompt(history, "golden river").ids, 60, 60)
+    ranking = TorchEngine(model, Trie.build(spelled.codes), vocabulary).rank([request])[0]
+    assert sorted(ranking.items) == list(range(60))
+    asked = [encoder.pair(history, Event(item, Task.SEARCH, "golden river"), 0) for item in ranking.items]
+    with torch.inference_mode():
+        losses = [float(item_losses(model, vocabulary, pad([pair]), "level")[Task.SEARCH]) for pair in asked]
+    assert np.allclose(ranking.scores, -np.array(losses), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,6 +322,8 @@ def test_a_t5_from_scratch_learns_both_tasks(run: Path, data: Path) -> None:
     result = evaluate(run / "bundle", data, beam_width=30)
     assert result["search"]["hit@5"] > 2 * result["floors"]["popularity"]["search"]["hit@5"]
     assert result["recommendation"]["hit@5"] > 1.5 * result["floors"]["popularity"]["recommendation"]["hit@5"]
+    with pytest.raises(EngineError, match="the torch engine serves it"):
+        VllmEngine.open(Bundle.open(run / "bundle"))
 
 
 @pytest.mark.slow  # a server of its own; the engine in it is the one of the tests above
