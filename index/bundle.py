@@ -201,7 +201,7 @@ class Bundle:
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The weights of the bundle at `path`, in evaluation mode."""
-    return load_language_model(path, dtype, local_files_only=True, use_safetensors=True)  # never a pickle
+    return load_language_model(path, dtype, local=True)
 
 
 def _open_index(path: Path, info: BundleInfo) -> ItemIndex:

@@ -18,13 +18,15 @@ class LanguageModelError(ValueError):
 
 
 def load_language_model(
-    source: str | Path, dtype: torch.dtype = torch.float32, **options: Any
+    source: str | Path, dtype: torch.dtype = torch.float32, *, local: bool = False
 ) -> PreTrainedModel:
-    """A checkpoint's weights in evaluation mode; `options` go to `from_pretrained`.
+    """A checkpoint's weights in evaluation mode, by folder or by a name on the hub. local: from a folder that we wrote,
+    where weights are safetensors and never a pickle.
 
     Raises `LanguageModelError` for encoder-decoders other than T5, else what transformers raises.
     """
-    config = AutoConfig.from_pretrained(source, **options)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True} if local else {}
+    config = AutoConfig.from_pretrained(source, local_files_only=local)
     if not config.is_encoder_decoder:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     elif config.model_type == "t5":

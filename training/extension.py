@@ -57,7 +57,7 @@ def _resize(model: PreTrainedModel, size: int) -> None:
     model.resize_token_embeddings(size, mean_resizing=False)
     head = model.get_output_embeddings()
     if not tied and head.weight is model.get_input_embeddings().weight:
-        head.weight = nn.Parameter(own.new_zeros(size, own.shape[1]))
+        head.weight, head.out_features = nn.Parameter(own.new_zeros(size, own.shape[1])), size
         with torch.no_grad():
             head.weight[: len(own)] = own
         model.all_tied_weights_keys.pop("lm_head.weight", None)

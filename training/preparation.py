@@ -120,7 +120,7 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     stored = np.load(folder / CODES, allow_pickle=False)
     sizes = tuple(int(size) for size in stored["codebook_sizes"])
     source = folder / "backbone"
-    model = load_language_model(source, local_files_only=True)
+    model = load_language_model(source, local=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
     identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)

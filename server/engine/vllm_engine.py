@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
@@ -75,6 +76,8 @@ class VllmEngine:
         """
         if "trust_remote_code" in options:
             raise EngineError("code that comes with a model is never run")
+        if AutoConfig.from_pretrained(bundle.path, local_files_only=True).is_encoder_decoder:
+            raise EngineError(f"{bundle.path} holds an encoder-decoder; the torch engine serves it")
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:

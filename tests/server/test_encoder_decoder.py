@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.engines import assert_same_ranking
 from support.t5 import KINDS, make_t5
 
 from index.allowed import Allowed, SlotSet
+from index.language_model import load_language_model
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.attention import KeyValues, Segment
@@ -222,9 +224,11 @@ def test_a_late_request_is_given_up_and_nothing_is_cached() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_ranks_nearly_as_float32(kind: str) -> None:
+def test_bfloat16_ranks_nearly_as_float32(kind: str, tmp_path: Path) -> None:
     w = world(kind)
-    model = make_t5(w.vocabulary.size, kind).to(torch.bfloat16)
+    w.model.save_pretrained(tmp_path)
+    model = load_language_model(tmp_path, torch.bfloat16, local=True)
+    assert model.shared.weight.dtype == torch.bfloat16
     half = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
     n = len(w.codes)
     request = RankRequest(prompt(30), n, n)

@@ -45,6 +45,11 @@ class ExpertLinear(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.train(base.training)
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the map itself; T5 asks its layers for their dtype."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         x = x.to(self.down.dtype)
