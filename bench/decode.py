@@ -188,8 +188,9 @@ class Bench:
             case |= {"generate_ms": theirs, "speedup_over_generate": theirs / engine}
             case["identical"] = torch.equal(found[:, P:], ours)
         if self.vllm is not None:
-            case["vllm_ms"] = self.vllm_ms(self.vllm, P, W, repeats)
-            case["vllm_over_engine"] = case["vllm_ms"] / engine
+            vllm = self.vllm_ms(self.vllm, P, W, repeats)
+            case["vllm_ms"] = vllm
+            case["vllm_over_engine"] = vllm / engine
         return case
 
     def vllm_ms(self, vllm: Engine, P: int, W: int, repeats: int) -> float:
