@@ -4,6 +4,7 @@ For the items of a data set: use of the codes, collisions and purity of prefixes
 and how much of the vectors' variance the codes leave. `plain` is residual k-means of all dimensions without a limit
 on what a code names. Held out: a tenth of the items, drawn by a fixed seed, is named by codebooks that were fitted
 without it, as new items are; how many pairs of a held-out and another item under one prefix share a category.
+Followed: how often the last two items of a person, on which no vectors are trained, share a prefix.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from index.item_index import ItemIndex
 from training.cli.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
+from training.data.splits import leave_one_out
+from training.fused_vectors import fused_source
 from training.item_vectors import vector_source
 
 Fit = Callable[[NDArray[np.float32], Sequence[int], int], Codebooks]
@@ -52,23 +55,44 @@ def main(
     codebooks: Annotated[str, typer.Option(help="codes per level, comma-separated")] = "256,256",
     seed: Annotated[int, typer.Option()] = 0,
     item_vectors: Annotated[Path | None, typer.Option(help="file with vectors; else MiniLM's")] = None,
+    fused: Annotated[
+        Path | None,
+        typer.Option(help="fuse the vectors with behaviour (AlphaFuse), by a training in this folder"),
+    ] = None,
+    fused_epochs: Annotated[int, typer.Option(help="with --fused: epochs at most")] = 40,
+    variant: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
 ) -> None:
     quiet_libraries()
+    if variant is not None and not set(variant) <= set(VARIANTS):
+        raise SystemExit(f"variants are {'; '.join(VARIANTS)}")
     console = Console()
     sizes = [int(size) for size in codebooks.split(",")]
     dataset = DataSet.load(data)
     catalogue = dataset.catalogue
-    vectors = vector_source(TrainConfig(item_vectors=item_vectors), catalogue).make(console)
+    config = TrainConfig(item_vectors=item_vectors, fused_epochs=fused_epochs, seed=seed, threads=1)
+    if fused is None:
+        source = vector_source(config, catalogue)
+    else:
+        source = fused_source(config, data, dataset, leave_one_out(dataset), fused / "prepared", console)
+    vectors = source.make(console)
+    unchosen = vectors if source.later is None else vectors * source.later.weight.any(0)
+    last = np.array([[e.item for e in user.events[-2:]] for user in dataset.users if len(user.events) > 2])
     figures: dict[str, Any] = {
         "data": dataset.info.name,
         "items": len(catalogue),
         "codebooks": sizes,
         "seed": seed,
     }
-    for name, fit in VARIANTS.items():
+    for name in variant or VARIANTS:
+        fit = VARIANTS[name]
         with console.status(name):
-            figures[name] = _figures(catalogue, vectors, sizes, fit, seed)
+            prefixes, figures[name] = _figures(catalogue, vectors, sizes, fit, seed)
+            figures[name]["held_out"] = _held_out(catalogue, vectors, unchosen, sizes, fit, seed)
+            figures[name]["followed"] = [
+                float((prefixes[last[:, 0], :depth] == prefixes[last[:, 1], :depth]).all(1).mean())
+                for depth in range(1, len(sizes) + 1)
+            ]
     _print(figures, console)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
@@ -76,7 +100,8 @@ def main(
 
 def _figures(
     catalogue: Catalogue, vectors: NDArray[np.float32], sizes: Sequence[int], fit: Fit, seed: int
-) -> dict[str, Any]:
+) -> tuple[NDArray[np.int32], dict[str, Any]]:
+    """Prefixes, int32 [N, levels], and their figures."""
     start = time.perf_counter()
     known = fit(vectors, sizes, seed)
     seconds = time.perf_counter() - start
@@ -85,7 +110,7 @@ def _figures(
     index = ItemIndex.build("bench", "v1", "", catalogue, identifiers.codes)
     found = describe_index(index, identifiers.codebook_sizes, examples=0)
     depths = [asdict(each) for each in found.prefixes[: len(sizes)]]
-    return {
+    return prefixes, {
         "dimensions": known.levels[0].shape[1],
         "perplexity": [level.perplexity for level in found.levels[: len(sizes)]],
         "used": [level.used for level in found.levels[: len(sizes)]],
@@ -95,7 +120,6 @@ def _figures(
         "colliding_items": depths[-1]["shared"],
         "largest_collision": depths[-1]["largest"],
         "unexplained": _unexplained(vectors, prefixes),
-        "held_out": _held_out(catalogue, vectors, sizes, fit, seed),
         "seconds": seconds,
     }
 
@@ -110,13 +134,19 @@ def _unexplained(vectors: NDArray[np.float32], prefixes: NDArray[np.int32]) -> f
 
 
 def _held_out(
-    catalogue: Catalogue, vectors: NDArray[np.float32], sizes: Sequence[int], fit: Fit, seed: int
+    catalogue: Catalogue,
+    vectors: NDArray[np.float32],
+    unchosen: NDArray[np.float32],
+    sizes: Sequence[int],
+    fit: Fit,
+    seed: int,
 ) -> dict[str, Any]:
-    """Names for items that came later: evenness of the first codes, and purity by depth."""
+    """Names for items that came later: evenness of the first codes, and purity by depth. unchosen: float32 [N, d], the
+    vectors that items have when they come."""
     rows = np.random.default_rng(seed).permutation(len(vectors))
     new, old = np.split(rows, [int(HELD_OUT * len(rows))])
     known = fit(vectors[old], sizes, seed)
-    theirs, ours = known.quantise(vectors[new]), known.quantise(vectors[old])
+    theirs, ours = known.quantise(unchosen[new]), known.quantise(vectors[old])
     labels = [frozenset(item.categories) for item in catalogue]
     purity: list[float | None] = []
     for depth in range(1, len(sizes) + 1):
@@ -136,9 +166,10 @@ def _held_out(
 
 def _print(figures: dict[str, Any], console: Console) -> None:
     table = Table(
-        "quantiser", "dim.", "perplexity", "most items", "colliding", "worst", "unexplained", "purity", "held out", "s"
+        "quantiser", "dim.", "perplexity", "most items", "colliding", "worst", "unexplained", "purity", "held out",
+        "followed", "s",
     )  # fmt: skip
-    for name in VARIANTS:
+    for name in (name for name in VARIANTS if name in figures):
         each = figures[name]
         table.add_row(
             name,
@@ -150,6 +181,7 @@ def _print(figures: dict[str, Any], console: Console) -> None:
             f"{each['unexplained']:.3f}",
             _shares(each["purity"]),
             _shares(each["held_out"]["purity"]),
+            _shares(each["followed"]),
             f"{each['seconds']:.0f}",
         )
     console.print(table)

@@ -50,8 +50,9 @@ NORMALISATIONS = ("level", "vocabulary")
 class BundleInfo:
     """What `bundle.json` says.
 
-    item_embeddings: where the vectors behind the identifiers come from: `text`, `file`, or empty for none.
-    item_encoder, item_encoder_sha256: under `text`, name or folder of the encoder, and the hash of its files.
+    item_embeddings: where the vectors behind the identifiers come from: `text`, `file`, `alphafuse` (texts or a file,
+    fused with what people chose in training), or empty for none.
+    item_encoder, item_encoder_sha256: name or folder of the texts' encoder, and the hash of its files.
     normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
     `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
     data, training: free descriptions for people (data set, simulation notes, method, figures).

@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     admin_key: SecretStr = SecretStr("")  # empty: no administration over HTTP
     api_keys: SecretStr = SecretStr("")  # comma-separated; empty: ranking requests need none
     cors_origins: str = ""  # comma-separated; empty: no browser page of another origin may ask
+    playground: bool = True  # the web page at /
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)

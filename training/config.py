@@ -42,6 +42,10 @@ class TrainConfig(BaseModel):
         description="'semantic': codes per level, comma-separated; a level that "
         "separates collisions is added",
     )
+    item_embeddings: Literal["text", "alphafuse"] = Field(
+        "text",
+        description="'semantic': codes of the items' vectors, or of those fused with what people chose (AlphaFuse)",
+    )
     item_encoder: str = Field(
         "minilm",
         description="text encoder of item vectors: 'minilm', or a sentence-transformers or Hugging Face "
@@ -49,6 +53,15 @@ class TrainConfig(BaseModel):
     )
     item_vectors: Path | None = Field(
         None, description="file with item vectors (.parquet, .npz, .npy) in place of the encoder's"
+    )
+    fused_hidden: int = Field(
+        128,
+        ge=4,
+        multiple_of=2,
+        description="'alphafuse': width of fused vectors; half is meaning, half is learned",
+    )
+    fused_epochs: int = Field(
+        40, ge=1, description="'alphafuse': passes over the histories at most; it stops early"
     )
     quantiser: Literal["kmeans", "rqvae"] = Field(
         "kmeans", description="'semantic': what makes the codes of item vectors"
@@ -158,6 +171,10 @@ class TrainConfig(BaseModel):
         room = self.max_query_tokens + levels + 2  # two markers
         if self.max_tokens < room:
             raise ValueError(f"max_tokens {self.max_tokens} has no room for one search; at least {room}")
+        if self.item_embeddings == "alphafuse" and self.scheme != "semantic":
+            raise ValueError(
+                f"item_embeddings 'alphafuse' is for semantic identifiers; {self.scheme} ones have no use for it"
+            )
         return self
 
     @classmethod

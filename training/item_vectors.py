@@ -1,7 +1,7 @@
 """Where item vectors come from: a text encoder, or a file.
 
 A source is checked before anything is written, and the bundle records its origin: items that come later must be
-embedded alike. Further sources (vectors that fuse text with behaviour, say) belong here, as another origin.
+embedded alike. Vectors that fuse text with behaviour start from these (`training.fused_vectors`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.progress import track
 from index.bundle import BundleInfo
 from index.catalogue import Catalogue, Item
 from index.embeddings import FILES, EmbeddingError, TextEncoder, check_texts, encoder_hash
+from index.identifiers.codebooks import Layer
 from training import assets
 from training.config import TrainConfig
 from training.data.vectors import read_vectors
@@ -34,7 +35,8 @@ class ItemVectorError(UserError):
 
 @dataclass(frozen=True)
 class VectorOrigin:
-    """What a bundle records. embeddings: `text` or `file`; encoder: name or folder, with the hash of its files."""
+    """What a bundle records. embeddings: `text`, `file` or `alphafuse`; encoder: name or folder, with the hash of its
+    files; empty where vectors came from a file."""
 
     embeddings: str
     encoder: str = ""
@@ -50,10 +52,12 @@ class VectorOrigin:
 
 @dataclass(frozen=True, eq=False)
 class VectorSource:
-    """make: the vectors of the catalogue, float32 [N, d]."""
+    """make: the vectors of the catalogue, float32 [N, d]. later: what makes such a vector of that of an item that comes
+    later, embedded by its origin, as nobody has chosen it yet; None: it is one."""
 
     origin: VectorOrigin
     make: Callable[[Console], NDArray[np.float32]]
+    later: Layer | None = None
 
 
 def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
@@ -101,11 +105,12 @@ def new_item_vectors(
 ) -> Callable[[Sequence[Item]], NDArray[np.float32]]:
     """What embeds new items as those of a bundle were embedded: some of the `given` ones → float32 [n, d].
 
-    file: their vectors, for a bundle whose vectors came from a file. encoder: where the bundle's encoder is now, if
-    not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
+    file: their vectors, for a bundle whose vectors came from a file (fused or not). encoder: where the bundle's encoder
+    is now, if not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
     `EmbeddingError`.
     """
-    if file is not None and info.item_embeddings != "file":
+    from_file = bool(info.item_embeddings) and not info.item_encoder
+    if file is not None and not from_file:
         raise ItemVectorError(
             "--vectors is for bundles whose item vectors came from a file; this one's come from "
             + (f"texts, by the encoder {info.item_encoder!r}" if info.item_encoder else "nowhere")
@@ -129,4 +134,4 @@ def new_item_vectors(
             )
         return TextEncoder(folder).encode_items(items)
 
-    return by_file if info.item_embeddings == "file" else by_text
+    return by_file if from_file else by_text

@@ -34,7 +34,8 @@ from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
 from training.evaluation.floors import popularity
-from training.item_vectors import VectorOrigin, vector_source
+from training.fused_vectors import ALPHAFUSE, fused_source
+from training.item_vectors import VectorOrigin, VectorSource, vector_source
 from training.knowledge import collect, knowledge_path, uses_knowledge
 from training.locks import claim
 from training.methods import Method, check_ranks, make_method
@@ -125,6 +126,7 @@ def fit(
                 folder,
                 config,
                 dataset,
+                partial(_source, config, data, dataset, split, folder, console),
                 console,
                 None if continued else partial(record_run, out, config, dataset, data),
             )
@@ -195,14 +197,27 @@ def fit(
     return Trained(dataset, split, prepared, engine, method, record)
 
 
+def _source(
+    config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
+) -> VectorSource:
+    if config.item_embeddings == ALPHAFUSE:
+        return fused_source(config, data, dataset, split, folder, console)
+    return vector_source(config, dataset.catalogue)
+
+
 def _prepare(
-    folder: Path, config: TrainConfig, dataset: DataSet, console: Console, record: Callable[[], None] | None
+    folder: Path,
+    config: TrainConfig,
+    dataset: DataSet,
+    make_source: Callable[[], VectorSource],
+    console: Console,
+    record: Callable[[], None] | None,
 ) -> None:
     """Fill `folder` with what is missing; `record` the run once nothing can be refused any more."""
     backbone = source = None
     if not is_prepared(folder):
         backbone = _checked_backbone(config, dataset)
-        source = vector_source(config, dataset.catalogue)
+        source = make_source()
     elif record is not None:  # a new run on old preparations
         _check_method(open_prepared(folder, config.scheme).model, config)
     if record is not None:

@@ -31,7 +31,8 @@ from training.item_vectors import VectorOrigin, VectorSource
 # the settings that shape what is prepared: runs that agree in them, and in the data, may share it
 SHAPED_BY = (
     "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks",
-    "item_encoder", "item_vectors", "quantiser", "code_capacity", "spelling", "max_tokens", "seed",
+    "item_embeddings", "item_encoder", "item_vectors", "fused_hidden", "fused_epochs", "quantiser", "code_capacity",
+    "spelling", "max_tokens", "seed",
 )  # fmt: skip
 
 VECTOR_ORIGIN = "vector_origin.json"
@@ -92,7 +93,8 @@ def prepare(
         backbone.model.save_pretrained(folder / "backbone")
         backbone.tokenizer.save_pretrained(folder / "backbone")
     if identifiers.codebooks is not None:
-        identifiers.codebooks.save(folder / CODEBOOKS)
+        codebooks = identifiers.codebooks
+        (codebooks if source.later is None else codebooks.behind(source.later)).save(folder / CODEBOOKS)
     draft = folder / f"draft-{CODES}"
     np.savez(
         draft,

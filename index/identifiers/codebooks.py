@@ -9,7 +9,7 @@ named by the rule that named the others. Only NumPy is needed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,13 @@ class Codebooks:
             residual = residual - book[code]
         order = np.argsort(costs(residual, self.levels[-1], self.prices[-1])[0], kind="stable")
         return order.astype(np.int32)
+
+    def behind(self, layer: Layer) -> Codebooks:
+        """Codebooks that name x as these name x · weight + bias: the two maps become one."""
+        first, *others = self.encoder
+        weight = layer.weight.astype(np.float64) @ first.weight
+        bias = layer.bias.astype(np.float64) @ first.weight + first.bias
+        return replace(self, encoder=(Layer(weight.astype(np.float32), bias.astype(np.float32)), *others))
 
     def save(self, folder: Path) -> None:
         """Write `codebooks.safetensors`."""

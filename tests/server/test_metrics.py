@@ -78,6 +78,8 @@ def throw_random_requests(client: TestClient, count: int) -> dict[str, int]:
             client.request(person.upper(), "/search", headers={"authorization": f"Bearer {person}"})
         elif kind < 30:
             client.post(f"/v1/{person}", json={"query": person})
+        elif kind < 35:
+            assert client.get("/v1/items", params={"prefix": person, "limit": 1}).status_code == 200
         else:
             client.get(f"/{person}?{person}={person}")
     return sent
