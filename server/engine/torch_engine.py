@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
 
+Device = Literal["cpu", "cuda"]
 STAGES = ("prefill", "decode", "head", "trie")
 
 
@@ -36,12 +38,13 @@ class EngineOptions:
     """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
     ranked together; longer lists of requests are split. cache_bytes: of keys and values of earlier prompts to keep;
     0 while the weights still change. precision: of weights, keys and values; with int8 the linear layers have 8 bits
-    and all else is bfloat16. Scores are summed in float64."""
+    and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
     cache_bytes: int = 0
     precision: Precision = "float32"
+    device: Device = "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +106,7 @@ class TorchEngine:
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
         """In this process; `options.threads` is for processes that the engine has for itself."""
         return cls(
-            bundle.load_model(options.dtype),
+            on_device(bundle.load_model(options.dtype), options.device),
             bundle.index.trie,
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
@@ -175,3 +178,13 @@ class TorchEngine:
             return Ranking([], [], watch.seconds, search.cached_tokens, expired=True)
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
         return Ranking(items, scores, watch.seconds, search.cached_tokens)
+
+
+def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
+    """The model there. Raises `EngineError` where there is no such device, or too little memory."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError("no GPU is there that this torch can use; choose the device cpu")
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"the model does not fit the GPU's memory: {error}") from error
