@@ -238,7 +238,19 @@ def test_the_commands_of_the_guide_to_baselines_work(
     table = capsys.readouterr().out
     for system in ("model", "sasrec, id", "ncf", "dense", "popularity", "bm25"):
         assert f"| {system} |" in table
-    assert (shop / "runs" / "comparison.json").exists()
+    figures = json.loads((shop / "runs" / "comparison.json").read_text())
+    beside = {"recommendation": {"sasrec, id", "ncf"}, "search": {"dense", "bm25", "popularity_in_query"}}
+    for task, names in beside.items():
+        everyone = figures[task]["all users"]
+        assert everyone["cases"] == 60  # of every person: all systems ranked the same ones
+        assert {"model", "popularity"} | names == set(everyone["systems"])
+        for name, system in everyone["systems"].items():
+            paired = system.get("differences", {}).get("hit@10")
+            assert (paired is None) == (name == "model")  # all are compared with the generative model
+            if paired is not None:
+                apart = system["hit@10"] - everyone["systems"]["model"]["hit@10"]
+                assert paired[0] == pytest.approx(apart)
+                assert paired[1] <= paired[0] <= paired[2]
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
