@@ -7,12 +7,14 @@ WORKDIR /src
 # A mirror, or an index with CPU builds of torch:  --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+# For traces:  --build-arg EXTRAS=[otel]
+ARG EXTRAS
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # Dependencies first: they change less often than the code.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir gems index server training && touch gems/__init__.py index/__init__.py server/__init__.py training/__init__.py \
-    && pip install -c constraints.txt .
+    && pip install -c constraints.txt ".${EXTRAS}"
 COPY gems gems
 COPY index index
 COPY server server

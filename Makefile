@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test test-slow test-vllm lint bench clean
+.PHONY: setup browser demo test test-slow test-vllm lint bench clean
 
 setup: $(READY)
 
@@ -17,6 +17,13 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+# Debian's Chromium, for the tests of the web page. Never an error: without it they are skipped.
+browser:
+	@command -v chromium >/dev/null || \
+	  { test "$$(id -u)" = 0 && timeout 60 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends chromium' >/dev/null 2>&1; } || \
+	  echo "no Chromium (it takes root, apt and a mirror): the tests of the web page are skipped"
 
 # Fresh machine → data → training → bundle → a server that answers. SERVE=0 ends after one answer of each.
 demo: setup

@@ -107,15 +107,14 @@ def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
 
 
 def _main_jobs(seed: int, threads: int) -> Iterator[Job]:
-    for data in COMMON:
-        for items in ITEMS:
-            yield Job(data, "main", f"sasrec-{items}", _sasrec(data, seed, threads, items=items))
     for items in ITEMS:
         settings = _sasrec("movielens", seed, threads, items=items, users="chronological")
         yield Job("movielens", "cold", f"sasrec-{items}", settings)
-    for data, common in COMMON.items():
-        yield Job(data, "main", "ncf", NCFSettings(seed=seed, threads=threads, **common))
-        yield Job(data, "main", "dense", DenseSettings(seed=seed, threads=threads, **common))
+    for data in reversed(COMMON):
+        for items in ITEMS:
+            yield Job(data, "main", f"sasrec-{items}", _sasrec(data, seed, threads, items=items))
+        yield Job(data, "main", "ncf", NCFSettings(seed=seed, threads=threads, **COMMON[data]))
+        yield Job(data, "main", "dense", DenseSettings(seed=seed, threads=threads, **COMMON[data]))
 
 
 def _sasrec(data: str, seed: int, threads: int, **settings: Any) -> SASRecSettings:

@@ -116,6 +116,19 @@ class BatchAnswer(BaseModel):
     answers: list[Answer | Problem]
 
 
+class FoundItem(BaseModel):
+    """An item that was looked up."""
+
+    item_id: str
+    title: str
+
+
+class FoundItems(BaseModel):
+    """The answer to a lookup: by title, those that begin with the text first, else in the order of the ids."""
+
+    items: list[FoundItem]
+
+
 class Health(BaseModel):
     """status: `live`, `ready`, `starting`, `restarting` or `draining`."""
 
@@ -138,7 +151,8 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """What is being served. data, training: the bundle's own description."""
+    """What is being served. attributes: the first few of those that a filter can name. key_required: whether rankings
+    ask for one of the API keys. data, training: the bundle's own description."""
 
     version: str
     bundle_id: str
@@ -151,6 +165,8 @@ class Info(BaseModel):
     normalisation: str
     max_events: int
     max_query_tokens: int
+    attributes: list[str]
+    key_required: bool
     limits: Limits
     data: Mapping[str, Any]
     training: Mapping[str, Any]

@@ -10,20 +10,22 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from index.bundle import Bundle
+from index.filters import MAX_NAMED
 from server import errors, openapi
 from server.admin import administration
 from server.answers import Answer, BatchAnswer, Health, Info, Limits
 from server.body import JsonRoute
 from server.engine.contract import Engine, EngineError
 from server.errors import ClientGoneError, NotReadyError
-from server.keys import split
+from server.items import lookup
+from server.keys import BEARER, split
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.paths import VERSION
+from server.playground import playground
 from server.readiness import Readiness
 from server.schemas import BatchRequest, RecommendRequest, SearchRequest
 from server.served import Reopen, Served
@@ -31,7 +33,6 @@ from server.service import Service
 from server.settings import Settings
 
 T = TypeVar("T")
-BEARER = HTTPBearer(auto_error=False, description="One of GEMS_API_KEYS, if any are set.")  # checked earlier
 
 
 def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reopen | None = None) -> FastAPI:
@@ -80,6 +81,11 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reope
     ranking = _ranking(service)
     app.include_router(ranking, prefix=VERSION)
     app.include_router(ranking, include_in_schema=False)  # aliases
+    titles = lookup(served)
+    app.include_router(titles, prefix=VERSION)
+    app.include_router(titles, include_in_schema=False)
+    if settings.playground:
+        app.include_router(playground())
     app.include_router(_operations(served, metrics, readiness, settings))
     app.include_router(administration(served, settings))
     app.add_middleware(
@@ -179,6 +185,8 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
         normalisation=info.normalisation,
         max_events=info.max_events,
         max_query_tokens=info.max_query_tokens,
+        attributes=bundle.index.filters.names[:MAX_NAMED],
+        key_required=bool(split(settings.api_keys.get_secret_value())),
         limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
         data=info.data,
         training=info.training,

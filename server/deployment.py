@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from index.bundle import Bundle
 from index.history import Event
 from index.popularity import Popularity
+from index.titles import TitleIndex
 from server.engine.contract import Engine, RankRequest
 from server.engine.process import EngineProcess
 from server.metrics import Metrics
@@ -17,11 +18,13 @@ from server.settings import Settings
 
 
 class Deployment:
-    """popularity: of the items of the index version, None where the bundle holds no counts."""
+    """popularity: of the items of the index version, None where the bundle holds no counts. titles: of those that
+    are not removed."""
 
     def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics, settings: Settings) -> None:
         self.bundle = bundle
         self.popularity = _popularity(bundle)
+        self.titles = _titles(bundle)
         self.engine = engine
         self._settings = settings
         self._users = 0
@@ -34,6 +37,11 @@ class Deployment:
             window=settings.batch_window_ms / 1000,
             queue_limit=settings.queue_limit,
         )
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Of the engine's process, if it has one of its own."""
+        return self.engine.pid if isinstance(self.engine, EngineProcess) else None
 
     async def start(self) -> None:
         """Start the engine and rank the longest prompt of the bundle: what cannot be served is found before
@@ -68,9 +76,10 @@ class Deployment:
         """
         fresh = await asyncio.to_thread(self.bundle.refreshed)
         popularity = await asyncio.to_thread(_popularity, fresh)
+        titles = await asyncio.to_thread(_titles, fresh)
         if isinstance(self.engine, EngineProcess):
             await asyncio.to_thread(self.engine.prepare, fresh.index)
-        before, self.bundle, self.popularity = self.bundle, fresh, popularity
+        before, self.bundle, self.popularity, self.titles = self.bundle, fresh, popularity, titles
         return before, fresh
 
     def _warm_up(self) -> list[RankRequest]:
@@ -83,3 +92,7 @@ class Deployment:
 def _popularity(bundle: Bundle) -> Popularity | None:
     counts = bundle.popularity()
     return None if counts is None else Popularity.of(counts, len(bundle.index.catalogue))
+
+
+def _titles(bundle: Bundle) -> TitleIndex:
+    return TitleIndex.build([item.title for item in bundle.index.catalogue], bundle.index.removed)

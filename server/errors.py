@@ -100,7 +100,7 @@ class InvalidRequestError(ServerError):
     def at(cls, field: str, message: str) -> InvalidRequestError:
         """One field of the body is to blame."""
         return cls(
-            "One or more fields of the body have to be mended.",
+            "One or more fields have to be mended.",
             errors=[FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])],
         )
 
@@ -176,7 +176,7 @@ def as_server_error(error: Exception) -> ServerError:
         return error
     if isinstance(error, RequestValidationError):
         found = [_field_error(each) for each in islice(error.errors(), _MAX_FIELD_ERRORS)]
-        return InvalidRequestError("One or more fields of the body have to be mended.", errors=found)
+        return InvalidRequestError("One or more fields have to be mended.", errors=found)
     if isinstance(error, HTTPException):
         return _from_routing(error)
     return ServerError("The request could not be answered; the log holds the reason under this request id.")

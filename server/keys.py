@@ -5,9 +5,12 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 
 from server.errors import UnauthorizedError
+
+BEARER = HTTPBearer(auto_error=False, description="One of GEMS_API_KEYS, if any are set.")  # checked earlier
 
 
 def split(setting: str) -> list[str]:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from index.bundle import Bundle
 from index.manifest import BundleError
-from server import logs
+from server import logs, tracing
 from server.app import create_app
 from server.engine.contract import EngineError
 from server.engine.process import EngineProcess
@@ -32,6 +32,7 @@ from server.engine.torch_engine import EngineOptions
 from server.protocol import TimedProtocol
 from server.readiness import Readiness
 from server.settings import Settings
+from server.tracing import TracingError
 
 logger = logging.getLogger("server.launch")
 
@@ -48,6 +49,10 @@ def engine_options(settings: Settings) -> EngineOptions:
 def launch(path: Path, settings: Settings) -> int:
     """Serve a bundle until told to stop; the exit code. Call it on the main thread."""
     logs.configure(settings.log_level)
+    try:
+        spans = tracing.begin() if settings.tracing == "on" else None
+    except TracingError as error:
+        return _refuse(error)
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
@@ -68,7 +73,7 @@ def launch(path: Path, settings: Settings) -> int:
     except (BundleError, EngineError) as error:
         return _refuse(error)
     config = uvicorn.Config(
-        app,
+        app if spans is None else spans.around(app),
         http=partial(  # type: ignore[arg-type]
             TimedProtocol, idle_seconds=settings.idle_seconds, body_seconds=settings.body_seconds
         ),
@@ -88,6 +93,9 @@ def launch(path: Path, settings: Settings) -> int:
         if app.state.refused is None:
             raise
         return _refuse(app.state.refused)
+    finally:
+        if spans is not None:
+            spans.close()
     logger.info("stopped")
     return 0
 

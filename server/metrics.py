@@ -7,6 +7,7 @@ No label ever holds anything that a client sent.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from index.bundle import Bundle
 from index.history import Task
 from server.answers import FallbackReason
+from server.memory import limit_bytes, resident_bytes
 from server.paths import KINDS
 
 STAGES = ("queue", "tokenise", "prefill", "decode", "head", "trie", "explain")
@@ -87,6 +89,7 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("gems_queue_depth", "Requests waiting for the engine", registry=registry)
+        self.queue_limit = Gauge("gems_queue_limit", "Requests that may wait", registry=registry)
         self.ready = Gauge("gems_ready", "1 if /health/ready answers 200", registry=registry)
         self.rejected = Counter(
             "gems_rejected_total", "Requests refused without a ranking", ["reason"], registry=registry
@@ -98,6 +101,12 @@ class Metrics:
             "gems_engine_restarts_total", "Engine processes that replaced a lost one", registry=registry
         )
         self.engine_up = Gauge("gems_engine_up", "1 if the engine can rank", registry=registry)
+        self.memory = Gauge(
+            "gems_resident_memory_bytes", "Resident memory of each process", ["process"], registry=registry
+        )
+        self.memory_limit = Gauge(
+            "gems_memory_limit_bytes", "What all processes together may take", registry=registry
+        )
         self.fallbacks = Counter(
             "gems_fallbacks_total",
             "Answers by popularity instead of the model",
@@ -174,6 +183,13 @@ class Metrics:
         self.queue_depth.set_function(queue_depth)
         self.ready.set_function(lambda: float(ready()))
         self.engine_up.set_function(lambda: float(engine_up()))
+
+    def watch_memory(self, engine_pid: Callable[[], int | None]) -> None:
+        """Read the memory of this process and of the engine's at each scrape; a pid of None stands for no process of
+        its own."""
+        self.memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
+        self.memory.labels("engine").set_function(lambda: resident_bytes(engine_pid()))
+        self.memory_limit.set_function(limit_bytes)
 
     def name_bundle(self, bundle: Bundle) -> None:
         """Name what is served, in place of what was served before."""

@@ -1,7 +1,6 @@
 """What happens around every request: its id, its outcome, its log line, and a last net for faults.
 
-Ranking requests that will be refused anyway, for want of a key or of room, are refused here, before their body
-is read.
+Requests that will be refused anyway, for want of a key or of room, are refused here, before their body is read.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class RequestMiddleware:
-    """Gives `request.state` a `request_id` and a `started` time (`perf_counter`).
+    """Gives `request.state` a `request_id` and a `started` time (`perf_counter`). A `trace_id` in it is logged, too.
 
-    admit: raises what any ranking request would be refused with now. keys: of which a ranking request has to
-    name one, if there are any.
+    admit: raises what any ranking request would be refused with now. keys: of which a request for rankings
+    or titles has to name one, if there are any.
     Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides disconnects.
     """
 
@@ -58,8 +57,10 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            if self._keys and paths.asks_for_a_key(scope["method"], scope["path"]):
+                authorise(bearer(Headers(scope=scope)), self._keys)
             if kind is not None:
-                self._check(scope)
+                self._admit()
             await self._app(scope, receive, send_named)
         except Exception as error:
             if not isinstance(error, ServerError):
@@ -71,11 +72,6 @@ class RequestMiddleware:
             await problem_response(known, request_id)(scope, receive, send_named)
         finally:
             self._record(scope, kind, status or 499, time.perf_counter() - started)
-
-    def _check(self, scope: Scope) -> None:
-        if self._keys:
-            authorise(bearer(Headers(scope=scope)), self._keys)
-        self._admit()
 
     def _record(self, scope: Scope, kind: str | None, status: int, seconds: float) -> None:
         path, method, state = scope["path"], scope["method"], scope["state"]
@@ -89,7 +85,7 @@ class RequestMiddleware:
             logging.DEBUG if path in paths.QUIET else logging.INFO,
             "request",
             extra={
-                "request_id": state["request_id"],
+                **{name: state[name] for name in ("request_id", "trace_id") if name in state},
                 "method": method if method in _METHODS else "other",
                 "path": path if path in paths.NAMED else "other",
                 "status": status,

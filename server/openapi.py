@@ -43,6 +43,11 @@ def ranking_problems() -> dict[int | str, dict[str, Any]]:
     return _responses(*_RANKING)
 
 
+def lookup_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of the lookup of items."""
+    return _responses(UnauthorizedError, InvalidRequestError)
+
+
 def readiness_problems() -> dict[int | str, dict[str, Any]]:
     """The `responses` of the readiness check."""
     return _responses(NotReadyError)

@@ -2,7 +2,7 @@
 
 Requests wait in order of arrival. The engine takes up to `max_batch_size` of them at a time, and
 waits `window` seconds for company only if it was idle. A request that was given up, by its deadline
-or by its client, leaves the queue at once and is never ranked.
+or by its client, leaves the queue at once and is never ranked; the engine leaves it between two steps.
 
 A request that would not be answered in time is refused at once instead of being kept waiting for nothing: by
 the length of the queue, and by a forecast from how fast the latest batches were.
@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.engine.contract import Engine, Ranking, RankRequest
 from server.engine.process import EngineLostError, EngineProcess
@@ -66,7 +66,11 @@ class _Pace:
         self._cost = 0.0
         self._seconds = 0.0
 
-    def add(self, cost: int, seconds: float) -> None:
+    def add(self, cost: int, seconds: float, whole: bool = True) -> None:
+        """whole: False where requests of the batch were given up. All of it would have taken longer, so that it
+        counts only if it was slow already."""
+        if not whole and seconds < self.seconds(cost):
+            return
         self._cost = self._KEPT * self._cost + cost
         self._seconds = self._KEPT * self._seconds + seconds
 
@@ -163,7 +167,8 @@ class Scheduler:
                 raise DeadlineUnreachableError(self._retry_after())
         loop = asyncio.get_running_loop()
         now = loop.time()
-        job = _Job(request, cost, now, now + timeout, loop.create_future())
+        answer = loop.create_future()
+        job = _Job(replace(request, gone=answer.done), cost, now, now + timeout, answer)
         self._waiting[job] = None
         self._arrival.set()
         try:
@@ -256,7 +261,8 @@ class Scheduler:
             return
         finally:
             self._computing_cost = 0
-        self._pace.add(sum(job.cost for job in batch), loop.time() - began)
+        whole = not any(ranking.expired for ranking in rankings)
+        self._pace.add(sum(job.cost for job in batch), loop.time() - began, whole)
         for job, ranking in answers:
             if ranking.expired:  # the engine gave it up: it knew the deadline, too
                 self._fail(job, _too_late(job.deadline - job.arrived))

@@ -89,13 +89,24 @@ class NumberRange(BaseModel):
 FilterCondition = FilterValue | FilterValues | NumberRange
 
 
-class RecommendRequest(BaseModel):
+class _Body(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        """One error for an object of 100,000 unknown fields, instead of 100,000."""
+        if _crowded(data):
+            raise ValueError("the object has too many fields")
+        return data
+
+
+class RecommendRequest(_Body):
     """What will this person want next?"""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
+    model_config = ConfigDict(  # joined with that of the parent
         json_schema_extra={
             "examples": [
                 {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True},
@@ -133,14 +144,6 @@ class RecommendRequest(BaseModel):
         description="`popularity`: popular items, labelled as such, where there is no history or the model fails; "
         "`none`: the model or an error; default: the server's.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, data: Any) -> Any:
-        """One error for an object of 100,000 unknown fields, instead of 100,000."""
-        if _crowded(data):
-            raise ValueError("the object has too many fields")
-        return data
 
     @field_validator("history", mode="before")
     @classmethod
@@ -181,7 +184,7 @@ class RecommendRequest(BaseModel):
 class SearchRequest(RecommendRequest):
     """What does this person mean by these words?"""
 
-    model_config = ConfigDict(  # joined with that of the parent
+    model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
@@ -218,13 +221,10 @@ class RecommendEntry(RecommendRequest):
 BatchEntry = Annotated[SearchEntry | RecommendEntry, Field(discriminator="task")]
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(_Body):
     """Several requests in one; each is answered, or refused, on its own."""
 
     model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
         json_schema_extra={
             "examples": [
                 {
@@ -238,13 +238,6 @@ class BatchRequest(BaseModel):
     )
 
     requests: Annotated[list[BatchEntry], FailFast()] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, data: Any) -> Any:
-        if _crowded(data):
-            raise ValueError("the object has too many fields")
-        return data
 
     @field_validator("requests", mode="before")
     @classmethod

@@ -36,6 +36,8 @@ class Served:
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         metrics.name_bundle(bundle)
+        metrics.queue_limit.set(settings.queue_limit)
+        metrics.watch_memory(lambda: self.current.engine_pid)
 
     async def start(self) -> None:
         await self.current.start()
@@ -75,8 +77,7 @@ class Served:
             raise NotFoundError("This server was not started from a path.")
         async with self._swapping:
             try:
-                bundle, engine = await asyncio.to_thread(self._reopen)
-                fresh = Deployment(bundle, engine, self._metrics, self._settings)
+                fresh = await asyncio.to_thread(self._prepare, self._reopen)
                 await fresh.start()
             except (BundleError, EngineError) as error:
                 logger.error("bundle refused", extra={"reason": str(error)})
@@ -88,6 +89,10 @@ class Served:
             retiring = asyncio.create_task(old.retire(self._settings.shutdown_seconds))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-            self._metrics.name_bundle(bundle)
-            logger.info("bundle swapped", extra={"bundle_id": bundle.info.bundle_id})
-            return old.bundle, bundle
+            self._metrics.name_bundle(fresh.bundle)
+            logger.info("bundle swapped", extra={"bundle_id": fresh.bundle.info.bundle_id})
+            return old.bundle, fresh.bundle
+
+    def _prepare(self, reopen: Reopen) -> Deployment:
+        bundle, engine = reopen()
+        return Deployment(bundle, engine, self._metrics, self._settings)

@@ -14,6 +14,7 @@ from index.bundle import Bundle
 from index.history import Event, Task
 from index.popularity import Popularity
 from index.sequence import Prompt, SequenceError
+from server import tracing
 from server.answers import Answer, BatchAnswer, Dropped, Explanation, FallbackReason, RankedItem, Timings
 from server.deployment import Deployment
 from server.engine.contract import RankRequest
@@ -107,9 +108,23 @@ class Service:
         """
         self._check_caps(body)
         deployment = self._served.current  # this one to the end, whatever is swapped in meanwhile
-        with deployment.used():
+        task = Task.SEARCH if isinstance(body, SearchRequest) else Task.RECOMMENDATION
+        with deployment.used(), tracing.ranking(task.value) as account:
             asked = self._understand(body, deployment, started)
+            account.tell(
+                bundle_id=asked.bundle.info.bundle_id,
+                index_version=asked.bundle.index.version,
+                history_events=len(asked.history.events),
+                prompt_tokens=len(asked.prompt.ids),
+                allowed_items=asked.allowed.count,
+                limit=asked.limit,
+                beam_width=asked.beam_width,
+            )
             found = await self._find(asked)
+            account.seconds = found.seconds
+            account.tell(
+                items=len(found.rows), cached_tokens=found.cached_tokens, fallback=found.fallback or "none"
+            )
             return self._answer(asked, found, request_id, started)
 
     async def answer_batch(self, body: BatchRequest, request_id: str, started: float) -> BatchAnswer:

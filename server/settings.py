@@ -19,10 +19,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
     threads: int = Field(0, ge=0)  # 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    tracing: Literal["off", "on"] = "off"  # by OpenTelemetry, which is an extra; OTEL_* say the rest
 
     admin_key: SecretStr = SecretStr("")  # empty: no administration over HTTP
     api_keys: SecretStr = SecretStr("")  # comma-separated; empty: ranking requests need none
     cors_origins: str = ""  # comma-separated; empty: no browser page of another origin may ask
+    playground: bool = True  # the web page at /
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)

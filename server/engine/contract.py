@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,10 @@ from index.allowed import Allowed
 
 class EngineError(Exception):
     """The engine cannot rank; the message says what is wrong with the request or the bundle."""
+
+
+def _wanted() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class RankRequest:
     history: tokens at the start of the prompt that later requests may share, and that a cache should keep; None for
     all of it, 0 for nothing.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
+    gone: whether nobody waits for it already; asked on any thread while the engine computes.
     """
 
     prompt: Sequence[int]
@@ -34,6 +39,7 @@ class RankRequest:
     allowed: Allowed | None = None
     history: int | None = None
     deadline: float = math.inf
+    gone: Callable[[], bool] = field(default=_wanted, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -50,8 +56,8 @@ class RankRequest:
 
     @property
     def expired(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline < time.monotonic()
+        """Whether nobody waits for the answer any more."""
+        return self.deadline < time.monotonic() or self.gone()
 
     def check_fits(self, allowed: Allowed, levels: int, positions: int) -> None:
         """Raise `EngineError` unless identifiers have so many levels and the prompt leaves room for one.
@@ -72,7 +78,7 @@ class Ranking:
     """The answer to one request: catalogue rows, best first, with log-probabilities of their identifiers.
 
     Items that share one identifier share its score. `seconds` holds the time the batch spent in each stage.
-    cached_tokens: of the prompt, not computed anew. expired: the deadline had passed; there are no items then.
+    cached_tokens: of the prompt, not computed anew. expired: the request was given up; there are no items then.
     """
 
     items: list[int]

@@ -12,47 +12,26 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import wait
 from weakref import WeakKeyDictionary
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.item_index import ItemIndex
 from index.trie import Trie
-from server.engine import worker
+from server.engine.child import Child
 from server.engine.contract import EngineError, Ranking, RankRequest
-from server.engine.template import CONTEXT
 from server.engine.torch_engine import DEFAULTS, EngineOptions
-from server.engine.wire import (
-    Command,
-    Failure,
-    Open,
-    Rank,
-    Rankings,
-    Reply,
-    WireRequest,
-    decode_reply,
-    encode,
-)
+from server.engine.wire import Command, Open, Rank, Rankings, Reply, WireRequest
 
 logger = logging.getLogger("server.engine.process")
 
-START_SECONDS = 600.0  # for a worker to open its bundle
 LONGEST_PAUSE = 10.0  # seconds between two attempts to start
 STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when it dies
 
 
 class EngineLostError(EngineError):
     """The engine's process died or hung while it had this batch, or is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Child:
-    process: ForkServerProcess
-    connection: Connection
-    started: float  # monotonic
 
 
 class EngineProcess:
@@ -79,7 +58,7 @@ class EngineProcess:
         self._warm_up: Sequence[RankRequest] = ()
         self._exchanging = threading.Lock()
         self._changing = threading.Lock()  # of `_child`, together with `_running`
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._running = threading.Event()
         self._down_since = time.monotonic()
         self._closing = threading.Event()
@@ -127,7 +106,7 @@ class EngineProcess:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """See `Engine.rank`. Raises `EngineLostError` for a batch that was lost, `EngineError` for one that failed."""
-        reply = self._ask(self._command(requests))
+        reply = self._ask(self._command(requests), [request.gone for request in requests])
         if not isinstance(reply, Rankings):
             raise EngineError("the engine's process gave no rankings")
         return reply.rankings
@@ -159,24 +138,21 @@ class EngineProcess:
             wired.append(WireRequest.of(request, allowed, version, living))
         return Rank(requests=wired)
 
-    def _ask(self, command: Command) -> Reply:
-        message = encode(command)
+    def _ask(self, command: Command, gone: Sequence[Callable[[], bool]] = ()) -> Reply:
         with self._exchanging:
             child = self._child
             if not self.running or child is None:
                 raise EngineLostError("the engine is being restarted")
             try:
-                return _exchange(child.connection, message, self._stall_seconds)
+                return child.exchange(command, self._stall_seconds, gone)
             except TimeoutError as error:
                 self._lose(child)
-                raise EngineLostError(
-                    f"the engine did not answer within {self._stall_seconds:g} s"
-                ) from error
+                raise EngineLostError(str(error)) from error
             except (EOFError, OSError) as error:
                 self._lose(child)
                 raise EngineLostError("the engine's process ended while it had this batch") from error
 
-    def _lose(self, child: _Child) -> None:
+    def _lose(self, child: Child) -> None:
         """Nothing more is sent to this one; the supervisor, who waits for its end, starts the next."""
         with self._changing:
             if self._child is child and self._running.is_set():
@@ -184,7 +160,7 @@ class EngineProcess:
                 self._down_since = time.monotonic()
         child.process.kill()
 
-    def _install(self, child: _Child) -> None:
+    def _install(self, child: Child) -> None:
         with self._changing:
             self._child = child
             if self._closing.is_set():
@@ -222,40 +198,9 @@ class EngineProcess:
             self._install(fresh)
             logger.info("the engine is back", extra={"pid": fresh.process.pid})
 
-    def _spawn(self) -> _Child:
+    def _spawn(self) -> Child:
         """A process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
-        connection, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(
-            target=worker.run,
-            args=(theirs, self._path, self._version, *self._options),
-            name="gems-engine",
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        try:
-            _receive(connection, START_SECONDS)
-            if self._warm_up:
-                _exchange(connection, encode(self._command(self._warm_up)), START_SECONDS)
-        except (EOFError, OSError) as error:  # a timeout is an OSError
-            process.kill()
-            raise EngineError("the engine's process ended, or took too long, before it was ready") from error
-        except EngineError:
-            process.kill()
-            raise
-        return _Child(process, connection, time.monotonic())
-
-
-def _exchange(connection: Connection, message: bytes, timeout: float) -> Reply:
-    connection.send_bytes(message)
-    return _receive(connection, timeout)
-
-
-def _receive(connection: Connection, timeout: float) -> Reply:
-    """Raises `EngineError` for a `Failure`, `EOFError` or `OSError` if the process is gone, `TimeoutError`."""
-    if not connection.poll(timeout):
-        raise TimeoutError
-    reply = decode_reply(connection.recv_bytes())
-    if isinstance(reply, Failure):
-        raise EngineError(reply.reason)
-    return reply
+        child = Child(self._path, self._version, *self._options)
+        if self._warm_up:
+            child.warm_up(self._command(self._warm_up))
+        return child

@@ -6,7 +6,7 @@ travel the chosen slots, as bits or as a list, whichever is shorter, and the exc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from index.allowed import Allowed, SlotSet
 from index.trie import Trie
 from server.engine.contract import Ranking, RankRequest
+
+_VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "gone")]
 
 
 class _Message(BaseModel):
@@ -45,8 +47,8 @@ class Chosen(_Message):
 
 
 class WireRequest(_Message):
-    """A `RankRequest`. values: of all its fields but `allowed`. chosen: as in `Allowed`; `living` stands for the
-    items of the version that are not removed."""
+    """A `RankRequest`. values: of all its fields but `allowed` and `gone`. chosen: as in `Allowed`; `living` stands
+    for the items of the version that are not removed."""
 
     values: dict[str, Any]
     version: str
@@ -58,20 +60,22 @@ class WireRequest(_Message):
         """living: that of the version, so that it is known again and need not be sent."""
         chosen = allowed.chosen
         return cls(
-            values={f.name: getattr(request, f.name) for f in fields(request) if f.name != "allowed"},
+            values={name: getattr(request, name) for name in _VALUES},
             version=version,
             chosen=None if chosen is None else "living" if chosen is living else Chosen.of(chosen),
             excluded=allowed.excluded.tolist(),
         )
 
-    def rank_request(self, versions: Mapping[str, tuple[Trie, SlotSet | None]]) -> RankRequest:
+    def rank_request(
+        self, versions: Mapping[str, tuple[Trie, SlotSet | None]], gone: Callable[[], bool]
+    ) -> RankRequest:
         """versions: trie and living slots by name, that of the request among them."""
         trie, living = versions[self.version]
         chosen = self.chosen.slot_set(trie.items) if isinstance(self.chosen, Chosen) else None
         if self.chosen == "living":
             chosen = living
         allowed = Allowed(trie, chosen, np.array(self.excluded, np.int64))
-        return RankRequest(**self.values, allowed=allowed)
+        return RankRequest(**self.values, allowed=allowed, gone=gone)
 
 
 class Rank(_Message):

@@ -5,8 +5,10 @@ The other side is `EngineProcess`. The worker ends when the pipe closes, that is
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,9 +31,18 @@ OPEN_VERSIONS = 4  # of the index: those of the requests that are under way whil
 
 
 def run(
-    connection: Connection, path: Path, version: str, options: EngineOptions, level: str, bundle_id: str
+    connection: Connection,
+    given_up: ctypes.Array[ctypes.c_bool],
+    path: Path,
+    version: str,
+    options: EngineOptions,
+    level: str,
+    bundle_id: str,
 ) -> None:
-    """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end."""
+    """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end.
+
+    given_up: shared with the server, who sets there, while a batch is ranked, which of its requests to leave.
+    """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
     logs.configure(level)
@@ -41,7 +52,7 @@ def run(
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        worker = Worker(path, version, options, bundle_id)
+        worker = Worker(path, version, options, bundle_id, given_up)
     except (BundleError, EngineError) as error:
         connection.send_bytes(encode(Failure(reason=str(error))))
         return
@@ -59,7 +70,15 @@ class Worker:
     Opens the weights and one version, both checked against their manifests. Raises `BundleError`, `EngineError`.
     """
 
-    def __init__(self, path: Path, version: str, options: EngineOptions, bundle_id: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        version: str,
+        options: EngineOptions,
+        bundle_id: str,
+        given_up: ctypes.Array[ctypes.c_bool],
+    ) -> None:
+        self._given_up = given_up
         self._folder = path / INDEX
         self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
         with refusing(path, "opened"):
@@ -87,15 +106,19 @@ class Worker:
                 self._open(command.version)
                 return Done()
             requests = []
-            for request in command.requests:
+            for number, request in enumerate(command.requests):
                 if request.version not in self._versions:  # forgotten, or of before a restart
                     self._open(request.version)
-                requests.append(request.rank_request(self._versions))
+                requests.append(request.rank_request(self._versions, partial(self._gone, number)))
             return Rankings(rankings=self._engine.rank(requests))
         except Exception as error:
             # The engine sees token ids only: its message holds no user text.
             logger.error("the engine failed", extra={"reason": str(error)[:500]}, exc_info=error)
             return Failure(reason=f"{type(error).__name__}: {error}"[:500])
+
+    def _gone(self, number: int) -> bool:
+        """Whether nobody waits any more for the request of this number in the batch."""
+        return number < len(self._given_up) and self._given_up[number]
 
     def _open(self, version: str) -> None:
         """The server has checked the version's files when it took it up."""

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.servers import serving
 
+from index.bundle import Bundle
 from server.answers import Answer, Problem
+from server.app import create_app
+from server.engine.torch_engine import TorchEngine
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.schemas import HistoryEntry, SearchRequest
@@ -64,10 +68,23 @@ def test_field_of_a_request_is_documented(field: str) -> None:
 
 def test_curl_examples_are_answered(client: TestClient) -> None:
     examples = re.findall(r"curl -s localhost:8000(/\w+) .*? -d '(.*?)'", TEXT, re.DOTALL)
-    assert [path for path, _ in examples] == ["/search", "/recommend", "/recommend", "/batch", "/recommend"]
+    assert [path for path, _ in examples] == ["/search", *["/recommend"] * 3, "/batch", "/recommend"]
     for path, body in examples:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 200
+
+
+def test_python_example_runs(bundle: Bundle, engine: TorchEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    with serving(create_app(bundle, engine, Settings(api_keys="KEY"))) as port:
+        here: dict[str, Any] = {}
+        exec(example.replace("localhost:8000", f"127.0.0.1:{port}"), here)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 3 + Settings().default_limit
+        assert lines[0].startswith("1 item-")
+        with pytest.raises(RuntimeError, match=r"not valid.*request"):
+            here["ask"]("/v1/search", query="")
+        here["client"].close()
 
 
 def test_answers_and_problems_look_as_documented(client: TestClient) -> None:

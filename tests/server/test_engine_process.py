@@ -6,7 +6,11 @@ import asyncio
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from index.bundle import INDEX, Bundle
 from index.catalogue import Item
 from index.update import update_index
 from index.versions import Versions
+from server.engine.child import WATCH_SECONDS
 from server.engine.contract import EngineError, RankRequest
 from server.engine.process import EngineLostError, EngineProcess
 from server.engine.torch_engine import EngineOptions, TorchEngine
@@ -107,6 +112,35 @@ def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:
         process.close()
     with pytest.raises(EngineLostError):
         process.rank([request(bundle)])
+
+
+def test_a_process_that_does_not_read_is_replaced(bundle: Bundle) -> None:
+    """A write waits for the reader as soon as the pipe is full."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=1.0)
+    process.start()
+    try:
+        pid = freeze(process)
+        with pytest.raises(EngineLostError, match="1 s"):
+            process.rank([RankRequest([1] * 2_000_000, 5, 10)])
+        wait_until(lambda: process.pid != pid and process.running)
+    finally:
+        process.close()
+
+
+def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, process: EngineProcess) -> None:
+    """It is stopped with the batch in hand, so that the word reaches it before it computes."""
+    given_up = threading.Event()
+    pid = freeze(process)
+    with ThreadPoolExecutor(1) as pool:
+        batch = [request(bundle), replace(request(bundle), gone=given_up.is_set), request(bundle)]
+        ranking = pool.submit(process.rank, batch)
+        given_up.set()
+        time.sleep(5 * WATCH_SECONDS)
+        os.kill(pid, signal.SIGCONT)
+        answers = ranking.result(20)
+    assert [each.expired for each in answers] == [False, True, False]
+    assert [len(each.items) for each in answers] == [5, 0, 5]
+    assert [len(each.items) for each in process.rank([request(bundle)] * 3)] == [5, 5, 5]  # and no other
 
 
 def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -76,6 +78,8 @@ def throw_random_requests(client: TestClient, count: int) -> dict[str, int]:
             client.request(person.upper(), "/search", headers={"authorization": f"Bearer {person}"})
         elif kind < 30:
             client.post(f"/v1/{person}", json={"query": person})
+        elif kind < 35:
+            assert client.get("/v1/items", params={"prefix": person, "limit": 1}).status_code == 200
         else:
             client.get(f"/{person}?{person}={person}")
     return sent
@@ -118,6 +122,21 @@ def test_the_bundles_own_figures_are_told(bundle: Bundle) -> None:
     assert read("gems_bundle_created_timestamp_seconds") == 1767225600
     metrics.name_bundle(bundle)
     assert math.isnan(read("gems_training_conflict") or 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_is_that_of_the_process() -> None:
+    metrics = Metrics()
+    metrics.watch_memory(lambda: None)
+
+    def read(process: str) -> float:
+        return metrics.registry.get_sample_value("gems_resident_memory_bytes", {"process": process}) or 0.0
+
+    before = read("server")
+    grown = np.ones(100_000_000, np.int8)  # kept to the end
+    assert read("server") - before == pytest.approx(grown.nbytes, rel=0.2)
+    assert math.isnan(read("engine"))
+    assert read("server") < (metrics.registry.get_sample_value("gems_memory_limit_bytes") or 0)
 
 
 def test_every_metric_has_our_prefix(client: TestClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,6 +151,40 @@ def test_what_the_engine_gave_up_is_too_late(bundle: Bundle, engine: TorchEngine
     run(scenario, Hasty())
 
 
+@pytest.mark.parametrize("slow", ["answered", "given up"])
+def test_batches_given_up_make_the_engine_look_no_faster(
+    bundle: Bundle, gated: GatedEngine, slow: str
+) -> None:
+    given_up = replace(request(bundle), deadline=time.monotonic() - 1)
+
+    async def given_up_after(scheduler: Scheduler, seconds: float) -> None:
+        gated.hold()
+        task = asyncio.create_task(scheduler.rank(given_up, 20))
+        await asyncio.sleep(seconds)
+        gated.gate.set()
+        with pytest.raises(DeadlineError):
+            await task
+
+    async def scenario(scheduler: Scheduler) -> None:
+        if slow == "answered":
+            first = await occupied(scheduler, gated, bundle)
+            await asyncio.sleep(0.5)
+            gated.gate.set()
+            await first
+        else:
+            await given_up_after(scheduler, 0.5)
+        for _ in range(30):
+            await given_up_after(scheduler, 0)
+        first = await occupied(scheduler, gated, bundle)
+        waiting = await queued(scheduler, request(bundle))
+        with pytest.raises(DeadlineUnreachableError):
+            await scheduler.rank(request(bundle), 0.45)
+        gated.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    run(scenario, gated)
+
+
 def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: GatedEngine) -> None:
     async def scenario(scheduler: Scheduler) -> None:
         first = await occupied(scheduler, gated, bundle)
@@ -164,6 +199,21 @@ def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: 
 
     run(scenario, gated)
     assert [[each.limit for each in batch] for batch in gated.batches] == [[5], [3]]
+
+
+def test_a_client_that_goes_is_known_to_the_engine_that_works_for_it(
+    bundle: Bundle, gated: GatedEngine
+) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        task = await occupied(scheduler, gated, bundle)
+        asked = gated.batches[0][0]
+        assert not asked.expired
+        task.cancel()
+        await asyncio.wait([task])
+        assert asked.expired
+        gated.gate.set()
+
+    run(scenario, gated)
 
 
 def test_deadline_holds_while_the_engine_computes(bundle: Bundle, gated: GatedEngine) -> None:

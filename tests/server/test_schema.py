@@ -93,7 +93,7 @@ def test_every_operation_answers_as_described(url: str) -> None:
             case.call_and_validate(checks=CHECKS)
 
         ask()
-    assert len(labels) == 9
+    assert len(labels) == 10
 
 
 def test_a_few_requests_of_the_document(url: str) -> None:

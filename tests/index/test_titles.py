@@ -1,0 +1,82 @@
+"""Word prefixes of titles: the same as comparing every title, in any script."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from index.titles import TitleIndex, words_of
+
+TITLES = [
+    "Star Wars: Episode IV",
+    "The Star Chamber",
+    "Wars of the Stars",
+    "Amélie",
+    "Schindler's List",
+    "Straße nach Süden",
+    "七人の侍",
+    "Star",
+    "???",
+]
+INDEX = TitleIndex.build(TITLES)
+
+
+def found(text: str, limit: int = 20) -> list[str]:
+    return [TITLES[row] for row in INDEX.find(text, limit)]
+
+
+def test_titles_that_begin_with_the_text_come_first_and_all_words_have_to_match() -> None:
+    assert found("star") == ["Star", "Star Wars: Episode IV", "The Star Chamber", "Wars of the Stars"]
+    assert found("sta wa") == ["Star Wars: Episode IV", "Wars of the Stars"]
+    assert found("wa star") == ["Star Wars: Episode IV", "Wars of the Stars"]
+    assert found("star", 2) == ["Star", "Star Wars: Episode IV"]
+    assert found("tar") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("AMELIE", "Amélie"),
+        ("ame\u0301l", "Amélie"),
+        ("schindlers l", "Schindler's List"),
+        ("Schindler’s", "Schindler's List"),
+        ("strasse sud", "Straße nach Süden"),
+        ("七人", "七人の侍"),
+        ("the  STAR ch…", "The Star Chamber"),
+    ],
+)
+def test_case_accents_and_punctuation_do_not_count(text: str, title: str) -> None:
+    assert found(text) == [title]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "?!", "\u0301", "'"])
+def test_a_text_without_letters_and_digits_finds_nothing(text: str) -> None:
+    assert found(text) == []
+
+
+def test_removed_items_are_not_found() -> None:
+    assert TitleIndex.build(["A star", "A star"], removed=[0]).find("star", 5) == [1]
+    assert TitleIndex.build(["A star"], removed=[0]).find("star", 5) == []
+
+
+TEXT = st.text(st.sampled_from("aAbéßİ1 '-星\u0301\U0010ffff"), max_size=8)
+
+
+@given(st.lists(TEXT, max_size=12), TEXT, st.integers(1, 5), st.sets(st.integers(0, 11)))
+@example(["ab", "a b", "b a"], "a b", 5, set())
+def test_it_finds_what_comparing_every_title_finds(
+    titles: list[str], text: str, limit: int, removed: set[int]
+) -> None:
+    asked = words_of(text)
+
+    def matches(title: str) -> bool:
+        return all(any(word.startswith(part) for word in words_of(title)) for part in asked)
+
+    def order(row: int) -> tuple[bool, str, int]:
+        folded = " ".join(words_of(titles[row]))
+        return not folded.startswith(" ".join(asked)), folded, row
+
+    rows = [row for row, title in enumerate(titles) if asked and row not in removed and matches(title)]
+    gone = [row for row in removed if row < len(titles)]
+    assert TitleIndex.build(titles, gone).find(text, limit) == sorted(rows, key=order)[:limit]
