@@ -28,7 +28,7 @@ from server.engine.contract import RankRequest
 
 Codes = NDArray[np.int64]
 
-SLACK = 2.0  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
+SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
 
 
