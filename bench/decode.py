@@ -1,21 +1,24 @@
-"""`python -m bench.decode --json F`: the engine against `transformers.generate` and against its floor.
+"""`python -m bench.decode --json F`: the engine against `transformers.generate`, against vLLM and against its floor.
 
 The floor is one plain forward pass over as many tokens as the engine feeds: P + W·(L − 1). All
-three run in one process on the same backbone (random identifier rows) in the same precision; figures are medians,
+run in one process on the same backbone (random identifier rows) in the same precision; figures are medians,
 engine and floor in turn, and the ratios are what counts on a shared machine. `generate` normalises over the whole
-vocabulary, whose head is no part of the floor; `level_*` is the engine with `level` normalisation, which is what
-bundles are trained and served with. Beside single requests: a batch of eight prompts of different lengths against
-the sum of their floors, and the second request of a history that the prefix cache knows against the first, both with
-`level`.
+vocabulary, whose head is no part of the floor, and so does vLLM here; `level_*` is the engine with `level`
+normalisation, which is what bundles are trained and served with. vLLM takes part where it is installed (the
+environment of `make test-vllm`); it gets each prompt once, because it keeps those that it has seen. Beside single
+requests: a batch of eight prompts of different lengths against the sum of their floors, and the second request of a
+history that the prefix cache knows against the first, both with `level`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,25 +31,17 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from bench.clock import in_turn, milliseconds
-from index.identifiers import Identifiers
-from index.trie import Trie
+from bench.untrained import publish_untrained
+from index.bundle import Bundle
 from index.vocabulary import IdentifierVocabulary
-from server.engine.contract import RankRequest
+from server.engine.contract import Engine, RankRequest
+from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import PrefixCache
 from server.engine.torch_engine import TorchEngine
-from training.backbones import load_backbone
 from training.cli.quiet import quiet_libraries
-from training.config import TrainConfig
-from training.extension import extend_backbone
 
 ITEMS = 10_000
-CODEBOOKS = (256, 256, 256, 16)
 BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500, 50), (300, 10)]  # P, W
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 def allowed_tokens(
@@ -83,25 +78,35 @@ class Bench:
     model: PreTrainedModel
     engine: TorchEngine
     level: TorchEngine  # the same with `level` normalisation
+    vllm: Engine | None
     vocabulary: IdentifierVocabulary
     codes: NDArray[np.int32]
 
     @classmethod
-    def build(cls, backbone: str, layers: int | None, dtype: torch.dtype = torch.float32) -> Bench:
-        rng = np.random.default_rng(0)
-        table = np.stack([rng.integers(0, size, 2 * ITEMS) for size in CODEBOOKS], axis=1)
-        codes = rng.permutation(np.unique(table, axis=0))[:ITEMS].astype(np.int32)
-        loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
-        vectors = rng.normal(size=(ITEMS, 16)).astype(np.float32)
-        titles = [f"item {k}" for k in range(ITEMS)]
-        vocabulary = extend_backbone(loaded, Identifiers("semantic", codes, CODEBOOKS), titles, vectors)
-        rows = loaded.model.get_input_embeddings().weight
-        with torch.no_grad():  # random rows: no ties that rounding could decide
-            rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
-        loaded.model.to(dtype)
-        trie = Trie.build(codes)
-        engine = TorchEngine(loaded.model, trie, vocabulary, normalisation="vocabulary")
-        return cls(loaded.model, engine, TorchEngine(loaded.model, trie, vocabulary), vocabulary, codes)
+    def build(cls, folder: Path, backbone: str, layers: int | None, precision: Precision) -> Bench:
+        bundle = Bundle.open(
+            publish_untrained(
+                folder / "bundle",
+                items=ITEMS,
+                backbone=backbone,
+                layers=layers,
+                normalisation="vocabulary",
+            )
+        )
+        model = bundle.load_model(dtype_of(precision))
+        engine, level = (
+            TorchEngine(
+                model, bundle.index.trie, bundle.vocabulary, normalisation=normalisation, packed=precision
+            )
+            for normalisation in ("vocabulary", "level")
+        )
+        vllm: Engine | None = None
+        if importlib.util.find_spec("vllm") and precision != "int8":
+            from server.engine.vllm_engine import VllmEngine
+
+            vllm = VllmEngine.open(bundle, dtype=precision)
+        codes = bundle.index.trie.codes().astype(np.int32)
+        return cls(model, engine, level, vllm, bundle.vocabulary, codes)
 
     def random_ids(self, length: int, seed: int = 0) -> torch.Tensor:
         """Text tokens, int64 [1, length]."""
@@ -121,7 +126,7 @@ class Bench:
     @torch.inference_mode()
     def batched(self, repeats: int) -> dict[str, Any]:
         """Eight requests at once, and the floors of each, one after the other."""
-        levels = len(CODEBOOKS)
+        levels = self.vocabulary.levels
         requests = [RankRequest(self.random_ids(P)[0].tolist(), W, W) for P, W in BATCH]
         floors = [self.floor(P + W * (levels - 1)) for P, W in BATCH]
         engine, floor = in_turn(
@@ -153,7 +158,7 @@ class Bench:
     @torch.inference_mode()
     def measure(self, P: int, W: int, repeats: int, generate_repeats: int) -> dict[str, Any]:
         """Engine, floor and `generate` for one request of P prompt tokens and W beams."""
-        levels = len(CODEBOOKS)
+        levels = self.vocabulary.levels
         ids = self.random_ids(P)
         request = RankRequest(ids[0].tolist(), W, W)
         engine, level, floor = in_turn(
@@ -182,7 +187,17 @@ class Bench:
             ours = torch.from_numpy(self.vocabulary.tokens(self.codes[self.engine.rank([request])[0].items]))
             case |= {"generate_ms": theirs, "speedup_over_generate": theirs / engine}
             case["identical"] = torch.equal(found[:, P:], ours)
+        if self.vllm is not None:
+            vllm = self.vllm_ms(self.vllm, P, W, repeats)
+            case["vllm_ms"] = vllm
+            case["vllm_over_engine"] = vllm / engine
         return case
+
+    def vllm_ms(self, vllm: Engine, P: int, W: int, repeats: int) -> float:
+        seeds = count(1000 * W)
+        return milliseconds(
+            lambda: vllm.rank([RankRequest(self.random_ids(P, next(seeds))[0].tolist(), W, W)]), repeats
+        )
 
 
 def main(
@@ -194,13 +209,16 @@ def main(
     repeats: Annotated[int, typer.Option(help="timed runs of engine and floor")] = 5,
     generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
-    dtype: Annotated[Dtype, typer.Option(help="precision of all three")] = Dtype.bfloat16,
+    precision: Annotated[
+        Precision, typer.Option(help="of the engine; int8 stands beside a floor in bfloat16")
+    ] = "bfloat16",
 ) -> None:
     """Time one request for every prompt length and beam width."""
     torch.set_num_threads(threads)
     quiet_libraries()
     console = Console()
-    bench = Bench.build(backbone, layers, getattr(torch, dtype.value))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench.build(Path(folder), backbone, layers, precision)
     cases = []
     for P in map(int, prompts.split(",")):
         for W in map(int, widths.split(",")):
@@ -210,7 +228,7 @@ def main(
         batched = bench.batched(repeats)
         prefix_cache = bench.prefix_cache(300, 10, 8, repeats)
     kept = "all layers" if layers is None else f"first {layers} layers"
-    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {dtype.value}")
+    report = Table(title=f"{backbone}, {kept}, {ITEMS} items, {threads} threads, {precision}")
     columns = [name for name, value in cases[0].items() if not isinstance(value, dict)]
     for column in columns:
         report.add_column(column, justify="right")
@@ -223,7 +241,7 @@ def main(
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "dtype": dtype.value,
+            "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "precision": precision,
             "cases": cases, "batched": batched, "prefix_cache": prefix_cache,
         }  # fmt: skip
         json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")

@@ -7,7 +7,6 @@ directions, and the decoder writes the identifier from its start token on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
@@ -25,12 +24,16 @@ def load_language_model(
 
     Raises `LanguageModelError` for encoder-decoders other than T5, else what transformers raises.
     """
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True} if local else {}
+    safetensors = True if local else None  # None: where there are any
     config = AutoConfig.from_pretrained(source, local_files_only=local)
     if not config.is_encoder_decoder:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, local_files_only=local, use_safetensors=safetensors
+        )
     elif config.model_type == "t5":
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=dtype, **options)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            source, dtype=dtype, local_files_only=local, use_safetensors=safetensors
+        )
         if model.config.decoder_start_token_id is None:
             model.config.decoder_start_token_id = model.config.pad_token_id
         if model.config.decoder_start_token_id is None:

@@ -42,7 +42,11 @@ EXIT_BAD_BUNDLE = 2
 def engine_options(settings: Settings) -> EngineOptions:
     """What the settings say of the engine."""
     return EngineOptions(
-        settings.threads, settings.max_batch_tokens, settings.cache_mib << 20, settings.precision
+        settings.threads,
+        settings.max_batch_tokens,
+        settings.cache_mib << 20,
+        settings.precision,
+        settings.device,
     )
 
 

@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     batch_window_ms: float = Field(2.0, ge=0)
     max_batch_tokens: int = Field(16384, ge=1)
     cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the model's weights, keys and values
+    device: Literal["cpu", "cuda"] = "cpu"  # of the model
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the model's weights
     queue_limit: int = Field(16, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
     stall_seconds: float = Field(60.0, gt=0)  # a batch that takes longer: the engine hangs and is replaced

@@ -34,6 +34,12 @@ class Beam:
         zero = np.zeros(1, np.int64)
         return cls(zero, np.zeros(1), zero, zero)
 
+    def at(self, positions: NDArray[np.int64]) -> Beam:
+        """Some of the hypotheses."""
+        return Beam(
+            self.nodes[positions], self.scores[positions], self.parents[positions], self.codes[positions]
+        )
+
 
 def advance(
     depth: int,

@@ -17,9 +17,7 @@ from server.engine.torch_engine import EngineOptions
 from server.engine.wire import Command, Failure, Reply, decode_reply, encode
 
 START_SECONDS = 600.0  # for a worker to open its bundle, and again to warm up
-WATCHED = (
-    1024  # requests of a batch that can be given up; those of a larger one after them are computed to the end
-)
+WATCHED = 1024  # requests of a batch that can be given up; those of a larger one are computed to the end
 WATCH_SECONDS = 0.05  # between two looks whether somebody still waits
 
 

@@ -22,7 +22,7 @@ from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
 from server import logs
 from server.engine.contract import EngineError
-from server.engine.torch_engine import EngineOptions, TorchEngine
+from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
 from server.engine.wire import Command, Done, Failure, Open, Rankings, Reply, decode_command, encode
 
 logger = logging.getLogger("server.engine.worker")
@@ -90,12 +90,13 @@ class Worker:
             self._open(version)
             trie, living = self._versions[version]
             self._engine = TorchEngine(
-                load_model(path, options.dtype),
+                on_device(load_model(path, options.dtype), options.device),
                 trie,
                 info.vocabulary(),
                 normalisation=info.normalisation,
                 max_batch_tokens=options.max_batch_tokens,
                 living=living,
+                packed=options.precision,
                 cache_bytes=options.cache_bytes,
             )
 

@@ -27,7 +27,9 @@ from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.contract import EngineError, Ranking, RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.packed import Precision
+from server.engine.search import Feed, Search
+from server.engine.torch_engine import TorchEngine, on_device
 from training.backbones import load_backbone
 from training.config import TrainConfig
 from training.extension import extend_backbone
@@ -42,9 +44,14 @@ class World:
     codes: np.ndarray
     vocabulary: IdentifierVocabulary
 
-    def engine(self, normalisation: str, **options: int) -> TorchEngine:
+    def engine(self, normalisation: str, packed: Precision | None = "float32", **options: int) -> TorchEngine:
         return TorchEngine(
-            self.model, Trie.build(self.codes), self.vocabulary, normalisation=normalisation, **options
+            self.model,
+            Trie.build(self.codes),
+            self.vocabulary,
+            normalisation=normalisation,
+            packed=packed,
+            **options,
         )
 
 
@@ -136,11 +143,12 @@ def assert_same(ranking: Ranking, items: list[int], scores: list[float], toleran
     assert np.allclose(ranking.scores, scores, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
+@pytest.mark.parametrize("packed", [None, "float32"])
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox", "qwen2", "qwen3"])
 @pytest.mark.parametrize("width", [1, 10, 50])
-def test_equals_transformers_generate(arch: str, width: int) -> None:
+def test_equals_transformers_generate(arch: str, width: int, packed: Precision | None) -> None:
     w = world(arch)
-    engine = w.engine("vocabulary")
+    engine = w.engine("vocabulary", packed)
     requests = [RankRequest(prompt(length), width, width) for length in LENGTHS]
     together = engine.rank(requests)
     for request, batched in zip(requests, together, strict=True):
@@ -200,6 +208,39 @@ def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
     assert len(caching.cache) == before  # nothing of it is worth keeping
 
 
+def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that is sure of itself: the last pass needs only the best hypotheses."""
+    w = world(levels=3, items=300)
+    model = make_model(w.vocabulary.size, positions=128)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[w.vocabulary.first_added :] *= 3
+    engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
+    fed: list[int] = []
+    feed = Search.feed
+
+    def counted(search: Search) -> Feed:
+        found = feed(search)
+        if search.level == w.vocabulary.levels - 1:
+            fed.append(len(found.ids))
+        return found
+
+    monkeypatch.setattr(Search, "feed", counted)
+    spared = 0
+    for seed in range(20):
+        for limit in (1, 3, 10, 25):
+            short = engine.rank([RankRequest(prompt(30, seed), limit, 50)])[0]
+            spared += 50 - sum(fed)
+            passes, fed[:] = len(fed), []
+            assert passes in (1, 2)
+            whole = engine.rank([RankRequest(prompt(30, seed), 50, 50)])[0]
+            assert len(short.items) == limit
+            assert_same(short, whole.items[:limit], whole.scores[:limit], 1e-4)
+            fed.clear()
+    assert spared > 0
+
+
 def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody() -> None:
     engine = world().engine("level")
     request = RankRequest(prompt(30), 5, 10)
@@ -209,6 +250,37 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody() -> None:
     assert first.items == []
     assert second.items == engine.rank([request])[0].items
     assert not second.expired
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.05), ("int8", 0.15)])
+def test_fewer_bits_move_scores_a_little(arch: str, precision: Precision, tolerance: float) -> None:
+    w = world(arch)
+    n = len(w.codes)
+    requests = [RankRequest(prompt(length), n, n) for length in LENGTHS]
+    ours = w.engine("level", precision, cache_bytes=1 << 20)
+    for request, expected in zip(requests, w.engine("level").rank(requests), strict=True):
+        known = np.array(expected.scores)[np.argsort(expected.items)]
+        for _ in range(2):  # the second time from the cache
+            found = ours.rank([request])[0]
+            scores = np.array(found.scores)[np.argsort(found.items)]
+            assert np.abs(scores - known).mean() < tolerance * known.std()
+
+
+def test_an_engine_that_is_not_packed_follows_its_model() -> None:
+    """Validation during training ranks with weights that change."""
+    w = world()
+    model = make_model(w.vocabulary.size, positions=128)
+    engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
+    request = RankRequest(prompt(30), 10, 20)
+    before = engine.rank([request])[0]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight))
+    fresh = TorchEngine(model, Trie.build(w.codes), w.vocabulary, packed="float32")
+    after = engine.rank([request])[0]
+    assert_same(fresh.rank([request])[0], after.items, after.scores)
+    assert after.scores != pytest.approx(before.scores, abs=0.1)
 
 
 def test_small_passes_give_the_answers_of_large_ones() -> None:
@@ -317,8 +389,11 @@ def test_architectures_that_the_engine_would_get_wrong_are_refused() -> None:
     sliding = MistralForCausalLM(MistralConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, sliding_window=8))  # fmt: skip
     for model, reason in ((neo, "tree attention"), (biased, "logits"), (sliding, "window of 8")):
-        with pytest.raises(EngineError, match=reason):
-            TorchEngine(model.eval(), Trie.build(w.codes), w.vocabulary)
+        for packed in (None, "float32"):
+            with pytest.raises(EngineError, match=reason):
+                TorchEngine(model.eval(), Trie.build(w.codes), w.vocabulary, packed=packed)
+    with pytest.raises(EngineError, match="int8 is there for"):
+        TorchEngine(neo.eval(), Trie.build(w.codes), w.vocabulary, packed="int8")
 
 
 def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
@@ -329,6 +404,26 @@ def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
         model.get_output_embeddings().weight[w.vocabulary.first_added + 5] = float("nan")
     with pytest.raises(EngineError, match="not finite"):
         engine.rank([RankRequest(prompt(7), 5, 5)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox", "qwen3"])
+@pytest.mark.parametrize("packed", [None, "float32"])
+def test_a_gpu_gives_the_answers_of_a_cpu(arch: str, packed: Precision | None) -> None:
+    w = world(arch)
+    model = make_model(w.vocabulary.size, arch, positions=128).to("cuda")
+    there = TorchEngine(model, Trie.build(w.codes), w.vocabulary, packed=packed, cache_bytes=1 << 20)
+    requests = [RankRequest(prompt(length, 3), 10, 20) for length in LENGTHS]
+    expected = w.engine("level").rank(requests)
+    for _ in range(2):  # the second time from the cache
+        for ours, theirs in zip(there.rank(requests), expected, strict=True):
+            assert_same(ours, theirs.items, theirs.scores)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(EngineError, match="no GPU is there"):
+        on_device(world().model, "cuda")
 
 
 @pytest.mark.slow

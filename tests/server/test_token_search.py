@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import make_catalogue, make_model, make_spelled, make_tokenizer
 from support.engines import assert_same_ranking
+from transformers import PreTrainedModel
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
@@ -26,8 +27,8 @@ from server.engine.vllm_engine import VllmEngine
 
 
 @cache
-def engine(normalisation: str, spelled: bool) -> TorchEngine:
-    """Over 60 items with semantic or spelled identifiers."""
+def world(normalisation: str, spelled: bool) -> tuple[TorchEngine, PreTrainedModel]:
+    """An engine over 60 items with semantic or spelled identifiers, and its model."""
     if spelled:
         catalogue = make_catalogue(60)
         tokenizer = make_tokenizer(catalogue.texts())
@@ -38,19 +39,19 @@ def engine(normalisation: str, spelled: bool) -> TorchEngine:
         codes = np.random.default_rng(1).permutation(np.unique(table, axis=0))[:60]
         vocabulary = IdentifierVocabulary(40, (6, 6, 6))
     model = make_model(vocabulary.size, positions=128)
-    return TorchEngine(model, Trie.build(codes), vocabulary, normalisation=normalisation)
+    return TorchEngine(model, Trie.build(codes), vocabulary, normalisation=normalisation), model
 
 
-def search(engine: TorchEngine, request: RankRequest) -> Ranking:
+def search(engine: TorchEngine, model: PreTrainedModel, request: RankRequest) -> Ranking:
     """Answer every question by a forward pass of its own."""
     allowed = request.allowed or engine.everything
-    rows = len(engine.model.get_output_embeddings().weight)
+    rows = len(model.get_output_embeddings().weight)
     running = TokenSearch(request, allowed, engine.vocabulary, engine.normalisation, rows)
     while questions := running.ask():
         assert not running.answered
         for question in questions:
             with torch.inference_mode():
-                logits = engine.model(torch.tensor([question.tokens])).logits[:, -1]
+                logits = model(torch.tensor([question.tokens])).logits[:, -1]
                 scores = score_legal(logits, {0: question.legal})[0]
             known = torch.isfinite(scores).nonzero().flatten()
             assert len(known) == question.legal.count
@@ -64,27 +65,27 @@ def search(engine: TorchEngine, request: RankRequest) -> Ranking:
 @pytest.mark.parametrize("spelled", [False, True])
 @pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
 def test_the_torch_engine_finds_the_same(normalisation: str, spelled: bool) -> None:
-    reference = engine(normalisation, spelled)
+    reference, model = world(normalisation, spelled)
     trie = reference.everything.trie
     rng = np.random.default_rng(0)
     for width in (1, 7, 60):
         chosen = None if width == 7 else SlotSet.of_members(rng.permutation(60)[:40], trie.items)
         allowed = Allowed.of(trie, chosen, rng.permutation(60)[:10].tolist())
         request = RankRequest(rng.integers(1, 40, 20).tolist(), width, width, allowed)
-        assert_same_ranking(search(reference, request), reference.rank([request])[0])
+        assert_same_ranking(search(reference, model, request), reference.rank([request])[0])
 
 
 def test_a_request_is_answered_from_its_own_version_of_the_index() -> None:
-    reference = engine("level", False)
+    reference, model = world("level", False)
     smaller = Trie.build(reference.everything.trie.codes()[:8])
     request = RankRequest([1, 2, 3], 20, 20, Allowed.of(smaller))
-    ours = search(reference, request)
+    ours = search(reference, model, request)
     assert sorted(ours.items) == list(range(8))
     assert_same_ranking(ours, reference.rank([request])[0])
 
 
 def test_where_nothing_is_allowed_nothing_is_asked() -> None:
-    reference = engine("level", False)
+    reference, _ = world("level", False)
     trie = reference.everything.trie
     nothing = Allowed.of(trie, SlotSet.of_members(np.zeros(0, np.int64), trie.items))
     running = TokenSearch(RankRequest([1], 5, 5, nothing), nothing, reference.vocabulary, "level", 61)
@@ -125,7 +126,7 @@ def test_other_requests_have_no_legal_tokens() -> None:
 
 
 def test_scores_that_are_not_finite_are_reported() -> None:
-    reference = engine("level", False)
+    reference, _ = world("level", False)
     running = TokenSearch(RankRequest([1], 5, 5), reference.everything, reference.vocabulary, "level", 61)
     question = running.ask()[0]
     with pytest.raises(EngineError, match="not finite"):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -17,6 +18,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from index.bundle import BundleInfo, publish
@@ -92,7 +97,8 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTok
 def make_model(
     vocab_size: int, arch: str = "llama", *, positions: int = 512, hidden: int = 32, seed: int = 0
 ) -> PreTrainedModel:
-    """Two random layers of `llama` (grouped queries, tied head) or `gpt-neox` (partial rotary, own head).
+    """Two random layers of `llama` (grouped queries, tied head), `gpt-neox` (partial rotary, own head), `qwen2`
+    (biases) or `qwen3` (norms of heads, heads wider than the model).
 
     Weights are larger than a fresh model's, so that scores differ clearly between items.
     """
@@ -112,8 +118,15 @@ def make_model(
         model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **shared))
     elif arch == "gpt-neox":
         model = GPTNeoXForCausalLM(GPTNeoXConfig(tie_word_embeddings=False, **shared))
+    elif arch == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **shared))
+    elif arch == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, **shared))
     else:
         raise ValueError(f"unknown arch {arch!r}")
+    for name, bias in model.named_parameters():  # begin as zeros
+        if name.endswith("bias"):
+            nn.init.normal_(bias, std=0.2)
     return model.eval()
 
 
