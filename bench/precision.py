@@ -58,7 +58,10 @@ def main(
     quiet_libraries()
     console = Console()
     bundle = Bundle.open(bundle_folder)
-    chosen = draw_cases(leave_one_out(DataSet.load(data)).test, cases, 0)
+    dataset = DataSet.load(data)
+    if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
+        raise SystemExit(f"{bundle_folder} and {data} have different catalogues")
+    chosen = draw_cases(leave_one_out(dataset).test, cases, 0)
     found: dict[str, dict[Task, list[Ranking]]] = {}
     rows: list[dict[str, Any]] = []
     for precision in get_args(Precision):
