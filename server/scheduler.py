@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from server.engine.contract import Engine, Ranking, RankRequest
-from server.engine.process import EngineLostError, EngineProcess
+from server.engine.contract import Engine, EngineLostError, Ranking, RankRequest
+from server.engine.process import EngineProcess
 from server.errors import (
     DeadlineError,
     DeadlineUnreachableError,

@@ -27,8 +27,8 @@ from index.catalogue import Item
 from index.update import update_index
 from index.versions import Versions
 from server.engine.child import WATCH_SECONDS
-from server.engine.contract import EngineError, RankRequest
-from server.engine.process import EngineLostError, EngineProcess
+from server.engine.contract import EngineError, EngineLostError, RankRequest
+from server.engine.process import EngineProcess
 from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.engine.wire import Chosen
 from server.errors import EngineUnavailableError
