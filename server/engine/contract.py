@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,7 +114,7 @@ Answered = Callable[[Mapping[Any, Outcome]], None]  # told what has become of re
 class ContinuousEngine(Engine, Protocol):
     """An engine that takes further requests while it works on others."""
 
-    def submit(self, requests: Mapping[Hashable, RankRequest], answered: Answered) -> None:
+    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
         """Take requests, under keys of the caller's. Raises nothing.
 
         answered: called with each key once, on any thread, and with all that are done at the same time together.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from index.allowed import Allowed, SlotSet
@@ -106,7 +107,7 @@ class EngineProcess:
         failed."""
         return _answers(self.submit, requests)
 
-    def submit(self, requests: Mapping[Hashable, RankRequest], answered: Answered) -> None:
+    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
         """See `ContinuousEngine.submit`. Waits while a process that is stopped reads nothing."""
         child = self._child
         if not self.running or child is None:
@@ -130,7 +131,7 @@ class EngineProcess:
         self._everything = Allowed.of(index.trie, index.living)
         self._versions[index.trie] = (index.version, index.living)
 
-    def _submit_to(self, child: Child, requests: Mapping[Hashable, RankRequest], answered: Answered) -> None:
+    def _submit_to(self, child: Child, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
         asked: dict[Hashable, Asked] = {}
         refused: dict[Hashable, Outcome] = {}
         for key, request in requests.items():
@@ -212,7 +213,7 @@ class EngineProcess:
 
 
 def _answers(
-    submit: Callable[[Mapping[Hashable, RankRequest], Answered], None], requests: Sequence[RankRequest]
+    submit: Callable[[Mapping[Any, RankRequest], Answered], None], requests: Sequence[RankRequest]
 ) -> list[Ranking]:
     """Wait for all answers. Raises the first failure."""
     outcomes: dict[Hashable, Outcome] = {}
