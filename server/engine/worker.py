@@ -10,11 +10,11 @@ import ctypes
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -93,7 +93,8 @@ class Worker:
         given_up: ctypes.Array[ctypes.c_bool],
     ) -> None:
         self._connection = connection
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()  # None: the pipe is closed
+        self._commands: deque[Command | None] = deque()  # None: the pipe is closed
+        self._unread = threading.Semaphore(0)  # how many they are
         self._given_up = given_up
         self._folder = path / INDEX
         self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
@@ -121,22 +122,28 @@ class Worker:
         """Obey command after command. Raises `EOFError` when the pipe closes."""
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
-            self._engine.serve(self._obey(self._commands.get()), self._arrivals, self._answer)
+            self._unread.acquire()
+            first = self._obey(self._commands.popleft())
+            self._engine.serve(first, self._arrivals, self._answer)
 
     def _read(self) -> None:
         try:
             while True:
-                self._commands.put(decode_command(self._connection.recv_bytes()))
+                self._put(decode_command(self._connection.recv_bytes()))
         except (EOFError, OSError):
             pass
         finally:
-            self._commands.put(None)
+            self._put(None)
+
+    def _put(self, command: Command | None) -> None:
+        self._commands.append(command)
+        self._unread.release()
 
     def _arrivals(self) -> dict[int, RankRequest]:
         """What has come since the last time."""
         requests: dict[int, RankRequest] = {}
-        while not self._commands.empty():
-            requests |= self._obey(self._commands.get())
+        while self._unread.acquire(blocking=False):
+            requests |= self._obey(self._commands.popleft())
         return requests
 
     def _obey(self, command: Command | None) -> dict[int, RankRequest]:
