@@ -47,6 +47,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         join_rows=settings.join_rows,
         cache_bytes=settings.cache_mib << 20,
         precision=settings.precision,
+        device=settings.device,
     )
 
 

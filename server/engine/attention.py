@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "gems-flat"
@@ -60,6 +61,10 @@ class KeyValues:
         """Keys and values of the slots before `end`: [kv heads, end, d] each."""
         return self._stored[layer, 0, :, :end], self._stored[layer, 1, :, :end]
 
+    @property
+    def device(self) -> torch.device:
+        return self._stored.device
+
     def prefix(self, length: int) -> Tensor:
         """A copy of the first slots in all layers: [layers, 2, kv heads, length, d]."""
         return self._stored[:, :, :, :length].clone()
@@ -69,74 +74,129 @@ class KeyValues:
 class Segment:
     """New tokens of one request: `rows` of them, for the slots from `begin` on.
 
-    mask: bool [rows, begin + rows], which slots each may attend to; None where they are a whole prompt, to
-    which causal attention applies.
+    own: int64 [rows, depth], the slots that each attends to (its ancestors and itself) beside the first `shared`
+    ones, to which all attend; None for tokens of a prompt, which attend to all slots up to their own.
     """
 
     memory: KeyValues
     begin: int
     rows: int
-    mask: Tensor | None
+    shared: int = 0
+    own: Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        """Slots that are filled with this segment."""
+        return self.begin + self.rows
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which slots each row attends to: bool [rows, end]."""
+        if self.own is None:
+            return torch.ones(self.rows, self.end, dtype=torch.bool).tril(self.begin)
+        mask = torch.zeros(self.rows, self.end, dtype=torch.bool).scatter_(1, self.own, True)
+        mask[:, : self.shared] = True
+        return mask
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """query: [heads, rows, d]; key, value: [kv heads, rows, d] → [rows, heads, d]."""
         self.memory.write(layer, self.begin, key, value)
-        if query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            key, value = self.memory.read(layer, self.begin + self.rows)
-            out = _in_blocks(query, key, value, self._bias, scale or query.shape[-1] ** -0.5)
-        elif self.mask is None:
-            out = _fused(query, key, value, None, scale)
+        keys, values = self.memory.read(layer, self.end)
+        scale = scale or query.shape[-1] ** -0.5
+        if query.is_cuda:
+            if self._own_there is None:
+                bias = causal_lower_right(self.rows, self.end)
+                out = fused_attention(query, keys, values, bias, scale)
+            else:
+                out = attention_in_parts(query, keys, values, self.shared, self._own_there, scale)
+        elif query.dtype == torch.bfloat16:
+            out = attention_in_blocks(query, keys, values, self._bias, scale)
+        elif self.begin == 0 and self.own is None:
+            out = fused_attention(query, keys, values, None, scale)
         else:
-            key, value = self.memory.read(layer, self.begin + self.rows)
-            out = _fused(query, key, value, self.mask, scale)
+            out = fused_attention(query, keys, values, self.mask, scale)
         return out.transpose(0, 1)
 
     @cached_property
     def _bias(self) -> Tensor:
-        """The mask as something to add to scores, bfloat16 [rows, begin + rows]; made once for all layers."""
-        mask = causal_mask(0, self.rows) if self.mask is None else self.mask
-        return torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, -torch.inf)
+        """The mask as something to add to scores, bfloat16 [rows, end]; made once for all layers."""
+        return torch.zeros(self.mask.shape, dtype=torch.bfloat16).masked_fill_(~self.mask, -torch.inf)
+
+    @cached_property
+    def _own_there(self) -> Tensor | None:
+        return None if self.own is None else self.own.to(self.memory.device)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """query: [heads, rows, d]; key, value: [kv heads, slots, d] → [heads, rows, d]. mask: None for a causal one."""
+def fused_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """query: [heads, rows, d]; keys, values: [kv heads, slots, d] → [heads, rows, d]. mask: None for a causal one."""
     out = F.scaled_dot_product_attention(
         query.unsqueeze(0),
-        key.unsqueeze(0),
-        value.unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
         attn_mask=mask,
         is_causal=mask is None,
         scale=scale,
-        enable_gqa=query.shape[0] != key.shape[0],
+        enable_gqa=query.shape[0] != keys.shape[0],
     )
     return out[0]
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same as two matrix products a block of rows. bias: [rows, slots].
+def attention_in_blocks(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The same as two matrix products for each block of rows. bias: [rows, slots], −inf for what is not attended to.
 
     On CPUs torch's fused kernel is no faster in bfloat16 than in float32, but its matrix products are, by far.
-    Rows are new tokens in order, so that a block needs no slots behind its last row.
+    Rows fill the last slots in order, so that a block needs no slots behind its last row.
     """
     heads, rows, d = query.shape
-    groups = query.reshape(len(key), -1, rows, d)
-    known = key.shape[1] - rows
-    out = torch.empty(len(key), groups.shape[1], rows, d, dtype=query.dtype)
+    groups = query.reshape(len(keys), -1, rows, d)
+    known = keys.shape[1] - rows
+    out = torch.empty_like(groups)
     for begin in range(0, rows, BLOCK):
         end = min(begin + BLOCK, rows)
         seen = known + end
         part = (groups[:, :, begin:end] * scale).flatten(1, 2)  # [kv heads, group · block, d]
-        scores = torch.bmm(part, key[:, :seen].transpose(1, 2)).view(len(key), -1, end - begin, seen)
+        scores = torch.bmm(part, keys[:, :seen].transpose(1, 2)).view(len(keys), -1, end - begin, seen)
         weights = scores.add_(bias[begin:end, :seen]).softmax(-1)
-        out[:, :, begin:end] = torch.bmm(weights.flatten(1, 2), value[:, :seen]).view(
-            len(key), -1, end - begin, d
-        )
+        found = torch.bmm(weights.flatten(1, 2), values[:, :seen])
+        out[:, :, begin:end] = found.view(len(keys), -1, end - begin, d)
     return out.view(heads, rows, d)
 
 
-def causal_mask(begin: int, rows: int, device: torch.device | None = None) -> Tensor:
-    """Of new tokens behind `begin` known ones: bool [rows, begin + rows]."""
-    return torch.ones(rows, begin + rows, dtype=torch.bool, device=device).tril(begin)
+def attention_in_parts(
+    query: Tensor, keys: Tensor, values: Tensor, shared: int, own: Tensor, scale: float
+) -> Tensor:
+    """The same without any mask: attention to the first `shared` slots, and to the few others of each row's own.
+
+    Two softmaxes are put together by the logarithms of their sums (Milakov and Gimelshein, arXiv 1805.02867):
+
+        out = Σ_p exp(lse_p − lse) out_p,   lse = log Σ_p exp(lse_p)
+
+    query: [heads, rows, d]; keys, values: [kv heads, slots, d]; own: int64 [rows, depth] → [heads, rows, d].
+    """
+    heads, rows, d = query.shape
+    folded = query.reshape(len(keys), -1, d)  # [kv heads, group · rows, d]
+    groups = folded.view(len(keys), -1, rows, d)
+    scores = torch.einsum("kgrd,krtd->kgrt", groups, keys[:, own]).float() * scale
+    out = torch.einsum("kgrt,krtd->kgrd", scores.softmax(-1).to(query.dtype), values[:, own])
+    if not shared:
+        return out.reshape(heads, rows, d)
+    context, context_lse = _unmasked(folded, keys[:, :shared], values[:, :shared], scale)
+    share = torch.sigmoid(context_lse.view(groups.shape[:-1]) - scores.logsumexp(-1)).unsqueeze(-1)
+    mixed = context.view(groups.shape).float() * share + out.float() * (1 - share)
+    return mixed.to(query.dtype).reshape(heads, rows, d)
+
+
+def _unmasked(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """[heads, rows, d] each → attention [heads, rows, d], and the logarithm of its sum, float32 [heads, rows]."""
+    q, k, v = query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0)
+    aten = torch.ops.aten
+    if not query.is_cuda:
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
+    elif query.dtype == torch.float32:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+    else:
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)
+    return out[0], lse[0, :, : query.shape[1]].float()  # the second kernel pads its sums
 
 
 def _flat_attention(

@@ -18,9 +18,8 @@ from server.engine.contract import EngineError, RankRequest
 from server.engine.decoder import Decoder
 from server.engine.encoder_decoder import EncoderDecoder
 from server.engine.packed import Precision
+from server.engine.same_logits import same_logits
 from server.engine.search import Feed, Search
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of logits, as a share of their norm
 
 
 class Backbone(Protocol):
@@ -57,11 +56,13 @@ def backbone_of(
     layers = int(model.config.num_hidden_layers)
     if precision is None or not Decoder.supports(model):
         _no_int8(model, precision)
-        return _DecoderOnly(layers, _Plain(model)).probed(model, vocabulary)
+        return _DecoderOnly(layers, model.device, _Plain(model)).probed(model, vocabulary)
     # Eight bits move logits further than any tolerance allows: the forward is compared before they are rounded to them.
     whole: Precision = "float32" if model.dtype == torch.float32 else "bfloat16"
-    backbone = _DecoderOnly(layers, Decoder.of(model, whole)).probed(model, vocabulary)
-    return backbone if precision == whole else _DecoderOnly(layers, Decoder.of(model, precision))
+    backbone = _DecoderOnly(layers, model.device, Decoder.of(model, whole)).probed(model, vocabulary)
+    return (
+        backbone if precision == whole else _DecoderOnly(layers, model.device, Decoder.of(model, precision))
+    )
 
 
 class _Plain:
@@ -87,9 +88,13 @@ class _DecoderOnly:
     prefixes = True
 
     def __init__(
-        self, layers: int, forward_pass: Callable[[Tensor, Tensor, Sequence[Segment]], Tensor]
+        self,
+        layers: int,
+        device: torch.device,
+        forward_pass: Callable[[Tensor, Tensor, Sequence[Segment]], Tensor],
     ) -> None:
         self._layers = layers
+        self._device = device
         self._forward_pass = forward_pass
 
     def search(
@@ -100,7 +105,8 @@ class _DecoderOnly:
     def forward(self, feeds: Sequence[Feed]) -> Tensor:
         ids = torch.cat([feed.ids for feed in feeds])
         positions = torch.cat([feed.positions for feed in feeds])
-        return self._forward_pass(ids, positions, [feed.segment for feed in feeds])
+        segments = [feed.segment for feed in feeds]
+        return self._forward_pass(ids.to(self._device), positions.to(self._device), segments)
 
     @torch.inference_mode()
     def probed(self, model: PreTrainedModel, vocabulary: IdentifierVocabulary) -> Self:
@@ -112,19 +118,24 @@ class _DecoderOnly:
         name = type(model).__name__
         first, last = vocabulary.first_added, vocabulary.size - 1
         prompt, branches = [first, last], [last, first]
-        plain = [model(input_ids=torch.tensor([[*prompt, token]])) for token in branches]
+        plain = [model(input_ids=torch.tensor([[*prompt, token]], device=model.device)) for token in branches]
         theirs = torch.cat([output.logits[0, -1:] for output in plain])
         memory = KeyValues(self._layers, 4)
-        tree = torch.tensor([[True, True, True, False], [True, True, False, True]])
         try:
-            self.forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2, None))])
+            self.forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2))])
             hidden = self.forward(
-                [Feed(torch.tensor(branches), torch.full((2,), 2), Segment(memory, 2, 2, tree))]
+                [
+                    Feed(
+                        torch.tensor(branches),
+                        torch.full((2,), 2),
+                        Segment(memory, 2, 2, 2, torch.tensor([[2], [3]])),
+                    )
+                ]
             )
         except (TypeError, RuntimeError) as error:
             raise EngineError(f"{name} does not take the engine's tree attention: {error}") from error
         ours = hidden @ model.get_output_embeddings().weight.T
-        if ours.shape != theirs.shape or (ours - theirs).norm() > TOLERANCE[model.dtype] * theirs.norm():
+        if not same_logits(ours, theirs):
             raise EngineError(
                 f"{name} cannot be served by this engine: its logits are not output rows times hidden state, or "
                 "it does not take tree attention"

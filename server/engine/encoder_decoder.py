@@ -29,6 +29,7 @@ from index.language_model import output_scale, start_token
 from index.vocabulary import IdentifierVocabulary
 from server.engine.attention import KeyValues, Segment
 from server.engine.contract import EngineError, RankRequest
+from server.engine.same_logits import same_logits
 from server.engine.search import Feed, Search
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -102,7 +103,7 @@ class EncoderDecoder:
             self._encode(fresh)
         decoder = self._model.decoder
         biases = [self._decoder_bias(feed) for feed in feeds]
-        hidden = decoder.embed_tokens(torch.cat([feed.ids for feed in feeds]))
+        hidden = decoder.embed_tokens(torch.cat([feed.ids for feed in feeds]).to(self._model.device))
         rows = [feed.segment.rows for feed in feeds]
         for layer, block in enumerate(decoder.block):
             itself, across, _ = block.layer
@@ -126,7 +127,10 @@ class EncoderDecoder:
         encoder = self._model.encoder
         rows = [len(prompt.prompt) for prompt in prompts]
         bias = self._encoder_bias(max(rows))
-        hidden = encoder.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt.prompt]))
+        ids = torch.tensor(
+            [token for prompt in prompts for token in prompt.prompt], device=self._model.device
+        )
+        hidden = encoder.embed_tokens(ids)
 
         def within_prompts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = zip(rows, *(torch.split(t, rows, 1) for t in (q, k, v)), strict=True)
@@ -154,10 +158,7 @@ class EncoderDecoder:
         encoded = feed.encoded
         encoded.depths = torch.cat([encoded.depths, feed.positions])
         bias = _bias(self._model.decoder, encoded.depths - feed.positions[0])  # a feed is of one depth
-        mask = feed.segment.mask
-        if mask is None:  # the start token attends to itself
-            return bias.unsqueeze(1)
-        return bias.unsqueeze(1).masked_fill(~mask, -torch.inf)
+        return bias.unsqueeze(1).masked_fill(~feed.segment.mask.to(bias.device), -torch.inf)
 
     @torch.inference_mode()
     def check(self, head: Tensor, vocabulary: IdentifierVocabulary) -> None:
@@ -169,25 +170,26 @@ class EncoderDecoder:
         prompts, branches = [[first, last, first], [last]], [last, first]
         theirs = [
             self._model(
-                input_ids=torch.tensor([prompt]),
-                decoder_input_ids=torch.tensor([[self._start, first, branch]]),
+                input_ids=torch.tensor([prompt], device=self._model.device),
+                decoder_input_ids=torch.tensor([[self._start, first, branch]], device=self._model.device),
                 use_cache=False,
             ).logits[0, -1]
             for prompt in prompts
             for branch in branches
         ]
         states = [(KeyValues(self._layers, 4), Encoded(prompt)) for prompt in prompts]
-        tree = torch.tensor([[True, True, True, False], [True, True, False, True]])
-        passes = [([self._start], None), ([first], tree[:1, :2]), (branches, tree)]
-        for depth, (tokens, mask) in enumerate(passes):
+        passes = [([self._start], [[0]]), ([first], [[1]]), (branches, [[1, 2], [1, 3]])]  # tokens, own slots
+        for depth, (tokens, own) in enumerate(passes):
             ids, positions = torch.tensor(tokens), torch.full((len(tokens),), depth)
             hidden = self.forward(
                 [
-                    DecoderFeed(ids, positions, Segment(memory, depth, len(tokens), mask), encoded)
+                    DecoderFeed(
+                        ids, positions, Segment(memory, depth, len(tokens), 1, torch.tensor(own)), encoded
+                    )
                     for memory, encoded in states
                 ]
             )
-        if not torch.allclose(hidden @ head.T, torch.stack(theirs), rtol=1e-2, atol=1e-2):
+        if not same_logits(hidden @ head.T, torch.stack(theirs)):
             raise EngineError(
                 f"{type(self._model).__name__} cannot be served by this engine: it computes other logits than the "
                 "model itself"
@@ -203,7 +205,8 @@ def _bias(stack: Any, differences: Tensor) -> Tensor:
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )
-    biases: Tensor = attention.relative_attention_bias(buckets)
+    table = attention.relative_attention_bias
+    biases: Tensor = table(buckets.to(table.weight.device))
     return biases.T
 
 

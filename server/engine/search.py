@@ -22,13 +22,13 @@ from torch import Tensor
 
 from index.allowed import Allowed
 from index.vocabulary import IdentifierVocabulary
-from server.engine.attention import KeyValues, Segment, causal_mask
+from server.engine.attention import KeyValues, Segment
 from server.engine.beam import Beam, advance
 from server.engine.contract import RankRequest
 
 Codes = NDArray[np.int64]
 
-SLACK = 2.0  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
+SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
 
 
@@ -67,9 +67,9 @@ class Search:
         self.memory = KeyValues(layers, self._prompt + fed, known)
         self._end = self.cached_tokens  # slots that are filled
         self._live: Codes = np.zeros(1, np.int64)  # positions in the beam of the hypotheses that are fed
-        self._ancestors = torch.zeros(
-            1, 0, dtype=torch.bool
-        )  # [live, slots behind the prompt when all are fed]
+        self._paths = torch.zeros(
+            1, 0, dtype=torch.long
+        )  # [live, level], slots of ancestors and of themselves
         self._fed = 0  # how many of the live were fed
         self._found: list[NDArray[np.float32]] = []  # their log-probabilities, in parts
 
@@ -87,18 +87,16 @@ class Search:
         begin = self._end
         if self.level == 0:
             ids = torch.as_tensor(self.request.prompt[begin:], dtype=torch.long)
-            mask = causal_mask(begin, len(ids)) if begin else None
             positions = torch.arange(begin, self._prompt)
+            segment = Segment(self.memory, begin, len(ids))
         else:
             rows = slice(self._fed, self._fed_next())
             first = int(self._vocabulary.first_code[self.level - 1])
             ids = torch.from_numpy(self.beam.codes[self._live[rows]] + first)
-            written = self._ancestors.shape[1] - len(self._live) + rows.stop
-            prompt = torch.ones(len(ids), self._prompt, dtype=torch.bool)
-            mask = torch.cat([prompt, self._ancestors[rows, :written]], dim=1)
             positions = torch.full((len(ids),), self._prompt + self.level - 1)
-        self._end = begin + len(ids)
-        return Feed(ids, positions, Segment(self.memory, begin, len(ids), mask))
+            segment = Segment(self.memory, begin, len(ids), self._prompt, self._paths[rows])
+        self._end = segment.end
+        return Feed(ids, positions, segment)
 
     def _fed_next(self) -> int:
         """How many of the live hypotheses will have been fed after the next pass."""
@@ -131,8 +129,8 @@ class Search:
             self._finish()
             return
         parent = torch.from_numpy(row[self.beam.parents[self._live]])
-        itself = torch.eye(len(self._live), dtype=torch.bool)
-        self._ancestors = torch.cat([self._ancestors[parent], itself], dim=1)
+        itself = torch.arange(self._end, self._end + len(self._live)).unsqueeze(1)
+        self._paths = torch.cat([self._paths[parent], itself], dim=1)
 
     def _without_unfed(self, row: Codes) -> tuple[Beam, Codes]:
         """The beam and its rows, without hypotheses that wait for a later pass."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
 
+Device = Literal["cpu", "cuda"]
 STAGES = ("prefill", "decode", "head", "trie")
 
 
@@ -37,13 +39,14 @@ class EngineOptions:
     ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
     that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
     change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
-    Scores are summed in float64."""
+    Scores are summed in float64. device: cuda is the current GPU."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
     join_rows: int = 256
     cache_bytes: int = 0
     precision: Precision = "float32"
+    device: Device = "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +120,7 @@ class TorchEngine:
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
         """In this process; `options.threads` is for processes that the engine has for itself."""
         return cls(
-            bundle.load_model(options.dtype),
+            on_device(bundle.load_model(options.dtype), options.device),
             bundle.index.trie,
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
@@ -261,3 +264,13 @@ def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> 
         left = running.pop(number)
         outcomes[number] = Ranking([], [], left.seconds, left.search.cached_tokens, expired=True)
     return outcomes
+
+
+def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
+    """The model there. Raises `EngineError` where there is no such device, or too little memory."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError("no GPU is there that this torch can use; choose the device cpu")
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"the model does not fit the GPU's memory: {error}") from error

@@ -26,7 +26,7 @@ from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
 from server import logs
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
-from server.engine.torch_engine import EngineOptions, TorchEngine
+from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
 from server.engine.wire import (
     Answers,
     Command,
@@ -107,7 +107,7 @@ class Worker:
             self._open(version)
             trie, living = self._versions[version]
             self._engine = TorchEngine(
-                load_model(path, options.dtype),
+                on_device(load_model(path, options.dtype), options.device),
                 trie,
                 info.vocabulary(),
                 normalisation=info.normalisation,

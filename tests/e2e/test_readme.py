@@ -15,9 +15,11 @@ import pytest
 from pydantic import BaseModel
 
 from index.bundle import Bundle
+from index.history import Task
 from training.baselines.settings import DenseSettings, NCFSettings, SASRecSettings
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
+from training.evaluation.case_ranks import CaseRanks
 from training.serving import ServerProcess
 from training.sweep.spec import SweepSpec
 
@@ -238,7 +240,20 @@ def test_the_commands_of_the_guide_to_baselines_work(
     table = capsys.readouterr().out
     for system in ("model", "sasrec, id", "ncf", "dense", "popularity", "bm25"):
         assert f"| {system} |" in table
-    assert (shop / "runs" / "comparison.json").exists()
+    figures = json.loads((shop / "runs" / "comparison.json").read_text())
+    ours = CaseRanks.load(shop / "runs" / "mine" / "ranks.npz")
+    beside = {"recommendation": {"sasrec, id", "ncf"}, "search": {"dense", "bm25", "popularity_in_query"}}
+    for task, names in beside.items():
+        everyone = figures[task]["all users"]
+        assert everyone["cases"] == len(ours.tasks[Task(task)].users)  # all systems ranked all of them
+        assert {"model", "popularity"} | names == set(everyone["systems"])
+        for name, system in everyone["systems"].items():
+            paired = system.get("differences", {}).get("hit@10")
+            assert (paired is None) == (name == "model")  # all are compared with the generative model
+            if paired is not None:
+                apart = system["hit@10"] - everyone["systems"]["model"]["hit@10"]
+                assert paired[0] == pytest.approx(apart)
+                assert paired[1] <= paired[0] <= paired[2]
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)

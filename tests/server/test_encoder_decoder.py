@@ -159,15 +159,13 @@ def test_the_bias_of_positions_counts_depth_not_place_in_the_flattened_beam(kind
 
     def decode(rows: torch.Tensor) -> torch.Tensor:
         memory, encoded = KeyValues(layers, 1 + len(rows)), Encoded(ids)
-        start = Segment(memory, 0, 1, None)
+        start = Segment(memory, 0, 1)
         forward.forward(
             [DecoderFeed(torch.tensor([START]), torch.zeros(1, dtype=torch.long), start, encoded)]
         )
-        mask = torch.cat(
-            [torch.ones(len(rows), 1, dtype=torch.bool), torch.eye(len(rows), dtype=torch.bool)], 1
-        )
+        own = torch.arange(1, 1 + len(rows)).unsqueeze(1)
         depth = torch.ones(len(rows), dtype=torch.long)
-        return forward.forward([DecoderFeed(rows, depth, Segment(memory, 1, len(rows), mask), encoded)])
+        return forward.forward([DecoderFeed(rows, depth, Segment(memory, 1, len(rows), 1, own), encoded)])
 
     with torch.inference_mode():
         together = decode(tokens)

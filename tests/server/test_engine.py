@@ -29,7 +29,7 @@ from index.vocabulary import IdentifierVocabulary
 from server.engine.contract import EngineError, Ranking, RankRequest
 from server.engine.packed import Precision
 from server.engine.search import Feed, Search
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_engine import TorchEngine, on_device
 from training.backbones import load_backbone
 from training.config import TrainConfig
 from training.extension import extend_backbone
@@ -404,6 +404,26 @@ def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
         model.get_output_embeddings().weight[w.vocabulary.first_added + 5] = float("nan")
     with pytest.raises(EngineError, match="not finite"):
         engine.rank([RankRequest(prompt(7), 5, 5)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox", "qwen3"])
+@pytest.mark.parametrize("packed", [None, "float32"])
+def test_a_gpu_gives_the_answers_of_a_cpu(arch: str, packed: Precision | None) -> None:
+    w = world(arch)
+    model = make_model(w.vocabulary.size, arch, positions=128).to("cuda")
+    there = TorchEngine(model, Trie.build(w.codes), w.vocabulary, packed=packed, cache_bytes=1 << 20)
+    requests = [RankRequest(prompt(length, 3), 10, 20) for length in LENGTHS]
+    expected = w.engine("level").rank(requests)
+    for _ in range(2):  # the second time from the cache
+        for ours, theirs in zip(there.rank(requests), expected, strict=True):
+            assert_same(ours, theirs.items, theirs.scores)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(EngineError, match="no GPU is there"):
+        on_device(world().model, "cuda")
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""`python -m bench.engine_profile --json F`: where the engine's time for one request goes.
+
+Stages are timed by the engine itself. Within them torch's profiler adds up the time of operations by kind, as the
+main thread sees it; what is left of the wall time is Python: the interpreter between operations, numpy, the trie.
+The profiler costs some time of its own, so that shares are what counts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from bench.decode import ITEMS
+from bench.untrained import publish_untrained
+from index.bundle import Bundle
+from server.engine.contract import RankRequest
+from server.engine.packed import Precision
+from server.engine.torch_engine import EngineOptions, TorchEngine
+from training.cli.quiet import quiet_libraries
+
+KINDS = {
+    "linear layers": ("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "aten::addmm", "aten::mm"),
+    "attention": (
+        "aten::bmm",
+        "aten::_softmax",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    ),
+}
+
+
+def operations(engine: TorchEngine, requests: list[RankRequest]) -> dict[str, float]:
+    """Milliseconds a request, by kind."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        began = time.perf_counter()
+        for request in requests:
+            engine.rank([request])
+        wall = 1000 * (time.perf_counter() - began)
+    found = dict.fromkeys([*KINDS, "other operations"], 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key in names), "other operations")
+        found[kind] += event.self_cpu_time_total / 1000
+    found["Python, trie"] = wall - sum(found.values())
+    return {kind: value / len(requests) for kind, value in found.items()}
+
+
+def measure(engine: TorchEngine, first_added: int, P: int, W: int, repeats: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(P)
+    requests = [
+        RankRequest(torch.randint(0, first_added, (P,), generator=generator).tolist(), W, W)
+        for _ in range(repeats + 1)
+    ]
+    engine.rank(requests[:1])  # warm-up
+    began = time.perf_counter()
+    seconds = [engine.rank([request])[0].seconds for request in requests[1:]]
+    total = 1000 * (time.perf_counter() - began) / repeats
+    stages = {stage: 1000 * statistics.mean(each[stage] for each in seconds) for stage in seconds[0]}
+    return {
+        "P": P,
+        "W": W,
+        "ms": total,
+        "stages_ms": stages,
+        "operations_ms": operations(engine, requests[1:]),
+    }
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
+    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = None,
+    prompts: Annotated[str, typer.Option(help="prompt lengths P")] = "100,300",
+    widths: Annotated[str, typer.Option(help="beam widths W")] = "10,50",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    precision: Annotated[Precision, typer.Option(help="of the engine")] = "bfloat16",
+) -> None:
+    torch.set_num_threads(threads)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        path = publish_untrained(
+            Path(folder) / "bundle", items=ITEMS, backbone=backbone, layers=layers, normalisation="level"
+        )
+        bundle = Bundle.open(path)
+        engine = TorchEngine.open(bundle, EngineOptions(precision=precision))
+        cases = [
+            measure(engine, bundle.vocabulary.first_added, P, W, repeats)
+            for P in map(int, prompts.split(","))
+            for W in map(int, widths.split(","))
+        ]
+    report = Table(title=f"{backbone}, {ITEMS} items, {threads} threads, {precision}: milliseconds a request")
+    columns = ["P", "W", "ms", *cases[0]["stages_ms"], *cases[0]["operations_ms"]]
+    for column in columns:
+        report.add_column(column, justify="right")
+    for case in cases:
+        values = [case["ms"], *case["stages_ms"].values(), *case["operations_ms"].values()]
+        report.add_row(str(case["P"]), str(case["W"]), *(f"{value:.1f}" for value in values))
+    Console(width=140).print(report)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        record = {"backbone": backbone, "precision": precision, "threads": threads, "cases": cases}
+        json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
