@@ -34,9 +34,12 @@ def make_engine(**options: int) -> TorchEngine:
 ENGINE = make_engine()
 
 
-def ask(length: int, seed: int = 0, width: int = 10, gone: Callable[[], bool] = lambda: False) -> RankRequest:
+def ask(
+    length: int, seed: int = 0, width: int = 10, limit: int | None = None, gone: Callable[[], bool] = bool
+) -> RankRequest:
+    """limit: the whole beam if not given; it then takes exactly one step a level, since nothing is dropped early."""
     ids = np.random.default_rng([seed, length]).integers(1, 43, length).tolist()
-    return RankRequest(ids, min(5, width), width, gone=gone)
+    return RankRequest(ids, limit or width, width, gone=gone)
 
 
 @dataclass
@@ -100,7 +103,7 @@ def test_answers_do_not_depend_on_when_others_arrive(
     ENGINE.join_rows, ENGINE.max_batch_tokens = join_rows, max_batch_tokens
     schedule: dict[int, list[RankRequest]] = {}
     for k, (step, length, width) in enumerate(shapes):
-        schedule.setdefault(step, []).append(ask(length, k, width))
+        schedule.setdefault(step, []).append(ask(length, k, width, limit=min(5, width)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         run = Run(ENGINE, schedule).go(monkeypatch)
     ENGINE.join_rows, ENGINE.max_batch_tokens = 0, 10_000
@@ -161,7 +164,7 @@ def test_a_request_that_cannot_be_begun_fails_alone(monkeypatch: pytest.MonkeyPa
     for number in (1, 3):
         assert isinstance(error := run.outcomes[number][1], EngineError)
         assert "leaves no room" in str(error)
-    assert [len(run.ranking(number).items) for number in (0, 2)] == [5, 5]
+    assert [len(run.ranking(number).items) for number in (0, 2)] == [10, 10]
 
 
 def test_who_is_gone_is_left_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
