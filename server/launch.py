@@ -47,6 +47,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         settings.cache_mib << 20,
         settings.precision,
         settings.device,
+        settings.engine,
     )
 
 

@@ -30,6 +30,7 @@ from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
 
 Device = Literal["cpu", "cuda"]
+Kind = Literal["torch", "vllm"]
 STAGES = ("prefill", "decode", "head", "trie")
 
 
@@ -38,13 +39,15 @@ class EngineOptions:
     """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
     ranked together; longer lists of requests are split. cache_bytes: of keys and values of earlier prompts to keep;
     0 while the weights still change. precision: of weights, keys and values; with int8 the linear layers have 8 bits
-    and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU."""
+    and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU.
+    kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
     cache_bytes: int = 0
     precision: Precision = "float32"
     device: Device = "cpu"
+    kind: Kind = "torch"
 
     @property
     def dtype(self) -> torch.dtype:

