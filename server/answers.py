@@ -37,7 +37,7 @@ class Dropped(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds. The stages of the engine are those of the batch that the request was part of."""
+    """Milliseconds. A step of the engine counts for every request that took part in it."""
 
     queue: float
     tokenise: float

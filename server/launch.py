@@ -42,12 +42,13 @@ EXIT_BAD_BUNDLE = 2
 def engine_options(settings: Settings) -> EngineOptions:
     """What the settings say of the engine."""
     return EngineOptions(
-        settings.threads,
-        settings.max_batch_tokens,
-        settings.cache_mib << 20,
-        settings.precision,
-        settings.device,
-        settings.engine,
+        threads=settings.threads,
+        max_batch_tokens=settings.max_batch_tokens,
+        join_rows=settings.join_rows,
+        cache_bytes=settings.cache_mib << 20,
+        precision=settings.precision,
+        device=settings.device,
+        kind=settings.engine,
     )
 
 

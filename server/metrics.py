@@ -57,14 +57,14 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "gems_stage_seconds",
-            "Time that a request spent in each stage; engine stages are those of its batch",
+            "Time that a request spent in each stage; a step of the engine counts for all that took part",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
             "gems_batch_size",
-            "Requests ranked together",
+            "Requests that the engine has in hand, whenever it is given more",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
@@ -95,7 +95,7 @@ class Metrics:
             "gems_rejected_total", "Requests refused without a ranking", ["reason"], registry=registry
         )
         self.engine_failures = Counter(
-            "gems_engine_failures_total", "Batches that the engine failed on", registry=registry
+            "gems_engine_failures_total", "Batches or steps that the engine failed on", registry=registry
         )
         self.engine_restarts = Counter(
             "gems_engine_restarts_total", "Engine processes that replaced a lost one", registry=registry

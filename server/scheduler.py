@@ -1,11 +1,12 @@
 """From single requests to batches: a bounded queue before one engine.
 
-Requests wait in order of arrival. The engine takes up to `max_batch_size` of them at a time, and
-waits `window` seconds for company only if it was idle. A request that was given up, by its deadline
-or by its client, leaves the queue at once and is never ranked; the engine leaves it between two steps.
+Requests wait in order of arrival. The engine has up to `max_batch_size` of them in hand: a `ContinuousEngine` gets the
+next as soon as there is room, any other when its batch is done. Only an idle engine waits `window` seconds for
+company. A request that was given up, by its deadline or by its client, leaves the queue at once and is never
+ranked; the engine leaves it between two steps.
 
 A request that would not be answered in time is refused at once instead of being kept waiting for nothing: by
-the length of the queue, and by a forecast from how fast the latest batches were.
+the length of the queue, and by a forecast from how fast the engine was of late (`pace`).
 
 The event loop stays free while the engine computes, because a thread waits for it.
 """
@@ -15,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from server.engine.contract import Engine, Ranking, RankRequest
-from server.engine.process import EngineLostError, EngineProcess
+from server.engine.contract import ContinuousEngine, Engine, EngineLostError, Outcome, Ranking, RankRequest
+from server.engine.process import EngineProcess
 from server.errors import (
     DeadlineError,
     DeadlineUnreachableError,
@@ -31,6 +32,7 @@ from server.errors import (
     QueueFullError,
 )
 from server.metrics import Metrics
+from server.pace import Pace
 
 logger = logging.getLogger("server.scheduler")
 
@@ -42,7 +44,7 @@ PATIENCE = 5.0  # seconds without an engine after which requests are refused ins
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A ranking, and the seconds that its request waited before its batch began."""
+    """A ranking, and the seconds that its request waited: all but those of the steps that it took part in."""
 
     ranking: Ranking
     waited: float
@@ -57,33 +59,12 @@ class _Job:
     answer: asyncio.Future[Ranked]
 
 
-class _Pace:
-    """How fast the engine is, from the latest batches: positions a second, old batches fading out."""
-
-    _KEPT = 0.9  # weight of the past when a batch is added
-
-    def __init__(self) -> None:
-        self._cost = 0.0
-        self._seconds = 0.0
-
-    def add(self, cost: int, seconds: float, whole: bool = True) -> None:
-        """whole: False where requests of the batch were given up. All of it would have taken longer, so that it
-        counts only if it was slow already."""
-        if not whole and seconds < self.seconds(cost):
-            return
-        self._cost = self._KEPT * self._cost + cost
-        self._seconds = self._KEPT * self._seconds + seconds
-
-    def seconds(self, cost: float) -> float:
-        """Forecast for so many positions; 0 before the first batch."""
-        return cost * self._seconds / self._cost if self._cost else 0.0
-
-
 class Scheduler:
     """Owns the thread that uses the engine. `start` and `stop` it on the event loop that submits.
 
-    queue_limit: requests that may wait; those being ranked do not count.
-    window: seconds to wait for a batch to fill.
+    max_batch_size: requests that the engine has in hand at most.
+    queue_limit: requests that may wait; those in the engine's hands do not count.
+    window: seconds that an idle engine waits for company.
     """
 
     def __init__(
@@ -96,13 +77,12 @@ class Scheduler:
         self._window = window
         self._queue_limit = queue_limit
         self._waiting: dict[_Job, None] = {}  # in order of arrival; a job can leave from the middle
-        self._computing_cost = 0  # of the batch that the engine has now
-        self._computing_since = 0.0  # loop time
-        self._arrival = asyncio.Event()
+        self._in_hand: set[_Job] = set()  # of the engine
+        self._changed = asyncio.Event()  # of what waits, of what is in hand, or of `_accepting`
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._accepting = False
-        self._pace = _Pace()
+        self._pace = Pace()
 
     @property
     def depth(self) -> int:
@@ -117,25 +97,25 @@ class Scheduler:
     async def start(self, warm_up: Sequence[RankRequest] = ()) -> None:
         """Rank `warm_up`, then accept requests. An `EngineProcess` is started. Raises what the engine raises."""
         self._thread = ThreadPoolExecutor(1, "engine")
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         if isinstance(self._engine, EngineProcess):
             await loop.run_in_executor(self._thread, self._engine.start, warm_up)
         elif warm_up:
-            await self._on_thread(warm_up)
+            await loop.run_in_executor(self._thread, self._engine.rank, warm_up)
         self._accepting = True
         self._worker = asyncio.create_task(self._work(), name="scheduler")
 
     async def stop(self, patience: float) -> None:
         """Accept nothing more, finish what waits within `patience` seconds, refuse the rest."""
         self._accepting = False
-        self._arrival.set()
+        self._changed.set()
         if self._worker is not None:
             await asyncio.wait([self._worker], timeout=patience)
             self._worker.cancel()
             with suppress(asyncio.CancelledError):
                 await self._worker
-        for job in list(self._waiting):
-            self._fail(job, NotReadyError(_STOPPING))
+        for job in [*self._waiting, *self._in_hand]:
+            _fail(job, NotReadyError(_STOPPING))
         if isinstance(self._engine, EngineProcess):
             await asyncio.to_thread(self._engine.close)
         if self._thread is not None:
@@ -153,7 +133,7 @@ class Scheduler:
 
         Raises at once what `admit` raises, `DeadlineUnreachableError`, and `EngineUnavailableError` if the engine
         has been away for long; `DeadlineError` when the time is up; `EngineFailedError` or
-        `EngineUnavailableError` if the engine failed on its batch or was lost with it.
+        `EngineUnavailableError` if the engine failed on it or was lost with it.
         """
         cost = self._cost(request)
         if isinstance(self._engine, EngineProcess) and self._engine.down_seconds > PATIENCE:
@@ -170,14 +150,12 @@ class Scheduler:
         answer = loop.create_future()
         job = _Job(replace(request, gone=answer.done), cost, now, now + timeout, answer)
         self._waiting[job] = None
-        self._arrival.set()
+        self._changed.set()
         try:
             async with asyncio.timeout_at(job.deadline):
                 return await job.answer
         except TimeoutError:
-            raise DeadlineError(
-                f"No answer within {timeout:.3g} s; ask for less or try again later."
-            ) from None
+            raise _too_late(timeout) from None
         finally:
             self._waiting.pop(job, None)  # given up before its turn
 
@@ -186,24 +164,31 @@ class Scheduler:
 
     def _forecast(self) -> float:
         """Seconds until the engine would have done all that it has and all that waits."""
-        computed = asyncio.get_running_loop().time() - self._computing_since
-        now = max(0.0, self._pace.seconds(self._computing_cost) - computed)
-        return now + self._pace.seconds(sum(job.cost for job in self._waiting))
+        now = asyncio.get_running_loop().time()
+        return self._pace.ahead(now) + self._pace.seconds(sum(job.cost for job in self._waiting))
 
     def _retry_after(self) -> int:
         return min(max(1, math.ceil(self._forecast())), _LONGEST_RETRY)
 
     async def _work(self) -> None:
-        """Rank batch after batch until stopped and nothing waits."""
-        while self._accepting or self._waiting:
-            if not self._waiting:
-                self._arrival.clear()
-                await self._arrival.wait()
-                await self._gather_company()
+        """Hand over what waits, as far as there is room, until stopped and nothing is left."""
+        while self._accepting or self._waiting or self._in_hand:
+            if not self._waiting or not self._room:
+                idle = not self._in_hand
+                self._changed.clear()
+                await self._changed.wait()
+                if idle:
+                    await self._gather_company()
+                continue
             await self._engine_running()
             batch = self._take()
             if batch:
-                await self._rank(batch)
+                await self._hand_over(batch)
+
+    @property
+    def _room(self) -> int:
+        """How many requests more the engine may have in hand."""
+        return self._max_batch_size - len(self._in_hand)
 
     async def _engine_running(self) -> None:
         """Wait until a lost engine is back, or nothing waits for it any more."""
@@ -215,67 +200,92 @@ class Scheduler:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._window):
                 while self._accepting and len(self._waiting) < self._max_batch_size:
-                    self._arrival.clear()
-                    await self._arrival.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _take(self) -> list[_Job]:
-        """The next batch, without requests whose time is up."""
+        """The next requests, as many as there is room for, without those whose time is up."""
         now = asyncio.get_running_loop().time()
         batch: list[_Job] = []
         for job in list(self._waiting):
-            if len(batch) == self._max_batch_size:
+            if len(batch) == self._room:
                 break
             del self._waiting[job]
             if now < job.deadline and not job.answer.done():
                 batch.append(job)
         return batch
 
-    async def _rank(self, batch: list[_Job]) -> None:
-        loop = asyncio.get_running_loop()
-        self._computing_since = began = loop.time()
-        self._computing_cost = sum(job.cost for job in batch)
-        self._metrics.batch_size.observe(len(batch))
+    async def _hand_over(self, batch: list[_Job]) -> None:
+        """To a continuous engine, without waiting for answers; to another, until it is done."""
+        self._in_hand.update(batch)
+        self._pace.taken(sum(job.cost for job in batch), self._loop.time())
+        self._metrics.batch_size.observe(len(self._in_hand))
+        outcomes: Mapping[_Job, Outcome] = {}
         try:
-            rankings = await self._on_thread([job.request for job in batch])
-            answers = list(zip(batch, rankings, strict=True))
-        except asyncio.CancelledError:  # stopped while the engine computes
-            for job in batch:
-                self._fail(job, NotReadyError(_STOPPING))
-            raise
-        except EngineLostError as error:
-            self._metrics.engine_failures.inc()
-            logger.error("a batch was lost", extra={"batch": len(batch), "reason": str(error)})
-            for job in batch:
-                self._fail(job, EngineUnavailableError(_LOST))
-            return
-        except Exception as error:  # whatever it is, only this batch fails
-            self._metrics.engine_failures.inc()
-            # The engine sees token ids only: its message holds no user text.
-            logger.error(
-                "the engine failed on a batch",
-                extra={"batch": len(batch), "error": type(error).__name__, "reason": str(error)[:500]},
-                exc_info=error,
-            )
-            for job in batch:
-                self._fail(job, EngineFailedError("The model failed on this request; it may be tried again."))
-            return
-        finally:
-            self._computing_cost = 0
-        whole = not any(ranking.expired for ranking in rankings)
-        self._pace.add(sum(job.cost for job in batch), loop.time() - began, whole)
-        for job, ranking in answers:
+            if isinstance(self._engine, ContinuousEngine):
+                asked = {job: job.request for job in batch}
+                await self._loop.run_in_executor(self._thread, self._engine.submit, asked, self._tell)
+            else:
+                requests = [job.request for job in batch]
+                rankings = await self._loop.run_in_executor(self._thread, self._engine.rank, requests)
+                outcomes = dict(zip(batch, rankings, strict=True))
+        except Exception as error:  # whatever it is, only these fail
+            outcomes = dict.fromkeys(batch, error)
+        self._settle(outcomes)
+
+    def _tell(self, outcomes: Mapping[_Job, Outcome]) -> None:
+        """Called on a thread of the engine's."""
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(self._settle, outcomes)
+
+    def _settle(self, outcomes: Mapping[_Job, Outcome]) -> None:
+        """Answer requests that the engine is done with, all of them at the same time."""
+        now = self._loop.time()
+        rankings: dict[_Job, Ranking] = {}
+        errors: dict[_Job, Exception] = {}
+        for job, outcome in outcomes.items():
+            self._in_hand.discard(job)
+            if isinstance(outcome, Exception):
+                errors[job] = outcome
+            else:
+                rankings[job] = outcome
+        if rankings:
+            whole = not any(ranking.expired for ranking in rankings.values())
+            self._pace.answered(sum(job.cost for job in rankings), now, whole)
+        for job, ranking in rankings.items():
             if ranking.expired:  # the engine gave it up: it knew the deadline, too
-                self._fail(job, _too_late(job.deadline - job.arrived))
+                _fail(job, _too_late(job.deadline - job.arrived))
             elif not job.answer.done():
-                job.answer.set_result(Ranked(ranking, began - job.arrived))
+                waited = now - job.arrived - sum(ranking.seconds.values())
+                job.answer.set_result(Ranked(ranking, max(0.0, waited)))
+        if errors:
+            self._pace.failed(sum(job.cost for job in errors), now)
+            self._fail_all(errors)
+        self._changed.set()
 
-    def _on_thread(self, requests: Sequence[RankRequest]) -> asyncio.Future[list[Ranking]]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._engine.rank, requests)
+    def _fail_all(self, errors: Mapping[_Job, Exception]) -> None:
+        """Of one batch, or of one step."""
+        self._metrics.engine_failures.inc()
+        error = next(iter(errors.values()))
+        lost = isinstance(error, EngineLostError)
+        # The engine sees token ids only: its message holds no user text.
+        logger.error(
+            "a batch was lost" if lost else "the engine failed on a batch",
+            extra={"batch": len(errors), "error": type(error).__name__, "reason": str(error)[:500]},
+            exc_info=None if lost else error,
+        )
+        for job in errors:
+            _fail(
+                job,
+                EngineUnavailableError(_LOST)
+                if lost
+                else EngineFailedError("The model failed on this request; it may be tried again."),
+            )
 
-    @staticmethod
-    def _fail(job: _Job, error: Exception) -> None:
-        if not job.answer.done():
-            job.answer.set_exception(error)
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)
 
 
 def _too_late(seconds: float) -> DeadlineError:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from index.bundle import Bundle
 from index.manifest import BundleError
 from server.deployment import Deployment
-from server.engine.contract import Engine, EngineError
-from server.engine.process import EngineLostError
+from server.engine.contract import Engine, EngineError, EngineLostError
 from server.errors import BundleRefusedError, EngineUnavailableError, IndexRefusedError, NotFoundError
 from server.metrics import Metrics
 from server.settings import Settings

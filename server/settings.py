@@ -30,12 +30,13 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)
     max_batch_tokens: int = Field(16384, ge=1)
+    join_rows: int = Field(256, ge=0)  # tokens of a pass, up to which requests join others that have begun
     cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
     device: Literal["cpu", "cuda"] = "cpu"  # of the model
     precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the model's weights
     queue_limit: int = Field(16, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
-    stall_seconds: float = Field(60.0, gt=0)  # a batch that takes longer: the engine hangs and is replaced
+    stall_seconds: float = Field(60.0, gt=0)  # without any answer: the engine hangs and is replaced
     fallback: Fallback = "none"
 
     default_limit: int = Field(10, ge=1)

@@ -118,7 +118,7 @@ class Spans:
     @contextmanager
     def ranking(self, task: str, account: Account) -> Iterator[None]:
         """A span for a ranking, and at its end those of its stages. Their lengths were measured; they are laid end to
-        end, though head and trie have a part in every level, and a batch's stages are those of all its requests."""
+        end, though head and trie have a part in every level, and a step counts for all requests that took part."""
         began = time.time_ns()
         with self._tracer.start_as_current_span(
             task, start_time=began, record_exception=False, set_status_on_exception=False

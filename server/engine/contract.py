@@ -1,18 +1,22 @@
-"""What every engine does: `rank(requests) → rankings`, a batch at a time."""
+"""What every engine does: `rank(requests) → rankings`, a batch at a time. Some take requests while they work."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from index.allowed import Allowed
 
 
 class EngineError(Exception):
     """The engine cannot rank; the message says what is wrong with the request or the bundle."""
+
+
+class EngineLostError(EngineError):
+    """The engine's process died or hung while it had this request, or is not there."""
 
 
 def _wanted() -> bool:
@@ -77,7 +81,8 @@ class RankRequest:
 class Ranking:
     """The answer to one request: catalogue rows, best first, with log-probabilities of their identifiers.
 
-    Items that share one identifier share its score. `seconds` holds the time the batch spent in each stage.
+    Items that share one identifier share its score. `seconds` holds the time spent in each stage, by the steps that
+    the request took part in.
     cached_tokens: of the prompt, not computed anew. expired: the request was given up; there are no items then.
     """
 
@@ -98,4 +103,53 @@ class Engine(Protocol):
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. The answer to a request does not depend on its neighbours. Raises `EngineError`."""
+        ...
+
+
+Outcome = Ranking | Exception  # an answer, or why there is none
+Answered = Callable[[Mapping[Any, Outcome]], None]  # told what has become of requests, by their keys
+
+
+class StepwiseEngine(Engine, Protocol):
+    """An engine that takes further requests between two of its steps, on the thread that computes."""
+
+    def serve(
+        self,
+        requests: Mapping[int, RankRequest],
+        arrivals: Callable[[], Mapping[int, RankRequest]],
+        answered: Callable[[Mapping[int, Outcome]], None],
+    ) -> None:
+        """Rank requests and what arrives meanwhile, until nothing is in hand and nothing arrives.
+
+        requests: by numbers of the caller's. arrivals: asked before each step for those that came since; their numbers
+        are not of requests in hand.
+        answered: told what has become of requests, as soon as it is known. A request that cannot be begun fails by
+        itself; a step that fails fails those that took part in it. What the two raise ends all.
+        """
+        ...
+
+
+def rank_at_once(engine: StepwiseEngine, requests: Sequence[RankRequest]) -> list[Ranking]:
+    """`Engine.rank` by `serve`. Raises the first failure."""
+    rankings: dict[int, Ranking] = {}
+
+    def answered(outcomes: Mapping[int, Outcome]) -> None:
+        for number, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                raise outcome
+            rankings[number] = outcome
+
+    engine.serve(dict(enumerate(requests)), dict, answered)
+    return [rankings[number] for number in range(len(requests))]
+
+
+@runtime_checkable
+class ContinuousEngine(Engine, Protocol):
+    """An engine that takes further requests while it works on others."""
+
+    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
+        """Take requests, under keys of the caller's. Raises nothing.
+
+        answered: called with each key once, on any thread, and with all that are done at the same time together.
+        """
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from index.allowed import SlotSet
 from index.bundle import BundleInfo, load_model
 from index.trie import Trie
-from server.engine.contract import Engine, EngineError
+from server.engine.contract import EngineError, StepwiseEngine
 from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
 from server.engine.vllm_engine import VllmEngine
 
@@ -16,7 +16,7 @@ SEQUENCES = 256  # of vLLM, hypotheses in one pass: each has a row of logits ove
 
 def open_engine(
     path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
-) -> Engine:
+) -> StepwiseEngine:
     """Load the weights of the bundle at `path` into the engine of `options.kind`.
 
     info: of that bundle. trie, living: of a version of its index. Raises `EngineError` where the engine is not
@@ -30,6 +30,7 @@ def open_engine(
         info.vocabulary(),
         normalisation=info.normalisation,
         max_batch_tokens=options.max_batch_tokens,
+        join_rows=options.join_rows,
         living=living,
         packed=options.precision,
         cache_bytes=options.cache_bytes,

@@ -1,4 +1,5 @@
-"""The engine in a process of its own, supervised: when it dies or hangs, its batch fails, and a new one is started.
+"""The engine in a process of its own, supervised: when it dies or hangs, what it has in hand fails, and a new one is
+started.
 
 The new process is forked from a template that has imported everything and never computed (a fork cannot use
 the threads of a parent that has), so that a restart costs no more than opening the bundle.
@@ -10,19 +11,21 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import wait
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
 from index.item_index import ItemIndex
 from index.trie import Trie
-from server.engine.child import Child
-from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.child import Asked, Child
+from server.engine.contract import Answered, EngineError, EngineLostError, Outcome, Ranking, RankRequest
 from server.engine.torch_engine import DEFAULTS, EngineOptions
-from server.engine.wire import Command, Open, Rank, Rankings, Reply, WireRequest
+from server.engine.wire import WireRequest
 
 logger = logging.getLogger("server.engine.process")
 
@@ -30,14 +33,10 @@ LONGEST_PAUSE = 10.0  # seconds between two attempts to start
 STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when it dies
 
 
-class EngineLostError(EngineError):
-    """The engine's process died or hung while it had this batch, or is not there."""
-
-
 class EngineProcess:
-    """An `Engine` whose work is done elsewhere. `start` it before use; any thread may use it.
+    """A `ContinuousEngine` whose work is done elsewhere. `start` it before use; any thread may use it.
 
-    stall_seconds: a batch that takes longer counts as hung.
+    stall_seconds: without any answer, while requests are in hand, after which it counts as hung.
     on_restart: called, on a thread of this object's own, whenever a new process replaces a lost one.
     """
 
@@ -56,7 +55,6 @@ class EngineProcess:
         self._versions: WeakKeyDictionary[Trie, tuple[str, SlotSet | None]] = WeakKeyDictionary()
         self._know(bundle.index)
         self._warm_up: Sequence[RankRequest] = ()
-        self._exchanging = threading.Lock()
         self._changing = threading.Lock()  # of `_child`, together with `_running`
         self._child: Child | None = None
         self._running = threading.Event()
@@ -70,7 +68,7 @@ class EngineProcess:
 
     @property
     def running(self) -> bool:
-        """Whether a batch would be ranked now."""
+        """Whether requests would be ranked now."""
         return self._running.is_set()
 
     @property
@@ -101,23 +99,31 @@ class EngineProcess:
         with self._changing:
             self._running.clear()
             if self._child is not None:
-                self._child.process.kill()
+                self._child.kill()
                 self._child.process.join()
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
-        """See `Engine.rank`. Raises `EngineLostError` for a batch that was lost, `EngineError` for one that failed."""
-        reply = self._ask(self._command(requests), [request.gone for request in requests])
-        if not isinstance(reply, Rankings):
-            raise EngineError("the engine's process gave no rankings")
-        return reply.rankings
+        """See `Engine.rank`. Raises `EngineLostError` for requests that were lost, `EngineError` for those that
+        failed."""
+        return _answers(self.submit, requests)
+
+    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
+        """See `ContinuousEngine.submit`. Waits while a process that is stopped reads nothing."""
+        child = self._child
+        if not self.running or child is None:
+            answered(dict.fromkeys(requests, EngineLostError("the engine is being restarted")))
+        else:
+            self._submit_to(child, requests, answered)
 
     def prepare(self, index: ItemIndex) -> None:
         """Take up a version of the bundle's index: requests may name it from now on. Raises `EngineError`.
 
         If there is no process, the next one starts with this version; the one before may be gone from the disk.
         """
-        with suppress(EngineLostError):
-            self._ask(Open(version=index.version))
+        child = self._child
+        if self.running and child is not None:
+            with suppress(EngineLostError):
+                child.open(index.version)
         self._know(index)
 
     def _know(self, index: ItemIndex) -> None:
@@ -125,32 +131,26 @@ class EngineProcess:
         self._everything = Allowed.of(index.trie, index.living)
         self._versions[index.trie] = (index.version, index.living)
 
-    def _command(self, requests: Sequence[RankRequest]) -> Rank:
-        wired = []
-        for request in requests:
-            allowed = request.allowed or self.everything
+    def _submit_to(self, child: Child, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
+        asked: dict[Hashable, Asked] = {}
+        refused: dict[Hashable, Outcome] = {}
+        for key, request in requests.items():
             try:
-                version, living = self._versions[allowed.trie]
-            except KeyError:
-                raise EngineError(
-                    "the request is of an index version that the engine did not take up"
-                ) from None
-            wired.append(WireRequest.of(request, allowed, version, living))
-        return Rank(requests=wired)
+                asked[key] = Asked(self._wired(request), request.gone)
+            except EngineError as error:
+                refused[key] = error
+        if refused:
+            answered(refused)
+        if asked:
+            child.submit(asked, answered)
 
-    def _ask(self, command: Command, gone: Sequence[Callable[[], bool]] = ()) -> Reply:
-        with self._exchanging:
-            child = self._child
-            if not self.running or child is None:
-                raise EngineLostError("the engine is being restarted")
-            try:
-                return child.exchange(command, self._stall_seconds, gone)
-            except TimeoutError as error:
-                self._lose(child)
-                raise EngineLostError(str(error)) from error
-            except (EOFError, OSError) as error:
-                self._lose(child)
-                raise EngineLostError("the engine's process ended while it had this batch") from error
+    def _wired(self, request: RankRequest) -> WireRequest:
+        allowed = request.allowed or self.everything
+        try:
+            version, living = self._versions[allowed.trie]
+        except KeyError:
+            raise EngineError("the request is of an index version that the engine did not take up") from None
+        return WireRequest.of(request, allowed, version, living)
 
     def _lose(self, child: Child) -> None:
         """Nothing more is sent to this one; the supervisor, who waits for its end, starts the next."""
@@ -158,13 +158,13 @@ class EngineProcess:
             if self._child is child and self._running.is_set():
                 self._running.clear()
                 self._down_since = time.monotonic()
-        child.process.kill()
+        child.kill()
 
     def _install(self, child: Child) -> None:
         with self._changing:
             self._child = child
             if self._closing.is_set():
-                child.process.kill()
+                child.kill()
             else:
                 self._running.set()
 
@@ -200,7 +200,37 @@ class EngineProcess:
 
     def _spawn(self) -> Child:
         """A process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
-        child = Child(self._path, self._version, *self._options)
-        if self._warm_up:
-            child.warm_up(self._command(self._warm_up))
+        child = Child(self._path, self._version, *self._options, self._lose)
+        try:
+            _answers(partial(self._submit_to, child), self._warm_up)
+        except EngineLostError as error:
+            raise EngineError("the engine's process ended, or took too long, before it was ready") from error
+        except EngineError:
+            child.kill()
+            raise
+        child.stall_seconds = self._stall_seconds
         return child
+
+
+def _answers(
+    submit: Callable[[Mapping[Any, RankRequest], Answered], None], requests: Sequence[RankRequest]
+) -> list[Ranking]:
+    """Wait for all answers. Raises the first failure."""
+    outcomes: dict[Hashable, Outcome] = {}
+    done = threading.Event()
+
+    def answered(some: Mapping[Hashable, Outcome]) -> None:
+        outcomes.update(some)
+        if len(outcomes) == len(requests):
+            done.set()
+
+    if requests:
+        submit(dict(enumerate(requests)), answered)
+        done.wait()
+    rankings: list[Ranking] = []
+    for number in range(len(requests)):
+        outcome = outcomes[number]
+        if isinstance(outcome, Exception):
+            raise outcome
+        rankings.append(outcome)
+    return rankings

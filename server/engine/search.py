@@ -77,6 +77,11 @@ class Search:
     def done(self) -> bool:
         return self.level == self._vocabulary.levels
 
+    @property
+    def next_rows(self) -> int:
+        """How many tokens `feed` will give at most."""
+        return len(self._live) if self.level else self._prompt - self.cached_tokens
+
     def feed(self) -> Feed:
         """The tokens whose hidden states `take` needs next; for a prompt it needs that of the last one."""
         begin = self._end

@@ -4,13 +4,13 @@ The beams of a request are *query positions* of its one sequence (tree attention
 attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
 read once; there are exactly L − 1 decode passes after the prompt's, and no stop condition. Requests of
 different lengths share a pass without padding (`attention`), and what is known of a prompt is not computed
-again (`prefix_cache`).
+again (`prefix_cache`). A pass may mix prompts and beams, so that requests can join while others are being ranked.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +23,7 @@ from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.backbone import backbone_of
 from server.engine.beam import best_items
-from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
 from server.engine.head import Head
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
@@ -37,13 +37,14 @@ STAGES = ("prefill", "decode", "head", "trie")
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
-    ranked together; longer lists of requests are split. cache_bytes: of keys and values of earlier prompts to keep;
-    0 while the weights still change. precision: of weights, keys and values; with int8 the linear layers have 8 bits
-    and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU.
-    kind: which engine, see `open_engine`."""
+    ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
+    that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
+    change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
+    Scores are summed in float64. device: cuda is the current GPU. kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
+    join_rows: int = 256
     cache_bytes: int = 0
     precision: Precision = "float32"
     device: Device = "cpu"
@@ -54,9 +55,19 @@ class EngineOptions:
         return dtype_of(self.precision)
 
 
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A search, and the time of its steps, by stages."""
+
+    search: Search
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+
 @dataclass(slots=True)
 class _Stopwatch:
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Of one step."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("forward", "head", "trie"), 0.0))
     last: float = field(default_factory=time.perf_counter)
 
     def lap(self, stage: str) -> None:
@@ -75,7 +86,7 @@ class TorchEngine:
     living: slots of the items that are not removed; None for all.
     packed: to work with a copy of the weights in this precision, laid out for speed; None to read the model's own
     weights, which may change between calls.
-    max_batch_tokens, cache_bytes: see `EngineOptions`.
+    max_batch_tokens, join_rows, cache_bytes: see `EngineOptions`.
     Raises `EngineError` for a model, normalisation or vocabulary that it would get wrong.
     """
 
@@ -87,6 +98,7 @@ class TorchEngine:
         *,
         normalisation: str = "level",
         max_batch_tokens: int = 16384,
+        join_rows: int = 256,
         living: SlotSet | None = None,
         packed: Precision | None = None,
         cache_bytes: int = 0,
@@ -100,6 +112,7 @@ class TorchEngine:
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self.max_batch_tokens = max_batch_tokens
+        self.join_rows = join_rows
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
         self._head = Head(model.get_output_embeddings().weight, vocabulary, normalisation, packed)
         self._backbone = backbone_of(model, vocabulary, packed)
@@ -114,39 +127,79 @@ class TorchEngine:
             bundle.vocabulary,
             normalisation=bundle.info.normalisation,
             max_batch_tokens=options.max_batch_tokens,
+            join_rows=options.join_rows,
             living=bundle.index.living,
             packed=options.precision,
             cache_bytes=options.cache_bytes,
         )
 
-    @torch.inference_mode()
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
-        rankings: list[Ranking] = []
-        for chunk in self._chunks(requests):
-            rankings += self._rank_together(chunk)
-        return rankings
+        return rank_at_once(self, requests)
 
-    def _chunks(self, requests: Sequence[RankRequest]) -> Iterator[list[RankRequest]]:
-        """Split into batches that fit `max_batch_tokens`; one request is always a batch."""
-        chunk: list[RankRequest] = []
-        tokens = 0
-        for request in requests:
-            each = len(request.prompt) + request.width * (self.vocabulary.levels - 1)
-            if chunk and tokens + each > self.max_batch_tokens:
-                yield chunk
-                chunk, tokens = [], 0
-            chunk.append(request)
-            tokens += each
-        if chunk:
-            yield chunk
+    @torch.inference_mode()
+    def serve(
+        self,
+        requests: Mapping[int, RankRequest],
+        arrivals: Callable[[], Mapping[int, RankRequest]],
+        answered: Callable[[Mapping[int, Outcome]], None],
+    ) -> None:
+        """See `StepwiseEngine.serve`."""
+        waiting = dict(requests)
+        running: dict[int, _Running] = {}
+        while True:
+            waiting |= arrivals()
+            if not waiting and not running:
+                return
+            watch = _Stopwatch()
+            outcomes = _given_up(waiting, running) | self._begin_some(waiting, running)
+            try:
+                if running:
+                    self._step(list(running.values()), watch)
+                for number in [number for number, each in running.items() if each.search.done]:
+                    outcomes[number] = self._ranking(running[number])
+                    del running[number]
+            except Exception as error:
+                outcomes |= dict.fromkeys(running, error)
+                running.clear()
+            if outcomes:
+                answered(outcomes)
 
-    def _rank_together(self, requests: Sequence[RankRequest]) -> list[Ranking]:
-        watch = _Stopwatch()
-        searches = [self._begin(request) for request in requests]
-        while running := [search for search in searches if not search.done and not search.request.expired]:
-            self._step(running, watch)
-        return [self._ranking(search, watch) for search in searches]
+    def _begin_some(
+        self, waiting: dict[int, RankRequest], running: dict[int, _Running]
+    ) -> dict[int, Outcome]:
+        """Move requests from `waiting` to `running`, in order of arrival, as far as there is room. Those that cannot be
+        begun are returned."""
+        failed: dict[int, Outcome] = {}
+        for number, request in list(waiting.items()):
+            if not self._has_room(request, [each.search for each in running.values()]):
+                break
+            del waiting[number]
+            try:
+                running[number] = _Running(self._begin(request))
+            except Exception as error:
+                failed[number] = error
+        return failed
+
+    def _has_room(self, request: RankRequest, searches: Sequence[Search]) -> bool:
+        """Whether a request may begin beside these searches. It may join those that have begun before only if their
+        next pass stays small: they would wait for a large one."""
+        if not searches:
+            return True
+        asked = [request, *(search.request for search in searches)]
+        if sum(map(self._positions_of, asked)) > self.max_batch_tokens:
+            return False
+        if all(search.level == 0 for search in searches):
+            return True
+        rows = sum(search.next_rows for search in searches)
+        if rows + 1 > self.join_rows:
+            return False
+        known = self.cache.longest(request.prompt)
+        return rows + len(request.prompt) - (0 if known is None else known.shape[3]) <= self.join_rows
+
+    def _positions_of(self, request: RankRequest) -> int:
+        """Of its prompt and its beams."""
+        return len(request.prompt) + request.width * (self.vocabulary.levels - 1)
 
     def _begin(self, request: RankRequest) -> Search:
         allowed = request.allowed or self.everything
@@ -154,21 +207,27 @@ class TorchEngine:
         known = self.cache.longest(request.prompt)
         return self._backbone.search(request, allowed, self.vocabulary, known)
 
-    def _step(self, searches: Sequence[Search], watch: _Stopwatch) -> None:
+    def _step(self, running: Sequence[_Running], watch: _Stopwatch) -> None:
         """One forward pass for all, and one level more for each."""
+        searches = [each.search for each in running]
         feeds = [search.feed() for search in searches]
         hidden = self._backbone.forward(feeds)
-        prompts = [search for search in searches if search.level == 0]
+        stage_of = ["decode" if search.level else "prefill" for search in searches]
         if self.cache.capacity:
-            for search in prompts:
-                self._remember(search)
-        watch.lap("prefill" if prompts else "decode")
+            for search in searches:
+                if search.level == 0:
+                    self._remember(search)
+        watch.lap("forward")
         rows = torch.split(hidden, [feed.segment.rows for feed in feeds])
         for search, part in zip(searches, rows, strict=True):
             log_probs = self._head.log_probs(part[-1:] if search.level == 0 else part, search.level)
             watch.lap("head")
             search.take(log_probs)
             watch.lap("trie")
+        for each, stage in zip(running, stage_of, strict=True):
+            each.seconds[stage] += watch.seconds["forward"]
+            each.seconds["head"] += watch.seconds["head"]
+            each.seconds["trie"] += watch.seconds["trie"]
 
     def _remember(self, search: Search) -> None:
         request = search.request
@@ -176,11 +235,22 @@ class TorchEngine:
         if kept - search.cached_tokens >= BLOCK:  # less is sooner computed again than copied
             self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 
-    def _ranking(self, search: Search, watch: _Stopwatch) -> Ranking:
-        if not search.done:
-            return Ranking([], [], watch.seconds, search.cached_tokens, expired=True)
+    def _ranking(self, running: _Running) -> Ranking:
+        search = running.search
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
-        return Ranking(items, scores, watch.seconds, search.cached_tokens)
+        return Ranking(items, scores, running.seconds, search.cached_tokens)
+
+
+def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> dict[int, Outcome]:
+    """Take out the requests for which nobody waits any more."""
+    outcomes: dict[int, Outcome] = {}
+    for number in [number for number, request in waiting.items() if request.expired]:
+        del waiting[number]
+        outcomes[number] = Ranking([], [], expired=True)
+    for number in [number for number, each in running.items() if each.search.request.expired]:
+        left = running.pop(number)
+        outcomes[number] = Ranking([], [], left.seconds, left.search.cached_tokens, expired=True)
+    return outcomes
 
 
 def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:

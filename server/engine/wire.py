@@ -79,10 +79,10 @@ class WireRequest(_Message):
 
 
 class Rank(_Message):
-    """Rank a batch; answered by `Rankings` or `Failure`."""
+    """Rank requests, under numbers that no other has at the time; each is answered in some `Answers`."""
 
     kind: Literal["rank"] = "rank"
-    requests: list[WireRequest]
+    requests: dict[int, WireRequest]
 
 
 class Open(_Message):
@@ -92,9 +92,12 @@ class Open(_Message):
     version: str
 
 
-class Rankings(_Message):
-    kind: Literal["rankings"] = "rankings"
-    rankings: list[Ranking]
+class Answers(_Message):
+    """Rankings, and reasons why there is none, by the numbers of the requests."""
+
+    kind: Literal["answers"] = "answers"
+    rankings: dict[int, Ranking]
+    failures: dict[int, str]
 
 
 class Done(_Message):
@@ -109,7 +112,7 @@ class Failure(_Message):
 
 
 Command = Rank | Open
-Reply = Rankings | Done | Failure
+Reply = Answers | Done | Failure
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 

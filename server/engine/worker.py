@@ -1,6 +1,7 @@
-"""What runs in the engine's own process: open the bundle, then answer one message after the other.
+"""What runs in the engine's own process: open the bundle, then rank what comes, until the pipe closes.
 
-The other side is `EngineProcess`. The worker ends when the pipe closes, that is also when the server dies.
+A thread reads the pipe, so that whoever writes to it does not wait for a step; the engine takes up between two steps
+what was read. The other side is `Child`. The worker ends when the pipe closes, that is also when the server dies.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import ctypes
 import logging
 import multiprocessing
 import signal
+import threading
+from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,10 +26,20 @@ from index.item_index import open_identifiers
 from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
 from server import logs
-from server.engine.contract import EngineError
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.open import open_engine
 from server.engine.torch_engine import EngineOptions
-from server.engine.wire import Command, Done, Failure, Open, Rankings, Reply, decode_command, encode
+from server.engine.wire import (
+    Answers,
+    Command,
+    Done,
+    Failure,
+    Open,
+    Reply,
+    WireRequest,
+    decode_command,
+    encode,
+)
 
 logger = logging.getLogger("server.engine.worker")
 
@@ -43,7 +57,7 @@ def run(
 ) -> None:
     """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end.
 
-    given_up: shared with the server, who sets there, while a batch is ranked, which of its requests to leave.
+    given_up: shared with the server, who sets there, by their numbers, which of the requests in hand to leave.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
@@ -55,16 +69,17 @@ def run(
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        worker = Worker(path, version, options, bundle_id, given_up)
+        worker = Worker(connection, path, version, options, bundle_id, given_up)
     except (BundleError, EngineError) as error:
         connection.send_bytes(encode(Failure(reason=str(error))))
         return
     try:
         connection.send_bytes(encode(Done()))
-        while True:
-            connection.send_bytes(encode(worker.answer(decode_command(connection.recv_bytes()))))
+        worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except EngineError as error:
+        logger.error("the engine cannot go on", extra={"reason": str(error)[:500]})
 
 
 class Worker:
@@ -75,12 +90,16 @@ class Worker:
 
     def __init__(
         self,
+        connection: Connection,
         path: Path,
         version: str,
         options: EngineOptions,
         bundle_id: str,
         given_up: ctypes.Array[ctypes.c_bool],
     ) -> None:
+        self._connection = connection
+        self._commands: deque[Command | None] = deque()  # None: the pipe is closed
+        self._unread = threading.Semaphore(0)  # how many they are
         self._given_up = given_up
         self._folder = path / INDEX
         self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
@@ -94,25 +113,75 @@ class Worker:
             trie, living = self._versions[version]
             self._engine = open_engine(path, info, trie, living, options)
 
-    def answer(self, command: Command) -> Reply:
-        """Whatever goes wrong becomes the reply: it concerns this one message."""
+    def serve(self) -> None:
+        """Obey command after command. Raises `EOFError` when the pipe closes."""
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+        while True:
+            self._unread.acquire()
+            first = self._obey(self._commands.popleft())
+            self._engine.serve(first, self._arrivals, self._answer)
+
+    def _read(self) -> None:
         try:
-            if isinstance(command, Open):
-                self._open(command.version)
-                return Done()
-            requests = []
-            for number, request in enumerate(command.requests):
-                if request.version not in self._versions:  # forgotten, or of before a restart
-                    self._open(request.version)
-                requests.append(request.rank_request(self._versions, partial(self._gone, number)))
-            return Rankings(rankings=self._engine.rank(requests))
+            while True:
+                self._put(decode_command(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            pass
+        finally:
+            self._put(None)
+
+    def _put(self, command: Command | None) -> None:
+        self._commands.append(command)
+        self._unread.release()
+
+    def _arrivals(self) -> dict[int, RankRequest]:
+        """What has come since the last time."""
+        requests: dict[int, RankRequest] = {}
+        while self._unread.acquire(blocking=False):
+            requests |= self._obey(self._commands.popleft())
+        return requests
+
+    def _obey(self, command: Command | None) -> dict[int, RankRequest]:
+        """The requests to rank. Whatever goes wrong concerns this one version or request."""
+        if command is None:
+            raise EOFError
+        if isinstance(command, Open):
+            self._send(self._opened(command.version))
+            return {}
+        requests: dict[int, RankRequest] = {}
+        for number, request in command.requests.items():
+            try:
+                requests[number] = self._read_request(number, request)
+            except Exception as error:
+                self._answer({number: error})
+        return requests
+
+    def _opened(self, version: str) -> Reply:
+        try:
+            self._open(version)
         except Exception as error:
-            # The engine sees token ids only: its message holds no user text.
-            logger.error("the engine failed", extra={"reason": str(error)[:500]}, exc_info=error)
-            return Failure(reason=f"{type(error).__name__}: {error}"[:500])
+            _log(error)
+            return Failure(reason=_reason(error))
+        return Done()
+
+    def _read_request(self, number: int, request: WireRequest) -> RankRequest:
+        if request.version not in self._versions:  # forgotten, or of before a restart
+            self._open(request.version)
+        return request.rank_request(self._versions, partial(self._gone, number))
+
+    def _answer(self, outcomes: Mapping[int, Outcome]) -> None:
+        rankings = {number: each for number, each in outcomes.items() if isinstance(each, Ranking)}
+        errors = {number: each for number, each in outcomes.items() if isinstance(each, Exception)}
+        for error in {id(each): each for each in errors.values()}.values():  # one may have failed many
+            _log(error)
+        failures = {number: _reason(error) for number, error in errors.items()}
+        self._send(Answers(rankings=rankings, failures=failures))
+
+    def _send(self, reply: Reply) -> None:
+        self._connection.send_bytes(encode(reply))
 
     def _gone(self, number: int) -> bool:
-        """Whether nobody waits any more for the request of this number in the batch."""
+        """Whether nobody waits any more for the request of this number."""
         return number < len(self._given_up) and self._given_up[number]
 
     def _open(self, version: str) -> None:
@@ -122,3 +191,12 @@ class Worker:
             self._versions[version] = open_identifiers(self._folder / version)
         while len(self._versions) > OPEN_VERSIONS:
             del self._versions[next(iter(self._versions))]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _log(error: Exception) -> None:
+    """The engine sees token ids only: its message holds no user text."""
+    logger.error("the engine failed", extra={"reason": str(error)[:500]}, exc_info=error)

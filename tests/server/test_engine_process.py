@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,8 @@ from index.catalogue import Item
 from index.update import update_index
 from index.versions import Versions
 from server.engine.child import WATCH_SECONDS
-from server.engine.contract import EngineError, RankRequest
-from server.engine.process import EngineLostError, EngineProcess
+from server.engine.contract import EngineError, EngineLostError, Outcome, Ranking, RankRequest
+from server.engine.process import EngineProcess
 from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.engine.wire import Chosen
 from server.errors import EngineUnavailableError
@@ -141,6 +141,67 @@ def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, proc
     assert [each.expired for each in answers] == [False, True, False]
     assert [len(each.items) for each in answers] == [5, 0, 5]
     assert [len(each.items) for each in process.rank([request(bundle)] * 3)] == [5, 5, 5]  # and no other
+
+
+class Answers:
+    """What the process said, group by group."""
+
+    def __init__(self) -> None:
+        self.groups: list[dict[Any, Outcome]] = []
+
+    def __call__(self, outcomes: Mapping[Any, Outcome]) -> None:
+        self.groups.append(dict(outcomes))
+
+    def wait(self, count: int) -> dict[Any, Outcome]:
+        wait_until(lambda: sum(map(len, self.groups)) == count)
+        return {key: outcome for group in self.groups for key, outcome in group.items()}
+
+
+def test_requests_are_taken_while_others_are_in_hand(bundle: Bundle, process: EngineProcess) -> None:
+    """It is stopped meanwhile; what is done at the same time is told at once, whoever asked when."""
+    answers = Answers()
+    pid = freeze(process)
+    for limit in (3, 4, 5):
+        process.submit({limit: request(bundle, limit)}, answered=answers)
+    process.submit({"never": RankRequest([1] * 1000, 5, 10)}, answered=answers)
+    preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
+    preparing.start()
+    os.kill(pid, signal.SIGCONT)
+    outcomes = answers.wait(4)
+    preparing.join(20)
+    assert not preparing.is_alive()
+    assert isinstance(outcomes.pop("never"), EngineError)
+    for limit, ranking in outcomes.items():
+        assert isinstance(ranking, Ranking)
+        assert ranking.items == process.rank([request(bundle, limit)])[0].items
+    assert process.pid == pid
+
+
+def test_all_that_is_in_hand_is_lost_with_the_process(bundle: Bundle, process: EngineProcess) -> None:
+    answers = Answers()
+    pid = freeze(process)
+    for limit in (3, 4):
+        process.submit({limit: request(bundle, limit)}, answered=answers)
+    preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
+    preparing.start()
+    os.kill(pid, signal.SIGKILL)
+    assert [type(each) for each in answers.wait(2).values()] == [EngineLostError] * 2
+    preparing.join(20)
+    assert not preparing.is_alive()
+    process.submit({5: request(bundle, 5)}, answered=(again := Answers()))
+    assert again.wait(1)  # it is being restarted, or is there again
+    wait_until(lambda: process.running and process.pid != pid)
+    assert process.rank([request(bundle)])[0].items
+
+
+def test_messages_that_fill_the_pipe_both_ways_do_not_block(bundle: Bundle, process: EngineProcess) -> None:
+    """Each is larger than the pipe holds, and so are the answers to all together."""
+    answers = Answers()
+    for number in range(8):
+        many = {(number, k): request(bundle, 60) for k in range(40)}
+        process.submit(many | {number: RankRequest([1] * 200_000, 5, 10)}, answered=answers)
+    outcomes = answers.wait(8 * 41)
+    assert all(isinstance(each, Ranking) == isinstance(key, tuple) for key, each in outcomes.items())
 
 
 def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:

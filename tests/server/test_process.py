@@ -33,12 +33,14 @@ def copy(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(copy: Path) -> Iterator[Server]:
     """One server for all tests here, since its start takes long. The last test ends it."""
-    with Server(copy, GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000") as started:
+    with Server(
+        copy, GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000", GEMS_MAX_BATCH_SIZE="1"
+    ) as started:
         yield started
 
 
 def test_engine_killed_within_a_batch(server: Server) -> None:
-    """Only that batch is answered with 503; what came later is answered by the next engine."""
+    """Only what it had in hand is answered with 503; what waited is answered by the next engine."""
     with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(4) as threads:
         ask = partial(client.post, "/recommend", json={"limit": 3})
         pid = server.engine_pid

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.engines import FailingEngine, GatedEngine
+from support.engines import FailingEngine, GatedEngine, SteppedEngine, assert_same_ranking
 
 from index.bundle import Bundle
 from server.engine.contract import Engine, RankRequest
@@ -273,3 +273,84 @@ def test_warm_up_is_ranked_before_anything_is_accepted(bundle: Bundle, gated: Ga
 
     asyncio.run(main())
     assert [len(batch) for batch in gated.batches] == [1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_a_continuous_engine_is_given_more_while_it_works(bundle: Bundle, engine: TorchEngine) -> None:
+    stepped = SteppedEngine(engine)
+    levels = engine.vocabulary.levels
+
+    async def scenario(scheduler: Scheduler) -> list[Any]:
+        first = await queued(scheduler, request(bundle, 1), request(bundle, 2))
+        await until(lambda: len(stepped.taken) == 1)
+        stepped.permits.release(1)
+        later = await queued(scheduler, *(request(bundle, limit) for limit in (3, 4, 5)))
+        await until(lambda: len(stepped.taken) == 2)
+        assert scheduler.depth == 1  # four are in its hands
+        stepped.permits.release(levels - 1)
+        answers = await asyncio.gather(*first)
+        await until(lambda: len(stepped.taken) == 3)  # there is room again
+        assert not any(task.done() for task in later)
+        stepped.permits.release(100)
+        return [*answers, *await asyncio.gather(*later)]
+
+    answers = run(scenario, stepped)
+    assert [[each.limit for each in batch] for batch in stepped.taken] == [[1, 2], [3, 4], [5]]
+    for limit, ranked in enumerate(answers, start=1):
+        assert_same_ranking(ranked.ranking, engine.rank([request(bundle, limit)])[0])
+
+
+def test_who_gives_up_in_the_hands_of_a_continuous_engine_makes_room(
+    bundle: Bundle, engine: TorchEngine
+) -> None:
+    stepped = SteppedEngine(engine)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        (given_up,) = await queued(scheduler, request(bundle, 1))
+        await until(lambda: len(stepped.taken) == 1)
+        (waiting,) = await queued(scheduler, request(bundle, 2))
+        given_up.cancel()
+        stepped.permits.release(1)
+        await until(lambda: len(stepped.taken) == 2)
+        stepped.permits.release(100)
+        assert (await waiting).ranking.items
+
+    run(scenario, stepped, max_batch_size=1)
+
+
+def test_a_request_that_a_continuous_engine_fails_on_fails_alone(bundle: Bundle, engine: TorchEngine) -> None:
+    stepped = SteppedEngine(engine)
+    stepped.permits.release(100)
+
+    async def scenario(scheduler: Scheduler) -> list[Any]:
+        tasks = await queued(scheduler, RankRequest([1] * 1000, 5, 10), request(bundle, 2))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed, answered = run(scenario, stepped)
+    assert isinstance(failed, EngineFailedError)
+    assert len(answered.ranking.items) == 2
+
+
+@pytest.mark.parametrize("patience", [10.0, 0.05])
+def test_stop_waits_for_what_a_continuous_engine_has(
+    bundle: Bundle, engine: TorchEngine, patience: float
+) -> None:
+    stepped = SteppedEngine(engine)
+
+    async def scenario(scheduler: Scheduler) -> list[Any]:
+        tasks = await queued(scheduler, request(bundle, 1), request(bundle, 2))
+        await until(lambda: len(stepped.taken) == 1)
+        stopping = asyncio.create_task(scheduler.stop(patience))
+        await asyncio.sleep(0)
+        if patience < 1:
+            await stopping
+        stepped.permits.release(100)
+        await stopping
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    for result in run(scenario, stepped, max_batch_size=1):
+        assert isinstance(result, NotReadyError) if patience < 1 else result.ranking.items

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from server.engine.contract import Engine, Ranking, RankRequest
+from server.engine.contract import Answered, Engine, Ranking, RankRequest
+from server.engine.torch_engine import TorchEngine
 
 
 class GatedEngine:
@@ -45,6 +47,43 @@ class FailingEngine:
         if any(request.limit == self.limit for request in requests):
             raise RuntimeError("the engine was told to fail")
         return self.engine.rank(requests)
+
+
+class SteppedEngine:
+    """A continuous engine around the real one, which takes a step for each permit. `taken` holds what it was given."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine = engine
+        self.everything = engine.everything
+        self.permits = threading.Semaphore(0)
+        self.taken: list[list[RankRequest]] = []
+        self._lock = threading.Lock()
+        self._arrived: dict[Any, RankRequest] = {}
+        self._working = False
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        return self.engine.rank(requests)
+
+    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
+        self.taken.append(list(requests.values()))
+        with self._lock:
+            self._arrived.update(requests)
+            begin, self._working = not self._working, True
+        if begin:
+            threading.Thread(target=self._work, args=(answered,), daemon=True).start()
+
+    def _work(self, answered: Answered) -> None:
+        while self._working:
+            self.engine.serve({}, self._arrivals, answered)
+            with self._lock:
+                self._working = bool(self._arrived)
+
+    def _arrivals(self) -> dict[Any, RankRequest]:
+        if not self.permits.acquire(timeout=20):
+            raise TimeoutError("the test never allowed the next step")
+        with self._lock:
+            arrived, self._arrived = self._arrived, {}
+        return arrived
 
 
 def assert_same_ranking(ranking: Ranking, expected: Ranking) -> None:

@@ -24,7 +24,7 @@ from server.engine.contract import Engine, EngineError, RankRequest
 from server.engine.legal_tokens import LegalTokens
 from server.engine.open import open_engine
 from server.engine.torch_engine import EngineOptions, TorchEngine
-from server.engine.vllm_engine import VllmEngine
+from server.engine.vllm_engine import VllmEngine, VllmLostError
 from server.settings import Settings
 
 pytest.importorskip(
@@ -96,6 +96,10 @@ def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
         again = engine.rank([request])[0]
         assert again.cached_tokens == 0
         assert_same_ranking(again, expected)
+    monkeypatch.setattr(executor, "execute_model", failing_after(0))
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: False)
+    with pytest.raises(VllmLostError):
+        engine.rank([request])
 
 
 def test_backbones_from_scratch(opened: Open, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -15,7 +15,7 @@ from support.engines import assert_same_ranking
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
-from server.engine.contract import EngineError, RankRequest
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.torch_engine import TorchEngine
 from server.engine.vllm_engine import VllmEngine
 
@@ -127,6 +127,22 @@ def test_a_request_for_which_nobody_waits_is_given_up(pair: Pair) -> None:
     ranking, other = pair.vllm.rank([left, RankRequest(prompt(30), 5, 10)])
     assert ranking.expired
     assert (ranking.items, len(other.items)) == ([], 5)
+    assert not pair.vllm._llm.has_unfinished_requests()
+
+
+def test_requests_join_others_between_two_steps(pair: Pair) -> None:
+    """Three sound ones and one that cannot be begun, one more before every step."""
+    requests = [RankRequest(prompt(length), 5, 10) for length in (40, 60, 254, 80)]
+    coming = iter([{1: requests[1]}, {2: requests[2]}, {3: requests[3]}])
+    told: list[Mapping[int, Outcome]] = []
+    pair.vllm.serve({0: requests[0]}, lambda: next(coming, {}), told.append)
+    assert [number for outcomes in told for number in outcomes] == [2, 0, 1, 3]
+    outcomes = {number: outcome for each in told for number, outcome in each.items()}
+    assert isinstance(outcomes[2], EngineError)
+    for number in (0, 1, 3):
+        ranking = outcomes[number]
+        assert isinstance(ranking, Ranking)
+        assert_same_ranking(ranking, pair.torch.rank([requests[number]])[0])
     assert not pair.vllm._llm.has_unfinished_requests()
 
 
