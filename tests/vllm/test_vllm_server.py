@@ -27,9 +27,8 @@ pytest.importorskip(
 )
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.filterwarnings(
-        "error::pytest.PytestUnhandledThreadExceptionWarning"
-    ),  # lines that are no JSON
+    # Lines of the log that are no JSON.
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
 KEY = {"Authorization": "Bearer key"}
