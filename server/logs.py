@@ -41,5 +41,5 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # uvicorn tells at `info` what the server itself logs better.
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    for name in "uvicorn", "vllm":  # they tell at `info` what the server logs better, or how they were built
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

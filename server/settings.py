@@ -17,6 +17,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
+    engine: Literal["torch", "vllm"] = "torch"
     threads: int = Field(0, ge=0)  # 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: Literal["off", "on"] = "off"  # by OpenTelemetry, which is an extra; OTEL_* say the rest

@@ -110,6 +110,39 @@ Outcome = Ranking | Exception  # an answer, or why there is none
 Answered = Callable[[Mapping[Any, Outcome]], None]  # told what has become of requests, by their keys
 
 
+class StepwiseEngine(Engine, Protocol):
+    """An engine that takes further requests between two of its steps, on the thread that computes."""
+
+    def serve(
+        self,
+        requests: Mapping[int, RankRequest],
+        arrivals: Callable[[], Mapping[int, RankRequest]],
+        answered: Callable[[Mapping[int, Outcome]], None],
+    ) -> None:
+        """Rank requests and what arrives meanwhile, until nothing is in hand and nothing arrives.
+
+        requests: by numbers of the caller's. arrivals: asked before each step for those that came since; their numbers
+        are not of requests in hand.
+        answered: told what has become of requests, as soon as it is known. A request that cannot be begun fails by
+        itself; a step that fails fails those that took part in it. What the two raise ends all.
+        """
+        ...
+
+
+def rank_at_once(engine: StepwiseEngine, requests: Sequence[RankRequest]) -> list[Ranking]:
+    """`Engine.rank` by `serve`. Raises the first failure."""
+    rankings: dict[int, Ranking] = {}
+
+    def answered(outcomes: Mapping[int, Outcome]) -> None:
+        for number, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                raise outcome
+            rankings[number] = outcome
+
+    engine.serve(dict(enumerate(requests)), dict, answered)
+    return [rankings[number] for number in range(len(requests))]
+
+
 @runtime_checkable
 class ContinuousEngine(Engine, Protocol):
     """An engine that takes further requests while it works on others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing import forkserver
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -11,4 +12,5 @@ CONTEXT.set_forkserver_preload(["server.engine.worker"])
 
 def begin() -> None:
     """Start it now, so that its imports take place beside the caller's own. It ends with the caller."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what native code warns of would be no JSON lines
     forkserver.ensure_running()

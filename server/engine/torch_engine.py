@@ -23,13 +23,14 @@ from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.backbone import backbone_of
 from server.engine.beam import best_items
-from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
 from server.engine.head import Head
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
 
 Device = Literal["cpu", "cuda"]
+Kind = Literal["torch", "vllm"]
 STAGES = ("prefill", "decode", "head", "trie")
 
 
@@ -39,7 +40,7 @@ class EngineOptions:
     ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
     that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
     change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
-    Scores are summed in float64. device: cuda is the current GPU."""
+    Scores are summed in float64. device: cuda is the current GPU. kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
@@ -47,6 +48,7 @@ class EngineOptions:
     cache_bytes: int = 0
     precision: Precision = "float32"
     device: Device = "cpu"
+    kind: Kind = "torch"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,16 +135,7 @@ class TorchEngine:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
-        rankings: dict[int, Ranking] = {}
-
-        def answered(outcomes: Mapping[int, Outcome]) -> None:
-            for number, outcome in outcomes.items():
-                if isinstance(outcome, Exception):
-                    raise outcome
-                rankings[number] = outcome
-
-        self.serve(dict(enumerate(requests)), dict, answered)
-        return [rankings[number] for number in range(len(requests))]
+        return rank_at_once(self, requests)
 
     @torch.inference_mode()
     def serve(
@@ -151,13 +144,7 @@ class TorchEngine:
         arrivals: Callable[[], Mapping[int, RankRequest]],
         answered: Callable[[Mapping[int, Outcome]], None],
     ) -> None:
-        """Rank requests and what arrives meanwhile, until nothing is in hand and nothing arrives.
-
-        requests: by numbers of the caller's. arrivals: asked before each step for those that came since; their numbers
-        are not of requests in hand.
-        answered: told what has become of requests, as soon as it is known. A request that cannot be begun fails by
-        itself; a step that fails fails those that took part in it. What the two raise ends all.
-        """
+        """See `StepwiseEngine.serve`."""
         waiting = dict(requests)
         running: dict[int, _Running] = {}
         while True:

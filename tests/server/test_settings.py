@@ -24,6 +24,7 @@ def test_environment_sets_what_arguments_do_not(monkeypatch) -> None:
         {"port": 70_000},
         {"max_history": 10**9},
         {"log_level": "loud"},
+        {"engine": "warp"},
         {"unknown": 1},
     ],
     ids=str,
@@ -33,7 +34,9 @@ def test_settings_that_do_not_fit_are_refused(values: dict[str, object]) -> None
         Settings(**values)
 
 
-@pytest.mark.parametrize(("name", "value"), [("GEMS_PORT", "many"), ("GEMS_DEFAULT_LIMIT", "1000")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("GEMS_PORT", "many"), ("GEMS_ENGINE", "warp"), ("GEMS_DEFAULT_LIMIT", "1000")]
+)
 def test_command_names_the_wrong_setting_in_one_line(monkeypatch, capsys, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     assert main(["nowhere"]) == 2

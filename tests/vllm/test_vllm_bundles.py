@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,11 @@ from support.engines import assert_same_ranking
 from bench.untrained import publish_untrained
 from index.bundle import Bundle
 from server.app import create_app
-from server.engine.contract import EngineError, RankRequest
+from server.engine.contract import Engine, EngineError, RankRequest
 from server.engine.legal_tokens import LegalTokens
-from server.engine.torch_engine import TorchEngine
-from server.engine.vllm_engine import VllmEngine
+from server.engine.open import open_engine
+from server.engine.torch_engine import EngineOptions, TorchEngine
+from server.engine.vllm_engine import VllmEngine, VllmLostError
 from server.settings import Settings
 
 pytest.importorskip(
@@ -94,6 +96,10 @@ def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
         again = engine.rank([request])[0]
         assert again.cached_tokens == 0
         assert_same_ranking(again, expected)
+    monkeypatch.setattr(executor, "execute_model", failing_after(0))
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: False)
+    with pytest.raises(VllmLostError):
+        engine.rank([request])
 
 
 def test_backbones_from_scratch(opened: Open, tmp_path: Path) -> None:
@@ -110,6 +116,30 @@ def test_a_bundle_that_vllm_cannot_run_is_refused(opened: Open, tmp_path: Path) 
     bundle = Bundle.open(make_bundle(tmp_path / "bundle"))  # heads of 8 dimensions
     with pytest.raises(EngineError, match="vLLM cannot run"):
         opened(bundle)
+
+
+def test_a_server_opens_it_by_its_options(tmp_path: Path) -> None:
+    """With steps that are too small for the prompt, and with what cannot be."""
+    bundle = Bundle.open(make(tmp_path / "bundle"))
+
+    def open_(**changes: Any) -> Engine:
+        options = replace(EngineOptions(cache_bytes=1 << 28, kind="vllm"), **changes)
+        return open_engine(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options)
+
+    for changes, reason in (
+        ({"cache_bytes": 1 << 16}, "with 0 MiB for keys and values"),
+        ({"device": "tpu"}, "built for the device"),
+    ):
+        with pytest.raises(EngineError, match=reason):
+            open_(**changes)
+    request = RankRequest(list(range(1, 101)), 10, 50)
+    expected = TorchEngine.open(bundle).rank([request])[0]
+    engine = open_(max_batch_tokens=10)
+    assert isinstance(engine, VllmEngine)
+    try:
+        assert_same_ranking(engine.rank([request])[0], expected)
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from support.engines import assert_same_ranking
 
 from index.allowed import Allowed, SlotSet
 from index.bundle import Bundle
-from server.engine.contract import EngineError, RankRequest
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.torch_engine import TorchEngine
 from server.engine.vllm_engine import VllmEngine
 
@@ -105,8 +106,8 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = RankRequest(prompt(30), 5, 10)
-    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: 0.0)
-    monkeypatch.setattr("server.engine.vllm_engine.time", clock)
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("server.engine.contract.time", clock)
     now = 1.0
     late, on_time = pair.vllm.rank([RankRequest(prompt(95), 5, 10, deadline=0.5), request])
     assert late.expired
@@ -118,6 +119,31 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
     assert not pair.vllm._llm.has_unfinished_requests()
     monkeypatch.undo()
     assert_same_ranking(pair.vllm.rank([request])[0], pair.torch.rank([request])[0])
+
+
+def test_a_request_for_which_nobody_waits_is_given_up(pair: Pair) -> None:
+    asked = count()
+    left = RankRequest(prompt(95), 5, 10, gone=lambda: next(asked) > 0)  # between two levels
+    ranking, other = pair.vllm.rank([left, RankRequest(prompt(30), 5, 10)])
+    assert ranking.expired
+    assert (ranking.items, len(other.items)) == ([], 5)
+    assert not pair.vllm._llm.has_unfinished_requests()
+
+
+def test_requests_join_others_between_two_steps(pair: Pair) -> None:
+    """Three sound ones and one that cannot be begun, one more before every step."""
+    requests = [RankRequest(prompt(length), 5, 10) for length in (40, 60, 254, 80)]
+    coming = iter([{1: requests[1]}, {2: requests[2]}, {3: requests[3]}])
+    told: list[Mapping[int, Outcome]] = []
+    pair.vllm.serve({0: requests[0]}, lambda: next(coming, {}), told.append)
+    assert [number for outcomes in told for number in outcomes] == [2, 0, 1, 3]
+    outcomes = {number: outcome for each in told for number, outcome in each.items()}
+    assert isinstance(outcomes[2], EngineError)
+    for number in (0, 1, 3):
+        ranking = outcomes[number]
+        assert isinstance(ranking, Ranking)
+        assert_same_ranking(ranking, pair.torch.rank([requests[number]])[0])
+    assert not pair.vllm._llm.has_unfinished_requests()
 
 
 def test_prompts_that_do_not_fit_are_refused(pair: Pair) -> None:

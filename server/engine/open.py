@@ -1,0 +1,57 @@
+"""Which engine serves: the one place that knows them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from index.allowed import SlotSet
+from index.bundle import BundleInfo, load_model
+from index.trie import Trie
+from server.engine.contract import EngineError, StepwiseEngine
+from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
+from server.engine.vllm_engine import VllmEngine
+
+SEQUENCES = 256  # of vLLM, hypotheses in one pass: each has a row of logits over the whole vocabulary
+
+
+def open_engine(
+    path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
+) -> StepwiseEngine:
+    """Load the weights of the bundle at `path` into the engine of `options.kind`.
+
+    info: of that bundle. trie, living: of a version of its index. Raises `EngineError` where the engine is not
+    installed, or cannot do what the bundle or the options ask.
+    """
+    if options.kind == "vllm":
+        return _open_vllm(path, info, trie, living, options)
+    return TorchEngine(
+        on_device(load_model(path, options.dtype), options.device),
+        trie,
+        info.vocabulary(),
+        normalisation=info.normalisation,
+        max_batch_tokens=options.max_batch_tokens,
+        join_rows=options.join_rows,
+        living=living,
+        packed=options.precision,
+        cache_bytes=options.cache_bytes,
+    )
+
+
+def _open_vllm(
+    path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
+) -> VllmEngine:
+    if options.precision == "int8":
+        raise EngineError("the vLLM engine has no int8; choose float32 or bfloat16, or the torch engine")
+    if options.cache_bytes == 0:
+        raise EngineError("the vLLM engine computes in its cache; set GEMS_CACHE_MIB to more than 0")
+    return VllmEngine.load(
+        path,
+        info,
+        trie,
+        living,
+        dtype=options.precision,
+        device=options.device,
+        kv_cache_bytes=options.cache_bytes,
+        max_num_batched_tokens=options.max_batch_tokens,
+        max_num_seqs=min(SEQUENCES, options.max_batch_tokens),
+    )
