@@ -23,7 +23,7 @@ from server.app import create_app
 from server.engine.torch_engine import TorchEngine
 from server.settings import Settings
 
-HISTORY = [{"item_id": f"item-{k}"} for k in range(15)]
+HISTORY = [{"item_id": f"item-{k}"} for k in range(40)]
 ASK = request("POST", "/v1/recommend", {"history": HISTORY})
 HEALTH = [request("GET", "/health/live"), request("GET", "/metrics")]
 
@@ -51,7 +51,8 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(slow_bundle: Path) -> Iterator[Server]:
-    with Server(slow_bundle, GEMS_DRAIN_SECONDS="1") as started:
+    """All requests are alike, so that nothing may be kept of them. The queue bounds how long the admitted wait."""
+    with Server(slow_bundle, GEMS_DRAIN_SECONDS="1", GEMS_CACHE_MIB="0", GEMS_QUEUE_LIMIT="8") as started:
         yield started
 
 
