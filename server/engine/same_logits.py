@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # as a share of the norm; more than rounding, less than a bias
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 5e-2,
+}  # as a share of the norm; more than rounding, less than a bias
 
 
 def same_logits(ours: Tensor, theirs: Tensor) -> bool:
