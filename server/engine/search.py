@@ -67,9 +67,7 @@ class Search:
         self.memory = KeyValues(layers, self._prompt + fed, known)
         self._end = self.cached_tokens  # slots that are filled
         self._live: Codes = np.zeros(1, np.int64)  # positions in the beam of the hypotheses that are fed
-        self._paths = torch.zeros(
-            1, 0, dtype=torch.long
-        )  # [live, level], slots of ancestors and of themselves
+        self._paths = torch.zeros(1, 0, dtype=torch.long)  # [live, level], own slots and those of ancestors
         self._fed = 0  # how many of the live were fed
         self._found: list[NDArray[np.float32]] = []  # their log-probabilities, in parts
 
