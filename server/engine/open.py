@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from index.allowed import SlotSet
-from index.bundle import BundleInfo, load_model
+from index.bundle import BundleInfo
 from index.trie import Trie
 from server.engine.contract import EngineError, StepwiseEngine
-from server.engine.torch_engine import EngineOptions, TorchEngine, on_device
+from server.engine.torch_engine import EngineOptions, TorchEngine
 from server.engine.vllm_engine import VllmEngine
 
 SEQUENCES = 256  # of vLLM, hypotheses in one pass: each has a row of logits over the whole vocabulary
@@ -24,17 +24,7 @@ def open_engine(
     """
     if options.kind == "vllm":
         return _open_vllm(path, info, trie, living, options)
-    return TorchEngine(
-        on_device(load_model(path, options.dtype), options.device),
-        trie,
-        info.vocabulary(),
-        normalisation=info.normalisation,
-        max_batch_tokens=options.max_batch_tokens,
-        join_rows=options.join_rows,
-        living=living,
-        packed=options.precision,
-        cache_bytes=options.cache_bytes,
-    )
+    return TorchEngine.load(path, info, trie, living, options)
 
 
 def _open_vllm(

@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from index.allowed import Allowed, SlotSet
-from index.bundle import Bundle
+from index.bundle import Bundle, BundleInfo, load_model
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
 from server.engine.backbone import backbone_of
@@ -121,14 +122,21 @@ class TorchEngine:
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
         """In this process; `options.threads` is for processes that the engine has for itself."""
+        return cls.load(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options)
+
+    @classmethod
+    def load(
+        cls, path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
+    ) -> TorchEngine:
+        """The weights of the bundle at `path` with a version of its index. info: of that bundle."""
         return cls(
-            on_device(bundle.load_model(options.dtype), options.device),
-            bundle.index.trie,
-            bundle.vocabulary,
-            normalisation=bundle.info.normalisation,
+            on_device(load_model(path, options.dtype), options.device),
+            trie,
+            info.vocabulary(),
+            normalisation=info.normalisation,
             max_batch_tokens=options.max_batch_tokens,
             join_rows=options.join_rows,
-            living=bundle.index.living,
+            living=living,
             packed=options.precision,
             cache_bytes=options.cache_bytes,
         )

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engines import assert_same_ranking
+from support.references import found_items, identifier_scores, legal_next
 from support.t5 import KINDS, make_t5
 
 from index.allowed import Allowed, SlotSet
@@ -55,10 +56,6 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[float]]:
     """Beam search by transformers, constrained to the catalogue: items and summed log-probabilities."""
-    children: dict[tuple[int, ...], set[int]] = {}
-    for row in w.tokens.tolist():
-        for depth in range(len(row)):
-            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
     output = w.model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -70,17 +67,11 @@ def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[floa
         eos_token_id=None,
         pad_token_id=0,
         use_cache=False,  # transformers counts its layers by the encoder
-        prefix_allowed_tokens_fn=lambda _, seq: sorted(children.get(tuple(seq[1:].tolist()), {0})),
+        prefix_allowed_tokens_fn=legal_next(w.tokens, 1),
         return_dict_in_generate=True,
         output_scores=True,
     )
-    row_of = {tuple(row): k for k, row in enumerate(w.tokens.tolist())}
-    found = [
-        (row_of[tuple(seq[1:].tolist())], float(score))
-        for seq, score in zip(output.sequences, output.sequences_scores, strict=True)
-        if torch.isfinite(score)
-    ]
-    return [item for item, _ in found], [score for _, score in found]
+    return found_items(output, w.tokens, 1)
 
 
 def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
@@ -93,15 +84,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
             encoder_outputs=(encoded.expand(len(tokens), -1, -1),),
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], dim=1),
         ).logits.double()
-    total = torch.zeros(len(tokens), dtype=torch.double)
-    for level in range(w.vocabulary.levels):
-        first, last = w.vocabulary.span(level)
-        if normalisation == "level":
-            log_p = logits[:, level, first:last].log_softmax(-1)
-        else:
-            log_p = logits[:, level].log_softmax(-1)[:, first:last]
-        total += log_p.gather(1, tokens[:, level : level + 1] - first).squeeze(1)
-    return total.numpy()
+    return identifier_scores(logits, tokens, w.vocabulary, normalisation)
 
 
 @pytest.mark.parametrize("kind", KINDS)

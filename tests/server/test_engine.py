@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.bundles import make_model
+from support.references import found_items, identifier_scores, legal_next
 from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,
@@ -83,10 +84,6 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[float]]:
     """Beam search by transformers, constrained to the catalogue: items and summed log-probabilities."""
     tokens = w.vocabulary.tokens(w.codes)
-    children: dict[tuple[int, ...], set[int]] = {}
-    for row in tokens.tolist():
-        for depth in range(len(row)):
-            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
     output = w.model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -97,8 +94,7 @@ def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[floa
         length_penalty=0.0,
         eos_token_id=None,
         pad_token_id=0,
-        # a hypothesis of score −inf has left the trie; it may go anywhere
-        prefix_allowed_tokens_fn=lambda _, seq: sorted(children.get(tuple(seq[len(ids) :].tolist()), {0})),
+        prefix_allowed_tokens_fn=legal_next(tokens, len(ids)),
         return_dict_in_generate=True,
         output_scores=True,
         output_logits=True,
@@ -107,13 +103,7 @@ def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[floa
         new = output.sequences[0, len(ids) :]
         log_p = [logits[0].log_softmax(-1)[token] for logits, token in zip(output.logits, new, strict=True)]
         output.sequences_scores = torch.stack(log_p).sum().unsqueeze(0)
-    row_of = {tuple(row): k for k, row in enumerate(tokens.tolist())}
-    found = [
-        (row_of[tuple(seq[len(ids) :].tolist())], float(score))
-        for seq, score in zip(output.sequences, output.sequences_scores, strict=True)
-        if torch.isfinite(score)
-    ]
-    return [item for item, _ in found], [score for _, score in found]
+    return found_items(output, tokens, len(ids))
 
 
 def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
@@ -122,17 +112,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
     full = torch.cat([torch.tensor([ids]).expand(len(tokens), -1), tokens], dim=1)
     with torch.inference_mode():
         logits = w.model(full).logits[:, len(ids) - 1 : -1].double()
-    total = torch.zeros(len(tokens), dtype=torch.double)
-    for level in range(w.vocabulary.levels):
-        first, last = w.vocabulary.span(level)
-        step = logits[:, level]
-        log_p = (
-            step[:, first:last].log_softmax(-1)
-            if normalisation == "level"
-            else step.log_softmax(-1)[:, first:last]
-        )
-        total += log_p.gather(1, tokens[:, level : level + 1] - first).squeeze(1)
-    return total.numpy()
+    return identifier_scores(logits, tokens, w.vocabulary, normalisation)
 
 
 def assert_same(ranking: Ranking, items: list[int], scores: list[float], tolerance: float = 1e-3) -> None:

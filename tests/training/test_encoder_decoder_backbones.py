@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
 from support.bundles import make_catalogue, make_identifiers, make_spelled, make_tokenizer, text_vectors
+from support.histories import histories
 from support.t5 import KINDS, make_t5
 from test_pipeline import make_data
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
@@ -61,20 +62,6 @@ TIGER = {
     "validation_cases": 40, "title_queries": 0.2, "patience": 100, "threads": 1, "method": "full",
     "conflict_cases": 8, "validate_every": 2,
 }  # fmt: skip
-
-
-def histories(users: int = 30, seed: int = 0) -> list[list[Event]]:
-    rng = np.random.default_rng(seed)
-    queries = ["comedy", "golden river", "western 1950s"]
-    return [
-        [
-            Event(int(rng.integers(60)), Task.SEARCH, queries[rng.integers(3)])
-            if rng.random() < 0.5
-            else Event(int(rng.integers(60)))
-            for _ in range(int(rng.integers(1, 26)))
-        ]
-        for _ in range(users)
-    ]
 
 
 def some_part(count: int = 8) -> Part:

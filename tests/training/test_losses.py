@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.bundles import make_catalogue, make_identifiers, make_model, make_tokenizer
+from support.histories import histories
 
-from index.history import Event, Task
+from index.history import Task
 from index.sequence import TASKS, SequenceEncoder
 from index.vocabulary import IdentifierVocabulary
 from training.batches import BatchSource, pad
@@ -24,20 +25,6 @@ TOKENIZER = make_tokenizer(CATALOGUE.texts())
 VOCABULARY = IdentifierVocabulary.for_tokenizer(TOKENIZER, IDENTIFIERS.codebook_sizes)
 VOCABULARY.add_to(TOKENIZER)
 ENCODER = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=200, max_events=10)
-
-
-def histories(users: int = 30, seed: int = 0) -> list[list[Event]]:
-    rng = np.random.default_rng(seed)
-    queries = ["comedy", "golden river", "western 1950s"]
-    return [
-        [
-            Event(int(rng.integers(60)), Task.SEARCH, queries[rng.integers(3)])
-            if rng.random() < 0.5
-            else Event(int(rng.integers(60)))
-            for _ in range(int(rng.integers(1, 26)))
-        ]
-        for _ in range(users)
-    ]
 
 
 def source(**options: float) -> BatchSource:

@@ -1,0 +1,48 @@
+"""What the references of the engine's tests share: the catalogue as a dictionary of prefixes, scores from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from index.vocabulary import IdentifierVocabulary
+
+
+def legal_next(tokens: np.ndarray, begin: int) -> Callable[[int, torch.Tensor], list[int]]:
+    """For `generate`: what may follow a sequence whose identifier begins at a place. tokens: [items, levels].
+
+    A hypothesis of score −inf has left the trie; it may go anywhere.
+    """
+    children: dict[tuple[int, ...], set[int]] = {}
+    for row in tokens.tolist():
+        for depth in range(len(row)):
+            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
+    return lambda _, sequence: sorted(children.get(tuple(sequence[begin:].tolist()), {0}))
+
+
+def found_items(output, tokens: np.ndarray, begin: int) -> tuple[list[int], list[float]]:  # type: ignore[no-untyped-def]
+    """Items and summed log-probabilities of what `generate` returned."""
+    row_of = {tuple(row): k for k, row in enumerate(tokens.tolist())}
+    found = [
+        (row_of[tuple(sequence[begin:].tolist())], float(score))
+        for sequence, score in zip(output.sequences, output.sequences_scores, strict=True)
+        if torch.isfinite(score)
+    ]
+    return [item for item, _ in found], [score for _, score in found]
+
+
+def identifier_scores(
+    logits: torch.Tensor, tokens: torch.Tensor, vocabulary: IdentifierVocabulary, normalisation: str
+) -> np.ndarray:
+    """log p of every identifier: logits float64 [items, levels, V], tokens [items, levels] → [items]."""
+    total = torch.zeros(len(tokens), dtype=torch.double)
+    for level in range(vocabulary.levels):
+        first, last = vocabulary.span(level)
+        if normalisation == "level":
+            log_p = logits[:, level, first:last].log_softmax(-1)
+        else:
+            log_p = logits[:, level].log_softmax(-1)[:, first:last]
+        total += log_p.gather(1, tokens[:, level : level + 1] - first).squeeze(1)
+    return total.numpy()
