@@ -27,6 +27,7 @@ from bench.load import closed_loop, quantile, rate_of_batches, request
 from bench.untrained import publish_untrained
 from index.bundle import Bundle
 from index.history import Event
+from server import garbage
 from server.engine.contract import RankRequest
 from server.engine.torch_engine import TorchEngine
 from server.launch import engine_options
@@ -75,6 +76,7 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
     ]
     messages = [request("POST", "/v1/recommend", body) for body in bodies]
     batch = settings.max_batch_size
+    garbage.settle()  # as the server does: the engine alone shall not be slower for want of it
     engine_rps, http_rps, answers = [], [], []
     with ServerProcess(bundle_path) as server:
         port = int(server.url.rpartition(":")[2])

@@ -49,6 +49,7 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reope
     service = Service(served, metrics, settings)
     metrics.watch(
         queue_depth=lambda: served.current.scheduler.depth,
+        queue_limit=lambda: served.current.scheduler.queue_limit,
         ready=lambda: readiness.ready,
         engine_up=lambda: served.current.scheduler.running,
     )

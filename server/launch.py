@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from index.bundle import Bundle
 from index.manifest import BundleError
-from server import logs, tracing
+from server import garbage, logs, tracing
 from server.app import create_app
 from server.engine.contract import EngineError
 from server.engine.process import EngineProcess
@@ -144,5 +144,6 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        garbage.settle()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         logger.info("ready", extra={"url": f"http://{host}:{port}"})

@@ -89,7 +89,7 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("gems_queue_depth", "Requests waiting for the engine", registry=registry)
-        self.queue_limit = Gauge("gems_queue_limit", "Requests that may wait", registry=registry)
+        self.queue_limit = Gauge("gems_queue_limit", "Requests that may wait now", registry=registry)
         self.ready = Gauge("gems_ready", "1 if /health/ready answers 200", registry=registry)
         self.rejected = Counter(
             "gems_rejected_total", "Requests refused without a ranking", ["reason"], registry=registry
@@ -177,10 +177,16 @@ class Metrics:
             self.fallbacks.labels(fallback)
 
     def watch(
-        self, *, queue_depth: Callable[[], float], ready: Callable[[], bool], engine_up: Callable[[], bool]
+        self,
+        *,
+        queue_depth: Callable[[], float],
+        queue_limit: Callable[[], float],
+        ready: Callable[[], bool],
+        engine_up: Callable[[], bool],
     ) -> None:
         """Read the gauges from their owners at each scrape."""
         self.queue_depth.set_function(queue_depth)
+        self.queue_limit.set_function(queue_limit)
         self.ready.set_function(lambda: float(ready()))
         self.engine_up.set_function(lambda: float(engine_up()))
 

@@ -6,7 +6,9 @@ company. A request that was given up, by its deadline or by its client, leaves t
 ranked; the engine leaves it between two steps.
 
 A request that would not be answered in time is refused at once instead of being kept waiting for nothing: by
-the length of the queue, and by a forecast from how fast the engine was of late (`pace`).
+the length of the queue, and by a forecast from how fast the engine was of late (`pace`). The whole queue is for bursts:
+while more comes than can be answered, a long one would only make everybody wait, so that for a while after a refusal
+half a batch is all that may wait.
 
 The event loop stays free while the engine computes, because a thread waits for it.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -40,6 +43,7 @@ _LONGEST_RETRY = 60  # seconds
 _STOPPING = "The server is starting or shutting down."
 _LOST = "The model's process was lost and is being restarted; the request may be sent again."
 PATIENCE = 5.0  # seconds without an engine after which requests are refused instead of queued
+OVERLOADED = 5.0  # seconds that the queue stays short after it was full
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Scheduler:
     """Owns the thread that uses the engine. `start` and `stop` it on the event loop that submits.
 
     max_batch_size: requests that the engine has in hand at most.
-    queue_limit: requests that may wait; those in the engine's hands do not count.
+    queue_limit: requests that may wait in a burst, beyond those that the engine has room for.
     window: seconds that an idle engine waits for company.
     """
 
@@ -82,12 +86,20 @@ class Scheduler:
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._accepting = False
+        self._full_at = -math.inf  # on the clock of `monotonic`: the latest refusal for want of room
         self._pace = Pace()
 
     @property
     def depth(self) -> int:
         """How many requests are waiting."""
         return len(self._waiting)
+
+    @property
+    def queue_limit(self) -> int:
+        """How many requests may wait now for one that has to be answered first: few while there is too much to do."""
+        if time.monotonic() < self._full_at + OVERLOADED:
+            return min(self._queue_limit, max(1, self._max_batch_size // 2))
+        return self._queue_limit
 
     @property
     def running(self) -> bool:
@@ -125,7 +137,8 @@ class Scheduler:
         """Raise what a request submitted now would be refused with, whatever it asks for."""
         if not self._accepting:
             raise NotReadyError(_STOPPING)
-        if len(self._waiting) >= self._queue_limit:
+        if len(self._waiting) >= self._room + self.queue_limit:
+            self._full_at = time.monotonic()
             raise QueueFullError(self._retry_after())
 
     async def rank(self, request: RankRequest, timeout: float, *, admitted: bool = False) -> Ranked:

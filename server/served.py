@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from index.bundle import Bundle
 from index.manifest import BundleError
+from server import garbage
 from server.deployment import Deployment
 from server.engine.contract import Engine, EngineError, EngineLostError
 from server.errors import BundleRefusedError, EngineUnavailableError, IndexRefusedError, NotFoundError
@@ -35,7 +36,6 @@ class Served:
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         metrics.name_bundle(bundle)
-        metrics.queue_limit.set(settings.queue_limit)
         metrics.watch_memory(lambda: self.current.engine_pid)
 
     async def start(self) -> None:
@@ -63,6 +63,7 @@ class Served:
                     "The version that was served goes on."
                 ) from error
             self._metrics.name_bundle(fresh)
+            garbage.settle_again()
             logger.info("index swapped", extra={"index_version": fresh.index.version})
             return before, fresh
 
@@ -89,6 +90,7 @@ class Served:
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
             self._metrics.name_bundle(fresh.bundle)
+            garbage.settle_again()
             logger.info("bundle swapped", extra={"bundle_id": fresh.bundle.info.bundle_id})
             return old.bundle, fresh.bundle
 

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
     device: Literal["cpu", "cuda"] = "cpu"  # of the model
     precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the model's weights
-    queue_limit: int = Field(16, ge=1)
+    queue_limit: int = Field(8, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
     stall_seconds: float = Field(60.0, gt=0)  # without any answer: the engine hangs and is replaced
     fallback: Fallback = "none"

@@ -25,7 +25,7 @@ from index.bundle import INDEX, BundleInfo
 from index.item_index import open_identifiers
 from index.manifest import BundleError, refusing, verify
 from index.trie import Trie
-from server import logs
+from server import garbage, logs
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.open import open_engine
 from server.engine.torch_engine import EngineOptions
@@ -73,6 +73,7 @@ def run(
     except (BundleError, EngineError) as error:
         connection.send_bytes(encode(Failure(reason=str(error))))
         return
+    garbage.settle()
     try:
         connection.send_bytes(encode(Done()))
         worker.serve()

@@ -51,8 +51,8 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(slow_bundle: Path) -> Iterator[Server]:
-    """All requests are alike, so that nothing may be kept of them. The queue bounds how long the admitted wait."""
-    with Server(slow_bundle, GEMS_DRAIN_SECONDS="1", GEMS_CACHE_MIB="0", GEMS_QUEUE_LIMIT="8") as started:
+    """All requests are alike, so that nothing may be kept of them."""
+    with Server(slow_bundle, GEMS_DRAIN_SECONDS="1", GEMS_CACHE_MIB="0") as started:
         yield started
 
 

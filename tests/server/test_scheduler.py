@@ -13,6 +13,7 @@ import pytest
 from support.engines import FailingEngine, GatedEngine, SteppedEngine, assert_same_ranking
 
 from index.bundle import Bundle
+from server import scheduler as scheduler_module
 from server.engine.contract import Engine, RankRequest
 from server.engine.torch_engine import TorchEngine
 from server.errors import (
@@ -23,7 +24,7 @@ from server.errors import (
     QueueFullError,
 )
 from server.metrics import Metrics
-from server.scheduler import Scheduler
+from server.scheduler import Ranked, Scheduler
 
 Scenario = Callable[[Scheduler], Awaitable[Any]]
 
@@ -115,7 +116,52 @@ def test_full_queue_refuses_at_once(bundle: Bundle, gated: GatedEngine) -> None:
         await asyncio.gather(first, *waiting)
         await scheduler.rank(request(bundle), 20)  # room again
 
-    run(scenario, gated)
+    run(scenario, gated, max_batch_size=1)
+
+
+def test_what_the_engine_has_room_for_fills_no_queue(bundle: Bundle, gated: GatedEngine) -> None:
+    """A burst before an idle engine: a whole batch, and the queue behind it."""
+
+    async def scenario(scheduler: Scheduler) -> None:
+        asked = await queued(scheduler, *[request(bundle)] * 8)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Ranked] * 7 + [QueueFullError]
+
+    run(scenario, gated, max_batch_size=4, queue_limit=3)
+
+
+def test_the_queue_is_short_for_a_while_after_it_was_full(
+    bundle: Bundle, gated: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a batch, and the whole length again when nobody has been refused for some time."""
+    monkeypatch.setattr(scheduler_module, "OVERLOADED", 0.3)
+
+    async def scenario(scheduler: Scheduler) -> None:
+        busy = await queued(scheduler, *[request(bundle)] * 10)
+        await asyncio.gather(*busy, return_exceptions=True)
+        refused_at = time.monotonic()
+        lengths = [scheduler.queue_limit]
+        while scheduler.queue_limit == 2:
+            assert time.monotonic() < refused_at + 5
+            await asyncio.sleep(0.01)
+        assert time.monotonic() > refused_at + 0.1
+        lengths.append(scheduler.queue_limit)
+        assert lengths == [2, 5]
+
+    run(scenario, gated, max_batch_size=4, queue_limit=5)
+
+
+@pytest.mark.parametrize(("batch", "limit", "short"), [(1, 5, 1), (8, 3, 3), (8, 100, 4)])
+def test_a_short_queue_is_never_longer_than_the_whole_one(
+    bundle: Bundle, gated: GatedEngine, batch: int, limit: int, short: int
+) -> None:
+    async def scenario(scheduler: Scheduler) -> None:
+        assert scheduler.queue_limit == limit
+        asked = await queued(scheduler, *[request(bundle)] * (batch + limit + 1))
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert scheduler.queue_limit == short
+
+    run(scenario, gated, max_batch_size=batch, queue_limit=limit)
 
 
 def test_a_deadline_that_the_queue_will_exceed_is_refused_at_once(bundle: Bundle, gated: GatedEngine) -> None:
@@ -288,6 +334,7 @@ def test_a_continuous_engine_is_given_more_while_it_works(bundle: Bundle, engine
         first = await queued(scheduler, request(bundle, 1), request(bundle, 2))
         await until(lambda: len(stepped.taken) == 1)
         stepped.permits.release(1)
+        await until(lambda: stepped.steps == 1)
         later = await queued(scheduler, *(request(bundle, limit) for limit in (3, 4, 5)))
         await until(lambda: len(stepped.taken) == 2)
         assert scheduler.depth == 1  # four are in its hands

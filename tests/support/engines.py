@@ -50,13 +50,17 @@ class FailingEngine:
 
 
 class SteppedEngine:
-    """A continuous engine around the real one, which takes a step for each permit. `taken` holds what it was given."""
+    """A continuous engine around the real one, which takes a step for each permit.
+
+    taken: what it was given. steps: how many it has begun.
+    """
 
     def __init__(self, engine: TorchEngine) -> None:
         self.engine = engine
         self.everything = engine.everything
         self.permits = threading.Semaphore(0)
         self.taken: list[list[RankRequest]] = []
+        self.steps = 0
         self._lock = threading.Lock()
         self._arrived: dict[Any, RankRequest] = {}
         self._working = False
@@ -65,9 +69,9 @@ class SteppedEngine:
         return self.engine.rank(requests)
 
     def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
-        self.taken.append(list(requests.values()))
         with self._lock:
             self._arrived.update(requests)
+            self.taken.append(list(requests.values()))
             begin, self._working = not self._working, True
         if begin:
             threading.Thread(target=self._work, args=(answered,), daemon=True).start()
@@ -83,6 +87,7 @@ class SteppedEngine:
             raise TimeoutError("the test never allowed the next step")
         with self._lock:
             arrived, self._arrived = self._arrived, {}
+            self.steps += 1
         return arrived
 
 
