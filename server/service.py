@@ -6,17 +6,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from index.allowed import Allowed
-from index.bundle import Bundle
-from index.history import Event, Task
+from index.history import Task
 from index.popularity import Popularity
-from index.sequence import Prompt, SequenceError
 from server import tracing
 from server.answers import Answer, BatchAnswer, Dropped, Explanation, FallbackReason, RankedItem, Timings
-from server.deployment import Deployment
+from server.asked import Asked, check_caps, understand
 from server.engine.contract import RankRequest
 from server.errors import (
     DeadlineError,
@@ -28,10 +24,9 @@ from server.errors import (
     problem,
 )
 from server.explanation import explain
-from server.history import History
 from server.metrics import STAGES, Metrics, outcome
 from server.schemas import BatchRequest, RecommendRequest, SearchRequest
-from server.selection import allowed_items, why_fewer
+from server.selection import why_fewer
 from server.served import Served
 from server.settings import Settings
 
@@ -43,38 +38,6 @@ FALLBACKS: dict[type[ServerError], FallbackReason] = {
     EngineUnavailableError: "engine_unavailable",
     DeadlineError: "deadline_exceeded",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request as the deployment understands it. bundle, popularity: of the index version that it began with.
-    deadline: on the clock of `perf_counter`."""
-
-    body: RecommendRequest
-    deployment: Deployment
-    bundle: Bundle
-    popularity: Popularity | None
-    history: History
-    query: str | None
-    prompt: Prompt
-    limit: int
-    beam_width: int
-    allowed: Allowed
-    deadline: float
-    tokenised: float  # seconds
-
-    @property
-    def task(self) -> Task:
-        return Task.RECOMMENDATION if self.query is None else Task.SEARCH
-
-    @property
-    def read(self) -> int:
-        """How many events the prompt holds: the newest."""
-        return len(self.history.events) - self.prompt.dropped_events
-
-    def remaining(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +69,11 @@ class Service:
 
         Raises `InvalidRequestError` for what exceeds the settings, and what `Scheduler.rank` raises.
         """
-        self._check_caps(body)
+        check_caps(body, self._settings)
         deployment = self._served.current  # this one to the end, whatever is swapped in meanwhile
         task = Task.SEARCH if isinstance(body, SearchRequest) else Task.RECOMMENDATION
         with deployment.used(), tracing.ranking(task.value) as account:
-            asked = self._understand(body, deployment, started)
+            asked = understand(body, deployment, self._settings, started)
             account.tell(
                 bundle_id=asked.bundle.info.bundle_id,
                 index_version=asked.bundle.index.version,
@@ -154,28 +117,7 @@ class Service:
             answers=[problem(r, request_id) if isinstance(r, ServerError) else r for r in results],
         )
 
-    def _understand(self, body: RecommendRequest, deployment: Deployment, started: float) -> _Asked:
-        began = time.perf_counter()
-        bundle = deployment.bundle
-        query = body.query if isinstance(body, SearchRequest) else None
-        history = History.read(body.history, bundle, self._settings.max_query_chars)
-        limit = body.limit or self._settings.default_limit
-        return _Asked(
-            body=body,
-            deployment=deployment,
-            bundle=bundle,
-            popularity=deployment.popularity,
-            history=history,
-            query=query,
-            prompt=_encode(bundle, history.events, query),
-            limit=limit,
-            beam_width=body.beam_width or max(limit, self._settings.default_beam_width),
-            allowed=allowed_items(body, history.rows, bundle.index),
-            deadline=started + (body.timeout_ms or self._settings.request_timeout_ms) / 1000,
-            tokenised=time.perf_counter() - began,
-        )
-
-    async def _find(self, asked: _Asked) -> _Found:
+    async def _find(self, asked: Asked) -> _Found:
         """What answers, and why, if that is asked. A ranking whose explanation fails is no answer."""
         found = await self._ranked_or_popular(asked)
         if not asked.body.explain or found.fallback is not None:
@@ -185,7 +127,7 @@ class Service:
         seconds = found.seconds | {"explain": time.perf_counter() - began}
         return replace(found, explanation=explanation, seconds=seconds)
 
-    async def _ranked_or_popular(self, asked: _Asked) -> _Found:
+    async def _ranked_or_popular(self, asked: Asked) -> _Found:
         """By the model; by popularity where that was asked for and the model cannot."""
         popular = (asked.body.fallback or self._settings.fallback) == "popularity"
         if not popular or asked.popularity is None:
@@ -197,7 +139,7 @@ class Service:
         except tuple(FALLBACKS) as error:
             return self._popular(asked, asked.popularity, FALLBACKS[type(error)])
 
-    async def _ranked(self, asked: _Asked) -> _Found:
+    async def _ranked(self, asked: Asked) -> _Found:
         scheduler = asked.deployment.scheduler
         ranked = await scheduler.rank(
             RankRequest(
@@ -222,7 +164,7 @@ class Service:
             seconds={"queue": ranked.waited, "tokenise": asked.tokenised} | ranking.seconds,
         )
 
-    async def _explained(self, asked: _Asked, found: _Found) -> Explanation | None:
+    async def _explained(self, asked: Asked, found: _Found) -> Explanation | None:
         if not found.rows or not asked.read:
             return None
         return await explain(
@@ -237,12 +179,12 @@ class Service:
             timeout=asked.remaining(),
         )
 
-    def _popular(self, asked: _Asked, popularity: Popularity, reason: FallbackReason) -> _Found:
+    def _popular(self, asked: Asked, popularity: Popularity, reason: FallbackReason) -> _Found:
         self._metrics.fallbacks.labels(reason).inc()
         rows, scores = popularity.best(asked.allowed, asked.limit)
         return _Found(rows, scores, reason, None, 0, {"tokenise": asked.tokenised})
 
-    def _answer(self, asked: _Asked, found: _Found, request_id: str, started: float) -> Answer:
+    def _answer(self, asked: Asked, found: _Found, request_id: str, started: float) -> Answer:
         bundle, history = asked.bundle, asked.history
         items = [bundle.index.catalogue[row] for row in found.rows]
         source = "model" if found.fallback is None else "popularity"
@@ -270,22 +212,7 @@ class Service:
             timings_ms=_timings(found.seconds, time.perf_counter() - started),
         )
 
-    def _check_caps(self, body: RecommendRequest) -> None:
-        settings = self._settings
-        if len(body.history) > settings.max_history:
-            raise InvalidRequestError.at(
-                "history", f"at most {settings.max_history} entries; send the newest"
-            )
-        if body.limit is not None and body.limit > settings.max_limit:
-            raise InvalidRequestError.at("limit", f"at most {settings.max_limit}")
-        if body.beam_width is not None and body.beam_width > settings.max_beam_width:
-            raise InvalidRequestError.at("beam_width", f"at most {settings.max_beam_width}")
-        if body.timeout_ms is not None and body.timeout_ms > settings.request_timeout_ms:
-            raise InvalidRequestError.at("timeout_ms", f"at most {settings.request_timeout_ms:g}")
-        if isinstance(body, SearchRequest) and len(body.query) > settings.max_query_chars:
-            raise InvalidRequestError.at("query", f"at most {settings.max_query_chars} characters")
-
-    def _count(self, asked: _Asked, found: _Found, short: bool, old: int) -> None:
+    def _count(self, asked: Asked, found: _Found, short: bool, old: int) -> None:
         metrics, body = self._metrics, asked.body
         metrics.unknown_items.inc(len(asked.history.unknown))
         metrics.old_events.inc(old)
@@ -306,10 +233,3 @@ class Service:
 def _timings(seconds: dict[str, float], total: float) -> Timings:
     stages = {stage: seconds.get(stage, 0.0) for stage in STAGES} | {"total": total}
     return Timings(**{stage: round(value * 1000, 3) for stage, value in stages.items()})
-
-
-def _encode(bundle: Bundle, events: Sequence[Event], query: str | None) -> Prompt:
-    try:
-        return bundle.encoder.prompt(events, query)
-    except SequenceError as error:
-        raise InvalidRequestError("The text of a query cannot be read by the model.") from error
