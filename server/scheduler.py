@@ -262,6 +262,7 @@ class Scheduler:
                 errors[job] = outcome
             else:
                 rankings[job] = outcome
+        self._changed.set()  # the engine is given more first, and the answers are made while it works
         if rankings:
             whole = not any(ranking.expired for ranking in rankings.values())
             self._pace.answered(sum(job.cost for job in rankings), now, whole)
@@ -274,7 +275,6 @@ class Scheduler:
         if errors:
             self._pace.failed(sum(job.cost for job in errors), now)
             self._fail_all(errors)
-        self._changed.set()
 
     def _fail_all(self, errors: Mapping[_Job, Exception]) -> None:
         """Of one batch, or of one step."""
