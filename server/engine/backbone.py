@@ -17,6 +17,7 @@ from server.engine.attention import KeyValues, Segment, flat_attention
 from server.engine.contract import EngineError, RankRequest
 from server.engine.decoder import Decoder
 from server.engine.encoder_decoder import EncoderDecoder
+from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision
 from server.engine.same_logits import same_logits
 from server.engine.search import Feed, Search
@@ -133,6 +134,8 @@ class _DecoderOnly:
                 ]
             )
         except (TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise EngineError(f"{name} does not take the engine's tree attention: {error}") from error
         ours = hidden @ model.get_output_embeddings().weight.T
         if not same_logits(ours, theirs):

@@ -26,6 +26,7 @@ from server.engine.backbone import backbone_of
 from server.engine.beam import best_items
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
 from server.engine.head import Head
+from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
@@ -128,18 +129,26 @@ class TorchEngine:
     def load(
         cls, path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
     ) -> TorchEngine:
-        """The weights of the bundle at `path` with a version of its index. info: of that bundle."""
-        return cls(
-            on_device(load_model(path, options.dtype), options.device),
-            trie,
-            info.vocabulary(),
-            normalisation=info.normalisation,
-            max_batch_tokens=options.max_batch_tokens,
-            join_rows=options.join_rows,
-            living=living,
-            packed=options.precision,
-            cache_bytes=options.cache_bytes,
-        )
+        """The weights of the bundle at `path` with a version of its index. info: of that bundle.
+
+        Raises `EngineError` also where they do not fit the memory.
+        """
+        try:
+            return cls(
+                on_device(load_model(path, options.dtype), options.device),
+                trie,
+                info.vocabulary(),
+                normalisation=info.normalisation,
+                max_batch_tokens=options.max_batch_tokens,
+                join_rows=options.join_rows,
+                living=living,
+                packed=options.precision,
+                cache_bytes=options.cache_bytes,
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise EngineError(f"the model does not fit the memory: {error}") from error
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
@@ -170,6 +179,7 @@ class TorchEngine:
             except Exception as error:
                 outcomes |= dict.fromkeys(running, error)
                 running.clear()
+            self._free_memory(outcomes)
             if outcomes:
                 answered(outcomes)
 
@@ -243,10 +253,29 @@ class TorchEngine:
         if kept - search.cached_tokens >= BLOCK:  # less is sooner computed again than copied
             self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 
+    def _free_memory(self, outcomes: dict[int, Outcome]) -> None:
+        """Where memory ran out: give back what can be had again, so that the next requests find room.
+
+        The errors are replaced, because their tracebacks hold the tensors of what has failed.
+        """
+        failed = [number for number, each in outcomes.items() if _ran_out(each)]
+        if not failed:
+            return
+        said = str(outcomes[failed[0]]).splitlines()[0][:200]
+        outcomes |= dict.fromkeys(
+            failed, EngineError(f"not enough memory for what was ranked together: {said}")
+        )
+        self.cache.clear()
+        torch.cuda.empty_cache()  # nothing where CUDA was not used
+
     def _ranking(self, running: _Running) -> Ranking:
         search = running.search
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
         return Ranking(items, scores, running.seconds, search.cached_tokens)
+
+
+def _ran_out(outcome: Outcome) -> bool:
+    return isinstance(outcome, Exception) and is_out_of_memory(outcome)
 
 
 def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> dict[int, Outcome]:
@@ -262,10 +291,7 @@ def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> 
 
 
 def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
-    """The model there. Raises `EngineError` where there is no such device, or too little memory."""
+    """The model there. Raises `EngineError` where there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("no GPU is there that this torch can use; choose the device cpu")
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise EngineError(f"the model does not fit the GPU's memory: {error}") from error
+    return model.to(device)
