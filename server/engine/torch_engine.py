@@ -42,7 +42,8 @@ class EngineOptions:
     ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
     that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
     change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
-    Scores are summed in float64. device: cuda is the current GPU. kind: which engine, see `open_engine`."""
+    Scores are summed in float64. device: cuda is the current GPU. cuda_graphs: of passes of codes, to keep there; 0 for
+    none. kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
@@ -50,6 +51,7 @@ class EngineOptions:
     cache_bytes: int = 0
     precision: Precision = "float32"
     device: Device = "cpu"
+    cuda_graphs: int = 32
     kind: Kind = "torch"
 
     @property
@@ -89,6 +91,8 @@ class TorchEngine:
     packed: to work with a copy of the weights in this precision, laid out for speed; None to read the model's own
     weights, which may change between calls.
     max_batch_tokens, join_rows, cache_bytes: see `EngineOptions`.
+    graphs: how many shapes of passes of codes to keep, padded (`graphs`), with packed weights of decoder-only models;
+    0 for none. On a GPU that spares time; on a CPU it only costs.
     Raises `EngineError` for a model, normalisation or vocabulary that it would get wrong.
     """
 
@@ -104,6 +108,7 @@ class TorchEngine:
         living: SlotSet | None = None,
         packed: Precision | None = None,
         cache_bytes: int = 0,
+        graphs: int = 0,
     ) -> None:
         if trie.levels != vocabulary.levels:
             raise EngineError(
@@ -117,7 +122,7 @@ class TorchEngine:
         self.join_rows = join_rows
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
         self._head = Head(model.get_output_embeddings().weight, vocabulary, normalisation, packed)
-        self._backbone = backbone_of(model, vocabulary, packed)
+        self._backbone = backbone_of(model, vocabulary, packed, graphs, max_batch_tokens)
         self.cache = PrefixCache(cache_bytes if self._backbone.prefixes else 0)
 
     @classmethod
@@ -144,6 +149,7 @@ class TorchEngine:
                 living=living,
                 packed=options.precision,
                 cache_bytes=options.cache_bytes,
+                graphs=options.cuda_graphs if options.device == "cuda" else 0,
             )
         except Exception as error:
             if not is_out_of_memory(error):
@@ -258,7 +264,7 @@ class TorchEngine:
 
         The errors are replaced, because their tracebacks hold the tensors of what has failed.
         """
-        failed = [number for number, each in outcomes.items() if _ran_out(each)]
+        failed = [n for n, each in outcomes.items() if isinstance(each, Exception) and is_out_of_memory(each)]
         if not failed:
             return
         said = str(outcomes[failed[0]]).splitlines()[0][:200]
@@ -272,10 +278,6 @@ class TorchEngine:
         search = running.search
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
         return Ranking(items, scores, running.seconds, search.cached_tokens)
-
-
-def _ran_out(outcome: Outcome) -> bool:
-    return isinstance(outcome, Exception) and is_out_of_memory(outcome)
 
 
 def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> dict[int, Outcome]:
