@@ -68,6 +68,7 @@ def backbone_of(
     whole: Precision = "float32" if model.dtype == torch.float32 else "bfloat16"
     backbone = _DecoderOnly(layers, model.device, Decoder.of(model, whole)).probed(model, vocabulary)
     if precision != whole:
+        del backbone  # before memory is taken for the other
         backbone = _DecoderOnly(layers, model.device, Decoder.of(model, precision))
     if graphs and vocabulary.levels > 1:
         backbone.pad(vocabulary.levels - 1, slots, graphs)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.allowed import Allowed, SlotSet
@@ -196,39 +197,38 @@ class TorchEngine:
         begun are returned."""
         failed: dict[int, Outcome] = {}
         for number, request in list(waiting.items()):
-            if not self._has_room(request, [each.search for each in running.values()]):
+            room = self._room(request, [each.search for each in running.values()])
+            if not room:
+                break
+            known = self.cache.longest(request.prompt)  # asked anew after each step: it may be known by now
+            if len(request.prompt) - (0 if known is None else known.shape[3]) > room:
                 break
             del waiting[number]
             try:
-                running[number] = _Running(self._begin(request))
+                running[number] = _Running(self._begin(request, known))
             except Exception as error:
                 failed[number] = error
         return failed
 
-    def _has_room(self, request: RankRequest, searches: Sequence[Search]) -> bool:
-        """Whether a request may begin beside these searches. It may join those that have begun before only if their
-        next pass stays small: they would wait for a large one."""
+    def _room(self, request: RankRequest, searches: Sequence[Search]) -> int:
+        """How many tokens of its prompt a request may compute beside these searches. It may join those that have begun
+        before only if their next pass stays small: they would wait for a large one."""
         if not searches:
-            return True
+            return len(request.prompt)
         asked = [request, *(search.request for search in searches)]
         if sum(map(self._positions_of, asked)) > self.max_batch_tokens:
-            return False
+            return 0
         if all(search.level == 0 for search in searches):
-            return True
-        rows = sum(search.next_rows for search in searches)
-        if rows + 1 > self.join_rows:
-            return False
-        known = self.cache.longest(request.prompt)
-        return rows + len(request.prompt) - (0 if known is None else known.shape[3]) <= self.join_rows
+            return len(request.prompt)
+        return max(0, self.join_rows - sum(search.next_rows for search in searches))
 
     def _positions_of(self, request: RankRequest) -> int:
         """Of its prompt and its beams."""
         return len(request.prompt) + request.width * (self.vocabulary.levels - 1)
 
-    def _begin(self, request: RankRequest) -> Search:
+    def _begin(self, request: RankRequest, known: Tensor | None) -> Search:
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
-        known = self.cache.longest(request.prompt)
         return self._backbone.search(request, allowed, self.vocabulary, known)
 
     def _step(self, running: Sequence[_Running], watch: _Stopwatch) -> None:
