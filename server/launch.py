@@ -48,6 +48,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         cache_bytes=settings.cache_mib << 20,
         precision=settings.precision,
         device=settings.device,
+        cuda_graphs=settings.cuda_graphs,
         kind=settings.engine,
     )
 

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     join_rows: int = Field(256, ge=0)  # tokens of a pass, up to which requests join others that have begun
     cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
     device: Literal["cpu", "cuda"] = "cpu"  # of the model
+    cuda_graphs: int = Field(32, ge=0)  # that are kept of passes of codes, with device cuda
     precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the model's weights
     queue_limit: int = Field(8, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)

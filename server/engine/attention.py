@@ -8,11 +8,11 @@ never copied or reordered. A pass may hold prompts and beams of different reques
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,8 @@ class KeyValues:
 
     def __init__(self, layers: int, capacity: int, known: Tensor | None = None) -> None:
         """known: keys and values of the first slots, [layers, 2, kv heads, slots, d], which are copied."""
+        self.capacity = capacity
         self._layers = layers
-        self._capacity = capacity
         self._store: Tensor | None = None
         if known is not None:
             self._allocate(known[0, 0])
@@ -41,7 +41,7 @@ class KeyValues:
 
     def _allocate(self, like: Tensor) -> None:
         heads, _, d = like.shape
-        self._store = like.new_empty(self._layers, 2, heads, self._capacity, d)
+        self._store = like.new_empty(self._layers, 2, heads, self.capacity, d)
 
     @property
     def _stored(self) -> Tensor:
@@ -65,9 +65,29 @@ class KeyValues:
     def device(self) -> torch.device:
         return self._stored.device
 
+    def slots(self, which: slice) -> Tensor:
+        """Keys and values of these slots in all layers, to be read or written: [layers, 2, kv heads, slots, d]."""
+        return self._stored[:, :, :, which]
+
     def prefix(self, length: int) -> Tensor:
         """A copy of the first slots in all layers: [layers, 2, kv heads, length, d]."""
-        return self._stored[:, :, :, :length].clone()
+        return self.slots(slice(length)).clone()
+
+
+class Rows(Protocol):
+    """So many rows of a pass, one after the other, and what they attend to."""
+
+    @property
+    def rows(self) -> int: ...
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """See `Segment.attend`."""
+        ...
+
+
+ForwardPass = Callable[
+    [Tensor, Tensor, Sequence[Rows]], Tensor
+]  # ids and positions, int64 [rows], … → [rows, d]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +128,10 @@ class Segment:
                 bias = causal_lower_right(self.rows, self.end)
                 out = fused_attention(query, keys, values, bias, scale)
             else:
-                out = attention_in_parts(query, keys, values, self.shared, self._own_there, scale)
+                own = self._own_there
+                out = attention_in_parts(
+                    query[None], keys[None], values[None], self.shared, own[None], scale
+                )[0]
         elif query.dtype == torch.bfloat16:
             out = attention_in_blocks(query, keys, values, self._bias, scale)
         elif self.begin == 0 and self.own is None:
@@ -163,40 +186,61 @@ def attention_in_blocks(query: Tensor, keys: Tensor, values: Tensor, bias: Tenso
 
 
 def attention_in_parts(
-    query: Tensor, keys: Tensor, values: Tensor, shared: int, own: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    shared: int,
+    own: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """The same without any mask: attention to the first `shared` slots, and to the few others of each row's own.
+    """The same for several requests without any mask: attention to the first `shared` slots, and to the few others of
+    each row's own.
 
     Two softmaxes are put together by the logarithms of their sums (Milakov and Gimelshein, arXiv 1805.02867):
 
         out = Σ_p exp(lse_p − lse) out_p,   lse = log Σ_p exp(lse_p)
 
-    query: [heads, rows, d]; keys, values: [kv heads, slots, d]; own: int64 [rows, depth] → [heads, rows, d].
+    query: [requests, heads, rows, d]; keys, values: [requests, kv heads, slots, d]; own: int64 [requests, rows, depth],
+    of which −1 stands for none; bias: [requests, shared], added to the scores of all rows of a request
+    → [requests, heads, rows, d].
     """
-    heads, rows, d = query.shape
-    folded = query.reshape(len(keys), -1, d)  # [kv heads, group · rows, d]
-    groups = folded.view(len(keys), -1, rows, d)
-    scores = torch.einsum("kgrd,krtd->kgrt", groups, keys[:, own]).float() * scale
-    out = torch.einsum("kgrt,krtd->kgrd", scores.softmax(-1).to(query.dtype), values[:, own])
-    if not shared:
-        return out.reshape(heads, rows, d)
-    context, context_lse = _unmasked(folded, keys[:, :shared], values[:, :shared], scale)
+    requests, kv_heads, _, d = keys.shape
+    folded = query.reshape(requests, kv_heads, -1, d)  # [requests, kv heads, group · rows, d]
+    groups = folded.view(requests, kv_heads, -1, query.shape[2], d)
+    index = own.clamp(min=0).reshape(requests, 1, -1, 1).expand(-1, kv_heads, -1, d)
+    own_shape = (requests, kv_heads, *own.shape[1:], d)
+    own_keys, own_values = (x.gather(2, index).view(own_shape) for x in (keys, values))
+    scores = torch.einsum("bkgrd,bkrtd->bkgrt", groups, own_keys).float() * scale
+    scores = scores.masked_fill((own < 0)[:, None, None], -torch.inf)
+    out = torch.einsum("bkgrt,bkrtd->bkgrd", scores.softmax(-1).to(query.dtype), own_values)
+    context, context_lse = _with_sums(folded, keys[:, :, :shared], values[:, :, :shared], bias, scale)
     share = torch.sigmoid(context_lse.view(groups.shape[:-1]) - scores.logsumexp(-1)).unsqueeze(-1)
     mixed = context.view(groups.shape).float() * share + out.float() * (1 - share)
-    return mixed.to(query.dtype).reshape(heads, rows, d)
+    return mixed.to(query.dtype).reshape(query.shape)
 
 
-def _unmasked(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """[heads, rows, d] each → attention [heads, rows, d], and the logarithm of its sum, float32 [heads, rows]."""
-    q, k, v = query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0)
+def _with_sums(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """[requests, heads, rows, d] each, bias as above → attention [requests, heads, rows, d], and the logarithm of its
+    sum, float32 [requests, heads, rows]."""
     aten = torch.ops.aten
+    if bias is not None:
+        bias = bias[:, None, None].expand(*query.shape[:3], -1)
     if not query.is_cuda:
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
-    elif query.dtype == torch.float32:
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, keys, values, 0.0, False, attn_mask=bias, scale=scale
+        )
+    elif bias is not None or query.dtype == torch.float32:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(
+            query, keys, values, bias, True, scale=scale
+        )
     else:
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)
-    return out[0], lse[0, :, : query.shape[1]].float()  # the second kernel pads its sums
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(
+            query, keys, values, 0.0, False, False, scale=scale
+        )
+    return out, lse[:, :, : query.shape[2]].float()  # the kernels of GPUs pad their sums
 
 
 def _flat_attention(
@@ -206,7 +250,7 @@ def _flat_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: Sequence[Segment],
+    segments: Sequence[Rows],
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:

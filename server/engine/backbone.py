@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 import torch
@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from index.allowed import Allowed
 from index.language_model import is_encoder_decoder
 from index.vocabulary import IdentifierVocabulary
-from server.engine.attention import KeyValues, Segment, flat_attention
+from server.engine.attention import ForwardPass, KeyValues, Rows, Segment, flat_attention
 from server.engine.contract import EngineError, RankRequest
 from server.engine.decoder import Decoder
 from server.engine.encoder_decoder import EncoderDecoder
+from server.engine.graphs import PaddedPasses
+from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision
 from server.engine.same_logits import same_logits
 from server.engine.search import Feed, Search
@@ -40,11 +42,16 @@ class Backbone(Protocol):
 
 
 def backbone_of(
-    model: PreTrainedModel, vocabulary: IdentifierVocabulary, precision: Precision | None
+    model: PreTrainedModel,
+    vocabulary: IdentifierVocabulary,
+    precision: Precision | None,
+    graphs: int = 0,
+    slots: int = 0,
 ) -> Backbone:
     """The fastest there is for this model, with logits that were compared with the model's own.
 
     precision: to work with a packed copy of the weights; None to read the model's own, which may change.
+    graphs: how many to keep of passes of codes, where the weights are packed; slots: see `PaddedPasses`.
     Raises `EngineError` for models that the engine would get wrong.
     """
     if is_encoder_decoder(model):
@@ -60,9 +67,14 @@ def backbone_of(
     # Eight bits move logits further than any tolerance allows: the forward is compared before they are rounded to them.
     whole: Precision = "float32" if model.dtype == torch.float32 else "bfloat16"
     backbone = _DecoderOnly(layers, model.device, Decoder.of(model, whole)).probed(model, vocabulary)
-    return (
-        backbone if precision == whole else _DecoderOnly(layers, model.device, Decoder.of(model, precision))
-    )
+    if precision != whole:
+        del backbone  # before memory is taken for the other
+        backbone = _DecoderOnly(layers, model.device, Decoder.of(model, precision))
+    if graphs and vocabulary.levels > 1:
+        backbone.pad(vocabulary.levels - 1, slots, graphs)
+        if precision == whole:
+            backbone.probed(model, vocabulary)
+    return backbone
 
 
 class _Plain:
@@ -71,7 +83,7 @@ class _Plain:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
-    def __call__(self, ids: Tensor, positions: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, segments: Sequence[Rows]) -> Tensor:
         with flat_attention(self._model):
             hidden: Tensor = self._model.base_model(
                 input_ids=ids.unsqueeze(0),
@@ -83,19 +95,22 @@ class _Plain:
 
 
 class _DecoderOnly:
-    """forward_pass: ids and positions, int64 [rows], and segments → [rows, d]."""
-
     prefixes = True
 
     def __init__(
         self,
         layers: int,
         device: torch.device,
-        forward_pass: Callable[[Tensor, Tensor, Sequence[Segment]], Tensor],
+        forward_pass: ForwardPass,
     ) -> None:
         self._layers = layers
         self._device = device
         self._forward_pass = forward_pass
+        self._padded: PaddedPasses | None = None
+
+    def pad(self, depth: int, slots: int, kept: int) -> None:
+        """From now on give `PaddedPasses` what they take."""
+        self._padded = PaddedPasses(self._forward_pass, self._device, depth, slots, kept)
 
     def search(
         self, request: RankRequest, allowed: Allowed, vocabulary: IdentifierVocabulary, known: Tensor | None
@@ -103,6 +118,8 @@ class _DecoderOnly:
         return Search(request, allowed, vocabulary, self._layers, known)
 
     def forward(self, feeds: Sequence[Feed]) -> Tensor:
+        if self._padded is not None and (hidden := self._padded.forward(feeds)) is not None:
+            return hidden
         ids = torch.cat([feed.ids for feed in feeds])
         positions = torch.cat([feed.positions for feed in feeds])
         segments = [feed.segment for feed in feeds]
@@ -133,12 +150,15 @@ class _DecoderOnly:
                 ]
             )
         except (TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise EngineError(f"{name} does not take the engine's tree attention: {error}") from error
         ours = hidden @ model.get_output_embeddings().weight.T
         if not same_logits(ours, theirs):
             raise EngineError(
                 f"{name} cannot be served by this engine: its logits are not output rows times hidden state, or "
                 "it does not take tree attention"
+                + (", when its passes are padded (GEMS_CUDA_GRAPHS=0 does without)" if self._padded else "")
             )
         return self
 

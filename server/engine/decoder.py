@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from server.engine.attention import Segment
+from server.engine.attention import Rows
 from server.engine.packed import Linear, Precision, dtype_of, pack, packed
 
 LLAMA_FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -37,7 +37,7 @@ class _Shape:
 class _Pass:
     """What all layers of a pass share. cos, sin: [rows, 1, size] and `half` the turned dimensions, for `_turned`."""
 
-    segments: Sequence[Segment]
+    segments: Sequence[Rows]
     cos: Tensor
     sin: Tensor
     half: int
@@ -76,7 +76,7 @@ class Decoder:
         embedding = model.get_input_embeddings().weight.detach().to(dtype_of(precision))
         return cls(embedding, body.rotary_emb, layers, norm, size)
 
-    def __call__(self, ids: Tensor, positions: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, segments: Sequence[Rows]) -> Tensor:
         """ids, positions: int64 [rows], one segment after the other → hidden states [rows, d]."""
         x = F.embedding(ids, self._embedding)
         cos, sin = self._rotary(x, positions.unsqueeze(0))  # [1, rows, turned dimensions]

@@ -70,6 +70,12 @@ class PrefixCache:
             self._by_block.setdefault(key, {})[entry.ids] = entry
         self.bytes += size
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+        self._by_block.clear()
+        self.bytes = 0
+
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.ids]
         self.bytes -= entry.states.nbytes

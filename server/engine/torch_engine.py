@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.allowed import Allowed, SlotSet
@@ -26,6 +27,7 @@ from server.engine.backbone import backbone_of
 from server.engine.beam import best_items
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
 from server.engine.head import Head
+from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
 from server.engine.search import Search
@@ -41,7 +43,8 @@ class EngineOptions:
     ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
     that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
     change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
-    Scores are summed in float64. device: cuda is the current GPU. kind: which engine, see `open_engine`."""
+    Scores are summed in float64. device: cuda is the current GPU. cuda_graphs: of passes of codes, to keep there; 0 for
+    none. kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
@@ -49,6 +52,7 @@ class EngineOptions:
     cache_bytes: int = 0
     precision: Precision = "float32"
     device: Device = "cpu"
+    cuda_graphs: int = 32
     kind: Kind = "torch"
 
     @property
@@ -88,6 +92,8 @@ class TorchEngine:
     packed: to work with a copy of the weights in this precision, laid out for speed; None to read the model's own
     weights, which may change between calls.
     max_batch_tokens, join_rows, cache_bytes: see `EngineOptions`.
+    graphs: how many shapes of passes of codes to keep, padded (`graphs`), with packed weights of decoder-only models;
+    0 for none. On a GPU that spares time; on a CPU it only costs.
     Raises `EngineError` for a model, normalisation or vocabulary that it would get wrong.
     """
 
@@ -103,6 +109,7 @@ class TorchEngine:
         living: SlotSet | None = None,
         packed: Precision | None = None,
         cache_bytes: int = 0,
+        graphs: int = 0,
     ) -> None:
         if trie.levels != vocabulary.levels:
             raise EngineError(
@@ -116,7 +123,7 @@ class TorchEngine:
         self.join_rows = join_rows
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
         self._head = Head(model.get_output_embeddings().weight, vocabulary, normalisation, packed)
-        self._backbone = backbone_of(model, vocabulary, packed)
+        self._backbone = backbone_of(model, vocabulary, packed, graphs, max_batch_tokens)
         self.cache = PrefixCache(cache_bytes if self._backbone.prefixes else 0)
 
     @classmethod
@@ -128,18 +135,27 @@ class TorchEngine:
     def load(
         cls, path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
     ) -> TorchEngine:
-        """The weights of the bundle at `path` with a version of its index. info: of that bundle."""
-        return cls(
-            on_device(load_model(path, options.dtype), options.device),
-            trie,
-            info.vocabulary(),
-            normalisation=info.normalisation,
-            max_batch_tokens=options.max_batch_tokens,
-            join_rows=options.join_rows,
-            living=living,
-            packed=options.precision,
-            cache_bytes=options.cache_bytes,
-        )
+        """The weights of the bundle at `path` with a version of its index. info: of that bundle.
+
+        Raises `EngineError` also where they do not fit the memory.
+        """
+        try:
+            return cls(
+                on_device(load_model(path, options.dtype), options.device),
+                trie,
+                info.vocabulary(),
+                normalisation=info.normalisation,
+                max_batch_tokens=options.max_batch_tokens,
+                join_rows=options.join_rows,
+                living=living,
+                packed=options.precision,
+                cache_bytes=options.cache_bytes,
+                graphs=options.cuda_graphs if options.device == "cuda" else 0,
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise EngineError(f"the model does not fit the memory: {error}") from error
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
@@ -170,6 +186,7 @@ class TorchEngine:
             except Exception as error:
                 outcomes |= dict.fromkeys(running, error)
                 running.clear()
+            self._free_memory(outcomes)
             if outcomes:
                 answered(outcomes)
 
@@ -180,39 +197,38 @@ class TorchEngine:
         begun are returned."""
         failed: dict[int, Outcome] = {}
         for number, request in list(waiting.items()):
-            if not self._has_room(request, [each.search for each in running.values()]):
+            room = self._room(request, [each.search for each in running.values()])
+            if not room:
+                break
+            known = self.cache.longest(request.prompt)  # asked anew after each step: it may be known by now
+            if len(request.prompt) - (0 if known is None else known.shape[3]) > room:
                 break
             del waiting[number]
             try:
-                running[number] = _Running(self._begin(request))
+                running[number] = _Running(self._begin(request, known))
             except Exception as error:
                 failed[number] = error
         return failed
 
-    def _has_room(self, request: RankRequest, searches: Sequence[Search]) -> bool:
-        """Whether a request may begin beside these searches. It may join those that have begun before only if their
-        next pass stays small: they would wait for a large one."""
+    def _room(self, request: RankRequest, searches: Sequence[Search]) -> int:
+        """How many tokens of its prompt a request may compute beside these searches. It may join those that have begun
+        before only if their next pass stays small: they would wait for a large one."""
         if not searches:
-            return True
+            return len(request.prompt)
         asked = [request, *(search.request for search in searches)]
         if sum(map(self._positions_of, asked)) > self.max_batch_tokens:
-            return False
+            return 0
         if all(search.level == 0 for search in searches):
-            return True
-        rows = sum(search.next_rows for search in searches)
-        if rows + 1 > self.join_rows:
-            return False
-        known = self.cache.longest(request.prompt)
-        return rows + len(request.prompt) - (0 if known is None else known.shape[3]) <= self.join_rows
+            return len(request.prompt)
+        return max(0, self.join_rows - sum(search.next_rows for search in searches))
 
     def _positions_of(self, request: RankRequest) -> int:
         """Of its prompt and its beams."""
         return len(request.prompt) + request.width * (self.vocabulary.levels - 1)
 
-    def _begin(self, request: RankRequest) -> Search:
+    def _begin(self, request: RankRequest, known: Tensor | None) -> Search:
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
-        known = self.cache.longest(request.prompt)
         return self._backbone.search(request, allowed, self.vocabulary, known)
 
     def _step(self, running: Sequence[_Running], watch: _Stopwatch) -> None:
@@ -243,6 +259,21 @@ class TorchEngine:
         if kept - search.cached_tokens >= BLOCK:  # less is sooner computed again than copied
             self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
 
+    def _free_memory(self, outcomes: dict[int, Outcome]) -> None:
+        """Where memory ran out: give back what can be had again, so that the next requests find room.
+
+        The errors are replaced, because their tracebacks hold the tensors of what has failed.
+        """
+        failed = [n for n, each in outcomes.items() if isinstance(each, Exception) and is_out_of_memory(each)]
+        if not failed:
+            return
+        said = str(outcomes[failed[0]]).splitlines()[0][:200]
+        outcomes |= dict.fromkeys(
+            failed, EngineError(f"not enough memory for what was ranked together: {said}")
+        )
+        self.cache.clear()
+        torch.cuda.empty_cache()  # nothing where CUDA was not used
+
     def _ranking(self, running: _Running) -> Ranking:
         search = running.search
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
@@ -262,10 +293,7 @@ def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> 
 
 
 def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
-    """The model there. Raises `EngineError` where there is no such device, or too little memory."""
+    """The model there. Raises `EngineError` where there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("no GPU is there that this torch can use; choose the device cpu")
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise EngineError(f"the model does not fit the GPU's memory: {error}") from error
+    return model.to(device)

@@ -113,7 +113,7 @@ def test_answers_do_not_depend_on_when_others_arrive(
         prompts = [feed.segment.begin == 0 for feed in feeds]
         if any(prompts) and not all(prompts):
             assert sum(feed.segment.rows for feed in feeds) <= join_rows
-        held = sum(feed.segment.memory._capacity for feed in feeds)
+        held = sum(feed.segment.memory.capacity for feed in feeds)
         assert len(feeds) == 1 or held <= max_batch_tokens
 
 

@@ -54,7 +54,7 @@ def test_every_way_attends_to_the_same_slots(
     bias = torch.zeros(segment.mask.shape).masked_fill(~segment.mask, -torch.inf)
     for found in (
         fused_attention(query, keys, values, segment.mask, 0.7),
-        attention_in_parts(query, keys, values, shared, own, 0.7),
+        attention_in_parts(query[None], keys[None], values[None], shared, own[None], 0.7)[0],
         attention_in_blocks(query, keys, values, bias, 0.7),
     ):
         assert torch.allclose(found, expected, atol=1e-5)

@@ -1,0 +1,38 @@
+"""Processes that may have little more memory than they already have. Linux."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from index.bundle import Bundle
+from server.engine.contract import EngineError
+from server.engine.torch_engine import TorchEngine
+
+
+@contextmanager
+def no_more_memory_than(extra: int, pid: int) -> Iterator[None]:
+    """Within it the process may take `extra` bytes beyond what it has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+def open_with(extra: int, path: Path, answer: Connection) -> None:
+    """In a process of its own: open an engine with so much memory, and send what it says."""
+    bundle = Bundle.open(path)
+    said = "opened"
+    with no_more_memory_than(extra, os.getpid()):
+        try:
+            TorchEngine.open(bundle)
+        except EngineError as error:
+            said = str(error)
+    answer.send(said)
