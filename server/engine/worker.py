@@ -115,7 +115,7 @@ class Worker:
             self._engine = open_engine(path, info, trie, living, options)
 
     def serve(self) -> None:
-        """Obey command after command. Raises `EOFError` when the pipe closes."""
+        """Obey command after command. Raises `EOFError` when the pipe closes, `EngineError` when the device is lost."""
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
             self._unread.acquire()
@@ -177,6 +177,11 @@ class Worker:
             _log(error)
         failures = {number: _reason(error) for number, error in errors.items()}
         self._send(Answers(rankings=rankings, failures=failures))
+        for error in errors.values():
+            if isinstance(
+                error, torch.AcceleratorError
+            ):  # all that this process asks of the device will fail now
+                raise EngineError(f"the device failed: {error}") from error
 
     def _send(self, reply: Reply) -> None:
         self._connection.send_bytes(encode(reply))

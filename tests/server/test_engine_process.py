@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import item_vectors, make_bundle
@@ -26,11 +28,14 @@ from index.bundle import INDEX, Bundle
 from index.catalogue import Item
 from index.update import update_index
 from index.versions import Versions
+from server.engine import wire
 from server.engine.child import WATCH_SECONDS
 from server.engine.contract import EngineError, EngineLostError, Outcome, Ranking, RankRequest
 from server.engine.process import EngineProcess
+from server.engine.template import CONTEXT
 from server.engine.torch_engine import EngineOptions, TorchEngine
-from server.engine.wire import Chosen
+from server.engine.wire import Chosen, WireRequest, decode_reply, encode
+from server.engine.worker import Worker
 from server.errors import EngineUnavailableError
 from server.metrics import Metrics
 from server.scheduler import Scheduler
@@ -294,3 +299,25 @@ def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tm
     with pytest.raises(EngineError, match=r"code_0\.npy is damaged"):
         process.start()
     process.close()
+
+
+def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA fails on everything after an illegal access; only another process can go on. The failed are told first."""
+    ours, theirs = CONTEXT.Pipe()
+    options = EngineOptions(threads=1)
+    given_up = CONTEXT.RawArray(ctypes.c_bool, 4)
+    worker = Worker(theirs, bundle.path, bundle.index.version, options, bundle.info.bundle_id, given_up)
+
+    def fail(feeds: object) -> object:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker._engine._backbone, "forward", fail)  # type: ignore[union-attr]
+    allowed = Allowed.of(bundle.index.trie, bundle.index.living)
+    wired = WireRequest.of(request(bundle), allowed, bundle.index.version, bundle.index.living)
+    ours.send_bytes(encode(wire.Rank(requests={3: wired})))
+    with pytest.raises(EngineError, match="the device failed"):
+        worker.serve()
+    reply = decode_reply(ours.recv_bytes())
+    assert isinstance(reply, wire.Answers)
+    assert list(reply.failures) == [3]
+    ours.close()
