@@ -18,7 +18,7 @@ DEFAULTS: dict[str | None, dict[str, Any]] = {
         "heads": 6,
         "dropout": 0.1,
         "relative_rate": True,
-        "learning_rate": 3e-2,
+        "learning_rate": 1e-2,
         "weight_decay": 0.0,
     }
 }
@@ -113,7 +113,7 @@ class TrainConfig(BaseModel):
     method: Literal["gems", "full", "lora", "lora-moe", "subspace", "pcgrad"] = Field(
         "gems", description="tuning method"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate ('t5-tiger': 0.03)")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate ('t5-tiger': 0.01)")
     relative_rate: bool = Field(
         False, description="multiply the rate of each weight by its root mean square ('t5-tiger': True)"
     )
