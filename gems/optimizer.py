@@ -24,6 +24,7 @@ from gems.gradients import HeldGradients
 from gems.knowledge import KnowledgeBasis
 from gems.layers import SHARED, Rank, find_linears, ranks_of
 from gems.linear import Route, RoutedLinear
+from gems.magnitude import magnitude
 from gems.projection import ProjectedWeight, Rules
 from gems.schedule import RefreshSchedule
 
@@ -46,6 +47,7 @@ class GEMS(torch.optim.Optimizer):
     joint: one backward pass of the summed loss between refreshes instead of one for each task; the task
         families then see the joint gradient through their own bases.
     rank_scaling, growth_limit: see `ProjectedWeight.update`.
+    relative: steps of every weight, projected or plain, are multiplied by its magnitude.
     clip: largest norm of each family's projected gradient (the plain parameters count with the shared one).
     process_group: gradients are summed over it: projected ones, and full ones of weights that refresh.
         Losses must be each process's contribution to the global loss.
@@ -79,6 +81,7 @@ class GEMS(torch.optim.Optimizer):
         joint: bool = False,
         rank_scaling: bool = False,
         growth_limit: float | None = None,
+        relative: bool = False,
         clip: float | None = None,
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
@@ -98,7 +101,17 @@ class GEMS(torch.optim.Optimizer):
         self._seed = seed
         self.gate = Gate(self.tasks, gate, temperature=temperature, seed=seed)
         rules = Rules(
-            self.tasks, betas, eps, deflate, transport, rank_scaling, growth_limit, knowledge, energy, seed
+            self.tasks,
+            betas,
+            eps,
+            deflate,
+            transport,
+            rank_scaling,
+            growth_limit,
+            relative,
+            knowledge,
+            energy,
+            seed,
         )
         self.weights: list[ProjectedWeight] = []
         for index, (name, linear) in enumerate(linears.items()):
@@ -112,8 +125,10 @@ class GEMS(torch.optim.Optimizer):
         if plain:
             groups.append({"params": plain, "scale": 1.0})
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._relative = relative
+        alone = [{"params": [p]} for p in plain] if relative else plain  # each with a rate of its own
         self._plain = (
-            torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, weight_decay=0.0) if plain else None
+            torch.optim.AdamW(alone, lr=lr, betas=betas, eps=eps, weight_decay=0.0) if plain else None
         )
         self._hooks: list[RemovableHandle] = []
         self._routed: list[nn.Linear] = []
@@ -266,7 +281,9 @@ class GEMS(torch.optim.Optimizer):
                 generators[device],
             )
         if self._plain is not None:
-            self._plain.param_groups[0]["lr"] = plain_rates["lr"] * plain_rates["scale"]
+            for group in self._plain.param_groups:
+                length = magnitude(group["params"][0]) if self._relative else 1.0
+                group["lr"] = plain_rates["lr"] * plain_rates["scale"] * length
             self._plain.step()
         self._figures = {"gradient_norm": norms[SHARED]} | {
             f"gate.{task}": coefficients[task] for task in self.tasks

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gems.conflict import conflict
 from gems.knowledge import KnowledgeBasis
 from gems.layers import SHARED
+from gems.magnitude import magnitude
 from gems.rounding import add_
 from gems.subspace import Subspaces, complement_basis, leading_directions
 
@@ -26,6 +27,7 @@ class Rules:
     transport: bool
     rank_scaling: bool
     growth_limit: float | None
+    relative: bool
     knowledge: KnowledgeBasis | None
     energy: float
     seed: int
@@ -45,6 +47,7 @@ class ProjectedWeight:
         self._limit = limit  # most knowledge directions that leave room for all ranks
         self._rules = rules
         self.moved: dict[str, float] = {}  # families whose update was applied in the last step, and ‖N‖²
+        self._length = 1.0  # what that update was multiplied by, beside the rate
         self._directions: dict[str, Tensor] = {}  # N of those, from the first backward pass to the step
         self._last_size = 0.0
 
@@ -69,7 +72,8 @@ class ProjectedWeight:
         for task, dot in alignment.items():
             if task in self.moved:
                 if task not in self._directions:
-                    self._directions[task] = spaces.direction(task, self._rules.betas, self._rules.eps)
+                    direction = spaces.direction(task, self._rules.betas, self._rules.eps)
+                    self._directions[task] = direction.mul_(self._length)
                 dot += (gradient[:, spaces.columns[task]] * self._directions[task]).sum().to(dot)
 
     def refresh(self, step: int, families: Mapping[str, list[str]]) -> dict[str, float]:
@@ -131,10 +135,11 @@ class ProjectedWeight:
 
         With rank scaling, c_f is multiplied by √(n / r_f): N Vᵀ is shorter than Adam's own update by about
         that. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times what it was in the last step (Fira,
-        arXiv 2410.01623).
+        arXiv 2410.01623). Relative: N_f is multiplied by the magnitude of W.
         """
         rules, spaces = self._rules, self.subspaces
         self.moved, self._directions = {}, {}
+        self._length = magnitude(self.parameter) if rules.relative else 1.0
         if not spaces.ready or not coefficients:
             return
         blocks, bases = [], []
@@ -142,7 +147,7 @@ class ProjectedWeight:
             spaces.adam(family, rules.betas)
             basis = spaces.basis[:, spaces.columns[family]]
             scale = (basis.shape[0] / basis.shape[1]) ** 0.5 if rules.rank_scaling else 1.0
-            block = spaces.direction(family, rules.betas, rules.eps)
+            block = spaces.direction(family, rules.betas, rules.eps).mul_(self._length)
             if family in rules.tasks:
                 self.moved[family] = float(block.square().sum())
             blocks.append(block.mul_(scale * coefficient))
@@ -162,10 +167,12 @@ class ProjectedWeight:
             add_(self.parameter, (direction @ basis.T).mul_(-rate), generator)
 
     def state_dict(self) -> dict[str, object]:
-        return self.subspaces.state_dict() | {"moved": dict(self.moved), "last_size": self._last_size}
+        last = {"moved": dict(self.moved), "length": self._length, "last_size": self._last_size}
+        return self.subspaces.state_dict() | last
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.subspaces.load_state_dict(state)
         self._directions = {}
         self.moved = dict(state["moved"])  # type: ignore[call-overload]
+        self._length = float(state["length"])  # type: ignore[arg-type]
         self._last_size = float(state["last_size"])  # type: ignore[arg-type]

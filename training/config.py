@@ -13,7 +13,15 @@ from training.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 
 SCRATCH = ("scratch", "t5-tiger")
-SIZES: dict[str | None, dict[str, Any]] = {"t5-tiger": {"heads": 6, "dropout": 0.1}}
+DEFAULTS: dict[str | None, dict[str, Any]] = {
+    "t5-tiger": {
+        "heads": 6,
+        "dropout": 0.1,
+        "relative_rate": True,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+    }
+}
 
 
 class ConfigError(UserError):
@@ -105,9 +113,12 @@ class TrainConfig(BaseModel):
     method: Literal["gems", "full", "lora", "lora-moe", "subspace", "pcgrad"] = Field(
         "gems", description="tuning method"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate ('t5-tiger': 0.01)")
+    relative_rate: bool = Field(
+        False, description="multiply the rate of each weight by its root mean square ('t5-tiger': True)"
+    )
     weight_decay: float = Field(
-        0.01, ge=0, description="decoupled weight decay ('gems' and 'subspace' have none)"
+        0.01, ge=0, description="decoupled weight decay ('t5-tiger': 0; 'gems' and 'subspace' have none)"
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     final_rate: float = Field(
@@ -183,9 +194,11 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _sizes(cls, settings: Any) -> Any:
-        """The sizes of the backbone where they are not given."""
-        return SIZES.get(settings.get("backbone"), {}) | settings if isinstance(settings, dict) else settings
+    def _defaults(cls, settings: Any) -> Any:
+        """What suits the backbone where it is not given."""
+        return (
+            DEFAULTS.get(settings.get("backbone"), {}) | settings if isinstance(settings, dict) else settings
+        )
 
     @property
     def from_scratch(self) -> bool:
@@ -201,6 +214,11 @@ class TrainConfig(BaseModel):
         if self.item_embeddings == "alphafuse" and self.scheme != "semantic":
             raise ValueError(
                 f"item_embeddings 'alphafuse' is for semantic identifiers; {self.scheme} ones have no use for it"
+            )
+        if self.relative_rate and self.method in ("lora", "lora-moe"):
+            raise ValueError(
+                f"relative_rate is not for {self.method!r}, whose adapters start at zero; "
+                "turn it off, and give a learning_rate"
             )
         return self
 

@@ -160,16 +160,47 @@ def test_a_step_descends() -> None:
         assert float(after) < float(before), settings
 
 
-def test_the_hypergradient_is_that_of_finite_differences() -> None:
+class Stored(nn.Module):
+    """y = (W x + b) / unit with weights stored `unit` times as large: the same function in every unit."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(12, 5, dtype=torch.float64)
+        self.unit = unit
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter *= unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x) / self.unit
+        return y
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_only_relative_steps_are_the_same_in_every_unit_of_the_weights(relative: bool) -> None:
+    losses = []
+    for unit in (1.0, 32.0):
+        model = Stored(unit)
+        optimizer = make(model, relative=relative, lr=0.05, eps=1e-14, clip=None)
+        found = [float(each["search"].detach()) for each in train(model, optimizer, range(12), torch.float64)]
+        losses.append(torch.tensor(found))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-6) == relative
+    assert losses[0][-1] < 0.9 * losses[0][0]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_hypergradient_is_that_of_finite_differences(relative: bool) -> None:
     """dL_{t+1}/dα_i = −η s Σ ⟨g_{t+1} V_i, N_i⟩, by moving α of the last update."""
     rate, scale = 1e-3, 2.0
     model = network(torch.float64)
-    optimizer = make(model, lr=rate, scale=scale, clip=None)
+    optimizer = make(model, lr=rate, scale=scale, clip=None, relative=relative)
     for _ in train(model, optimizer, range(3), torch.float64):
         pass
     directions = {
         task: [
-            weight.subspaces.direction(task, BETAS, 1e-8)
+            weight._length
+            * weight.subspaces.direction(task, BETAS, 1e-8)
             @ weight.subspaces.basis[:, weight.subspaces.columns[task]].T
             for weight in optimizer.weights
         ]
@@ -269,7 +300,8 @@ def test_only_one_group_holds_full_gradients_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"joint": True, "growth_limit": 1.01}, {"gate": "prior", "transport": False}]
+    "settings",
+    [{}, {"joint": True, "growth_limit": 1.01}, {"gate": "prior", "transport": False}, {"relative": True}],
 )
 def test_a_saved_state_goes_on_bit_by_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     model = network()

@@ -393,6 +393,60 @@ def test_general_text_is_predicted_half_from_half(tmp_path: Path) -> None:
     assert np.allclose(figures.nll, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["full", "pcgrad", "gems"])
+def test_t5_tiger_soon_knows_its_titles(method: str) -> None:
+    """With one rate for all weights it does not, whatever the rate: T5's q starts at 0.02 and its token table at 1."""
+    size = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0, "text_vocabulary": 400, "rank": 0.5}
+    config = TrainConfig(backbone="t5-tiger", method=method, learning_rate=3e-2, **size)
+    titles = [item.title for item in CATALOGUE]
+
+    def last_loss(config: TrainConfig) -> float:
+        backbone = load_backbone(config, CATALOGUE.texts())
+        vocabulary = extend_backbone(backbone, IDENTIFIERS, titles, text_vectors(CATALOGUE.texts()))
+        encoder = SequenceEncoder(backbone.tokenizer, vocabulary, IDENTIFIERS.codes, max_tokens=120)
+        asked = [encoder.pair([], Event(row, Task.SEARCH, title), 0) for row, title in enumerate(titles)]
+        part, method = pad(asked), make_method(backbone.model, config, vocabulary.first_added)
+        for _ in range(30):
+            loss = item_losses(backbone.model, vocabulary, part, "level")[Task.SEARCH] / len(titles)
+            method.backward({Task.SEARCH: loss}, {Task.SEARCH: 1.0})
+            method.step(config.learning_rate)
+        return float(loss.detach())
+
+    assert last_loss(config) < 0.2
+    if method == "full":
+        for rate in (1e-3, 3e-3, 1e-2, 3e-2):
+            plain = config.model_copy(update={"relative_rate": False, "learning_rate": rate})
+            assert last_loss(plain) > 1, rate
+
+
+@pytest.mark.parametrize("method", ["full", "pcgrad"])
+def test_relative_steps_are_as_long_as_the_weights_are_large(method: str) -> None:
+    """Adam's first step is the rate, for every number with a gradient."""
+    config = TrainConfig(backbone="folder", method=method, relative_rate=True, weight_decay=0.0)
+    model = make_t5(VOCABULARY.size, "v1.0")
+    with torch.no_grad():
+        model.encoder.final_layer_norm.weight.zero_()  # the smallest step lets it begin
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tuning, part = make_method(model, config, VOCABULARY.first_added), some_part(16)
+    tuning.backward(item_losses(model, VOCABULARY, part, "level"), SHARES)
+    tuning.step(1e-2)
+    lengths = {}
+    for name, p in model.named_parameters():
+        if p.grad is None and not torch.equal(p, before[name]):
+            size = max(1e-3, float(before[name].square().mean().sqrt()))
+            lengths[name] = size
+            assert float((p.detach() - before[name]).abs().max()) == pytest.approx(1e-2 * size, rel=1e-2), (
+                name
+            )
+    assert max(lengths.values()) > 30 * min(lengths.values())
+
+
+def test_adapters_have_no_relative_rate() -> None:
+    with pytest.raises(ValueError, match="adapters start at zero"):
+        TrainConfig(backbone="t5-tiger", method="lora")
+    TrainConfig(backbone="t5-tiger", method="lora", relative_rate=False, learning_rate=1e-3)
+
+
 def test_t5_tiger_has_the_sizes_of_the_paper_unless_told_otherwise() -> None:
     config = TrainConfig(backbone="t5-tiger", text_vocabulary=300)
     model: PreTrainedModel = load_backbone(config, CATALOGUE.texts()).model

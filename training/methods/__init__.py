@@ -34,9 +34,11 @@ def make_method(
     parallel = parallel or Parallel()
     shared = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay, "clip": config.clip}
     if config.method == "full":
-        return FullTuning(model, reduce=parallel.sum, **shared)
+        return FullTuning(model, relative=config.relative_rate, reduce=parallel.sum, **shared)
     if config.method == "pcgrad":
-        return PcgradTuning(model, reduce=parallel.sum, seed=config.seed, **shared)
+        return PcgradTuning(
+            model, relative=config.relative_rate, reduce=parallel.sum, seed=config.seed, **shared
+        )
     if config.method in ("gems", "subspace"):
         return _gems(model, config, first_added, knowledge, parallel)
     model.requires_grad_(False)
@@ -110,6 +112,7 @@ def _gems(
         joint=config.joint_gradients,
         rank_scaling=config.rank_scaling,
         growth_limit=config.growth_limit,
+        relative=config.relative_rate,
         clip=config.clip,
         process_group=parallel.group,
         seed=config.seed,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gems.magnitude import magnitude
 from index.history import Task
 from training.rows import AddedRows
 
@@ -26,7 +27,8 @@ def split_by_decay(
 class AdamWTuning:
     """min Σ_task share_task · L_task over given weights, by AdamW with decoupled weight decay.
 
-    A weight that no loss reached has a zero gradient, so that all processes always do the same.
+    A weight that no loss reached has a zero gradient, so that all processes always do the same. relative: the rate of
+    each weight is multiplied by its magnitude.
     """
 
     exportable = True
@@ -40,15 +42,19 @@ class AdamWTuning:
         learning_rate: float,
         weight_decay: float,
         clip: float,
+        relative: bool = False,
         reduce: Reduce = lambda tensors: None,
     ) -> None:
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": list(decayed), "weight_decay": weight_decay},
             {"params": list(undecayed), "weight_decay": 0.0},
         ]
-        self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+        if relative:  # each weight with a rate of its own
+            groups = [group | {"params": [p]} for group in groups for p in group["params"]]
+        self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
         self._clip = clip
+        self._relative = relative
         self._reduce = reduce
 
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
@@ -84,7 +90,8 @@ class AdamWTuning:
         finite = norm < float("inf")  # False for NaN, too
         if finite:
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
+                length = magnitude(group["params"][0]) if self._relative else 1.0
+                group["lr"] = learning_rate * length
             self._optimizer.step()
         self._optimizer.zero_grad()
         if not finite:

@@ -17,6 +17,7 @@ class FullTuning(AdamWTuning):
         learning_rate: float,
         weight_decay: float,
         clip: float,
+        relative: bool = False,
         reduce: Reduce = lambda tensors: None,
     ) -> None:
         decayed, undecayed = split_by_decay(p for p in model.parameters() if p.requires_grad)
@@ -26,5 +27,6 @@ class FullTuning(AdamWTuning):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip=clip,
+            relative=relative,
             reduce=reduce,
         )

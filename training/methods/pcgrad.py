@@ -32,6 +32,7 @@ class PcgradTuning(AdamWTuning):
         learning_rate: float,
         weight_decay: float,
         clip: float,
+        relative: bool = False,
         reduce: Reduce = lambda tensors: None,
         seed: int = 0,
     ) -> None:
@@ -40,6 +41,7 @@ class PcgradTuning(AdamWTuning):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip=clip,
+            relative=relative,
             reduce=reduce,
         )
         self._generator = torch.Generator().manual_seed(seed)
