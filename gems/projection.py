@@ -174,5 +174,5 @@ class ProjectedWeight:
         self.subspaces.load_state_dict(state)
         self._directions = {}
         self.moved = dict(state["moved"])  # type: ignore[call-overload]
-        self._length = float(state["length"])  # type: ignore[arg-type]
+        self._length = float(state.get("length", 1.0))  # type: ignore[arg-type]
         self._last_size = float(state["last_size"])  # type: ignore[arg-type]
