@@ -3,12 +3,14 @@ with a status, a media type or a shape that the document does not name."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import FlakyStrategyDefinition, InvalidArgument
 from hypothesis.stateful import run_state_machine_as_test
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -49,9 +51,8 @@ def patient(body: Any) -> None:
             patient(entry)
 
 
-def run(url: str, examples: int) -> dict[int, int]:
-    """How many answers had which status."""
-    statuses: dict[int, int] = {}
+def run(url: str, examples: int, statuses: Counter[int]) -> None:
+    """Count in `statuses` how many answers had which status."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
 
     class Workflow(schema.as_state_machine()):  # type: ignore[misc]
@@ -59,7 +60,7 @@ def run(url: str, examples: int) -> dict[int, int]:
             patient(case.body)
 
         def validate_response(self, response: Any, case: Any, **_: Any) -> None:
-            statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+            statuses[response.status_code] += 1
             case.validate_response(response, checks=CHECKS)
             if response.status_code >= 400:
                 assert len(response.content) <= MAX_PROBLEM_BYTES
@@ -75,7 +76,6 @@ def run(url: str, examples: int) -> dict[int, int]:
             suppress_health_check=list(HealthCheck),
         ),
     )
-    return statuses
 
 
 def test_every_operation_answers_as_described(url: str) -> None:
@@ -97,13 +97,22 @@ def test_every_operation_answers_as_described(url: str) -> None:
 
 
 def test_a_few_requests_of_the_document(url: str) -> None:
-    statuses = run(url, 6)
+    statuses: Counter[int] = Counter()
+    run(url, 6, statuses)
     assert statuses[200] > 5
     assert sum(statuses.values()) > 30
 
 
 @pytest.mark.slow
 def test_ten_thousand_requests_of_the_document(url: str) -> None:
-    total = 0
-    while total < 10_000:
-        total += sum(run(url, 200).values())
+    """Where an answer leads on, what is generated depends on it, times and ids too, so that now and then the generator
+    trips over itself; it then begins anew. What the server does wrong is never of these two kinds."""
+    statuses: Counter[int] = Counter()
+    trips = 0
+    while statuses.total() < 10_000:
+        try:
+            run(url, 50, statuses)
+        except (FlakyStrategyDefinition, InvalidArgument):
+            trips += 1
+            assert trips < 20
+    assert max(statuses) < 500
