@@ -2,7 +2,7 @@
 
 Trains every baseline on Amazon Beauty and MovieLens with every seed, one after the other, ranks the full catalogue, and
 writes OUT/alphafuse.json, OUT/alphafuse.md and the charts OUT/*.svg. Runs that are done are kept and runs that were
-stopped go on; `--tables` only writes down what is done so far.
+stopped go on; `--tables` only writes down what is done so far; `--only beauty/null,…` trains a part of it.
 
     main       leave-one-out: four SASRec variants, NCF, the dense bi-encoder (tuned, and as it came)
     cold       users split 8:1:1 in the order of time (MovieLens only: Beauty has no real time stamps)
@@ -128,13 +128,16 @@ def main(
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     tables: Annotated[bool, typer.Option("--tables", help="train nothing, write what is done")] = False,
+    only: Annotated[str, typer.Option(help="comma-separated DATA/PART, such as beauty/null")] = "",
 ) -> None:
+    plan = list(jobs([int(seed) for seed in seeds.split(",")], threads))
+    if only:
+        plan = _only(plan, set(only.split(",")))
     quiet_libraries()
     console = Console()
     folders = {"beauty": beauty, "movielens": movielens}
     language = {name: _language(folder, out / "language" / f"{name}.parquet", console)
                 for name, folder in folders.items()}  # fmt: skip
-    plan = list(jobs([int(seed) for seed in seeds.split(",")], threads))
     for number, job in enumerate(plan, start=1):
         if tables or job.done(out):
             continue
@@ -147,6 +150,14 @@ def main(
                 )  # fmt: skip
                 _write(plan, folders, language, out)
     console.print(_write(plan, folders, language, out), markup=False, highlight=False, soft_wrap=True)
+
+
+def _only(plan: Sequence[Job], parts: set[str]) -> list[Job]:
+    """The jobs of these parts. Raises `SystemExit` for a part that does not exist."""
+    known = {f"{job.data}/{job.part}" for job in plan}
+    if unknown := parts - known:
+        raise SystemExit(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    return [job for job in plan if any(_belongs(job, name, plan) for name in parts)]
 
 
 def _language(data: Path, file: Path, console: Console) -> Path:
@@ -172,7 +183,7 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
                 figures[data][part] = compare([*runs, *floors])
                 text += [f"## {data}, {part}", "", markdown(figures[data][part])]
         for part, label in (("null", "size of the null space"), ("threshold", "log10 of the threshold")):
-            points = _sweep([job for job in done if job.data == data and _belongs(job, part, plan)], out)
+            points = _sweep([job for job in done if _belongs(job, f"{data}/{part}", plan)], out)
             if points:
                 figures[data][part] = points
                 _chart(out / f"{data}-{part}.svg", f"{data}: AlphaFuse, {label}", points, label)
@@ -199,9 +210,9 @@ def _floors(dataset: DataSet, runs: Sequence[CaseRanks], folder: Path) -> list[C
 
 
 def _belongs(job: Job, part: str, plan: Sequence[Job]) -> bool:
-    """The main run of AlphaFuse, first seed, is a point of the sweep of null spaces, too."""
+    """Whether a job is of this DATA/PART. AlphaFuse's main run, first seed, is in the sweep of null spaces, too."""
     main = job.part == "main" and job.key == "sasrec-alphafuse" and job.settings.seed == plan[0].settings.seed
-    return job.part == part or (part == "null" and main)
+    return part == f"{job.data}/{job.part}" or (part == f"{job.data}/null" and main)
 
 
 def _sweep(done: Sequence[Job], out: Path) -> list[dict[str, float]]:

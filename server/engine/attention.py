@@ -95,7 +95,8 @@ class Segment:
     """New tokens of one request: `rows` of them, for the slots from `begin` on.
 
     own: int64 [rows, depth], the slots that each attends to (its ancestors and itself) beside the first `shared`
-    ones, to which all attend; None for tokens of a prompt, which attend to all slots up to their own.
+    ones, to which all attend, of which there is at least one; −1 stands for none. None for tokens of a prompt, which
+    attend to all slots up to their own.
     """
 
     memory: KeyValues
@@ -114,7 +115,7 @@ class Segment:
         """Which slots each row attends to: bool [rows, end]."""
         if self.own is None:
             return torch.ones(self.rows, self.end, dtype=torch.bool).tril(self.begin)
-        mask = torch.zeros(self.rows, self.end, dtype=torch.bool).scatter_(1, self.own, True)
+        mask = torch.zeros(self.rows, self.end, dtype=torch.bool).scatter_(1, self.own.clamp(min=0), True)
         mask[:, : self.shared] = True
         return mask
 

@@ -139,13 +139,14 @@ class _DecoderOnly:
         theirs = torch.cat([output.logits[0, -1:] for output in plain])
         memory = KeyValues(self._layers, 4)
         try:
-            self.forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2))])
+            self.forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2), {})])
             hidden = self.forward(
                 [
                     Feed(
                         torch.tensor(branches),
                         torch.full((2,), 2),
                         Segment(memory, 2, 2, 2, torch.tensor([[2], [3]])),
+                        {},
                     )
                 ]
             )

@@ -66,9 +66,11 @@ class DecoderSearch(Search):
         super().__init__(replace(request, prompt=[start]), allowed, vocabulary, layers)
         self._encoded = Encoded(request.prompt)
 
-    def feed(self) -> DecoderFeed:
-        feed = super().feed()
-        return DecoderFeed(feed.ids, feed.positions, feed.segment, self._encoded)
+    def feed(self) -> list[Feed]:
+        return [
+            DecoderFeed(feed.ids, feed.positions, feed.segment, feed.scored, self._encoded)
+            for feed in super().feed()
+        ]
 
 
 class EncoderDecoder:
@@ -98,7 +100,7 @@ class EncoderDecoder:
         return self._forward(cast("Sequence[DecoderFeed]", feeds))  # it made them itself
 
     def _forward(self, feeds: Sequence[DecoderFeed]) -> Tensor:
-        fresh = [feed.encoded for feed in feeds if not feed.encoded.layers]
+        fresh = list(dict.fromkeys(feed.encoded for feed in feeds if not feed.encoded.layers))
         if fresh:
             self._encode(fresh)
         decoder = self._model.decoder
@@ -157,8 +159,8 @@ class EncoderDecoder:
         """Of the slots filled with this feed, for its rows: [heads, rows, slots]; −inf for what is no ancestor."""
         encoded = feed.encoded
         encoded.depths = torch.cat([encoded.depths, feed.positions])
-        bias = _bias(self._model.decoder, encoded.depths - feed.positions[0])  # a feed is of one depth
-        return bias.unsqueeze(1).masked_fill(~feed.segment.mask.to(bias.device), -torch.inf)
+        bias = _bias(self._model.decoder, encoded.depths - feed.positions.unsqueeze(1))
+        return bias.masked_fill(~feed.segment.mask.to(bias.device), -torch.inf)
 
     @torch.inference_mode()
     def check(self, head: Tensor, vocabulary: IdentifierVocabulary) -> None:
@@ -184,7 +186,7 @@ class EncoderDecoder:
             hidden = self.forward(
                 [
                     DecoderFeed(
-                        ids, positions, Segment(memory, depth, len(tokens), 1, torch.tensor(own)), encoded
+                        ids, positions, Segment(memory, depth, len(tokens), 1, torch.tensor(own)), {}, encoded
                     )
                     for memory, encoded in states
                 ]
@@ -197,7 +199,7 @@ class EncoderDecoder:
 
 
 def _bias(stack: Any, differences: Tensor) -> Tensor:
-    """Learned bias of relative positions (key − query), int64 [n] → [heads, n]; all layers of a stack share it."""
+    """Learned bias of relative positions (key − query), int64 [...] → [heads, ...]; all layers of a stack share it."""
     attention = stack.block[0].layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
         differences,
@@ -207,7 +209,7 @@ def _bias(stack: Any, differences: Tensor) -> Tensor:
     )
     table = attention.relative_attention_bias
     biases: Tensor = table(buckets.to(table.weight.device))
-    return biases.T
+    return biases.movedim(-1, 0)
 
 
 def _attention(attention: Any, normed: Tensor, attend: Attend) -> Tensor:

@@ -1,10 +1,15 @@
 """One request on its way through the engine: its beam, its keys and values, and what it needs next.
 
-    pass 0:            the prompt                      → the beam of level 0
-    pass j = 1 .. L−1: the codes that were just written, as further query positions of the one sequence; each
-                       attends to the prompt, to its ancestors and to itself  → the beam of level j
+    pass 0:  the prompt                                → the beam of level 0
+    then:    the codes that were just written, as further query positions of the one sequence; each attends to the
+             prompt, to its ancestors and to itself    → the beam of the next level, L − 1 times
 
 Hypotheses that have ended early (spelled identifiers) are not fed: all that follows them is certain.
+
+Looking ahead. Deep in a trie most nodes have one child, so that what the beam can hold next is known before it is
+chosen. Where the children of all hypotheses hardly exceed the beam, they are fed with the same pass, and so are theirs:
+a pass reads all weights, however few its rows are. (Drafts of a tree that are verified at once, as in SpecInfer, arXiv
+2305.09781; but the trie leaves nothing to guess, so that nothing is refused.)
 
 Early drop. A hypothesis only loses by its next code, so at the last level those that stand behind the `limit`-th
 answer already found cannot give an answer any more. The pass of that level therefore takes the best hypotheses
@@ -13,6 +18,7 @@ first, and the others follow only where they still can win. The answers are thos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,17 +34,58 @@ from server.engine.contract import RankRequest
 
 Codes = NDArray[np.int64]
 
+SPARE = 8  # hypotheses of a level that are fed in vain at most, to save a pass
+ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
 SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
 
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """What a request adds to a forward pass: token ids and positions, int64 [rows], and whose rows they are."""
+    """What a request adds to a forward pass: token ids and positions, int64 [rows], and whose rows they are.
+
+    scored: which of the rows end a hypothesis of a level, so that log p(next code) is wanted of them.
+    """
 
     ids: Tensor
     positions: Tensor
     segment: Segment
+    scored: Mapping[int, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hypotheses:
+    """Some of one level. nodes: int64 [n], of the trie; codes: int64 [n], written last; slots: int64 [n, level], of
+    the keys and values of all their codes."""
+
+    level: int
+    nodes: Codes
+    codes: Codes
+    slots: Codes
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Hypotheses of one level with log p(next code), float32 [n, codebook]."""
+
+    nodes: Codes
+    slots: Codes
+    log_probs: NDArray[np.float32]
+
+    def rows(self, nodes: Codes) -> Codes:
+        """Where these nodes stand among the hypotheses: int64, −1 for those that are not there."""
+        if not len(self.nodes):
+            return np.full(len(nodes), -1)
+        order = np.argsort(self.nodes)
+        at = order[np.searchsorted(self.nodes, nodes, sorter=order).clip(max=len(order) - 1)]
+        return np.where(self.nodes[at] == nodes, at, -1)
+
+    def with_others(self, nodes: Codes, slots: Codes, log_probs: NDArray[np.float32]) -> _Scored:
+        return _Scored(
+            np.concatenate([self.nodes, nodes]),
+            np.concatenate([self.slots, slots]),
+            np.concatenate([self.log_probs, log_probs]),
+        )
 
 
 class Search:
@@ -63,13 +110,12 @@ class Search:
         self._vocabulary = vocabulary
         self._prompt = len(request.prompt)
         # A level cannot hold more hypotheses than the trie has nodes there.
-        fed = sum(min(request.width, len(code)) for code in allowed.trie.code[:-1])
+        fed = sum(min(request.width + SPARE, len(code)) for code in allowed.trie.code[:-1])
         self.memory = KeyValues(layers, self._prompt + fed, known)
-        self._end = self.cached_tokens  # slots that are filled
-        self._live: Codes = np.zeros(1, np.int64)  # positions in the beam of the hypotheses that are fed
-        self._paths = torch.zeros(1, 0, dtype=torch.long)  # [live, level], own slots and those of ancestors
-        self._fed = 0  # how many of the live were fed
-        self._found: list[NDArray[np.float32]] = []  # their log-probabilities, in parts
+        self._free_slot = self._prompt
+        self._scored = [self._nothing(level) for level in range(vocabulary.levels)]
+        root = _Hypotheses(0, self.beam.nodes, self.beam.codes, np.zeros((1, 0), np.int64))
+        self._next = [root, *self._ahead_of(root)]  # what the next pass is fed, by levels
 
     @property
     def done(self) -> bool:
@@ -77,74 +123,123 @@ class Search:
 
     @property
     def next_rows(self) -> int:
-        """How many tokens `feed` will give at most."""
-        return len(self._live) if self.level else self._prompt - self.cached_tokens
+        """How many tokens `feed` will give."""
+        prompt = self._prompt - self.cached_tokens if self.level == 0 else 0
+        return prompt + sum(len(fed.nodes) for fed in self._next if fed.level)
 
-    def feed(self) -> Feed:
-        """The tokens whose hidden states `take` needs next; for a prompt it needs that of the last one."""
-        begin = self._end
+    def feed(self) -> list[Feed]:
+        """The tokens whose hidden states are needed next, those of a prompt by themselves."""
+        feeds = []
         if self.level == 0:
-            ids = torch.as_tensor(self.request.prompt[begin:], dtype=torch.long)
-            positions = torch.arange(begin, self._prompt)
-            segment = Segment(self.memory, begin, len(ids))
-        else:
-            rows = slice(self._fed, self._fed_next())
-            first = int(self._vocabulary.first_code[self.level - 1])
-            ids = torch.from_numpy(self.beam.codes[self._live[rows]] + first)
-            positions = torch.full((len(ids),), self._prompt + self.level - 1)
-            segment = Segment(self.memory, begin, len(ids), self._prompt, self._paths[rows])
-        self._end = segment.end
-        return Feed(ids, positions, segment)
+            ids = torch.as_tensor(self.request.prompt[self.cached_tokens :], dtype=torch.long)
+            segment = Segment(self.memory, self.cached_tokens, len(ids))
+            last = {0: slice(len(ids) - 1, len(ids))}
+            feeds.append(Feed(ids, torch.arange(self.cached_tokens, self._prompt), segment, last))
+        if codes := [fed for fed in self._next if fed.level]:
+            feeds.append(self._feed_of(codes))
+        return feeds
 
-    def _fed_next(self) -> int:
-        """How many of the live hypotheses will have been fed after the next pass."""
-        count, limit = len(self._live), self.request.limit
-        if self.level < self._vocabulary.levels - 1 or self._fed or limit >= len(self.beam.scores):
-            return count
-        near = self.beam.scores[self._live] >= self.beam.scores[limit - 1] - SLACK
-        first = max(1, int(near.sum()))  # the beam is sorted
-        return first if count - first >= WORTH * count else count
+    def _feed_of(self, hypotheses: list[_Hypotheses]) -> Feed:
+        """Of their last codes, by levels."""
+        rows = sum(len(each.nodes) for each in hypotheses)
+        ids, positions = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        own = np.full((rows, hypotheses[-1].level), -1)
+        scored, end = {}, 0
+        for each in hypotheses:
+            begin, end = end, end + len(each.nodes)
+            ids[begin:end] = each.codes + self._vocabulary.first_code[each.level - 1]
+            positions[begin:end] = self._prompt + each.level - 1
+            own[begin:end, : each.level] = each.slots
+            scored[each.level] = slice(begin, end)
+        segment = Segment(
+            self.memory, int(hypotheses[0].slots[0, -1]), rows, self._prompt, torch.from_numpy(own)
+        )
+        return Feed(torch.from_numpy(ids), torch.from_numpy(positions), segment, scored)
 
-    def take(self, log_probs: NDArray[np.float32]) -> None:
-        """Advance the beam by log p(code | hypothesis), float32 [hypotheses that were fed, codebook]."""
-        self._found.append(log_probs)
-        self._fed += len(log_probs)
-        row = np.full(len(self.beam.nodes), -1)
-        row[self._live[: self._fed]] = np.arange(self._fed)
-        beam, row = self._without_unfed(row)
-        ahead = advance(self.level, beam, np.concatenate(self._found), row, self.request.width, self.allowed)
-        if self._fed < len(self._live) and not self._decided(ahead):
-            return
-        self.beam = ahead
+    def take(self, log_probs: Mapping[int, NDArray[np.float32]]) -> None:
+        """Advance the beam. log_probs: for each level of `Feed.scored`, log p(code | hypothesis), float32 [rows,
+        codebook], of the hypotheses that were fed."""
+        for fed in self._next:
+            scored = self._scored[fed.level]
+            self._scored[fed.level] = scored.with_others(fed.nodes, fed.slots, log_probs[fed.level])
+        self._next = []
+        while not (self.done or self._next):
+            self._next = self._advance()
+
+    def _advance(self) -> list[_Hypotheses]:
+        """One level more, or what must be fed for it."""
+        scored = self._scored[self.level]
+        row = scored.rows(self.beam.nodes)
+        known = (row >= 0) | self._ended()
+        waiting = np.flatnonzero(~known)
+        last = self.level == self._vocabulary.levels - 1
+        if len(waiting) and not (last and known.any()):
+            return self._to_feed(waiting)
+        kept = np.flatnonzero(known)
+        beam, row = self.beam.at(kept), row[kept]
+        ahead = advance(self.level, beam, scored.log_probs, row, self.request.width, self.allowed)
+        if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):
+            return self._to_feed(waiting)
+        self.beam, self._row_of_parent = ahead, row[ahead.parents]
         self.level += 1
-        self._fed, self._found = 0, []
-        self._live = np.arange(len(self.beam.nodes))
-        if self._vocabulary.end is not None:
-            self._live = np.flatnonzero(self.beam.codes != self._vocabulary.end)
-        if self.done:
-            return
-        if not len(self._live):
-            self._finish()
-            return
-        parent = torch.from_numpy(row[self.beam.parents[self._live]])
-        itself = torch.arange(self._end, self._end + len(self._live)).unsqueeze(1)
-        self._paths = torch.cat([self._paths[parent], itself], dim=1)
+        return []
 
-    def _without_unfed(self, row: Codes) -> tuple[Beam, Codes]:
-        """The beam and its rows, without hypotheses that wait for a later pass."""
-        kept = np.delete(np.arange(len(row)), self._live[self._fed :])
-        return self.beam.at(kept), row[kept]
+    def _ended(self) -> NDArray[np.bool_]:
+        """Which hypotheses of the beam wrote the end: bool [w]."""
+        if self._vocabulary.end is None or self.level == 0:
+            return np.zeros(len(self.beam.nodes), bool)
+        ended: NDArray[np.bool_] = self.beam.codes == self._vocabulary.end
+        return ended
 
-    def _decided(self, ahead: Beam) -> bool:
+    def _decided(self, ahead: Beam, best_waiting: float) -> bool:
         """Whether none of the hypotheses that were not fed could be among the answers."""
         limit = self.request.limit
-        best_left = self.beam.scores[self._live[self._fed]]
-        return len(ahead.scores) >= limit and bool(ahead.scores[limit - 1] > best_left)
+        return len(ahead.scores) >= limit and bool(ahead.scores[limit - 1] > best_waiting)
 
-    def _finish(self) -> None:
-        """Follow the ends of all hypotheses to their leaves."""
-        nothing = np.zeros((0, self._vocabulary.codebook_sizes[-1]), np.float32)
-        while not self.done:
-            ended = np.full(len(self.beam.nodes), -1)
-            self.beam = advance(self.level, self.beam, nothing, ended, self.request.width, self.allowed)
-            self.level += 1
+    def _to_feed(self, waiting: Codes) -> list[_Hypotheses]:
+        """Of the hypotheses at these positions of the beam, those of the next pass, and what it takes ahead of them."""
+        if self.level == self._vocabulary.levels - 1:
+            waiting = waiting[: self._near(waiting)]
+        above = self._scored[self.level - 1].slots[self._row_of_parent[waiting]]
+        hypotheses = self._placed(self.level, self.beam.nodes[waiting], self.beam.codes[waiting], above)
+        return [hypotheses, *self._ahead_of(hypotheses)]
+
+    def _near(self, waiting: Codes) -> int:
+        """How many of them are fed at once at the last level; they are sorted."""
+        count, limit = len(waiting), self.request.limit
+        if len(self._scored[self.level].nodes) or limit >= len(self.beam.scores):
+            return count
+        near = self.beam.scores[waiting] >= self.beam.scores[limit - 1] - SLACK
+        first = max(1, int(near.sum()))
+        return first if count - first >= WORTH * count else count
+
+    def _ahead_of(self, hypotheses: _Hypotheses) -> list[_Hypotheses]:
+        """Their children, and those of these, as long as they are few: all that the next beams can hold."""
+        found: list[_Hypotheses] = []
+        rows = len(hypotheses.nodes)
+        while hypotheses.level < self._vocabulary.levels - 1:
+            parent, child, code = self.allowed.expand(hypotheses.level, hypotheses.nodes)
+            goes_on = np.ones(len(child), bool)
+            if len(self.allowed.excluded):
+                goes_on &= self.allowed.alive(hypotheses.level + 1, child)
+            if self._vocabulary.end is not None:
+                goes_on &= code != self._vocabulary.end
+            count = int(goes_on.sum())
+            rows += count
+            if not 0 < count <= self.request.width + SPARE or rows > ENOUGH:
+                break
+            above = hypotheses.slots[parent[goes_on]]
+            hypotheses = self._placed(hypotheses.level + 1, child[goes_on], code[goes_on], above)
+            found.append(hypotheses)
+        return found
+
+    def _placed(self, level: int, nodes: Codes, codes: Codes, above: Codes) -> _Hypotheses:
+        """With slots for their last codes. above: those of their ancestors, int64 [n, level − 1]."""
+        itself = np.arange(self._free_slot, self._free_slot + len(nodes))
+        self._free_slot += len(nodes)
+        return _Hypotheses(level, nodes, codes, np.column_stack([above, itself]))
+
+    def _nothing(self, level: int) -> _Scored:
+        none = np.zeros(0, np.int64)
+        codebook = self._vocabulary.codebook_sizes[level]
+        return _Scored(none, none.reshape(0, level), np.zeros((0, codebook), np.float32))

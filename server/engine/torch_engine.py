@@ -2,7 +2,7 @@
 
 The beams of a request are *query positions* of its one sequence (tree attention): each new position
 attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
-read once; there are exactly L − 1 decode passes after the prompt's, and no stop condition. Requests of
+read once; there are at most L − 1 decode passes after the prompt's, and no stop condition. Requests of
 different lengths share a pass without padding (`attention`), and what is known of a prompt is not computed
 again (`prefix_cache`). A pass may mix prompts and beams, so that requests can join while others are being ranked.
 """
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,7 +32,7 @@ from server.engine.head import Head
 from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
-from server.engine.search import Search
+from server.engine.search import SPARE, Feed, Search
 
 Device = Literal["cpu", "cuda"]
 Kind = Literal["torch", "vllm"]
@@ -223,8 +225,8 @@ class TorchEngine:
         return max(0, self.join_rows - sum(search.next_rows for search in searches))
 
     def _positions_of(self, request: RankRequest) -> int:
-        """Of its prompt and its beams."""
-        return len(request.prompt) + request.width * (self.vocabulary.levels - 1)
+        """Of its prompt and its beams, at most."""
+        return len(request.prompt) + (request.width + SPARE) * (self.vocabulary.levels - 1)
 
     def _begin(self, request: RankRequest, known: Tensor | None) -> Search:
         allowed = request.allowed or self.everything
@@ -235,16 +237,16 @@ class TorchEngine:
         """One forward pass for all, and one level more for each."""
         searches = [each.search for each in running]
         feeds = [search.feed() for search in searches]
-        hidden = self._backbone.forward(feeds)
+        hidden = self._backbone.forward([feed for those in feeds for feed in those])
         stage_of = ["decode" if search.level else "prefill" for search in searches]
         if self.cache.capacity:
             for search in searches:
                 if search.level == 0:
                     self._remember(search)
         watch.lap("forward")
-        rows = torch.split(hidden, [feed.segment.rows for feed in feeds])
-        for search, part in zip(searches, rows, strict=True):
-            log_probs = self._head.log_probs(part[-1:] if search.level == 0 else part, search.level)
+        rows = torch.split(hidden, [sum(feed.segment.rows for feed in those) for those in feeds])
+        for search, those, part in zip(searches, feeds, rows, strict=True):
+            log_probs = self._log_probs(those, part)
             watch.lap("head")
             search.take(log_probs)
             watch.lap("trie")
@@ -252,6 +254,15 @@ class TorchEngine:
             each.seconds[stage] += watch.seconds["forward"]
             each.seconds["head"] += watch.seconds["head"]
             each.seconds["trie"] += watch.seconds["trie"]
+
+    def _log_probs(self, feeds: Sequence[Feed], hidden: Tensor) -> dict[int, NDArray[np.float32]]:
+        """By levels, for `Search.take`. hidden: [rows of all feeds, d]."""
+        rows = torch.split(hidden, [feed.segment.rows for feed in feeds])
+        return {
+            level: self._head.log_probs(part[scored], level)
+            for feed, part in zip(feeds, rows, strict=True)
+            for level, scored in feed.scored.items()
+        }
 
     def _remember(self, search: Search) -> None:
         request = search.request

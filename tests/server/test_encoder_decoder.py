@@ -144,11 +144,11 @@ def test_the_bias_of_positions_counts_depth_not_place_in_the_flattened_beam(kind
         memory, encoded = KeyValues(layers, 1 + len(rows)), Encoded(ids)
         start = Segment(memory, 0, 1)
         forward.forward(
-            [DecoderFeed(torch.tensor([START]), torch.zeros(1, dtype=torch.long), start, encoded)]
+            [DecoderFeed(torch.tensor([START]), torch.zeros(1, dtype=torch.long), start, {}, encoded)]
         )
         own = torch.arange(1, 1 + len(rows)).unsqueeze(1)
         depth = torch.ones(len(rows), dtype=torch.long)
-        return forward.forward([DecoderFeed(rows, depth, Segment(memory, 1, len(rows), 1, own), encoded)])
+        return forward.forward([DecoderFeed(rows, depth, Segment(memory, 1, len(rows), 1, own), {}, encoded)])
 
     with torch.inference_mode():
         together = decode(tokens)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.bundles import make_model
+from support.engines import assert_same_ranking
 from support.references import found_items, identifier_scores, legal_next
 from transformers import (
     GPTNeoConfig,
@@ -27,6 +28,7 @@ from index.allowed import Allowed, SlotSet
 from index.identifiers import Identifiers
 from index.trie import Trie
 from index.vocabulary import IdentifierVocabulary
+from server.engine import search
 from server.engine.contract import EngineError, Ranking, RankRequest
 from server.engine.packed import Precision
 from server.engine.search import Feed, Search
@@ -192,18 +194,19 @@ def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A model that is sure of itself: the last pass needs only the best hypotheses."""
-    w = world(levels=3, items=300)
-    model = make_model(w.vocabulary.size, positions=128)
+    codes = np.unique(np.random.default_rng(0).integers(0, 20, (2000, 3)), axis=0)
+    vocabulary = IdentifierVocabulary(TEXT_TOKENS, (20, 20, 20))
+    model = make_model(vocabulary.size, positions=128)
     with torch.no_grad():
-        model.get_output_embeddings().weight[w.vocabulary.first_added :] *= 3
-    engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
+        model.get_output_embeddings().weight[vocabulary.first_added :] *= 3
+    engine = TorchEngine(model, Trie.build(codes), vocabulary)
     fed: list[int] = []
     feed = Search.feed
 
-    def counted(search: Search) -> Feed:
-        found = feed(search)
-        if search.level == w.vocabulary.levels - 1:
-            fed.append(len(found.ids))
+    def counted(running: Search) -> list[Feed]:
+        found = feed(running)
+        if running.level == vocabulary.levels - 1:
+            fed.append(len(found[0].ids))
         return found
 
     monkeypatch.setattr(Search, "feed", counted)
@@ -219,6 +222,57 @@ def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
             assert_same(short, whole.items[:limit], whole.scores[:limit], 1e-4)
             fed.clear()
     assert spared > 0
+
+
+def passes_of(engine: TorchEngine, request: RankRequest) -> tuple[Ranking, list[int]]:
+    """The answer, and the rows of each forward pass that it took."""
+    rows: list[int] = []
+    forward = engine._backbone.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engine._backbone,
+            "forward",
+            lambda feeds: (rows.append(sum(len(feed.ids) for feed in feeds)), forward(feeds))[1],
+        )
+        return engine.rank([request])[0], rows
+
+
+def test_what_the_trie_makes_certain_is_fed_ahead() -> None:
+    """Eight first codes, of which each leads to 40 items whose other three codes are their own."""
+    rng = np.random.default_rng(0)
+    codes = np.column_stack([np.repeat(np.arange(8), 40), np.tile(rng.permutation(64)[:40], 8)])
+    codes = np.column_stack([codes, rng.integers(0, 64, (320, 2))])
+    vocabulary = IdentifierVocabulary(TEXT_TOKENS, (8, 64, 64, 64))
+    trie = Trie.build(codes)
+    engine = TorchEngine(make_model(vocabulary.size, positions=128), trie, vocabulary)
+    # The first codes beside the prompt; then of 20 items all that is left.
+    assert passes_of(engine, RankRequest(prompt(30), 20, 20))[1] == [30 + 8, 20 + 20]
+    # Few candidates are scored with the prompt, in one pass.
+    few = Allowed.of(trie, SlotSet.of_members(trie.slot_of_item[[3, 50, 51, 319]], trie.items))
+    ranking, rows = passes_of(engine, RankRequest(prompt(30), 4, 4, few))
+    assert sorted(ranking.items) == [3, 50, 51, 319]
+    assert rows == [30 + 3 + 4 + 4]
+    # A beam of one cannot hold what is fed ahead of it: only the few first codes are worth it.
+    assert passes_of(engine, RankRequest(prompt(30), 1, 1))[1] == [30 + 8, 1 + 1]
+
+
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_feeding_ahead_changes_no_answer(normalisation: str, data: st.DataObject) -> None:
+    engine = world(items=150, levels=4).engine(normalisation)
+    width, length = data.draw(st.integers(1, 60)), data.draw(st.sampled_from(LENGTHS))
+    limit = data.draw(st.integers(1, width))
+    allowed, left = draw_allowed(data, engine.everything.trie)
+    request = RankRequest(prompt(length), limit, width, allowed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "SPARE", data.draw(st.sampled_from([0, 8, 100])))
+        patch.setattr(search, "ENOUGH", data.draw(st.sampled_from([10, 10_000])))
+        ahead = engine.rank([request])[0]
+        patch.setattr(search, "ENOUGH", 0)
+        step_by_step, rows = passes_of(engine, request)
+    assert len(rows) >= min(len(left), 1) * 4
+    assert_same_ranking(ahead, step_by_step)
 
 
 def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody() -> None:

@@ -104,7 +104,7 @@ def feeds(
         own = torch.cat([parents, torch.arange(rows).unsqueeze(1) + length + 3], 1)
         ids = torch.randint(0, VOCABULARY.size, (rows,), generator=generator)
         segment = Segment(memory, length + 3, rows, length, own)
-        made.append(Feed(ids, torch.full((rows,), length + 1), segment))
+        made.append(Feed(ids, torch.full((rows,), length + 1), segment, {}))
     return made
 
 
@@ -161,7 +161,7 @@ def test_few_shapes_are_kept_and_similar_passes_share_one() -> None:
 def test_passes_that_are_too_large_or_hold_a_prompt_are_not_taken() -> None:
     padded = passes(slots=256)
     asked = feeds([(50, 80, 7)])
-    begun = Feed(torch.arange(5), torch.arange(5), Segment(KeyValues(2, 20), 0, 5))
+    begun = Feed(torch.arange(5), torch.arange(5), Segment(KeyValues(2, 20), 0, 5), {})
     with torch.inference_mode():
         assert padded.forward([*asked, begun]) is None
         assert padded.forward(feeds([(50, 80, 7)] * 3)) is None
