@@ -68,7 +68,7 @@ class DecoderSearch(Search):
 
     def feed(self) -> list[Feed]:
         return [
-            DecoderFeed(feed.ids, feed.positions, feed.segment, feed.scored, self._encoded)
+            DecoderFeed(feed.ids, feed.positions, feed.segment, feed.last, self._encoded)
             for feed in super().feed()
         ]
 

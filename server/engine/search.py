@@ -18,7 +18,7 @@ first, and the others follow only where they still can win. The answers are thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from server.engine.beam import Beam, advance
 from server.engine.contract import RankRequest
 
 Codes = NDArray[np.int64]
+LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
 SPARE = 8  # hypotheses of a level that are fed in vain at most, to save a pass
 ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
@@ -44,13 +45,14 @@ WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their o
 class Feed:
     """What a request adds to a forward pass: token ids and positions, int64 [rows], and whose rows they are.
 
-    scored: which of the rows end a hypothesis of a level, so that log p(next code) is wanted of them.
+    last: which of the rows are the last tokens of hypotheses of a level, for each level; before the first code, that
+    of the prompt.
     """
 
     ids: Tensor
     positions: Tensor
     segment: Segment
-    scored: Mapping[int, slice]
+    last: Mapping[int, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,26 +67,24 @@ class _Hypotheses:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
-    """Hypotheses of one level with log p(next code), float32 [n, codebook]."""
+class _Fed:
+    """Hypotheses of one level that were fed. nodes, slots: as above; hidden: states behind their last codes, [n, d]."""
 
     nodes: Codes
     slots: Codes
-    log_probs: NDArray[np.float32]
+    hidden: Tensor
 
     def rows(self, nodes: Codes) -> Codes:
         """Where these nodes stand among the hypotheses: int64, −1 for those that are not there."""
-        if not len(self.nodes):
-            return np.full(len(nodes), -1)
         order = np.argsort(self.nodes)
         at = order[np.searchsorted(self.nodes, nodes, sorter=order).clip(max=len(order) - 1)]
         return np.where(self.nodes[at] == nodes, at, -1)
 
-    def with_others(self, nodes: Codes, slots: Codes, log_probs: NDArray[np.float32]) -> _Scored:
-        return _Scored(
-            np.concatenate([self.nodes, nodes]),
-            np.concatenate([self.slots, slots]),
-            np.concatenate([self.log_probs, log_probs]),
+    def and_others(self, others: _Fed) -> _Fed:
+        return _Fed(
+            np.concatenate([self.nodes, others.nodes]),
+            np.concatenate([self.slots, others.slots]),
+            torch.cat([self.hidden, others.hidden]),
         )
 
 
@@ -113,7 +113,7 @@ class Search:
         fed = sum(min(request.width + SPARE, len(code)) for code in allowed.trie.code[:-1])
         self.memory = KeyValues(layers, self._prompt + fed, known)
         self._free_slot = self._prompt
-        self._scored = [self._nothing(level) for level in range(vocabulary.levels)]
+        self._fed: dict[int, _Fed] = {}  # by levels
         root = _Hypotheses(0, self.beam.nodes, self.beam.codes, np.zeros((1, 0), np.int64))
         self._next = [root, *self._ahead_of(root)]  # what the next pass is fed, by levels
 
@@ -133,8 +133,8 @@ class Search:
         if self.level == 0:
             ids = torch.as_tensor(self.request.prompt[self.cached_tokens :], dtype=torch.long)
             segment = Segment(self.memory, self.cached_tokens, len(ids))
-            last = {0: slice(len(ids) - 1, len(ids))}
-            feeds.append(Feed(ids, torch.arange(self.cached_tokens, self._prompt), segment, last))
+            positions = torch.arange(self.cached_tokens, self._prompt)
+            feeds.append(Feed(ids, positions, segment, {0: slice(len(ids) - 1, len(ids))}))
         if codes := [fed for fed in self._next if fed.level]:
             feeds.append(self._feed_of(codes))
         return feeds
@@ -144,32 +144,36 @@ class Search:
         rows = sum(len(each.nodes) for each in hypotheses)
         ids, positions = np.empty(rows, np.int64), np.empty(rows, np.int64)
         own = np.full((rows, hypotheses[-1].level), -1)
-        scored, end = {}, 0
+        last, end = {}, 0
         for each in hypotheses:
             begin, end = end, end + len(each.nodes)
             ids[begin:end] = each.codes + self._vocabulary.first_code[each.level - 1]
             positions[begin:end] = self._prompt + each.level - 1
             own[begin:end, : each.level] = each.slots
-            scored[each.level] = slice(begin, end)
+            last[each.level] = slice(begin, end)
         segment = Segment(
             self.memory, int(hypotheses[0].slots[0, -1]), rows, self._prompt, torch.from_numpy(own)
         )
-        return Feed(torch.from_numpy(ids), torch.from_numpy(positions), segment, scored)
+        return Feed(torch.from_numpy(ids), torch.from_numpy(positions), segment, last)
 
-    def take(self, log_probs: Mapping[int, NDArray[np.float32]]) -> None:
-        """Advance the beam. log_probs: for each level of `Feed.scored`, log p(code | hypothesis), float32 [rows,
-        codebook], of the hypotheses that were fed."""
-        for fed in self._next:
-            scored = self._scored[fed.level]
-            self._scored[fed.level] = scored.with_others(fed.nodes, fed.slots, log_probs[fed.level])
+    def take(self, hidden: Mapping[int, Tensor], log_probs: LogProbs) -> None:
+        """Advance the beam.
+
+        hidden: states of the rows `Feed.last` of all feeds, [n, d], by levels. log_probs: log p(code | hypothesis) of
+        every code of a level.
+        """
+        for each in self._next:
+            fed = _Fed(each.nodes, each.slots, hidden[each.level])
+            before = self._fed.get(each.level)
+            self._fed[each.level] = fed if before is None else before.and_others(fed)
         self._next = []
         while not (self.done or self._next):
-            self._next = self._advance()
+            self._next = self._advance(log_probs)
 
-    def _advance(self) -> list[_Hypotheses]:
+    def _advance(self, log_probs: LogProbs) -> list[_Hypotheses]:
         """One level more, or what must be fed for it."""
-        scored = self._scored[self.level]
-        row = scored.rows(self.beam.nodes)
+        fed = self._fed.get(self.level)
+        row = np.full(len(self.beam.nodes), -1) if fed is None else fed.rows(self.beam.nodes)
         known = (row >= 0) | self._ended()
         waiting = np.flatnonzero(~known)
         last = self.level == self._vocabulary.levels - 1
@@ -177,7 +181,12 @@ class Search:
             return self._to_feed(waiting)
         kept = np.flatnonzero(known)
         beam, row = self.beam.at(kept), row[kept]
-        ahead = advance(self.level, beam, scored.log_probs, row, self.request.width, self.allowed)
+        open_ = row >= 0
+        found = np.zeros((0, self._vocabulary.codebook_sizes[self.level]), np.float32)
+        if fed is not None:
+            found = log_probs(fed.hidden[torch.from_numpy(row[open_])], self.level)
+        place = np.where(open_, np.cumsum(open_) - 1, -1)
+        ahead = advance(self.level, beam, found, place, self.request.width, self.allowed)
         if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):
             return self._to_feed(waiting)
         self.beam, self._row_of_parent = ahead, row[ahead.parents]
@@ -200,14 +209,14 @@ class Search:
         """Of the hypotheses at these positions of the beam, those of the next pass, and what it takes ahead of them."""
         if self.level == self._vocabulary.levels - 1:
             waiting = waiting[: self._near(waiting)]
-        above = self._scored[self.level - 1].slots[self._row_of_parent[waiting]]
+        above = self._fed[self.level - 1].slots[self._row_of_parent[waiting]]
         hypotheses = self._placed(self.level, self.beam.nodes[waiting], self.beam.codes[waiting], above)
         return [hypotheses, *self._ahead_of(hypotheses)]
 
     def _near(self, waiting: Codes) -> int:
         """How many of them are fed at once at the last level; they are sorted."""
         count, limit = len(waiting), self.request.limit
-        if len(self._scored[self.level].nodes) or limit >= len(self.beam.scores):
+        if self.level in self._fed or limit >= len(self.beam.scores):
             return count
         near = self.beam.scores[waiting] >= self.beam.scores[limit - 1] - SLACK
         first = max(1, int(near.sum()))
@@ -239,7 +248,12 @@ class Search:
         self._free_slot += len(nodes)
         return _Hypotheses(level, nodes, codes, np.column_stack([above, itself]))
 
-    def _nothing(self, level: int) -> _Scored:
-        none = np.zeros(0, np.int64)
-        codebook = self._vocabulary.codebook_sizes[level]
-        return _Scored(none, none.reshape(0, level), np.zeros((0, codebook), np.float32))
+
+def last_of(feeds: Sequence[Feed], hidden: Tensor) -> dict[int, Tensor]:
+    """For `Search.take`. hidden: of all rows of the feeds of one request, [rows, d]."""
+    parts = torch.split(hidden, [feed.segment.rows for feed in feeds])
+    return {
+        level: part[rows]
+        for feed, part in zip(feeds, parts, strict=True)
+        for level, rows in feed.last.items()
+    }

@@ -9,9 +9,8 @@ again (`prefix_cache`). A pass may mix prompts and beams, so that requests can j
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,21 +31,21 @@ from server.engine.head import Head
 from server.engine.memory import is_out_of_memory
 from server.engine.packed import Precision, dtype_of
 from server.engine.prefix_cache import BLOCK, PrefixCache
-from server.engine.search import SPARE, Feed, Search
+from server.engine.running import Running, Stopwatch, given_up
+from server.engine.search import SPARE, Search, last_of
 
 Device = Literal["cpu", "cuda"]
 Kind = Literal["torch", "vllm"]
-STAGES = ("prefill", "decode", "head", "trie")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
     ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
-    that have begun before. cache_bytes: of keys and values of earlier prompts to keep; 0 while the weights still
-    change. precision: of weights, keys and values; with int8 the linear layers have 8 bits and all else is bfloat16.
-    Scores are summed in float64. device: cuda is the current GPU. cuda_graphs: of passes of codes, to keep there; 0 for
-    none. kind: which engine, see `open_engine`."""
+    that have begun before; codes that are fed ahead with their prompts come on top. cache_bytes: of keys and values of
+    earlier prompts to keep; 0 while the weights still change. precision: of weights, keys and values; with int8 the
+    linear layers have 8 bits and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU.
+    cuda_graphs: of passes of codes, to keep there; 0 for none. kind: which engine, see `open_engine`."""
 
     threads: int = 0
     max_batch_tokens: int = 16384
@@ -60,27 +59,6 @@ class EngineOptions:
     @property
     def dtype(self) -> torch.dtype:
         return dtype_of(self.precision)
-
-
-@dataclass(eq=False, slots=True)
-class _Running:
-    """A search, and the time of its steps, by stages."""
-
-    search: Search
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-
-@dataclass(slots=True)
-class _Stopwatch:
-    """Of one step."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("forward", "head", "trie"), 0.0))
-    last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self.last
-        self.last = now
 
 
 DEFAULTS = EngineOptions()
@@ -172,13 +150,13 @@ class TorchEngine:
     ) -> None:
         """See `StepwiseEngine.serve`."""
         waiting = dict(requests)
-        running: dict[int, _Running] = {}
+        running: dict[int, Running] = {}
         while True:
             waiting |= arrivals()
             if not waiting and not running:
                 return
-            watch = _Stopwatch()
-            outcomes = _given_up(waiting, running) | self._begin_some(waiting, running)
+            watch = Stopwatch()
+            outcomes = given_up(waiting, running) | self._begin_some(waiting, running)
             try:
                 if running:
                     self._step(list(running.values()), watch)
@@ -192,9 +170,7 @@ class TorchEngine:
             if outcomes:
                 answered(outcomes)
 
-    def _begin_some(
-        self, waiting: dict[int, RankRequest], running: dict[int, _Running]
-    ) -> dict[int, Outcome]:
+    def _begin_some(self, waiting: dict[int, RankRequest], running: dict[int, Running]) -> dict[int, Outcome]:
         """Move requests from `waiting` to `running`, in order of arrival, as far as there is room. Those that cannot be
         begun are returned."""
         failed: dict[int, Outcome] = {}
@@ -207,7 +183,7 @@ class TorchEngine:
                 break
             del waiting[number]
             try:
-                running[number] = _Running(self._begin(request, known))
+                running[number] = Running(self._begin(request, known))
             except Exception as error:
                 failed[number] = error
         return failed
@@ -233,8 +209,15 @@ class TorchEngine:
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
         return self._backbone.search(request, allowed, self.vocabulary, known)
 
-    def _step(self, running: Sequence[_Running], watch: _Stopwatch) -> None:
-        """One forward pass for all, and one level more for each."""
+    def _step(self, running: Sequence[Running], watch: Stopwatch) -> None:
+        """One forward pass for all, and a level or more for each."""
+
+        def log_probs(hidden: Tensor, level: int) -> NDArray[np.float32]:
+            watch.lap("trie")
+            found = self._head.log_probs(hidden, level)
+            watch.lap("head")
+            return found
+
         searches = [each.search for each in running]
         feeds = [search.feed() for search in searches]
         hidden = self._backbone.forward([feed for those in feeds for feed in those])
@@ -246,23 +229,12 @@ class TorchEngine:
         watch.lap("forward")
         rows = torch.split(hidden, [sum(feed.segment.rows for feed in those) for those in feeds])
         for search, those, part in zip(searches, feeds, rows, strict=True):
-            log_probs = self._log_probs(those, part)
-            watch.lap("head")
-            search.take(log_probs)
+            search.take(last_of(those, part), log_probs)
             watch.lap("trie")
         for each, stage in zip(running, stage_of, strict=True):
             each.seconds[stage] += watch.seconds["forward"]
             each.seconds["head"] += watch.seconds["head"]
             each.seconds["trie"] += watch.seconds["trie"]
-
-    def _log_probs(self, feeds: Sequence[Feed], hidden: Tensor) -> dict[int, NDArray[np.float32]]:
-        """By levels, for `Search.take`. hidden: [rows of all feeds, d]."""
-        rows = torch.split(hidden, [feed.segment.rows for feed in feeds])
-        return {
-            level: self._head.log_probs(part[scored], level)
-            for feed, part in zip(feeds, rows, strict=True)
-            for level, scored in feed.scored.items()
-        }
 
     def _remember(self, search: Search) -> None:
         request = search.request
@@ -285,22 +257,10 @@ class TorchEngine:
         self.cache.clear()
         torch.cuda.empty_cache()  # nothing where CUDA was not used
 
-    def _ranking(self, running: _Running) -> Ranking:
+    def _ranking(self, running: Running) -> Ranking:
         search = running.search
         items, scores = best_items(search.beam, search.allowed, search.request.limit)
         return Ranking(items, scores, running.seconds, search.cached_tokens)
-
-
-def _given_up(waiting: dict[int, RankRequest], running: dict[int, _Running]) -> dict[int, Outcome]:
-    """Take out the requests for which nobody waits any more."""
-    outcomes: dict[int, Outcome] = {}
-    for number in [number for number, request in waiting.items() if request.expired]:
-        del waiting[number]
-        outcomes[number] = Ranking([], [], expired=True)
-    for number in [number for number, each in running.items() if each.search.request.expired]:
-        left = running.pop(number)
-        outcomes[number] = Ranking([], [], left.seconds, left.search.cached_tokens, expired=True)
-    return outcomes
 
 
 def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
