@@ -7,9 +7,9 @@
 Hypotheses that have ended early (spelled identifiers) are not fed: all that follows them is certain.
 
 Looking ahead. Deep in a trie most nodes have one child, so that what the beam can hold next is known before it is
-chosen. Where the children of all hypotheses hardly exceed the beam, they are fed with the same pass, and so are theirs:
-a pass reads all weights, however few its rows are. (Drafts of a tree that are verified at once, as in SpecInfer, arXiv
-2305.09781; but the trie leaves nothing to guess, so that nothing is refused.)
+chosen. Where the children of all hypotheses exceed the beam by a few at most, they are fed with the same pass, and so
+are theirs: a pass reads all weights, however few its rows are. (Drafts of a tree that are verified at once, as in
+SpecInfer, arXiv 2305.09781; but the trie leaves nothing to guess, so that nothing is refused.)
 
 Early drop. A hypothesis only loses by its next code, so at the last level those that stand behind the `limit`-th
 answer already found cannot give an answer any more. The pass of that level therefore takes the best hypotheses
@@ -35,7 +35,9 @@ from server.engine.contract import RankRequest
 Codes = NDArray[np.int64]
 LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
-SPARE = 8  # hypotheses of a level that are fed in vain at most, to save a pass
+SPARE = (
+    24  # rows that all requests of a pass may feed in vain, level by level: what a pass costs beside its rows
+)
 ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
 SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
@@ -115,7 +117,7 @@ class Search:
         self._free_slot = self._prompt
         self._fed: dict[int, _Fed] = {}  # by levels
         root = _Hypotheses(0, self.beam.nodes, self.beam.codes, np.zeros((1, 0), np.int64))
-        self._next = [root, *self._ahead_of(root)]  # what the next pass is fed, by levels
+        self._next = [root, *self._ahead_of(root, SPARE)]  # what the next pass is fed, by levels
 
     @property
     def done(self) -> bool:
@@ -156,11 +158,11 @@ class Search:
         )
         return Feed(torch.from_numpy(ids), torch.from_numpy(positions), segment, last)
 
-    def take(self, hidden: Mapping[int, Tensor], log_probs: LogProbs) -> None:
+    def take(self, hidden: Mapping[int, Tensor], log_probs: LogProbs, together: int = 1) -> None:
         """Advance the beam.
 
         hidden: states of the rows `Feed.last` of all feeds, [n, d], by levels. log_probs: log p(code | hypothesis) of
-        every code of a level.
+        every code of a level. together: requests that are being ranked; they share what may be fed in vain.
         """
         for each in self._next:
             fed = _Fed(each.nodes, each.slots, hidden[each.level])
@@ -168,9 +170,9 @@ class Search:
             self._fed[each.level] = fed if before is None else before.and_others(fed)
         self._next = []
         while not (self.done or self._next):
-            self._next = self._advance(log_probs)
+            self._next = self._advance(log_probs, SPARE // together)
 
-    def _advance(self, log_probs: LogProbs) -> list[_Hypotheses]:
+    def _advance(self, log_probs: LogProbs, spare: int) -> list[_Hypotheses]:
         """One level more, or what must be fed for it."""
         fed = self._fed.get(self.level)
         row = np.full(len(self.beam.nodes), -1) if fed is None else fed.rows(self.beam.nodes)
@@ -178,7 +180,7 @@ class Search:
         waiting = np.flatnonzero(~known)
         last = self.level == self._vocabulary.levels - 1
         if len(waiting) and not (last and known.any()):
-            return self._to_feed(waiting)
+            return self._to_feed(waiting, spare)
         kept = np.flatnonzero(known)
         beam, row = self.beam.at(kept), row[kept]
         open_ = row >= 0
@@ -188,7 +190,7 @@ class Search:
         place = np.where(open_, np.cumsum(open_) - 1, -1)
         ahead = advance(self.level, beam, found, place, self.request.width, self.allowed)
         if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):
-            return self._to_feed(waiting)
+            return self._to_feed(waiting, spare)
         self.beam, self._row_of_parent = ahead, row[ahead.parents]
         self.level += 1
         return []
@@ -205,13 +207,13 @@ class Search:
         limit = self.request.limit
         return len(ahead.scores) >= limit and bool(ahead.scores[limit - 1] > best_waiting)
 
-    def _to_feed(self, waiting: Codes) -> list[_Hypotheses]:
+    def _to_feed(self, waiting: Codes, spare: int) -> list[_Hypotheses]:
         """Of the hypotheses at these positions of the beam, those of the next pass, and what it takes ahead of them."""
         if self.level == self._vocabulary.levels - 1:
             waiting = waiting[: self._near(waiting)]
         above = self._fed[self.level - 1].slots[self._row_of_parent[waiting]]
         hypotheses = self._placed(self.level, self.beam.nodes[waiting], self.beam.codes[waiting], above)
-        return [hypotheses, *self._ahead_of(hypotheses)]
+        return [hypotheses, *self._ahead_of(hypotheses, spare)]
 
     def _near(self, waiting: Codes) -> int:
         """How many of them are fed at once at the last level; they are sorted."""
@@ -222,7 +224,7 @@ class Search:
         first = max(1, int(near.sum()))
         return first if count - first >= WORTH * count else count
 
-    def _ahead_of(self, hypotheses: _Hypotheses) -> list[_Hypotheses]:
+    def _ahead_of(self, hypotheses: _Hypotheses, spare: int) -> list[_Hypotheses]:
         """Their children, and those of these, as long as they are few: all that the next beams can hold."""
         found: list[_Hypotheses] = []
         rows = len(hypotheses.nodes)
@@ -235,7 +237,7 @@ class Search:
                 goes_on &= code != self._vocabulary.end
             count = int(goes_on.sum())
             rows += count
-            if not 0 < count <= self.request.width + SPARE or rows > ENOUGH:
+            if not 0 < count <= self.request.width + spare or rows > ENOUGH:
                 break
             above = hypotheses.slots[parent[goes_on]]
             hypotheses = self._placed(hypotheses.level + 1, child[goes_on], code[goes_on], above)
@@ -253,7 +255,7 @@ def last_of(feeds: Sequence[Feed], hidden: Tensor) -> dict[int, Tensor]:
     """For `Search.take`. hidden: of all rows of the feeds of one request, [rows, d]."""
     parts = torch.split(hidden, [feed.segment.rows for feed in feeds])
     return {
-        level: part[rows]
+        level: part[rows].clone()  # not to keep those of a whole prompt
         for feed, part in zip(feeds, parts, strict=True)
         for level, rows in feed.last.items()
     }

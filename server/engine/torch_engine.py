@@ -229,7 +229,7 @@ class TorchEngine:
         watch.lap("forward")
         rows = torch.split(hidden, [sum(feed.segment.rows for feed in those) for those in feeds])
         for search, those, part in zip(searches, feeds, rows, strict=True):
-            search.take(last_of(those, part), log_probs)
+            search.take(last_of(those, part), log_probs, len(searches))
             watch.lap("trie")
         for each, stage in zip(running, stage_of, strict=True):
             each.seconds[stage] += watch.seconds["forward"]

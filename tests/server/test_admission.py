@@ -26,8 +26,8 @@ LENGTHS = (1, 7, 30, 95)
 def make_engine(**options: int) -> TorchEngine:
     """Its catalogue is so dense that a beam of ten takes exactly one step a level: nothing can be fed ahead."""
     rng = np.random.default_rng(0)
-    every = np.stack(np.meshgrid(np.arange(30), *[np.arange(4)] * 3), axis=-1).reshape(-1, LEVELS)
-    codes = rng.permutation(every)[:1200]
+    every = np.stack(np.meshgrid(np.arange(40), *[np.arange(4)] * 3), axis=-1).reshape(-1, LEVELS)
+    codes = rng.permutation(every)[:1700]
     vocabulary = IdentifierVocabulary(40, tuple(int(k) for k in codes.max(0) + 1))
     model = make_model(vocabulary.size, positions=128)
     return TorchEngine(model, Trie.build(codes), vocabulary, packed="float32", **options)

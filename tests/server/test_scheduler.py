@@ -326,7 +326,10 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_continuous_engine_is_given_more_while_it_works(bundle: Bundle, engine: TorchEngine) -> None:
+def test_a_continuous_engine_is_given_more_while_it_works(
+    bundle: Bundle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.search.ENOUGH", 0)  # a step a level
     stepped = SteppedEngine(engine)
     levels = engine.vocabulary.levels
 
