@@ -30,7 +30,7 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.splits import Case, leave_one_out
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import cases_of, draw_cases, seen_items, target_ranks
+from training.evaluation.ranking import cases_of, draw_cases, target_ranks
 from training.item_vectors import new_item_vectors
 from training.pipeline import train
 
@@ -134,7 +134,8 @@ def _ranked(
     for case in cases:
         events = [replace(event, item=rows[event.item]) for event in case.history]
         prompt = bundle.encoder.prompt(events, case.query if task is Task.SEARCH else None)
-        allowed = Allowed.of(bundle.index.trie, slots, seen_items(replace(case, history=tuple(events))))
+        seen = [event.item for event in events]
+        allowed = Allowed.of(bundle.index.trie, slots, seen)
         requests.append(RankRequest(prompt.ids, 50, beam_width, allowed))
         targets.append(replace(case, target=rows[case.target]))
     if not cases:

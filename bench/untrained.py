@@ -1,4 +1,4 @@
-"""Bundles of a pretrained backbone that was never trained on items: random identifiers, random rows for them."""
+"""Bundles of a pretrained backbone that was never trained on items: random rows for codes, and random identifiers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,31 @@ from training.config import TrainConfig
 from training.extension import extend_backbone
 
 
-def publish_untrained(
-    path: Path, *, items: int, backbone: str = "smollm2-135m", layers: int | None = None, normalisation: str
-) -> Path:
-    """Publish the first `layers` of a backbone (None: all) with `items` random identifiers of four codes."""
+def random_identifiers(items: int) -> Identifiers:
+    """Of four codes, all different."""
     rng = np.random.default_rng(0)
     sizes = (256, 256, 256, 16)
     table = np.stack([rng.integers(0, size, 2 * items) for size in sizes], axis=1)
     codes = rng.permutation(np.unique(table, axis=0))[:items].astype(np.int32)
+    return Identifiers("semantic", codes, sizes)
+
+
+def publish_untrained(
+    path: Path,
+    *,
+    items: int,
+    backbone: str = "smollm2-135m",
+    layers: int | None = None,
+    normalisation: str,
+    identifiers: Identifiers | None = None,
+) -> Path:
+    """Publish the first `layers` of a backbone (None: all) with so many items. identifiers: theirs, if not random."""
+    identifiers = identifiers or random_identifiers(items)
     catalogue = Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
     loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
     vocabulary = extend_backbone(
         loaded,
-        Identifiers("semantic", codes, sizes),
+        identifiers,
         [item.title for item in catalogue],
         np.ones((items, 1), np.float32),
     )
@@ -38,7 +50,7 @@ def publish_untrained(
     info = BundleInfo(
         bundle_id=f"untrained-{Path(backbone).name}",
         scheme="semantic",
-        codebook_sizes=sizes,
+        codebook_sizes=identifiers.codebook_sizes,
         first_added_token=vocabulary.first_added,
         normalisation=normalisation,
         max_tokens=2048,
@@ -52,7 +64,7 @@ def publish_untrained(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         catalogue=catalogue,
-        identifiers=Identifiers("semantic", codes, sizes),
+        identifiers=identifiers,
         info=info,
     )
     return path

@@ -24,11 +24,12 @@ from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError
 from training.data.splits import Case, chronological_users, leave_one_out
 from training.evaluation.bootstrap import mean_interval
+from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
 from training.evaluation.compare import compare, groups
 from training.evaluation.comparison_table import markdown
+from training.evaluation.errors import EvaluationError
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import EvaluationError
 from training.evaluation.scoring import score_ranks
 
 PROTOCOL = {"split": "test", "users": "leave-one-out", "ranking": "full catalogue", "exclude_history": False}
@@ -42,23 +43,58 @@ def run_of(system: str, ranks: Sequence[int], seed: int = 0, users: Sequence[str
     return CaseRanks(system, seed, "data", PROTOCOL, {Task.RECOMMENDATION: ranked}, {"parameters": 10.0})
 
 
-@given(st.integers(0, 10_000), st.booleans())
-@settings(max_examples=30, deadline=None)
-def test_ranks_of_scores_are_places_in_the_sorted_catalogue(seed: int, exclude: bool) -> None:
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([None, 1, 5]))
+@settings(max_examples=50, deadline=None)
+def test_ranks_of_scores_are_places_among_the_sorted_candidates(
+    seed: int, exclude: bool, negatives: int | None
+) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, (6, 12)).astype(np.float32)  # many ties
     cases = [
-        Case("u", tuple(Event(int(k)) for k in rng.integers(0, 12, 1 + row)), int(rng.integers(12)), None)
+        Case(
+            f"u{row}", tuple(Event(int(k)) for k in rng.integers(0, 12, 1 + row)), int(rng.integers(12)), None
+        )
         for row in range(6)
     ]
     rows = {id(case): row for row, case in enumerate(cases)}
+    candidates = Candidates(exclude, negatives, seed)
     ranks = score_ranks(
-        lambda some: scores[[rows[id(c)] for c in some]], cases, limit=7, exclude_history=exclude, batch=4
+        lambda some: scores[[rows[id(c)] for c in some]], cases, limit=7, candidates=candidates, batch=4
     )
     for row, case in enumerate(cases):
         seen = {event.item for event in case.history} if exclude else set()
-        order = [k for k in np.argsort(-scores[row], kind="stable") if k not in seen][:7]
+        among = range(12) if negatives is None else candidates.rows(case, 12)
+        order = [k for k in np.argsort(-scores[row], kind="stable") if k in among and k not in seen][:7]
         assert ranks[row] == (order.index(case.target) + 1 if case.target in order else 0)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_sampled_negatives_are_new_to_the_person_and_the_same_for_everyone_who_ranks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    history = tuple(Event(int(k)) for k in rng.integers(0, 30, 8))
+    case = Case("someone", history, int(rng.integers(30)), "a query")
+    candidates = Candidates(negatives=15, seed=seed)
+    rows = candidates.rows(case, 30)
+    assert rows is not None
+    assert len(set(rows.tolist())) == 16
+    assert case.target in rows
+    assert not {event.item for event in history} & set(rows.tolist()) - {case.target}
+    again = Candidates.of(json.loads(json.dumps(candidates.protocol)))
+    assert again == candidates
+    assert np.array_equal(rows, again.rows(case, 30))
+    assert any(not np.array_equal(rows, replace(candidates, seed=seed + k).rows(case, 30)) for k in (1, 2, 3))
+    with pytest.raises(EvaluationError, match="ask for fewer"):
+        Candidates(negatives=30).rows(case, 30)
+
+
+def test_every_item_is_drawn_as_often() -> None:
+    """1,000 persons, 5 of 20 items each: 250 times each, with a standard deviation of 14."""
+    drawn = np.zeros(21)
+    for k in range(1000):
+        drawn[Candidates(negatives=5).rows(Case(f"person {k}", (), 20, None), 21)] += 1
+    assert drawn[20] == 1000
+    assert np.abs(drawn[:20] - 250).max() < 60
 
 
 def test_ranks_come_back_from_disk_and_other_files_are_refused(tmp_path: Path) -> None:

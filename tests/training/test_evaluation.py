@@ -14,6 +14,7 @@ from index.history import Event, Task
 from server.engine.contract import Ranking
 from training.data.splits import Case
 from training.evaluation.bootstrap import RESAMPLES, mean_interval, mean_intervals
+from training.evaluation.candidates import Candidates
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.metrics import CUTOFFS, NAMES, per_case
@@ -102,8 +103,8 @@ def test_query_floors_put_matching_items_first() -> None:
 def test_floors_exclude_the_history_and_with_it_a_target_that_comes_back() -> None:
     floor = floor_scores(Task.RECOMMENDATION, CATALOGUE, popularity(TRAIN, 4))["popularity"]
     history = (Event(2), Event(3))
-    assert floor_ranks(floor, [case(1, history=history)], exclude_history=True).tolist() == [1]
-    assert floor_ranks(floor, [case(2, history=history)], exclude_history=True).tolist() == [0]
+    assert floor_ranks(floor, [case(1, history=history)], candidates=Candidates(True)).tolist() == [1]
+    assert floor_ranks(floor, [case(2, history=history)], candidates=Candidates(True)).tolist() == [0]
     assert floor_ranks(floor, [case(3)], limit=1).tolist() == [0]
 
 

@@ -27,9 +27,12 @@ from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.splits import leave_one_out
+from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks
-from training.evaluation.compare import compare
-from training.evaluation.evaluate import EvaluationError, evaluate
+from training.evaluation.compare import compare, floors_of
+from training.evaluation.errors import EvaluationError
+from training.evaluation.evaluate import evaluate
+from training.evaluation.ranking import rank_cases
 from training.pipeline import train
 from training.run_folder import RunError
 
@@ -92,6 +95,29 @@ def test_training_learns_both_tasks(run: Path, data: Path, tmp_path: Path) -> No
     compared = compare([CaseRanks.load(tmp_path / "ranks.npz")])  # what it left says the same
     for task in ("search", "recommendation"):
         assert compared[task]["all users"]["systems"]["ours"]["hit@5"] == result[task]["hit@5"]
+
+
+def test_a_rank_among_sampled_negatives_is_that_of_the_whole_catalogue_without_the_others(
+    run: Path, data: Path, tmp_path: Path
+) -> None:
+    """The beam of a full ranking holds all 30 items; that of 12 negatives would hold 5 if it were not made larger."""
+    cases, items = leave_one_out(DataSet.load(data)).test, 30
+    candidates = Candidates(negatives=12, seed=4)
+    bundle = Bundle.open(run / "bundle")
+    full = rank_cases(TorchEngine.open(bundle), bundle.encoder, cases, Task.RECOMMENDATION, beam_width=items)
+    expected = []
+    for ranking, case in zip(full, cases, strict=True):
+        among = candidates.rows(case, items)
+        expected.append([item for item in ranking.items if item in among].index(case.target) + 1)
+    file = tmp_path / "ranks.npz"
+    result = evaluate(run / "bundle", data, beam_width=5, sampled_negatives=12, seed=4, ranks_file=file)
+    assert result["protocol"]["ranking"] == "12 sampled negatives"
+    left = CaseRanks.load(file)
+    assert left.tasks[Task.RECOMMENDATION].ranks.tolist() == expected
+    floor = floors_of(DataSet.load(data), [left])[-1].tasks[Task.RECOMMENDATION].ranks
+    assert floor.min() >= 1
+    assert floor.max() <= 13
+    assert len(set(floor.tolist())) > 5
 
 
 def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:

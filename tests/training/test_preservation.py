@@ -25,10 +25,10 @@ from training.cli.preservation import preservation_command
 from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
+from training.evaluation.errors import EvaluationError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.general import general_figures
 from training.evaluation.preservation import backbone_note, compare_general, compare_ranks, preservation
-from training.evaluation.ranking import EvaluationError
 from training.general_text import held_out_articles, token_windows
 from training.pipeline import train
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from training.baselines.baseline import Baseline
 from training.baselines.settings import BaselineError, BaselineSettings
 from training.data.splits import Case
+from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
 from training.metrics_log import MetricsLog
@@ -103,7 +104,7 @@ def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Ca
     """Mean NDCG@10; 0 where there are no cases."""
     if not cases:
         return 0.0
-    ranks = score_ranks(baseline.score, cases, limit=10, exclude_history=settings.exclude_history)
+    ranks = score_ranks(baseline.score, cases, limit=10, candidates=Candidates(settings.exclude_history))
     return float(per_case(ranks)["ndcg@10"].mean())
 
 

@@ -27,11 +27,13 @@ from training.baselines.settings import BaselineSettings, DenseSettings, NCFSett
 from training.data.dataset import DataSet
 from training.data.splits import Split, split_users
 from training.data.vectors import save_vectors
+from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
+from training.evaluation.errors import EvaluationError
 from training.evaluation.evaluate import save_evaluation
 from training.evaluation.figures import add_task, empty_result
 from training.evaluation.floors import popularity
-from training.evaluation.ranking import EvaluationError, cases_of, draw_cases
+from training.evaluation.ranking import cases_of, draw_cases
 from training.evaluation.scoring import score_ranks
 from training.run_folder import check_run, fingerprint, record_run
 
@@ -107,21 +109,19 @@ def _measure(
     console: Console,
 ) -> dict[str, Any]:
     cases = cases_of(settings.task, split.test)
+    candidates = Candidates(settings.exclude_history, settings.sampled_negatives)
     with ProgressBar(console=console, transient=True) as bar:
         row = bar.add_task(f"ranking for {settings.task.value}", total=len(cases))
         ranks = score_ranks(
-            baseline.score, cases, exclude_history=settings.exclude_history,
+            baseline.score, cases, candidates=candidates,
             progress=lambda done, total: bar.update(row, completed=done),
         )  # fmt: skip
-    protocol = {
-        "split": "test", "users": settings.users, "ranking": "full catalogue",
-        "exclude_history": settings.exclude_history,
-    }  # fmt: skip
+    protocol = {"split": "test", "users": settings.users} | candidates.protocol
     result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
     counts = popularity(split.train, len(dataset.catalogue))
     add_task(
         result, settings.task, cases, ranks, dataset.catalogue, counts,
-        exclude_history=settings.exclude_history, seed=0,
+        candidates=candidates, seed=0,
     )  # fmt: skip
     cost = {
         "parameters": sum(p.numel() for p in baseline.model.parameters() if p.requires_grad),

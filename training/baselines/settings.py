@@ -32,6 +32,9 @@ class BaselineSettings(BaseModel):
         "tenth of the users is tested, the tenth before it validated, both unseen in training",
     )
     exclude_history: bool = Field(False, description="never rank items of the history, floors too")
+    sampled_negatives: int | None = Field(
+        None, ge=1, description="rank test targets among so many sampled items only, as papers do with 99"
+    )
     validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")

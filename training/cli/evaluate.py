@@ -1,4 +1,4 @@
-"""`gems evaluate`: full-catalogue ranking of both tasks, beside its floors."""
+"""`gems evaluate`: ranking of both tasks, beside its floors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def evaluate_command(
     exclude_history: Annotated[
         bool, typer.Option(help="never rank items of the history, floors too")
     ] = False,
-    seed: Annotated[int, typer.Option(help="seed of the draw and of the bootstrap")] = 0,
+    sampled_negatives: Annotated[
+        int | None,
+        typer.Option(min=1, help="rank the target among so many sampled items only, as papers do with 99"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws and of the bootstrap")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores)")] = None,
 ) -> None:
     """Evaluate a bundle through the engine that serves it."""
@@ -42,6 +46,7 @@ def evaluate_command(
         max_cases=cases,
         beam_width=beam_width,
         exclude_history=exclude_history,
+        sampled_negatives=sampled_negatives,
         seed=seed,
         threads=threads,
         console=console,

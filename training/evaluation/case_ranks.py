@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from index.history import Task
 from training.data.splits import Case
-from training.evaluation.ranking import EvaluationError
+from training.evaluation.errors import EvaluationError
 
 RANKS_FILE = "ranks.npz"
 COLUMNS = ("users", "targets", "history", "ranks")

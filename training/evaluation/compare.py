@@ -13,10 +13,12 @@ from index.history import Task
 from training.data.dataset import DataSet
 from training.data.splits import split_users
 from training.evaluation.bootstrap import mean_intervals
+from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
+from training.evaluation.errors import EvaluationError
 from training.evaluation.floors import floor_ranks, floor_scores, popularity
 from training.evaluation.metrics import NAMES, per_case
-from training.evaluation.ranking import EvaluationError, cases_of
+from training.evaluation.ranking import cases_of
 from training.run_folder import fingerprint
 
 EVERYONE = "all users"
@@ -79,7 +81,7 @@ def floors_of(dataset: DataSet, runs: Sequence[CaseRanks]) -> list[CaseRanks]:
         held = parts.test if like.protocol["split"] == "test" else parts.validation
         cases = [case for case in cases_of(task, held) if case.user_id in wanted]
         for name, scores in floor_scores(task, dataset.catalogue, counts).items():
-            ranks = floor_ranks(scores, cases, exclude_history=like.protocol["exclude_history"])
+            ranks = floor_ranks(scores, cases, candidates=Candidates.of(like.protocol))
             found.append(CaseRanks(name, 0, like.data, like.protocol, {task: TaskRanks.of(cases, ranks)}))
     return found
 

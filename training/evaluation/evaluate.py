@@ -17,11 +17,13 @@ from index.history import Task
 from server.engine.torch_engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
+from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
+from training.evaluation.errors import EvaluationError
 from training.evaluation.figures import add_task, empty_result
 from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
-from training.evaluation.ranking import EvaluationError, cases_of, draw_cases, rank_cases, target_ranks
+from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.run_folder import fingerprint
 
 
@@ -33,13 +35,15 @@ def evaluate(
     max_cases: int | None = None,
     beam_width: int = 50,
     exclude_history: bool = False,
+    sampled_negatives: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     console: Console | None = None,
     ranks_file: Path | None = None,
     system: str = "model",
 ) -> dict[str, Any]:
-    """Rank the whole catalogue for every case, both ways, through the serving engine. `ranks_file`: where to leave
+    """Rank the whole catalogue for every case, both ways, through the serving engine; with `sampled_negatives` only the target
+    and so many sampled items. `ranks_file`: where to leave
     the rank of every case, under the name `system`, for `gems compare`.
 
     Returns a JSON-ready dictionary:
@@ -67,9 +71,8 @@ def evaluate(
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
     engine = TorchEngine.open(bundle)
     counts = popularity(parts.train, len(dataset.catalogue))
-    protocol = {
-        "split": split, "users": LEAVE_ONE_OUT, "ranking": "full catalogue", "exclude_history": exclude_history,
-    }  # fmt: skip
+    candidates = Candidates(exclude_history, sampled_negatives, seed)
+    protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {"beam_width": beam_width, "bundle": bundle.info.bundle_id}
     result = empty_result(about, dict(bundle.info.data))
     ranked: dict[Task, TaskRanks] = {}
@@ -80,13 +83,13 @@ def evaluate(
                 continue
             row = bar.add_task(f"ranking for {task.value}", total=len(cases))
             rankings = rank_cases(
-                engine, bundle.encoder, cases, task, beam_width=beam_width, exclude_history=exclude_history,
+                engine, bundle.encoder, cases, task, beam_width=beam_width, candidates=candidates,
                 progress=lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
             )  # fmt: skip
             ranks = target_ranks(rankings, cases)
             ranked[task] = TaskRanks.of(cases, ranks)
             add_task(
-                result, task, cases, ranks, dataset.catalogue, counts, exclude_history=exclude_history, seed=seed
+                result, task, cases, ranks, dataset.catalogue, counts, candidates=candidates, seed=seed
             )  # fmt: skip
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)

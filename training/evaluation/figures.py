@@ -12,6 +12,7 @@ from index.catalogue import Catalogue
 from index.history import Task
 from training.data.splits import Case
 from training.evaluation.bootstrap import mean_intervals
+from training.evaluation.candidates import Candidates
 from training.evaluation.floors import floor_ranks, floor_scores
 from training.evaluation.metrics import NAMES, per_case
 
@@ -31,7 +32,7 @@ def add_task(
     catalogue: Catalogue,
     counts: NDArray[np.float64],
     *,
-    exclude_history: bool,
+    candidates: Candidates,
     seed: int,
 ) -> None:
     """Put the figures of a system on the cases of a task into `result`, beside its floors.
@@ -43,7 +44,7 @@ def add_task(
     result[task.value] = _means(model)
     result["intervals"][task.value] = _intervals(model, seed)
     for name, scores in floor_scores(task, catalogue, counts).items():
-        floor = per_case(floor_ranks(scores, cases, exclude_history=exclude_history))
+        floor = per_case(floor_ranks(scores, cases, candidates=candidates))
         result["floors"].setdefault(name, {})[task.value] = _means(floor)
         apart = {metric: model[metric] - floor[metric] for metric in NAMES}
         intervals = _intervals(apart, seed)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from index.catalogue import Catalogue
 from index.history import Event, Task
 from training.data.splits import Case
+from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 from training.text import words
 
@@ -75,13 +76,13 @@ def _bm25(catalogue: Catalogue) -> Scores:
 
 
 def floor_ranks(
-    scores: Scores, cases: Sequence[Case], limit: int = 50, exclude_history: bool = False
+    scores: Scores, cases: Sequence[Case], limit: int = 50, candidates: Candidates = EVERYTHING
 ) -> NDArray[np.int64]:
     """Rank of each case's target under a floor: int64 [cases], 1-based, 0 below `limit`."""
     return score_ranks(
         lambda some: np.stack([scores(case) for case in some]),
         cases,
         limit=limit,
-        exclude_history=exclude_history,
+        candidates=candidates,
         batch=64,
     )

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from training.evaluation.ranking import EvaluationError, Progress
+from training.evaluation.errors import EvaluationError
+from training.evaluation.ranking import Progress
 from training.forward import text_states
 
 ROWS = 256  # positions whose logits exist at one time; 50 MB with SmolLM2's vocabulary

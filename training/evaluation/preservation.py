@@ -29,9 +29,11 @@ from training.config import SCRATCH
 from training.data.dataset import DataSet
 from training.data.splits import Case, leave_one_out
 from training.evaluation.bootstrap import mean_interval
+from training.evaluation.candidates import WHOLE, Candidates
+from training.evaluation.errors import EvaluationError
 from training.evaluation.general import GeneralFigures, general_figures
 from training.evaluation.metrics import per_case
-from training.evaluation.ranking import EvaluationError, cases_of, draw_cases, rank_cases, target_ranks
+from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.general_text import held_out_articles, token_windows
 from training.preparation import CODES, is_prepared, open_prepared
 
@@ -100,7 +102,7 @@ def preservation(
         result[task.value] = compare_ranks(ranks[0][task], ranks[1][task])
     result["protocol"] = {
         "text": "Wikipedia, held-out articles", "articles": len(texts), "windows": len(windows), "window": window,
-        "known_tokens": bundle.vocabulary.first_added, "split": "test", "ranking": "full catalogue",
+        "known_tokens": bundle.vocabulary.first_added, "split": "test", "ranking": WHOLE,
         "beam_width": beam_width, "exclude_history": exclude_history, "bundle": bundle.info.bundle_id,
         "data": bundle.info.data.get("name"), "method": settings.get("method"),
         "backbone": settings.get("backbone"), "layers": settings.get("layers"),
@@ -191,8 +193,9 @@ def _rank(
             continue
         row = bar.add_task(f"{task.value}, {when}", total=len(asked))
         rankings = rank_cases(
-            engine, bundle.encoder, asked, task, beam_width=beam_width, limit=10, exclude_history=exclude_history,
-            batch=64, progress=lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
+            engine, bundle.encoder, asked, task, beam_width=beam_width, limit=10, batch=64,
+            candidates=Candidates(exclude_history),
+            progress=lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
         )  # fmt: skip
         ranks[task] = target_ranks(rankings, asked)
     return ranks

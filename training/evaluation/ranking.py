@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed, SlotSet
 from index.history import Task
 from index.sequence import SequenceEncoder, SequenceError
 from server.engine.contract import Engine, Ranking, RankRequest
 from training.data.splits import Case
-from training.errors import UserError
+from training.evaluation.candidates import EVERYTHING, Candidates
+from training.evaluation.errors import EvaluationError
 
 Progress = Callable[[int, int], None]
-
-
-class EvaluationError(UserError):
-    """The bundle cannot be evaluated on this data."""
 
 
 def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
@@ -40,11 +38,11 @@ def rank_cases(
     *,
     beam_width: int = 50,
     limit: int = 50,
-    exclude_history: bool = False,
+    candidates: Candidates = EVERYTHING,
     batch: int = 256,
     progress: Progress | None = None,
 ) -> list[Ranking]:
-    """Full-catalogue ranking of each case, in the order of `cases`."""
+    """Ranking of each case, in the order of `cases`. Sampled negatives are all in the beam, and so ranked exactly."""
     rankings: dict[int, Ranking] = {}
     order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
     for start in range(0, len(order), batch):
@@ -58,8 +56,9 @@ def rank_cases(
                 raise EvaluationError(
                     f"user {case.user_id!r} cannot be tested as {task.value}: {error}"
                 ) from error
-            allowed = engine.everything.without(seen_items(case)) if exclude_history else None
-            requests.append(RankRequest(prompt.ids, limit, beam_width, allowed))
+            allowed = allowed_of(engine.everything, case, candidates)
+            width = beam_width if candidates.negatives is None else max(beam_width, candidates.negatives + 1)
+            requests.append(RankRequest(prompt.ids, limit, width, allowed))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
             progress(len(rankings), len(order))
@@ -77,6 +76,13 @@ def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[
     )
 
 
-def seen_items(case: Case) -> list[int]:
-    """Items of the history. A target among them is then an honest miss: the server would not name it."""
-    return sorted({event.item for event in case.history})
+def allowed_of(everything: Allowed, case: Case, candidates: Candidates) -> Allowed:
+    """What the engine may answer."""
+    trie = everything.trie
+    rows = candidates.rows(case, trie.items)
+    if rows is None:
+        return everything.without(candidates.excluded(case))
+    chosen = SlotSet.of_members(trie.slot_of_item[rows], trie.items)
+    if everything.chosen is not None:
+        chosen &= everything.chosen
+    return Allowed.of(trie, chosen, candidates.excluded(case))

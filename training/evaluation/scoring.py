@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.splits import Case
-from training.evaluation.ranking import Progress, seen_items
+from training.evaluation.candidates import EVERYTHING, Candidates
+from training.evaluation.ranking import Progress
 
 # cases → scores float [cases, items], higher is better; may be changed by the caller
 ScoreCases = Callable[[Sequence[Case]], NDArray[np.floating]]
@@ -19,14 +20,13 @@ def score_ranks(
     cases: Sequence[Case],
     *,
     limit: int = 50,
-    exclude_history: bool = False,
+    candidates: Candidates = EVERYTHING,
     batch: int = 256,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Rank of each case's target among all items: int64 [cases], 1-based, 0 below `limit`.
+    """Rank of each case's target among the candidates: int64 [cases], 1-based, 0 below `limit`.
 
-    Of equal scores, the item that comes first in the catalogue ranks first. With `exclude_history`, items of the
-    history are not ranked, and a target among them is a miss.
+    Of equal scores, the item that comes first in the catalogue ranks first.
     """
     ranks = np.zeros(len(cases), np.int64)
     order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
@@ -35,8 +35,9 @@ def score_ranks(
         scores = score([cases[k] for k in chosen])
         for row, k in zip(scores, chosen, strict=True):
             case = cases[k]
-            if exclude_history:
-                row[seen_items(case)] = -np.inf
+            if (rivals := candidates.rows(case, len(row))) is not None:
+                row[np.delete(np.arange(len(row)), rivals)] = -np.inf
+            row[candidates.excluded(case)] = -np.inf
             target = row[case.target]
             if target == -np.inf:
                 continue

@@ -16,6 +16,7 @@ from rich.console import Console
 from index.history import Task
 from training.config import TrainConfig
 from training.data.dataset import DataSet
+from training.evaluation.candidates import Candidates
 from training.evaluation.general import general_figures
 from training.evaluation.metrics import per_case
 from training.evaluation.preservation import compare_general
@@ -79,7 +80,7 @@ def _measure(
             cases = cases_of(task, chosen)
             rankings = rank_cases(
                 trained.engine, encoder, cases, task, beam_width=spec.beam_width, limit=10,
-                exclude_history=spec.exclude_history,
+                candidates=Candidates(spec.exclude_history),
             )  # fmt: skip
             values = per_case(target_ranks(rankings, cases))
             result[task.value] = {name: float(values[name].mean()) for name in METRICS}

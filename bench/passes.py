@@ -1,0 +1,102 @@
+"""`python -m bench.passes --data DIR --json F`: how many forward passes the identifiers of a catalogue take.
+
+Semantic identifiers as `gems train` makes them, a backbone of one layer that was never trained (what can be fed ahead
+depends on the trie and hardly on who is asked), random prompts, every answer of the beam wanted, so that nothing is
+dropped early. Without feeding ahead a request takes a pass for each code. The trie of random identifiers, as
+`bench.decode` has them, comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from bench.untrained import publish_untrained, random_identifiers
+from index.bundle import Bundle
+from index.identifiers import Identifiers
+from index.identifiers.semantic import semantic_identifiers
+from server.engine.contract import RankRequest
+from server.engine.search import Feed
+from server.engine.torch_engine import TorchEngine
+from training.cli.quiet import quiet_libraries
+from training.config import TrainConfig
+from training.data.dataset import DataSet
+from training.item_vectors import vector_source
+
+REQUESTS = 50
+PROMPT = 50
+
+
+def main(
+    data: Annotated[list[Path], typer.Option(help="folder of a data set; may be repeated")],
+    codebooks: Annotated[list[str], typer.Option(help="codes per level, comma-separated; may be repeated")],
+    widths: Annotated[str, typer.Option(help="beam widths W")] = "10,50",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    quiet_libraries()
+    torch.set_num_threads(1)
+    console = Console()
+    figures: list[dict[str, Any]] = []
+
+    def measure(name: str, identifiers: Identifiers) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = publish_untrained(
+                Path(folder) / "bundle", items=len(identifiers.codes), layers=1, normalisation="level",
+                identifiers=identifiers,
+            )  # fmt: skip
+            engine = TorchEngine.open(Bundle.open(path))
+        for width in map(int, widths.split(",")):
+            passes = _passes(engine, width)
+            row = {
+                "data": name,
+                "codebooks": list(identifiers.codebook_sizes),
+                "nodes": [len(level) for level in engine.everything.trie.code],
+                "W": width,
+                "passes": float(np.mean([len(each) for each in passes])),
+                "codes_fed": float(np.mean([sum(each) for each in passes])) - PROMPT,
+            }
+            figures.append(row)
+            console.print(row)
+
+    for folder in data:
+        dataset = DataSet.load(folder)
+        vectors = vector_source(TrainConfig(threads=1), dataset.catalogue).make(console)
+        for sizes in codebooks:
+            measure(
+                dataset.info.name, semantic_identifiers(vectors, [int(size) for size in sizes.split(",")])
+            )
+    measure("random", random_identifiers(10_000))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _passes(engine: TorchEngine, width: int) -> list[list[int]]:
+    """For each request the rows of its passes."""
+    forward = engine._backbone.forward
+    rows: list[int] = []
+
+    def counted(feeds: Sequence[Feed]) -> torch.Tensor:
+        rows.append(sum(feed.segment.rows for feed in feeds))
+        return forward(feeds)
+
+    engine._backbone.forward = counted  # type: ignore[method-assign]
+    found = []
+    for seed in range(REQUESTS):
+        prompt = np.random.default_rng(seed).integers(0, engine.vocabulary.first_added, PROMPT).tolist()
+        engine.rank([RankRequest(prompt, width, width)])
+        found.append(list(rows))
+        rows.clear()
+    engine._backbone.forward = forward  # type: ignore[method-assign]
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
