@@ -42,9 +42,10 @@ def evaluate(
     ranks_file: Path | None = None,
     system: str = "model",
 ) -> dict[str, Any]:
-    """Rank the whole catalogue for every case, both ways, through the serving engine; with `sampled_negatives` only the target
-    and so many sampled items. `ranks_file`: where to leave
-    the rank of every case, under the name `system`, for `gems compare`.
+    """Rank the whole catalogue for every case, both ways, through the serving engine.
+
+    sampled_negatives: to rank the target only among so many sampled items. ranks_file: where to leave the rank of every
+    case, under the name `system`, for `gems compare`.
 
     Returns a JSON-ready dictionary:
 
