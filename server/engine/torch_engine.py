@@ -2,7 +2,7 @@
 
 The beams of a request are *query positions* of its one sequence (tree attention): each new position
 attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
-read once; there are at most L − 1 decode passes after the prompt's, and no stop condition. Requests of
+read once; after it come L − 1 decode passes or fewer (`search`), and there is no stop condition. Requests of
 different lengths share a pass without padding (`attention`), and what is known of a prompt is not computed
 again (`prefix_cache`). A pass may mix prompts and beams, so that requests can join while others are being ranked.
 """
