@@ -36,7 +36,7 @@ Codes = NDArray[np.int64]
 LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
 SPARE = (
-    24  # rows that all requests of a pass may feed in vain, level by level: what a pass costs beside its rows
+    24  # rows that the requests of a pass may feed in vain, level by level: about what a pass itself costs
 )
 ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
 SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
@@ -227,17 +227,21 @@ class Search:
     def _ahead_of(self, hypotheses: _Hypotheses, spare: int) -> list[_Hypotheses]:
         """Their children, and those of these, as long as they are few: all that the next beams can hold."""
         found: list[_Hypotheses] = []
-        rows = len(hypotheses.nodes)
+        rows, most = len(hypotheses.nodes), self.request.width + spare
         while hypotheses.level < self._vocabulary.levels - 1:
             parent, child, code = self.allowed.expand(hypotheses.level, hypotheses.nodes)
             goes_on = np.ones(len(child), bool)
+            if self._vocabulary.end is not None:
+                goes_on = code != self._vocabulary.end
+            if goes_on.sum() > most + len(
+                self.allowed.excluded
+            ):  # at most one node a slot excluded can be dead
+                break
             if len(self.allowed.excluded):
                 goes_on &= self.allowed.alive(hypotheses.level + 1, child)
-            if self._vocabulary.end is not None:
-                goes_on &= code != self._vocabulary.end
             count = int(goes_on.sum())
             rows += count
-            if not 0 < count <= self.request.width + spare or rows > ENOUGH:
+            if not 0 < count <= most or rows > ENOUGH:
                 break
             above = hypotheses.slots[parent[goes_on]]
             hypotheses = self._placed(hypotheses.level + 1, child[goes_on], code[goes_on], above)
