@@ -35,9 +35,7 @@ from server.engine.contract import RankRequest
 Codes = NDArray[np.int64]
 LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
-SPARE = (
-    24  # rows that the requests of a pass may feed in vain, level by level: about what a pass itself costs
-)
+SPARE = 24  # rows that the requests of a pass may feed in vain: about what a pass costs beside its rows
 ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
 SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
@@ -233,11 +231,10 @@ class Search:
             goes_on = np.ones(len(child), bool)
             if self._vocabulary.end is not None:
                 goes_on = code != self._vocabulary.end
-            if goes_on.sum() > most + len(
-                self.allowed.excluded
-            ):  # at most one node a slot excluded can be dead
+            dead = len(self.allowed.excluded)  # at most: one node a slot excluded
+            if goes_on.sum() > most + dead:
                 break
-            if len(self.allowed.excluded):
+            if dead:
                 goes_on &= self.allowed.alive(hypotheses.level + 1, child)
             count = int(goes_on.sum())
             rows += count
