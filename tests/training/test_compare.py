@@ -88,6 +88,13 @@ def test_sampled_negatives_are_new_to_the_person_and_the_same_for_everyone_who_r
         Candidates(negatives=30).rows(case, 30)
 
 
+def test_too_many_negatives_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    data, quiet = make_data(tmp_path / "data", users=60), Console(quiet=True)
+    with pytest.raises(EvaluationError, match="ask for fewer"):
+        run_baseline(data, tmp_path / "run", NCFSettings(sampled_negatives=29), console=quiet)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_item_is_drawn_as_often() -> None:
     """1,000 persons, 5 of 20 items each: 250 times each, with a standard deviation of 14."""
     drawn = np.zeros(21)

@@ -59,8 +59,11 @@ def run_baseline(
     """
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)
-    if not cases_of(settings.task, split.test):
+    cases = cases_of(settings.task, split.test)
+    if not cases:
         raise EvaluationError(f"{data} has no case in which {settings.task.value} could be tested")
+    candidates = Candidates(settings.exclude_history, settings.sampled_negatives)
+    candidates.check(cases, len(dataset.catalogue))
     started = check_run(out, settings, dataset, resume)
     if started and (out / EVALUATION).exists():
         console.print(f"{out} is done already; nothing left to do", soft_wrap=True)
@@ -80,7 +83,9 @@ def run_baseline(
     progress = fit(baseline, settings, validation, out, console)
     if baseline.vectors is not None:
         save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
-    result = _measure(baseline, progress, settings, dataset, split, out, system or settings.system, console)
+    result = _measure(
+        baseline, progress, settings, dataset, split, candidates, out, system or settings.system, console
+    )
     (out / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -104,12 +109,12 @@ def _measure(
     settings: BaselineSettings,
     dataset: DataSet,
     split: Split,
+    candidates: Candidates,
     out: Path,
     system: str,
     console: Console,
 ) -> dict[str, Any]:
     cases = cases_of(settings.task, split.test)
-    candidates = Candidates(settings.exclude_history, settings.sampled_negatives)
     with ProgressBar(console=console, transient=True) as bar:
         row = bar.add_task(f"ranking for {settings.task.value}", total=len(cases))
         ranks = score_ranks(

@@ -8,7 +8,7 @@ KDD 2020).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -53,6 +53,11 @@ class Candidates:
         """Rows of the catalogue that are not ranked, ascending."""
         return sorted({event.item for event in case.history}) if self.exclude_history else []
 
+    def check(self, cases: Sequence[Case], items: int) -> None:
+        """Raise `EvaluationError` where one of the cases leaves too few items, before anything is computed."""
+        if self.negatives is not None and cases:
+            self.rows(max(cases, key=lambda case: len(_known(case))), items)
+
     def rows(self, case: Case, items: int) -> NDArray[np.int64] | None:
         """Rows of the target and the negatives, ascending; None for the whole catalogue of so many items.
 
@@ -60,8 +65,7 @@ class Candidates:
         """
         if self.negatives is None:
             return None
-        known = [case.target, *(event.item for event in case.history)]
-        pool = np.setdiff1d(np.arange(items), known)
+        pool = np.setdiff1d(np.arange(items), list(_known(case)))
         if len(pool) < self.negatives:
             raise EvaluationError(
                 f"user {case.user_id!r} leaves {len(pool)} of {items} items to draw {self.negatives} negatives from; "
@@ -69,6 +73,11 @@ class Candidates:
             )
         drawn = np.random.default_rng([self.seed, zlib.crc32(case.user_id.encode())])
         return np.sort(np.append(drawn.choice(pool, self.negatives, replace=False), case.target))
+
+
+def _known(case: Case) -> set[int]:
+    """Rows that are no negatives: those of the history, and the target."""
+    return {case.target, *(event.item for event in case.history)}
 
 
 EVERYTHING = Candidates()

@@ -70,9 +70,10 @@ def evaluate(
     chosen: Sequence[Case] = draw_cases(parts.test if split == "test" else parts.validation, max_cases, seed)
     if not chosen:
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
+    candidates = Candidates(exclude_history, sampled_negatives, seed)
+    candidates.check(chosen, len(dataset.catalogue))
     engine = TorchEngine.open(bundle)
     counts = popularity(parts.train, len(dataset.catalogue))
-    candidates = Candidates(exclude_history, sampled_negatives, seed)
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {"beam_width": beam_width, "bundle": bundle.info.bundle_id}
     result = empty_result(about, dict(bundle.info.data))
