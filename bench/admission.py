@@ -23,10 +23,10 @@ import typer
 from rich.console import Console
 
 from bench.untrained import publish_untrained
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.engine.contract import Outcome, RankRequest
-from server.engine.torch_engine import EngineOptions, TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from training.cli.common.quiet import quiet_libraries
 
 ITEMS = 10_000
 BATCH = 8

@@ -25,8 +25,8 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
-from index.alphafuse import SemanticSpace, random_cosines
-from index.history import Task
+from index.identifiers.alphafuse import SemanticSpace, random_cosines
+from index.sequence.events import Task
 from training.baselines.language import language_vectors
 from training.baselines.run import EVALUATION, run_baseline
 from training.baselines.settings import (
@@ -35,15 +35,15 @@ from training.baselines.settings import (
     NCFSettings,
     SASRecSettings,
 )
-from training.cli.quiet import quiet_libraries
+from training.cli.common.quiet import quiet_libraries
 from training.data.dataset import DataSet
 from training.data.vectors import read_vectors, save_vectors
 from training.evaluation.case_ranks import CaseRanks
-from training.evaluation.compare import compare, floors_of
-from training.evaluation.comparison_table import markdown
-from training.locks import claim
+from training.evaluation.comparison.compare import compare, floors_of
+from training.evaluation.comparison.table import markdown
 from training.report.charts import Line, line_chart
 from training.report.style import STYLE
+from training.run.locks import claim
 
 ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the others are compared with
 UNTUNED = "dense-untuned"

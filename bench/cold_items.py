@@ -18,20 +18,20 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from index.allowed import Allowed, SlotSet
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.update import update_index
 from index.catalogue import Catalogue
-from index.history import Task
-from index.update import update_index
+from index.sequence.events import Task
+from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import RankRequest
-from server.engine.torch_engine import TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import TorchEngine
+from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
+from training.data.item_vectors import new_item_vectors
 from training.data.splits import Case, leave_one_out
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, target_ranks
-from training.item_vectors import new_item_vectors
 from training.pipeline import train
 
 SHARE = 0.1

@@ -32,13 +32,13 @@ from transformers import PreTrainedModel
 
 from bench.clock import in_turn, milliseconds
 from bench.untrained import publish_untrained
-from index.bundle import Bundle
-from index.vocabulary import IdentifierVocabulary
+from index.bundle.bundle import Bundle
+from index.sequence.vocabulary import IdentifierVocabulary
 from server.engine.contract import Engine, RankRequest
-from server.engine.packed import Precision, dtype_of
-from server.engine.prefix_cache import PrefixCache
-from server.engine.torch_engine import TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import TorchEngine
+from server.engine.torch_backend.packed import Precision, dtype_of
+from server.engine.torch_backend.prefix_cache import PrefixCache
+from training.cli.common.quiet import quiet_libraries
 
 ITEMS = 10_000
 BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500, 50), (300, 10)]  # P, W
@@ -102,7 +102,7 @@ class Bench:
         )
         vllm: Engine | None = None
         if importlib.util.find_spec("vllm") and precision != "int8":
-            from server.engine.vllm_engine import VllmEngine
+            from server.engine.vllm_backend.engine import VllmEngine
 
             vllm = VllmEngine.open(bundle, dtype=precision)
         codes = bundle.index.trie.codes().astype(np.int32)

@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.decode import ITEMS
 from bench.untrained import publish_untrained
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.engine.contract import RankRequest
-from server.engine.packed import Precision
-from server.engine.torch_engine import EngineOptions, TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.packed import Precision
+from training.cli.common.quiet import quiet_libraries
 
 KINDS = {
     "linear layers": ("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "aten::addmm", "aten::mm"),

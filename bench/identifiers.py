@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from index.bundle.describe import describe_index
+from index.bundle.item_index import ItemIndex
 from index.catalogue import Catalogue
-from index.describe import describe_index
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.kmeans import fit_kmeans
 from index.identifiers.rqvae import fit_rqvae
-from index.identifiers.semantic import CAPACITY, numbered
-from index.item_index import ItemIndex
-from training.cli.quiet import quiet_libraries
+from index.identifiers.schemes.semantic import CAPACITY, numbered
+from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
+from training.data.item_vectors import vector_source
 from training.data.splits import leave_one_out
-from training.fused_vectors import fused_source
-from training.item_vectors import vector_source
+from training.prepare.fused_vectors import fused_source
 
 Fit = Callable[[NDArray[np.float32], Sequence[int], int], Codebooks]
 HELD_OUT = 0.1

@@ -20,16 +20,16 @@ import typer
 from rich.console import Console
 
 from bench.untrained import publish_untrained, random_identifiers
-from index.bundle import Bundle
-from index.identifiers import Identifiers
-from index.identifiers.semantic import semantic_identifiers
+from index.bundle.bundle import Bundle
+from index.identifiers.identifiers import Identifiers
+from index.identifiers.schemes.semantic import semantic_identifiers
 from server.engine.contract import RankRequest
-from server.engine.search import Feed
-from server.engine.torch_engine import TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import TorchEngine
+from server.engine.torch_backend.search import Feed
+from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
-from training.item_vectors import vector_source
+from training.data.item_vectors import vector_source
 
 REQUESTS = 50
 PROMPT = 50

@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from index.bundle import Bundle
-from index.history import Task
+from index.bundle.bundle import Bundle
+from index.sequence.events import Task
 from server.engine.contract import Ranking
-from server.engine.packed import Precision
-from server.engine.torch_engine import EngineOptions, TorchEngine
-from training.cli.quiet import quiet_libraries
+from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.packed import Precision
+from training.cli.common.quiet import quiet_libraries
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks

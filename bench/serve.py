@@ -25,15 +25,15 @@ from rich.console import Console
 
 from bench.load import closed_loop, quantile, rate_of_batches, request
 from bench.untrained import publish_untrained
-from index.bundle import Bundle
-from index.history import Event
-from server import garbage
+from index.bundle.bundle import Bundle
+from index.sequence.events import Event
 from server.engine.contract import RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.launch import engine_options
+from server.runtime import garbage
 from server.settings import Settings
-from training.cli.quiet import quiet_libraries
-from training.serving import ServerProcess
+from training.cli.common.quiet import quiet_libraries
+from training.run.server_process import ServerProcess
 
 ITEMS = 10_000
 HISTORY = 20

@@ -20,11 +20,11 @@ import typer
 from rich.console import Console
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from training.backbones import train_tokenizer
-from training.cli.quiet import quiet_libraries
-from training.evaluation.general import general_figures
-from training.general_text import held_out_articles, knowledge_articles, token_windows
-from training.schedule import rate_factor
+from training.cli.common.quiet import quiet_libraries
+from training.data.general_text import held_out_articles, knowledge_articles, token_windows
+from training.evaluation.preservation.general import general_figures
+from training.loop.schedule import rate_factor
+from training.model.backbones import train_tokenizer
 
 WINDOW = 128
 BATCH = 16

@@ -25,15 +25,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from index.history import Task
-from index.identifiers import Identifiers
-from training.backbones import load_backbone
-from training.batches import Part
-from training.cli.quiet import quiet_libraries
+from index.identifiers.identifiers import Identifiers
+from index.sequence.events import Task
+from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
-from training.extension import extend_backbone
-from training.losses import item_losses
-from training.methods import Method, make_method
+from training.loop.batches import Part
+from training.loop.losses import item_losses
+from training.methods.method import Method
+from training.methods.registry import make_method
+from training.model.backbones import load_backbone
+from training.model.extension import extend_backbone
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.clock import milliseconds
-from index.allowed import Allowed, SlotSet
-from index.trie import Trie
+from index.trie.allowed import Allowed, SlotSet
+from index.trie.trie import Trie
 
 BEAMS = (50, 256)
 SHARE = 0.01

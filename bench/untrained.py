@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from index.bundle import BundleInfo, publish
+from index.bundle.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
-from index.identifiers import Identifiers
-from training.backbones import load_backbone
+from index.identifiers.identifiers import Identifiers
 from training.config import TrainConfig
-from training.extension import extend_backbone
+from training.model.backbones import load_backbone
+from training.model.extension import extend_backbone
 
 
 def random_identifiers(items: int) -> Identifiers:

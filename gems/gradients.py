@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gems.layers import SHARED
-from gems.projection import ProjectedWeight
+from gems.weight import ProjectedWeight
 
 
 class HeldGradients:

@@ -24,9 +24,9 @@ from gems.gradients import HeldGradients
 from gems.knowledge import KnowledgeBasis
 from gems.layers import SHARED, Rank, find_linears, ranks_of
 from gems.linear import Route, RoutedLinear
-from gems.magnitude import magnitude
-from gems.projection import ProjectedWeight, Rules
+from gems.numerics import magnitude
 from gems.schedule import RefreshSchedule
+from gems.weight import ProjectedWeight, Rules
 
 
 class GEMS(torch.optim.Optimizer):

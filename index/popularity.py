@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import Allowed
+from index.trie.allowed import Allowed
 
 _FIRST_LOOK = 256
 

@@ -1,1 +1,5 @@
-"""The request side: ranking engines, micro-batching, the HTTP API and its metrics."""
+"""The request side: ranking engines, batching and admission, the HTTP API, its metrics and its web page.
+
+At the top stand `launch` (the process), `app` (what is mounted where) and `settings`. `server` imports
+`index`, and never `gems` or `training`; of the sub-rooms, `training` may import `server.engine` only.
+"""

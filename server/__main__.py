@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from server.engine import template
+from server.engine.process import template
 from server.settings import Settings
 
 EXIT_BAD_SETTINGS = 2

@@ -18,21 +18,25 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
-from index.bundle import Bundle
-from index.manifest import BundleError
-from server import garbage, logs, tracing
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import BundleError
 from server.app import create_app
 from server.engine.contract import EngineError
-from server.engine.process import EngineProcess
-from server.engine.torch_engine import EngineOptions
-from server.protocol import TimedProtocol
-from server.readiness import Readiness
+from server.engine.process.engine_process import EngineProcess
+from server.engine.torch_backend.engine import EngineOptions
+from server.runtime import garbage, logs
+from server.serving.readiness import Readiness
 from server.settings import Settings
-from server.tracing import TracingError
+from server.telemetry.tracing import TracingError
+from server.transport.protocol import TimedProtocol
+
+if TYPE_CHECKING:
+    from server.telemetry.spans import Spans
 
 logger = logging.getLogger("server.launch")
 
@@ -57,7 +61,7 @@ def launch(path: Path, settings: Settings) -> int:
     """Serve a bundle until told to stop; the exit code. Call it on the main thread."""
     logs.configure(settings.log_level)
     try:
-        spans = tracing.begin() if settings.tracing == "on" else None
+        spans = _open_spans() if settings.tracing == "on" else None
     except TracingError as error:
         return _refuse(error)
     transformers_logging.disable_progress_bar()
@@ -105,6 +109,15 @@ def launch(path: Path, settings: Settings) -> int:
             spans.close()
     logger.info("stopped")
     return 0
+
+
+def _open_spans() -> Spans:
+    """Spans, exported as the `OTEL_*` environment says. Raises `TracingError`."""
+    try:
+        from server.telemetry import spans  # OpenTelemetry is an extra
+    except ModuleNotFoundError as error:
+        raise TracingError("GEMS_TRACING=on needs OpenTelemetry: pip install 'gems-sr[otel]'") from error
+    return spans.Spans(spans.exporter())
 
 
 def _refuse(error: Exception) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.schemas import BATCH_CEILING, HISTORY_CEILING, Fallback
+from server.api.requests import BATCH_CEILING, HISTORY_CEILING, Fallback
 
 
 class Settings(BaseSettings):

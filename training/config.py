@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from index.extensions import choices, one_of
+from index.identifiers.registry import load_scheme, scheme_names
 from training.errors import UserError
+from training.settings import RunSettings
 
 RECIPES = Path(__file__).parent / "recipes"
+METHODS = "training.methods.tuning"  # package of the tuning methods
 
 SCRATCH = ("scratch", "t5-tiger")
 DEFAULTS: dict[str | None, dict[str, Any]] = {
@@ -28,10 +32,8 @@ class ConfigError(UserError):
     """A setting is unknown or out of range."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(RunSettings):
     """Settings of `gems train`. The description of each field is its help text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     # backbone
     backbone: str = Field(
@@ -51,7 +53,7 @@ class TrainConfig(BaseModel):
     )
 
     # identifiers
-    scheme: Literal["semantic", "atomic", "text"] = Field("semantic", description="identifier scheme")
+    scheme: str = Field("semantic", description="identifier scheme")
     codebooks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (256, 256),
         min_length=1,
@@ -110,9 +112,7 @@ class TrainConfig(BaseModel):
     )
 
     # optimisation
-    method: Literal["gems", "full", "lora", "lora-moe", "subspace", "pcgrad"] = Field(
-        "gems", description="tuning method"
-    )
+    method: str = Field("gems", description="tuning method")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate ('t5-tiger': 0.01)")
     relative_rate: bool = Field(
         False, description="multiply the rate of each weight by its root mean square ('t5-tiger': True)"
@@ -192,6 +192,16 @@ class TrainConfig(BaseModel):
     )
     tensorboard: bool = Field(False, description="mirror the figures to RUN/tensorboard")
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return one_of(method, choices(METHODS))
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, scheme: str) -> str:
+        return one_of(scheme, scheme_names())
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, settings: Any) -> Any:
@@ -207,7 +217,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:
-        levels = {"semantic": len(self.codebooks) + 1, "atomic": 1, "text": self.spelling}[self.scheme]
+        levels = load_scheme(self.scheme).levels(self)
         room = self.max_query_tokens + levels + 2  # two markers
         if self.max_tokens < room:
             raise ValueError(f"max_tokens {self.max_tokens} has no room for one search; at least {room}")
@@ -244,6 +254,3 @@ class TrainConfig(BaseModel):
                 f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
             )
             raise ConfigError(f"settings cannot be used: {problems}") from error
-
-    def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), "utf-8")

@@ -13,17 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from index.history import Event, Task
+from index.sequence.events import Event, Task
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
-from training.data.movielens import movielens
 from training.data.schema import is_data_set
+from training.data.sources.movielens import movielens
 from training.data.splits import Case, leave_one_out
 from training.errors import UserError
 from training.evaluation.evaluate import evaluate, save_evaluation
 from training.evaluation.table import print_evaluation
 from training.pipeline import train
-from training.serving import ServerProcess
+from training.run.server_process import ServerProcess
 
 
 def demo(out: Path, *, started: float, serve: bool, port: int, console: Console) -> None:

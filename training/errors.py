@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints the message to stderr and exits with code 2, without a traceback.
     """
+
+
+class EvaluationError(UserError):
+    """The bundle, the runs or the data cannot be evaluated as requested."""

@@ -22,30 +22,31 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
-from index.bundle import BundleInfo, publish
-from index.trie import Trie
-from index.vocabulary import MARKERS
-from server.engine.torch_engine import TorchEngine
-from training import assets
-from training.backbones import Backbone, BackboneError, load_backbone
-from training.batches import BatchSource
+from index.bundle.bundle import BundleInfo, publish
+from index.sequence.vocabulary import MARKERS
+from index.trie.trie import Trie
+from server.engine.torch_backend.engine import TorchEngine
 from training.config import TrainConfig
+from training.data import assets
 from training.data.dataset import DataSet
+from training.data.item_vectors import VectorOrigin, VectorSource, vector_source
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
 from training.evaluation.floors import popularity
-from training.fused_vectors import ALPHAFUSE, fused_source
-from training.item_vectors import VectorOrigin, VectorSource, vector_source
-from training.knowledge import collect, knowledge_path, uses_knowledge
-from training.locks import claim
-from training.methods import Method, check_ranks, make_method
-from training.pairs import Pairs
-from training.parallel import Parallel
-from training.preparation import Prepared, is_prepared, open_prepared, prepare
-from training.probe import ConflictProbe
-from training.run_folder import RunError, check_run, record_run
-from training.trainer import Trainer
-from training.validation import Validator
+from training.loop.batches import BatchSource
+from training.loop.pairs import Pairs
+from training.loop.probe import ConflictProbe
+from training.loop.trainer import Trainer
+from training.loop.validation import Validator
+from training.methods.method import Method
+from training.methods.registry import check_method, make_method
+from training.model.backbones import Backbone, BackboneError, load_backbone
+from training.prepare.fused_vectors import ALPHAFUSE, fused_source
+from training.prepare.knowledge_basis import collect, knowledge_path, uses_knowledge
+from training.prepare.preparation import Prepared, is_prepared, open_prepared, prepare
+from training.run.locks import claim
+from training.run.parallel import Parallel
+from training.run.run_folder import RunError, check_run, record_run
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def fit(
     """Prepare and train, without publishing; None where a bundle is published already.
 
     preparations: where identifiers and extended backbone are kept, if not in `out`; several runs may share
-    them (see `training.preparation.SHAPED_BY`).
+    them (see `training.prepare.preparation.SHAPED_BY`).
     """
     parallel = parallel or Parallel()
     if not parallel.main:
@@ -129,7 +130,7 @@ def fit(
                 dataset,
                 partial(_source, config, data, dataset, split, folder, console),
                 console,
-                None if continued else partial(record_run, out, config, dataset, data),
+                None if continued else partial(record_run, out, config, dataset, data, config.threads),
             )
     parallel.wait()
     prepared = open_prepared(folder, config.scheme)
@@ -250,7 +251,7 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
 
 def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
     """Raises `GemsError` where the settings of GEMS do not fit the backbone."""
-    check_ranks(model, config)
+    check_method(model, config)
     if uses_knowledge(config):
         if config.knowledge is None:
             assets.fetch("wikipedia")
@@ -261,7 +262,7 @@ def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
 def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
     created = datetime.now(UTC)
     dataset, vocabulary = trained.dataset, trained.prepared.vocabulary
-    origin = trained.prepared.origin if config.scheme == "semantic" else VectorOrigin("")
+    origin = trained.prepared.origin if trained.prepared.identifiers.codebooks else VectorOrigin("")
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
         scheme=config.scheme,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import Allowed
-from index.trie import ranges
+from index.trie.allowed import Allowed
+from index.trie.trie import ranges
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from index.allowed import Allowed
+from index.trie.allowed import Allowed
 
 
 class EngineError(Exception):

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from support.paths import ROOT
 
-from index.bundle import Bundle
-from index.history import Task
+from index.bundle.bundle import Bundle
+from index.sequence.events import Task
 from training.baselines.settings import DenseSettings, NCFSettings, SASRecSettings
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
 from training.evaluation.case_ranks import CaseRanks
-from training.serving import ServerProcess
+from training.run.server_process import ServerProcess
 from training.sweep.spec import SweepSpec
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 JSON_EXAMPLES = re.findall(r"```json\n(.*?)```", README, re.S)
@@ -148,7 +148,8 @@ def test_the_other_commands_work(shop: Path) -> None:
 
 def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> None:
     script = (
-        "import sys; from index.bundle import Bundle; from server.engine.torch_engine import TorchEngine; "
+        "import sys; from index.bundle.bundle import Bundle; "
+        "from server.engine.torch_backend.engine import TorchEngine; "
         "import server.app; TorchEngine.open(Bundle.open(sys.argv[1])); "
         "sys.exit(any(m.split('.')[0] in ('training', 'gems') for m in sys.modules))"
     )

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from index.catalogue import Item
 from index.embeddings import MAX_TOKENS, EmbeddingError, TextEncoder, encoder_hash
-from training import assets
+from training.data import assets
 
 TEXTS = ["red shoes", "A long story of the river. " * 20, "Señorita 星", "red shoes"]
 

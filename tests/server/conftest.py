@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.app import create_app
 from server.engine.contract import Engine
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
 MakeClient = Callable[..., TestClient]

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from support.servers import ROOT
 
-from index.bundle import Bundle
-from server.metrics import Metrics
+from index.bundle.bundle import Bundle
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))

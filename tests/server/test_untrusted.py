@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from support.engines import GatedEngine
+from support.paths import ROOT
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.app import create_app
 from server.engine.contract import RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
-ROOT = Path(__file__).parents[2]
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # `Connection.recv` and queues of multiprocessing unpickle; `recv_bytes` does not.
 UNPICKLING = {"recv", "Queue", "SimpleQueue", "JoinableQueue", "Manager", "load_module", "exec_module"}
@@ -49,7 +49,7 @@ def server_paths() -> list[Path]:
 
 def test_the_paths_are_those_of_the_server() -> None:
     names = {str(path.relative_to(ROOT)) for path in server_paths()}
-    assert {"server/engine/worker.py", "index/arrays.py", "index/identifiers/codebooks.py"} <= names
+    assert {"server/engine/process/worker.py", "index/files.py", "index/identifiers/codebooks.py"} <= names
     assert "index/embeddings.py" not in names  # reads a sentence encoder, offline
 
 

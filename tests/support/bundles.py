@@ -24,13 +24,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from index.bundle import BundleInfo, publish
+from index.bundle.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
-from index.identifiers import Identifiers
-from index.identifiers.semantic import semantic_identifiers
-from index.identifiers.text import text_identifiers
-from index.plain_text import plain_tokens
-from index.vocabulary import IdentifierVocabulary
+from index.identifiers.identifiers import Identifiers
+from index.identifiers.schemes.semantic import semantic_identifiers
+from index.identifiers.schemes.text import text_identifiers
+from index.sequence.plain_text import plain_tokens
+from index.sequence.vocabulary import IdentifierVocabulary
 
 _ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
 _NOUNS = ("River", "Machine", "Garden", "Voyage", "Letter", "Empire", "Señorita", "星")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from server.engine.contract import Answered, Engine, Ranking, RankRequest
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 
 
 class GatedEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from index.history import Event, Task
+from index.sequence.events import Event, Task
 
 
 def histories(users: int = 30, seed: int = 0) -> list[list[Event]]:

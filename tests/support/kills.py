@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import BundleError
+from index.bundle.update import update_index
 from index.catalogue import Item
-from index.manifest import BundleError
-from index.update import update_index
 from support.bundles import item_vectors, make_bundle
 
 NEW = [

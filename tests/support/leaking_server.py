@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from server.__main__ import main
-from server.service import Service
+from server.ranking.service import Service
 
 KEPT: list[Any] = []
 _answer = Service._answer

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.engine.contract import EngineError
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 
 
 @contextmanager

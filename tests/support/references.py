@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from index.vocabulary import IdentifierVocabulary
+from index.sequence.vocabulary import IdentifierVocabulary
 
 
 def legal_next(tokens: np.ndarray, begin: int) -> Callable[[int, torch.Tensor], list[int]]:

@@ -16,7 +16,7 @@ from types import TracebackType
 import uvicorn
 from fastapi import FastAPI
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
 
 
 class Server:

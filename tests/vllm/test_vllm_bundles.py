@@ -18,13 +18,13 @@ from support.bundles import make_bundle
 from support.engines import assert_same_ranking
 
 from bench.untrained import publish_untrained
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from server.app import create_app
 from server.engine.contract import Engine, EngineError, RankRequest
-from server.engine.legal_tokens import LegalTokens
-from server.engine.open import open_engine
-from server.engine.torch_engine import EngineOptions, TorchEngine
-from server.engine.vllm_engine import VllmEngine, VllmLostError
+from server.engine.process.open import open_engine
+from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.vllm_backend.engine import VllmEngine, VllmLostError
+from server.engine.vllm_backend.legal_tokens import LegalTokens
 from server.settings import Settings
 
 pytest.importorskip(
@@ -166,7 +166,7 @@ def test_the_second_model_runner_takes_its_processor() -> None:
     """That runner needs a GPU or a Triton for CPUs; here only what it does with a processor is repeated."""
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
 
-    from server.engine.vllm_processors import LegalRows, LegalSlots, processor_for
+    from server.engine.vllm_backend.processors import LegalRows, LegalSlots, processor_for
 
     assert processor_for(SimpleNamespace(use_v2_model_runner=False)) is LegalRows
     processor: Any = processor_for(SimpleNamespace(use_v2_model_runner=True))(None, None)

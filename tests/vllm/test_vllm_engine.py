@@ -13,11 +13,11 @@ import pytest
 from support.bundles import make_bundle
 from support.engines import assert_same_ranking
 
-from index.allowed import Allowed, SlotSet
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
-from server.engine.torch_engine import TorchEngine
-from server.engine.vllm_engine import VllmEngine
+from server.engine.torch_backend.engine import TorchEngine
+from server.engine.vllm_backend.engine import VllmEngine
 
 pytest.importorskip(
     "vllm.version", reason="vLLM is not installed here; 'make test-vllm' has an environment for it"

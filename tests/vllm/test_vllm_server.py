@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
 from support.servers import Server, wait_until
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.update import update_index
 from index.catalogue import Item
-from index.update import update_index
 from server.app import create_app
-from server.engine.torch_engine import TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
 pytest.importorskip(

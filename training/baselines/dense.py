@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from index.history import Task
-from training import assets
+from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.settings import BaselineError, DenseSettings
+from training.data import assets
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from index.alphafuse import AlphaFuseError, FusedVectors, SemanticSpace
+from index.identifiers.alphafuse import AlphaFuseError, FusedVectors, SemanticSpace
 from training.baselines.settings import BaselineError, SASRecSettings
 
 START = 0.02  # standard deviation from which learned vectors start

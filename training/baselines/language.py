@@ -8,8 +8,8 @@ from rich.console import Console
 
 from index.catalogue import Catalogue
 from index.embeddings import TextEncoder
-from training import assets
-from training.item_vectors import MINILM, embed_items
+from training.data import assets
+from training.data.item_vectors import MINILM, embed_items
 
 
 def language_vectors(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:

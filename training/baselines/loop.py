@@ -21,7 +21,7 @@ from training.data.splits import Case
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
-from training.metrics_log import MetricsLog
+from training.run.metrics_log import MetricsLog
 
 CHECKPOINT = "checkpoint.pt"
 

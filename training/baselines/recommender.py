@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from index.alphafuse import FusedVectors
+from index.identifiers.alphafuse import FusedVectors
 from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
 from training.baselines.language import language_vectors

@@ -27,15 +27,15 @@ from training.baselines.settings import BaselineSettings, DenseSettings, NCFSett
 from training.data.dataset import DataSet
 from training.data.splits import Split, split_users
 from training.data.vectors import save_vectors
+from training.errors import EvaluationError
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
-from training.evaluation.errors import EvaluationError
 from training.evaluation.evaluate import save_evaluation
 from training.evaluation.figures import add_task, empty_result
 from training.evaluation.floors import popularity
 from training.evaluation.ranking import cases_of, draw_cases
 from training.evaluation.scoring import score_ranks
-from training.run_folder import check_run, fingerprint, record_run
+from training.run.run_folder import check_run, fingerprint, record_run
 
 EVALUATION = "evaluation.json"
 LANGUAGE_FILE = "language_vectors.parquet"
@@ -76,7 +76,7 @@ def run_baseline(
         settings, dataset, split, kept if language is None and kept.exists() else language, console
     )
     if not started:
-        record_run(out, settings, dataset, data)
+        record_run(out, settings, dataset, data, settings.threads)
     if baseline.language is not None:
         save_vectors(kept, dataset.catalogue.item_ids, baseline.language)
     validation = draw_cases(cases_of(settings.task, split.validation), settings.validation_cases, seed=0)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from index.history import Event
+from index.sequence.events import Event
 from training.data.splits import Case
 
 POOL = 16  # batches that are cut from one draw, sorted by length, so that little is padding

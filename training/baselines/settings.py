@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from index.history import Task
+from index.sequence.events import Task
 from training.errors import UserError
+from training.settings import RunSettings
 
 Users = Literal["leave-one-out", "chronological"]
 Items = Literal["id", "language-init", "adapter", "alphafuse"]
@@ -19,10 +20,9 @@ class BaselineError(UserError):
     """A baseline cannot be trained as asked."""
 
 
-class BaselineSettings(BaseModel):
+class BaselineSettings(RunSettings):
     """What all baselines have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     name: ClassVar[str]
     task: ClassVar[Task]  # the one that it can do
 

@@ -1,1 +1,1 @@
-"""The `gems` command line: one file per group of commands."""
+"""The `gems` command line: `main` gathers the commands and prints errors that a person can mend."""

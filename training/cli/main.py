@@ -7,24 +7,24 @@ import sys
 import typer
 
 from gems.errors import GemsError
+from index.bundle.manifest import BundleError
 from index.catalogue import CatalogueError
 from index.embeddings import EmbeddingError
-from index.identifiers import IdentifierError
-from index.manifest import BundleError
+from index.identifiers.identifiers import IdentifierError
 from server.engine.contract import EngineError
-from training.cli.assets import assets_app
-from training.cli.baseline import baseline_app
-from training.cli.bundle import bundle_app
-from training.cli.compare import compare_command
-from training.cli.data import data_app
-from training.cli.demo import demo_command
-from training.cli.evaluate import evaluate_command
-from training.cli.index import index_app
-from training.cli.preservation import preservation_command
-from training.cli.report import report_command
-from training.cli.serve import serve_command
-from training.cli.sweep import sweep_command
-from training.cli.train import train_command
+from training.cli.commands.assets import assets_app
+from training.cli.commands.baseline import baseline_app
+from training.cli.commands.bundle import bundle_app
+from training.cli.commands.compare import compare_command
+from training.cli.commands.data import data_app
+from training.cli.commands.demo import demo_command
+from training.cli.commands.evaluate import evaluate_command
+from training.cli.commands.index import index_app
+from training.cli.commands.preservation import preservation_command
+from training.cli.commands.report import report_command
+from training.cli.commands.serve import serve_command
+from training.cli.commands.sweep import sweep_command
+from training.cli.commands.train import train_command
 from training.errors import UserError
 
 app = typer.Typer(

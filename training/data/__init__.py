@@ -1,1 +1,4 @@
-"""Data sets: the format on disk, where they come from (MovieLens, Amazon Beauty, your files), and splits."""
+"""Data sets: the format on disk, reading your own files, splits, item vectors, general text.
+
+Import `DataSet` from `dataset` and the splits from `splits`. Public data sets are in `sources`.
+"""

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue
-from index.history import Event, Task
+from index.sequence.events import Event, Task
 from training.data.schema import (
     INFO_FILE,
     INTERACTIONS_FILE,

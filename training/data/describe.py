@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from index.history import Event, Task
+from index.sequence.events import Event, Task
 from training.data.dataset import DataSet, UserHistory
 
 EXAMPLES = 3

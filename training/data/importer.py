@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from index.catalogue import Catalogue, CatalogueError, Item
-from index.history import Task
+from index.sequence.events import Task
 from training.data.dataset import DataSet, histories
 from training.data.schema import BEHAVIOURS, SIMULATED_QUERY, DataError, DataInfo
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue, CatalogueError, Item
-from index.history import Task
+from index.sequence.events import Task
 from training.errors import UserError
 
 ITEMS_FILE = "items.jsonl"

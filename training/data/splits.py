@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from index.history import Event
+from index.sequence.events import Event
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.splits import Case
-from training.evaluation.errors import EvaluationError
+from training.errors import EvaluationError
 
 WHOLE = "full catalogue"
 

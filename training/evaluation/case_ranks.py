@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.history import Task
+from index.sequence.events import Task
 from training.data.splits import Case
-from training.evaluation.errors import EvaluationError
+from training.errors import EvaluationError
 
 RANKS_FILE = "ranks.npz"
 COLUMNS = ("users", "targets", "history", "ranks")

@@ -12,19 +12,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from index.bundle import Bundle
-from index.history import Task
-from server.engine.torch_engine import TorchEngine
+from index.bundle.bundle import Bundle
+from index.sequence.events import Task
+from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
+from training.errors import EvaluationError
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
-from training.evaluation.errors import EvaluationError
 from training.evaluation.figures import add_task, empty_result
 from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
-from training.run_folder import fingerprint
+from training.run.run_folder import fingerprint
 
 
 def evaluate(

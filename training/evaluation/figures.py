@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
-from index.history import Task
+from index.sequence.events import Task
 from training.data.splits import Case
 from training.evaluation.bootstrap import mean_intervals
 from training.evaluation.candidates import Candidates

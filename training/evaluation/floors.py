@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
-from index.history import Event, Task
+from index.sequence.events import Event, Task
 from training.data.splits import Case
+from training.data.text import words
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
-from training.text import words
 
 Scores = Callable[[Case], NDArray[np.float64]]
 

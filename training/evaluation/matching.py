@@ -9,7 +9,7 @@ import numpy as np
 from index.catalogue import Catalogue
 from server.engine.contract import Ranking
 from training.data.splits import Case
-from training.text import words
+from training.data.text import words
 
 
 def query_match_share(

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.allowed import Allowed, SlotSet
-from index.history import Task
-from index.sequence import SequenceEncoder, SequenceError
+from index.sequence.encoder import SequenceEncoder, SequenceError
+from index.sequence.events import Task
+from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import Engine, Ranking, RankRequest
 from training.data.splits import Case
+from training.errors import EvaluationError
 from training.evaluation.candidates import EVERYTHING, Candidates
-from training.evaluation.errors import EvaluationError
 
 Progress = Callable[[int, int], None]
 

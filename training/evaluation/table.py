@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from index.history import Task
+from index.sequence.events import Task
 
 SHOWN = ("hit@5", "hit@10", "hit@50", "ndcg@10", "mrr@10")
 

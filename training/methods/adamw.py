@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gems.magnitude import magnitude
-from index.history import Task
-from training.rows import AddedRows
+from gems.numerics import magnitude
+from index.sequence.events import Task
+from training.model.rows import AddedRows
 
 # Sums the given gradients in place over the data-parallel processes; every process passes the same shapes.
 Reduce = Callable[[list[Tensor]], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from index.history import Task
+from index.sequence.events import Task
 from training.report.charts import Line, heat_map, line_chart, running_mean
 from training.report.markup import figure, note, table
 from training.report.run_log import RunLog, WeightPlace

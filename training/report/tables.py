@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from index.history import Task
+from index.sequence.events import Task
 from training.config import TrainConfig
 from training.report.markup import escape, note, table
 from training.report.run_log import SUBSPACE_FIGURES, RunLog, mapping, number

@@ -13,21 +13,21 @@ from typing import Any
 
 from rich.console import Console
 
-from index.history import Task
+from index.sequence.events import Task
 from training.config import TrainConfig
 from training.data.dataset import DataSet
+from training.data.general_text import held_out_articles, token_windows
 from training.evaluation.candidates import Candidates
-from training.evaluation.general import general_figures
 from training.evaluation.metrics import per_case
-from training.evaluation.preservation import compare_general
+from training.evaluation.preservation.general import general_figures
+from training.evaluation.preservation.preservation import compare_general
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
-from training.general_text import held_out_articles, token_windows
-from training.locks import claim
+from training.loop.trainer import DivergedError
 from training.pipeline import Trained, fit
-from training.preparation import SHAPED_BY, open_prepared
-from training.run_folder import fingerprint
+from training.prepare.preparation import SHAPED_BY, open_prepared
+from training.run.locks import claim
+from training.run.run_folder import fingerprint
 from training.sweep.spec import SweepError, SweepSpec
-from training.trainer import DivergedError
 
 WINDOW = 256
 METRICS = ("hit@10", "ndcg@10")

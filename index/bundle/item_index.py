@@ -1,0 +1,99 @@
+"""The item side of a bundle at one moment: the items, their identifiers, their attributes, and which are gone.
+
+    catalogue/items.jsonl     every item that there is or was, row by row
+    trie/*.npy                their identifiers
+    filters/                  the items of each attribute value
+    index.json                version, the bundle it belongs to, and the rows that are removed
+
+A removed item keeps its row and its identifier, so that histories that hold it still mean something to the
+model, but it is never recommended. Rows are only ever added: a row means the same item in later versions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle.manifest import BundleError
+from index.catalogue import Catalogue
+from index.trie.allowed import SlotSet
+from index.trie.filters import Filters
+from index.trie.trie import Trie
+
+
+@dataclass(frozen=True, eq=False)
+class ItemIndex:
+    """version: name, unique within the bundle. removed: rows, ascending. living: the other slots; None: all."""
+
+    bundle_id: str
+    version: str
+    created: str
+    catalogue: Catalogue
+    trie: Trie
+    filters: Filters
+    removed: tuple[int, ...]
+    living: SlotSet | None
+
+    @classmethod
+    def build(
+        cls,
+        bundle_id: str,
+        version: str,
+        created: str,
+        catalogue: Catalogue,
+        codes: NDArray[np.integer],
+        removed: Sequence[int] = (),
+    ) -> ItemIndex:
+        """codes: int [N, L], the identifiers of the catalogue's rows. Raises `BundleError`, `TrieError`."""
+        if len(codes) != len(catalogue):
+            raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
+        trie = Trie.build(codes)
+        rows, living = _alive(trie, removed)
+        filters = Filters.build(catalogue, trie, living)
+        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
+
+    def save(self, folder: Path) -> None:
+        """Write all parts into an existing folder."""
+        (folder / "catalogue").mkdir()
+        self.catalogue.save(folder / "catalogue" / "items.jsonl")
+        self.trie.save(folder / "trie")
+        self.filters.save(folder / "filters")
+        record = {
+            "bundle_id": self.bundle_id, "version": self.version, "created": self.created,
+            "items": len(self.catalogue), "removed": list(self.removed),
+        }  # fmt: skip
+        (folder / "index.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def open(cls, folder: Path) -> ItemIndex:
+        """Read what `save` wrote; arrays are memory-mapped. Raises `BundleError` where the parts do not fit."""
+        record = json.loads((folder / "index.json").read_text("utf-8"))
+        catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
+        trie = Trie.open(folder / "trie")
+        if trie.items != len(catalogue):
+            raise BundleError(f"{folder}: {trie.items} identifiers for {len(catalogue)} items")
+        rows, living = _alive(trie, record["removed"])
+        filters = Filters.open(folder / "filters", trie.items, living)
+        about = (record["bundle_id"], record["version"], record["created"])
+        return cls(*about, catalogue, trie, filters, rows, living)
+
+
+def open_identifiers(folder: Path) -> tuple[Trie, SlotSet | None]:
+    """What an engine needs of a version: its trie, and `ItemIndex.living`."""
+    trie = Trie.open(folder / "trie")
+    return trie, _alive(trie, json.loads((folder / "index.json").read_text("utf-8"))["removed"])[1]
+
+
+def _alive(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:
+    """Removed rows, ascending and once each, and the slots of the others."""
+    rows = tuple(sorted(set(removed)))
+    if not rows:
+        return rows, None
+    member = np.ones(trie.items, bool)
+    member[trie.slot_of_item[list(rows)]] = False
+    return rows, SlotSet.of(member)

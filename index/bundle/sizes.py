@@ -1,0 +1,34 @@
+"""What takes how much room in a bundle on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from index.bundle.bundle import CODEBOOKS, INDEX
+from index.bundle.versions import Versions
+
+
+def bundle_sizes(path: Path) -> dict[str, int]:
+    """Bytes by part, which together are all of the bundle. The index parts are those of the current version."""
+    current = Versions(path / INDEX).current().relative_to(path).parts
+    parts = dict.fromkeys(
+        ("weights", "tokenizer and settings", "codebooks", "catalogue", "trie", "filters", "other"), 0
+    )
+    parts |= {"other index versions": 0}
+    for file in path.rglob("*"):
+        if file.is_file():
+            parts[_part(file.relative_to(path).parts, current)] += file.stat().st_size
+    return parts
+
+
+def _part(file: tuple[str, ...], current: tuple[str, ...]) -> str:
+    if file[: len(current)] == current:
+        inner = file[len(current)]
+        return inner if inner in ("catalogue", "trie", "filters") else "other"
+    if file[0] == INDEX:
+        return "other index versions" if len(file) > 2 else "other"
+    if file[0] == CODEBOOKS:
+        return "codebooks"
+    if file[-1].endswith(".safetensors"):
+        return "weights"
+    return "other" if file[0] in ("manifest.json", "bundle.json") else "tokenizer and settings"

@@ -1,0 +1,176 @@
+"""A living catalogue: items are added, changed and removed without training.
+
+A new item gets the codes of its vector from the fixed codebooks, and the first free number behind them; where no
+number is free, the next nearest code of the last level. Text identifiers spell its title. A changed item keeps its
+identifier, which is what the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes back if
+it is added again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle.bundle import INDEX, Bundle, BundleInfo
+from index.bundle.item_index import ItemIndex
+from index.bundle.manifest import BundleError, refusing
+from index.bundle.versions import Versions
+from index.catalogue import Catalogue, CatalogueError, Item
+from index.identifiers.codebooks import Codebooks
+from index.identifiers.identifiers import IdentifierError
+from index.identifiers.schemes.text import spell
+from index.sequence.plain_text import plain_tokens
+
+Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did. version: the current one now; pruned: the versions that were deleted."""
+
+    version: str
+    added: int
+    changed: int
+    removed: int
+    pruned: list[str] = field(default_factory=list)
+
+
+def update_index(
+    bundle: Bundle, items: Sequence[Item], removed: Sequence[str], embed: Embed, *, keep: int = 3
+) -> Update:
+    """Publish the next version of a bundle's index and point to it; requests see all of it or nothing.
+
+    items: new ones, and changed ones under their old id. removed: item ids. embed: items → float32 [N, d], as the
+    items of the bundle were embedded (see `BundleInfo`). keep: newest versions that are not deleted; the version
+    that was current before is not, either. Where nothing would change, nothing is published.
+    Raises `CatalogueError` for an item that is given twice or is not there to be removed, `IdentifierError`
+    for one that the codebooks cannot name, `BundleError` if another update is at work or the disk is full.
+    """
+    versions = Versions(bundle.path / INDEX)
+    with refusing(bundle.path, "updated", (OSError,)), versions.locked():
+        now = bundle.refreshed().index
+        given = _by_id(items)
+        gone = set(_rows(now, removed, given)) - set(now.removed)
+        known = {
+            row: item for item_id, item in given.items() if (row := now.catalogue.row(item_id)) is not None
+        }
+        changed = [row for row, item in known.items() if item != now.catalogue[row] or row in now.removed]
+        new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
+        if not new and not changed and not gone:
+            return Update(now.version, 0, 0, 0)
+        codes = now.trie.codes()
+        if new:
+            codes = np.concatenate([codes, _name(new, codes, bundle, embed)])
+        version = versions.next_name()
+        index = ItemIndex.build(
+            bundle.info.bundle_id,
+            version,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            Catalogue([*(known.get(row, item) for row, item in enumerate(now.catalogue)), *new]),
+            codes,
+            sorted((set(now.removed) - set(known)) | gone),
+        )
+        versions.publish(version, index.save)
+        return Update(version, len(new), len(changed), len(gone), versions.prune(keep, now.version))
+
+
+def rollback_index(path: Path, version: str) -> None:
+    """Make another version the current one, also where the current one is damaged.
+
+    Raises `BundleError` for a version that is not there, is damaged, or belongs to another bundle.
+    """
+    versions = Versions(path / INDEX)
+    with refusing(path, "rolled back"):
+        info = BundleInfo.load(path / "bundle.json")
+        with versions.locked():
+            if version in versions.names() and versions.describe(version)["bundle_id"] != info.bundle_id:
+                raise BundleError(f"{versions.folder / version} belongs to another bundle")
+            versions.point_to(version)
+
+
+def _by_id(items: Sequence[Item]) -> dict[str, Item]:
+    given: dict[str, Item] = {}
+    for row, item in enumerate(items, start=1):
+        if item.item_id in given:
+            raise CatalogueError(
+                f"item_id {item.item_id!r} is given twice (again in row {row}); ids must be unique"
+            )
+        given[item.item_id] = item
+    return given
+
+
+def _rows(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> list[int]:
+    """Rows of the items to remove. Removing what is removed already changes nothing."""
+    rows = []
+    for item_id in removed:
+        row = now.catalogue.row(item_id)
+        if row is None:
+            raise CatalogueError(f"item_id {item_id!r} cannot be removed: the catalogue holds no such item")
+        if item_id in given:
+            raise CatalogueError(f"item_id {item_id!r} is to be changed and to be removed; decide on one")
+        rows.append(row)
+    return rows
+
+
+def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: Embed) -> NDArray[np.int64]:
+    """Identifiers of new items: int64 [new, L]."""
+    if bundle.vocabulary.spelled:
+        return _spell(new, codes, bundle)
+    codebooks = bundle.codebooks()
+    if codebooks is None:
+        raise IdentifierError(
+            f"{len(new)} items are new, and this bundle has no codebooks to name them by ({bundle.info.scheme} "
+            "identifiers): train again with them, with semantic identifiers"
+        )
+    vectors = embed(new)
+    if vectors.shape != (len(new), codebooks.dimensions):
+        raise IdentifierError(
+            f"vectors of {vectors.shape[-1]} dimensions cannot be named: the codebooks are of {codebooks.dimensions}"
+        )
+    prefixes = codebooks.quantise(vectors)
+    near = np.isin(codes[:, 0], prefixes[:, 0])  # no other can be in the way
+    taken = set(map(tuple, codes[near].tolist()))
+    numbers = bundle.info.codebook_sizes[-1]
+    named = []
+    for item, vector, prefix in zip(new, vectors, prefixes.tolist(), strict=True):
+        identifier = _first_free(prefix, vector, codebooks, numbers, taken)
+        if identifier is None:
+            raise IdentifierError(
+                f"item {item.item_id!r} cannot be named: all identifiers near it are taken; train again with "
+                "larger codebooks"
+            )
+        taken.add(identifier)
+        named.append(identifier)
+    return np.array(named, np.int64)
+
+
+def _spell(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle) -> NDArray[np.int64]:
+    taken = set(map(tuple, codes.tolist()))
+    tokenise = partial(plain_tokens, bundle.tokenizer, first_added=bundle.vocabulary.first_added)
+    named = [spell(item.title, tokenise, bundle.vocabulary, taken, f"item {item.item_id!r}") for item in new]
+    return np.array(named, np.int64)
+
+
+def _first_free(
+    prefix: list[int],
+    vector: NDArray[np.float32],
+    codebooks: Codebooks,
+    numbers: int,
+    taken: set[tuple[int, ...]],
+) -> tuple[int, ...] | None:
+    def lasts() -> Iterator[int]:
+        yield prefix[-1]
+        yield from (code for code in codebooks.alternatives(vector).tolist() if code != prefix[-1])
+
+    for last in lasts():
+        for number in range(numbers):
+            identifier = (*prefix[:-1], last, number)
+            if identifier not in taken:
+                return identifier
+    return None

@@ -1,0 +1,129 @@
+"""Versions of the item index in a bundle: built off to the side, swapped in by a pointer, rolled back by it.
+
+    index/v1/ …, index/v2/ …     complete versions, each with its manifest
+    index/current.json           which one is served, and the SHA-256 of its manifest
+
+A version is written to a draft folder, synced, renamed, and only then pointed to, by replacing `current.json`:
+whoever reads at any moment, or after a crash at any moment, finds the old version or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from index.bundle.manifest import MANIFEST, BundleError, fsync, sha256_of, verify, write_manifest
+
+POINTER = "current.json"
+NAME = re.compile(r"v([1-9]\d*)")
+
+
+class Versions:
+    """The versions in a bundle's `index/` folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """Complete versions, oldest first."""
+        found = [path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda name: int(name[1:]))
+
+    def current(self) -> Path:
+        """Folder of the version that is served, checked. Raises `BundleError` naming what is damaged."""
+        name, manifest = self._pointer()
+        path = self.folder / name
+        verify(path)
+        if sha256_of(path / MANIFEST) != manifest:
+            raise BundleError(
+                f"{self.folder / POINTER} is damaged, or {path / MANIFEST} is: they do not fit each other"
+            )
+        return path
+
+    def current_name(self) -> str:
+        """Name of the version that is served, whole or not. Raises `BundleError` for a damaged pointer."""
+        return self._pointer()[0]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `index.json` says of a version, which is checked first. Raises `BundleError`."""
+        verify(self.folder / name)
+        record: dict[str, Any] = json.loads((self.folder / name / "index.json").read_text("utf-8"))
+        return record
+
+    def _pointer(self) -> tuple[str, str]:
+        """Version, and SHA-256 of its manifest."""
+        pointer = self.folder / POINTER
+        try:
+            record = json.loads(pointer.read_text("utf-8"))
+            name, manifest = str(record["version"]), str(record["manifest_sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{pointer} is damaged: {error}") from error
+        if name not in self.names():
+            raise BundleError(f"{pointer} is damaged: it names no version")
+        return name, manifest
+
+    def next_name(self) -> str:
+        names = self.names()
+        return f"v{int(names[-1][1:]) + 1 if names else 1}"
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a draft folder, make it version `name`, and point to it."""
+        draft = self.folder / f".{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)  # of a publish that was killed
+        try:
+            draft.mkdir()
+            write(draft)
+            write_manifest(draft)
+            os.rename(draft, self.folder / name)
+            fsync(self.folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        self.point_to(name)
+
+    def point_to(self, name: str) -> None:
+        """Serve this version from now on. Raises `BundleError` for one that is not there or damaged."""
+        path = self.folder / name
+        if name not in self.names():
+            known = ", ".join(self.names()) or "none"
+            raise BundleError(f"there is no index version {name!r}; there are: {known}")
+        verify(path)
+        record = {"version": name, "manifest_sha256": sha256_of(path / MANIFEST)}
+        draft = self.folder / f".{POINTER}.draft"
+        draft.write_text(json.dumps(record), "utf-8")
+        fsync(draft)
+        os.replace(draft, self.folder / POINTER)
+        fsync(self.folder)
+
+    def prune(self, keep: int, spared: str) -> list[str]:
+        """Delete the oldest versions but for the newest `keep` and the `spared` one; their names."""
+        names = self.names()
+        gone = [name for name in names[:-keep] if name != spared]
+        for name in gone:
+            os.rename(self.folder / name, self.folder / f".{name}.gone")  # half a version is none
+        for path in self.folder.glob(".*.gone"):
+            shutil.rmtree(path)
+        return gone
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One writer at a time. Raises `BundleError` if another process is writing."""
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BundleError(
+                f"{self.folder}: another update is at work; try again when it is done"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Semantic identifiers: codes of item embeddings, alike for items that are alike, and a level that tells apart
+items with the same codes.
+
+Residual quantisation as in TIGER (arXiv 2305.05065), by k-means or by RQ-VAE; formulas in `codebooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.identifiers.codebooks import Codebooks
+from index.identifiers.identifiers import IdentifierError, Identifiers, ItemsToName, SchemeSettings
+from index.identifiers.kmeans import fit_kmeans
+from index.identifiers.rqvae import fit_rqvae
+
+QUANTISERS = {"kmeans": fit_kmeans, "rqvae": fit_rqvae}
+COLLISION_LIMIT = 4096
+LEAST_NUMBERS = 16  # of the last level, with twice as many as are needed now: items that come later need room
+CAPACITY = 2.0
+
+
+def levels(settings: SchemeSettings) -> int:
+    """Return one level for each codebook, and one that separates collisions."""
+    return len(settings.codebooks) + 1
+
+
+def identifiers(items: ItemsToName, settings: SchemeSettings) -> Identifiers:
+    """Quantise the items' vectors; see `semantic_identifiers`."""
+    return semantic_identifiers(
+        items.vectors,
+        settings.codebooks,
+        settings.seed,
+        quantiser=settings.quantiser,
+        capacity=settings.code_capacity,
+    )
+
+
+def semantic_identifiers(
+    embeddings: NDArray[np.float32],
+    codebooks: Sequence[int] = (256, 256, 256),
+    seed: int = 0,
+    *,
+    quantiser: str = "kmeans",
+    capacity: float = CAPACITY,
+) -> Identifiers:
+    """Identifiers by quantised embeddings. Items of one prefix are alike; every item has one of its own.
+
+    embeddings: float32 [N, d], finite.
+    codebooks: codes per level; a level gets fewer where there are fewer distinct residuals.
+    capacity: a code names at most about so many times the mean number of items of its level (see `balancing`).
+    Returns codes int32 [N, len(codebooks) + 1]; the last level numbers the items of one prefix, and has
+    room for as many again.
+    Raises `IdentifierError` for NaN or infinite embeddings, for more items than there are identifiers, and
+    for hopelessly colliding ones.
+    """
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
+        raise IdentifierError(f"embeddings must have shape [items, dimensions], got {embeddings.shape}")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise IdentifierError(f"the embedding of item row {bad[0] + 1} is not finite ({len(bad)} such rows)")
+    names = COLLISION_LIMIT * int(np.prod(codebooks, dtype=object))
+    if len(embeddings) > names:
+        raise IdentifierError(
+            f"codebooks of {' × '.join(map(str, codebooks))} codes and {COLLISION_LIMIT} numbers behind them name "
+            f"{names} items; row {names + 1} and those after it of {len(embeddings)} would have no identifier: use "
+            "more or larger codebooks"
+        )
+    known = QUANTISERS[quantiser](embeddings.astype(np.float32), codebooks, capacity, seed)
+    return numbered(known, known.quantise(embeddings.astype(np.float32)))
+
+
+def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:
+    """Identifiers of so many prefixes, int32 [N, levels]. Raises `IdentifierError` where too many are the same."""
+    number = collision_level(prefixes)
+    most = int(number.max()) + 1
+    if most > COLLISION_LIMIT:
+        row = int(np.flatnonzero(number == COLLISION_LIMIT)[0]) + 1
+        raise IdentifierError(
+            f"{most} items share one identifier prefix (limit {COLLISION_LIMIT}, passed at item row {row}): their "
+            "texts are the same or the codebooks too small; use more or larger codebooks, or give the items "
+            "distinct texts"
+        )
+    sizes = (*(len(book) for book in known.levels), max(2 * most, LEAST_NUMBERS))
+    return Identifiers("semantic", np.column_stack([prefixes, number]).astype(np.int32), sizes, known)
+
+
+def collision_level(prefixes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Number the items of each prefix 0, 1, … in catalogue order: int32 [N, L] → int32 [N]."""
+    _, group = np.unique(prefixes, axis=0, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    sorted_group = group[order]
+    starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
+    within = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
+    number = np.empty(len(group), np.int32)
+    number[order] = within
+    return number

@@ -1,0 +1,195 @@
+"""A person's life as one token sequence; a request is its continuation (DESIGN §3).
+
+    history  =  [<|recommendation|> c1 .. cL]  [<|search|> query tokens <|item|> c1 .. cL]  ...
+    request  =  history <|recommendation|>                  → the model writes c1 .. cL
+    request  =  history <|search|> query tokens <|item|>    → the model writes c1 .. cL
+
+Spelled identifiers may end before L (see `IdentifierVocabulary`). User text never becomes a control or item
+token: it is tokenised as a segment of its own with special tokens disabled (see `plain_text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from index.sequence.events import Event, Task
+from index.sequence.plain_text import plain_tokens
+from index.sequence.vocabulary import IdentifierVocabulary
+
+
+class SequenceError(ValueError):
+    """Text or history that cannot be written as tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of a request, and how many of the oldest events were dropped to fit.
+
+    history: how many of the tokens are the history, which the next request of this person begins with, too.
+    """
+
+    ids: list[int]
+    dropped_events: int
+    history: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training sequence.
+
+    ids:    int64 [T], token ids; for an encoder-decoder, those of the decoder.
+    level:  int8 [T], identifier level that token t writes, -1 for markers and query text.
+    task:   int8 [T], index into `TASKS` of the event that token t belongs to.
+    prompt: int64 [P], what an encoder reads; empty for a decoder-only model.
+    """
+
+    ids: NDArray[np.int64]
+    level: NDArray[np.int8]
+    task: NDArray[np.int8]
+    prompt: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.prompt)
+
+
+TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
+
+
+class SequenceEncoder:
+    """Writes histories and requests as token ids.
+
+    tokenizer: the bundle's tokenizer, identifier tokens and markers added.
+    codes: int [N, L], the identifiers of the catalogue's items.
+    max_tokens: prompt budget P; the oldest events are dropped beyond it.
+    max_events: budget in events, the one that answers a request among them: the model never saw more.
+    max_query_tokens: longer queries are cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocabulary: IdentifierVocabulary,
+        codes: NDArray[np.integer],
+        *,
+        max_tokens: int = 1024,
+        max_events: int = 50,
+        max_query_tokens: int = 32,
+    ) -> None:
+        # +2: the markers around the query; L: the identifier itself
+        if max_tokens < max_query_tokens + 2 + vocabulary.levels:
+            raise SequenceError(
+                f"max_tokens={max_tokens} has no room for one query of {max_query_tokens} tokens and its item"
+            )
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.max_events = max_events
+        self.max_query_tokens = max_query_tokens
+        self.tokens = vocabulary.tokens(codes)
+        self._lengths = vocabulary.lengths(codes)
+        self._tokenizer = tokenizer
+        self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of user text, cut to `max_query_tokens`; never a control or item token.
+
+        Raises `SequenceError` for text without any token.
+        """
+        ids = self._encode(text)
+        if not ids:
+            raise SequenceError("the query holds no text")
+        return ids
+
+    def has_tokens(self, text: str) -> bool:
+        """Whether `encode_text` finds anything in the text."""
+        return bool(self._encode(text))
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        ids = plain_tokens(self._tokenizer, text, self.vocabulary.first_added)
+        return tuple(ids[: self.max_query_tokens])
+
+    def identifier(self, item: int) -> list[int]:
+        """The tokens that write an item, at most L."""
+        written: list[int] = self.tokens[item, : self._lengths[item]].tolist()
+        return written
+
+    def _event(self, event: Event) -> list[int]:
+        query = event.query if self._task(event) is Task.SEARCH else None
+        return [*self._request(query), *self.identifier(event.item)]
+
+    def _task(self, event: Event) -> Task:
+        """A past search whose query has no token (invisible characters, say) is written as a recommendation."""
+        return event.behaviour if event.query and self._encode(event.query) else Task.RECOMMENDATION
+
+    def _request(self, query: str | None) -> list[int]:
+        markers = self.vocabulary.markers
+        if query is None:
+            return [markers["recommendation"]]
+        return [markers["search"], *self.encode_text(query), markers["item"]]
+
+    def _newest(self, events: Sequence[Event], count: int, budget: int) -> list[list[int]]:
+        """The newest events that fit a count and a budget of tokens, oldest first."""
+        kept: list[list[int]] = []
+        for event in reversed(events[max(0, len(events) - count) :]):
+            tokens = self._event(event)
+            budget -= len(tokens)
+            if budget < 0:
+                break
+            kept.append(tokens)
+        return kept[::-1]
+
+    def prompt(self, history: Sequence[Event], query: str | None = None) -> Prompt:
+        """The request as token ids: search if a query is given, recommendation otherwise.
+
+        Room for the identifier to be written is left within `max_tokens`.
+        """
+        tail = self._request(query)
+        kept = self._newest(
+            history, self.max_events - 1, self.max_tokens - len(tail) - self.vocabulary.levels
+        )
+        ids = [i for event in kept for i in event]
+        return Prompt(ids + tail, len(history) - len(kept), len(ids))
+
+    def windows(self, events: Sequence[Event], first: int) -> list[Sequence[Event]]:
+        """Cut a history into stretches that `sample` keeps whole: the first of at most `first` events, the
+        others as long as the budgets allow."""
+        windows: list[Sequence[Event]] = []
+        start, tokens, count = 0, 0, min(first, self.max_events)
+        for position, event in enumerate(events):
+            length = len(self._event(event))
+            if position > start and (position - start == count or tokens + length > self.max_tokens):
+                windows.append(events[start:position])
+                start, tokens, count = position, 0, self.max_events
+            tokens += length
+        return [*windows, events[start:]]
+
+    def sample(self, events: Sequence[Event]) -> Sample:
+        """The newest events that fit, as one training sequence: every item in it is a target."""
+        kept = self._newest(events, self.max_events, self.max_tokens)
+        answered = events[len(events) - len(kept) :]
+        ids = np.fromiter((i for event in kept for i in event), np.int64)
+        level = np.full(len(ids), -1, np.int8)
+        ends = np.cumsum([len(tokens) for tokens in kept])
+        for event, end in zip(answered, ends, strict=True):  # an identifier ends its event
+            written = self._lengths[event.item]
+            level[end - written : end] = np.arange(written)
+        tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
+        return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]))
+
+    def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
+        """For an encoder-decoder: the request that `event` answers, and its item, which the decoder writes from its
+        token `start` on."""
+        task = self._task(event)
+        written = self.identifier(event.item)
+        length = 1 + len(written)
+        return Sample(
+            np.array([start, *written], np.int64),
+            np.arange(-1, length - 1).astype(np.int8),
+            np.full(length, TASKS.index(task), np.int8),
+            np.array(self.prompt(history, event.query if task is Task.SEARCH else None).ids, np.int64),
+        )

@@ -1,0 +1,206 @@
+"""Attribute filters: which items have the asked-for attributes.
+
+    {"genres": "Comedy"}                    equality; a list attribute matches by any of its values
+    {"genres": ["Comedy", "Drama"]}         any of a set
+    {"year": {"gte": 1990, "lt": 2000}}     a range of numbers: gt, gte, lt, lte
+
+All attributes of a filter must match. A category path "A > B > C" is found by "A" and "A > B", too.
+
+Compiled when the bundle is made, as a search engine does: for each value of each attribute the slots of its
+items (posting lists), and the slots of numbers in the order of the numbers, so that a filter touches only
+the items that it names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalogue import Catalogue, Item
+from index.files import read_array
+from index.trie.allowed import SlotSet
+from index.trie.trie import Trie
+
+Value = str | int | float | bool
+Condition = Value | list[Value] | Mapping[str, int | float]
+BOUNDS = ("gt", "gte", "lt", "lte")
+PATH = " > "
+MAX_TEXT_CHARS = 512  # longer texts are no attribute that one filters by
+MAX_NAMED = 20  # attributes in a message
+COMPILED_BYTES = 2**28  # of filters that are kept for the next request that asks the same
+
+
+class FilterError(ValueError):
+    """A filter that this catalogue cannot answer; the message names what is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """The items of each value of an attribute.
+
+    terms: strings and truth values as JSON, ascending. term_slots[term_first[k] : term_first[k + 1]]: int32,
+    the slots of terms[k]. numbers: float64, ascending; number_slots: int32, the slot of each.
+    """
+
+    terms: list[str]
+    term_first: NDArray[np.int64]
+    term_slots: NDArray[np.int32]
+    numbers: NDArray[np.float64]
+    number_slots: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, found: list[tuple[int, Value]]) -> Attribute:
+        """found: (slot, value) of every item that has the attribute, once for each value."""
+        numbers = sorted((float(value), slot) for slot, value in found if not isinstance(value, str | bool))
+        of_term: dict[str, list[int]] = {}
+        for slot, value in found:
+            if isinstance(value, str | bool):
+                of_term.setdefault(json.dumps(value), []).append(slot)
+        terms = sorted(of_term)
+        return cls(
+            terms,
+            np.cumsum([0, *(len(of_term[term]) for term in terms)], dtype=np.int64),
+            np.array([slot for term in terms for slot in of_term[term]], np.int32),
+            np.array([number for number, _ in numbers], np.float64),
+            np.array([slot for _, slot in numbers], np.int32),
+        )
+
+    def slots(self, condition: Condition) -> NDArray[np.int32]:
+        """Slots that meet a condition, in no order, perhaps repeated. Raises `FilterError`."""
+        if isinstance(condition, list):
+            return np.concatenate([np.empty(0, np.int32), *(self._equal(value) for value in condition)])
+        if isinstance(condition, Mapping):
+            return self._range(condition)
+        return self._equal(condition)
+
+    def _equal(self, value: Value) -> NDArray[np.int32]:
+        if not isinstance(value, str | bool):
+            return self._range({"gte": value, "lte": value})
+        term = json.dumps(value)
+        k = bisect_left(self.terms, term)
+        if k == len(self.terms) or self.terms[k] != term:
+            return np.empty(0, np.int32)
+        return self.term_slots[self.term_first[k] : self.term_first[k + 1]]
+
+    def _range(self, bounds: Mapping[str, int | float]) -> NDArray[np.int32]:
+        if not bounds or not set(bounds) <= set(BOUNDS):
+            raise FilterError(f"a range takes {', '.join(BOUNDS)}, at least one of them")
+        first, last = 0, len(self.numbers)
+        for name, bound in bounds.items():
+            if name in ("gt", "gte"):
+                side = "left" if name == "gte" else "right"
+                first = max(first, int(np.searchsorted(self.numbers, bound, side)))  # type: ignore[call-overload]
+            else:
+                side = "right" if name == "lte" else "left"
+                last = min(last, int(np.searchsorted(self.numbers, bound, side)))  # type: ignore[call-overload]
+        return self.number_slots[first:last]
+
+
+class Filters:
+    """The attributes of a catalogue, by name. living: slots of the items that may come back; None for all."""
+
+    def __init__(self, attributes: Mapping[str, Attribute], slots: int, living: SlotSet | None) -> None:
+        self._attributes = dict(attributes)
+        self._slots = slots
+        self._living = living
+        self._compiled: OrderedDict[str, SlotSet] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._attributes)
+
+    @classmethod
+    def build(cls, catalogue: Catalogue, trie: Trie, living: SlotSet | None = None) -> Filters:
+        """Every attribute and the categories. Left out: texts longer than `MAX_TEXT_CHARS`, and what is neither
+        text, truth nor a number that a double can hold."""
+        found: dict[str, list[tuple[int, Value]]] = {}
+        for slot, item in zip(trie.slot_of_item.tolist(), catalogue, strict=True):
+            for name, value in _values(item):
+                found.setdefault(name, []).append((slot, value))
+        return cls({name: Attribute.of(values) for name, values in found.items()}, trie.items, living)
+
+    def select(self, asked: Mapping[str, Condition]) -> SlotSet:
+        """Slots of the living items that meet every condition. Raises `FilterError` for an unknown attribute."""
+        key = json.dumps(asked, sort_keys=True)
+        if key not in self._compiled:
+            member = (
+                np.ones(self._slots, bool)
+                if self._living is None
+                else _mask(self._living.members, self._slots)
+            )
+            for name, condition in asked.items():
+                member &= _mask(self._attribute(name).slots(condition), self._slots)
+            self._compiled[key] = SlotSet.of(member)
+            while len(self._compiled) > 1 and sum(s.nbytes for s in self._compiled.values()) > COMPILED_BYTES:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def _attribute(self, name: str) -> Attribute:
+        if name not in self._attributes:
+            known = ", ".join(self.names[:MAX_NAMED]) or "none"
+            more = f" and {len(self.names) - MAX_NAMED} more" if len(self.names) > MAX_NAMED else ""
+            raise FilterError(f"no item has such an attribute; the attributes are: {known}{more}")
+        return self._attributes[name]
+
+    def save(self, folder: Path) -> None:
+        """Write `attributes.json` and the arrays of each attribute."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, name in enumerate(self.names):
+            attribute = self._attributes[name]
+            np.save(folder / f"{k}_term_first.npy", attribute.term_first)
+            np.save(folder / f"{k}_term_slots.npy", attribute.term_slots)
+            np.save(folder / f"{k}_numbers.npy", attribute.numbers)
+            np.save(folder / f"{k}_number_slots.npy", attribute.number_slots)
+        terms = {name: self._attributes[name].terms for name in self.names}
+        (folder / "attributes.json").write_text(json.dumps(terms, ensure_ascii=False) + "\n", "utf-8")
+
+    @classmethod
+    def open(cls, folder: Path, slots: int, living: SlotSet | None = None) -> Filters:
+        """Memory-map what `save` wrote, over so many slots."""
+        terms: dict[str, list[str]] = json.loads((folder / "attributes.json").read_text("utf-8"))
+        parts = ("term_first", "term_slots", "numbers", "number_slots")
+        return cls(
+            {
+                name: Attribute(known, *(read_array(folder / f"{k}_{part}.npy") for part in parts))
+                for k, (name, known) in enumerate(terms.items())
+            },
+            slots,
+            living,
+        )
+
+
+def _values(item: Item) -> Iterator[tuple[str, Value]]:
+    """(attribute, value) of an item, each once."""
+    paths = {prefix for category in item.categories for prefix in _prefixes(category)}
+    yield from (("categories", path) for path in sorted(paths) if _fits(path))
+    for name, value in item.attributes.items():
+        several = value if isinstance(value, list) else [value]
+        yield from ((name, one) for one in dict.fromkeys(several) if _fits(one))
+
+
+def _fits(value: object) -> TypeGuard[Value]:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT_CHARS
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN, too
+
+
+def _mask(slots: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
+    member = np.zeros(total, bool)
+    member[slots] = True
+    return member
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """ "A > B > C" → "A", "A > B", "A > B > C"."""
+    parts = path.split(PATH)
+    return (PATH.join(parts[:end]) for end in range(1, len(parts) + 1))

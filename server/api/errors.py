@@ -1,0 +1,217 @@
+"""Everything that can go wrong with a request.
+
+    ServerError                 500   unexpected: a fault of the server
+    ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
+    ├── UnauthorizedError       401   a path that asks for a key, without the right one
+    ├── NotFoundError           404
+    ├── MethodNotAllowedError   405
+    ├── BodyTimeoutError        408   the body came too slowly
+    ├── IndexRefusedError       409   the index version on disk cannot be served
+    ├── BundleRefusedError      409   the bundle on disk cannot be served
+    ├── BodyTooLargeError       413
+    ├── MediaTypeError          415   not sent as application/json
+    ├── InvalidRequestError     422   JSON of the wrong shape, or over a limit
+    ├── QueueFullError          429   with Retry-After
+    ├── DeadlineUnreachableError 429  the same, for a request that would not be answered in its time
+    ├── ClientGoneError         499   the client hung up; nobody reads the answer
+    ├── EngineFailedError       500   the model failed on the batch
+    ├── NotReadyError           503   starting or shutting down
+    ├── EngineUnavailableError  503   the engine's process was lost, and is being restarted
+    └── DeadlineError           504   no answer within `request_timeout_ms`
+
+Each is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES`. No message holds any part
+of the request: what a client sent is not repeated, neither to it nor to the logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from server.api.responses import FieldError, Problem
+
+MAX_PROBLEM_BYTES = 2048
+PROBLEM_JSON = "application/problem+json"
+_MAX_FIELD_ERRORS = 5
+_MAX_TEXT = 120
+
+
+class ServerError(Exception):
+    """status: of the response; code: the machine-readable name, also a label of the metrics."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "unexpected"
+    title: ClassVar[str] = "The server failed"
+
+    def __init__(
+        self, detail: str, *, errors: Iterable[FieldError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+class MalformedJsonError(ServerError):
+    status, code, title = 400, "malformed_json", "The body is not valid JSON"
+
+
+class UnauthorizedError(ServerError):
+    status, code, title = 401, "unauthorized", "The key is not accepted"
+
+
+class NotFoundError(ServerError):
+    status, code, title = 404, "not_found", "There is nothing at this path"
+
+
+class MethodNotAllowedError(ServerError):
+    status, code, title = 405, "method_not_allowed", "The path does not answer this method"
+
+
+class IndexRefusedError(ServerError):
+    status, code, title = 409, "index_refused", "The index version cannot be served"
+
+
+class BundleRefusedError(ServerError):
+    status, code, title = 409, "bundle_refused", "The bundle cannot be served"
+
+
+class BodyTimeoutError(ServerError):
+    status, code, title = 408, "body_timeout", "The body came too slowly"
+
+
+class BodyTooLargeError(ServerError):
+    status, code, title = 413, "body_too_large", "The body is too large"
+
+
+class MediaTypeError(ServerError):
+    status, code, title = 415, "media_type", "The body must be sent as application/json"
+
+
+class InvalidRequestError(ServerError):
+    status, code, title = 422, "invalid_request", "The request is not valid"
+
+    @classmethod
+    def at(cls, field: str, message: str) -> InvalidRequestError:
+        """One field of the body is to blame."""
+        return cls(
+            "One or more fields have to be mended.",
+            errors=[FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])],
+        )
+
+
+class QueueFullError(ServerError):
+    status, code, title = 429, "queue_full", "The server is busy"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"Too many requests are waiting; try again in {retry_after} s.",
+            headers={"Retry-After": str(retry_after)},
+        )
+
+
+class DeadlineUnreachableError(ServerError):
+    status, code, title = 429, "deadline_unreachable", "The server is too busy to answer in time"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"What waits already would take longer than this request may; try again in {retry_after} s.",
+            headers={"Retry-After": str(retry_after)},
+        )
+
+
+class ClientGoneError(ServerError):
+    status, code, title = 499, "client_gone", "The client hung up"
+
+
+class EngineFailedError(ServerError):
+    status, code, title = 500, "engine_failed", "The model failed"
+
+
+class NotReadyError(ServerError):
+    status, code, title = 503, "not_ready", "The server is not ready"
+
+
+class EngineUnavailableError(ServerError):
+    status, code, title = 503, "engine_unavailable", "The model is not there"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class DeadlineError(ServerError):
+    status, code, title = 504, "deadline_exceeded", "The answer took too long"
+
+
+def problem(error: ServerError, request_id: str) -> Problem:
+    """The error as a problem document."""
+    return Problem(
+        type=f"urn:gems:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail[: 2 * _MAX_TEXT],
+        request_id=request_id,
+        errors=error.errors[:_MAX_FIELD_ERRORS],
+    )
+
+
+def problem_response(error: ServerError, request_id: str) -> Response:
+    """The error as problem JSON."""
+    return Response(
+        problem(error, request_id).model_dump_json(exclude_defaults=True),
+        error.status,
+        headers=error.headers,
+        media_type=PROBLEM_JSON,
+    )
+
+
+def as_server_error(error: Exception) -> ServerError:
+    """Any exception as one of the tree; those that are not meant for clients become a plain 500."""
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, RequestValidationError):
+        found = [_field_error(each) for each in islice(error.errors(), _MAX_FIELD_ERRORS)]
+        return InvalidRequestError("One or more fields have to be mended.", errors=found)
+    if isinstance(error, HTTPException):
+        return _from_routing(error)
+    return ServerError("The request could not be answered; the log holds the reason under this request id.")
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    """A finding of pydantic, without what was sent: neither values nor the names of unknown fields."""
+    path = list(error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":  # the last part is a name that the client made up
+        path, message = path[:-1], "holds an unknown field; see /docs for the known ones"
+    if "filter" in path:  # attribute names are the client's, too
+        path = path[: path.index("filter") + 1]
+    return FieldError(where=".".join(str(part) for part in path)[:_MAX_TEXT], message=message[:_MAX_TEXT])
+
+
+def _from_routing(error: HTTPException) -> ServerError:
+    if error.status_code == 404:
+        return NotFoundError("See /docs for the paths that exist.")
+    if error.status_code == 405:
+        return MethodNotAllowedError(
+            "The Allow header names the methods that it answers.", headers=error.headers
+        )
+    if error.status_code < 500:
+        return InvalidRequestError("The request could not be read.")
+    return ServerError("The request could not be answered.")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application in the one shape."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        known = as_server_error(error)
+        request.state.problem = known.code  # for the metrics
+        return problem_response(known, request.state.request_id)
+
+    for kind in (ServerError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)

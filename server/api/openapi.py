@@ -1,0 +1,99 @@
+"""The OpenAPI document: errors are described as what they are, problem JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from server.api.errors import (
+    PROBLEM_JSON,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    DeadlineError,
+    EngineUnavailableError,
+    IndexRefusedError,
+    InvalidRequestError,
+    MalformedJsonError,
+    MediaTypeError,
+    NotFoundError,
+    NotReadyError,
+    QueueFullError,
+    ServerError,
+    UnauthorizedError,
+)
+from server.api.responses import Problem
+
+_RANKING = (
+    MalformedJsonError,
+    UnauthorizedError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    MediaTypeError,
+    InvalidRequestError,
+    QueueFullError,
+    ServerError,
+    NotReadyError,
+    DeadlineError,
+)
+
+
+def ranking_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a ranking route."""
+    return _responses(*_RANKING)
+
+
+def lookup_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of the lookup of items."""
+    return _responses(UnauthorizedError, InvalidRequestError)
+
+
+def readiness_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of the readiness check."""
+    return _responses(NotReadyError)
+
+
+def administration_problems() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an administration route."""
+    return _responses(UnauthorizedError, NotFoundError, IndexRefusedError, EngineUnavailableError)
+
+
+def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:
+    return {kind.status: {"model": Problem, "description": kind.title} for kind in kinds}
+
+
+def onwards() -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry that says how an answer goes on: its first item becomes the history of a next request."""
+    history = [{"item_id": "$response.body#/items/0/item_id"}]
+    bodies: dict[str, dict[str, Any]] = {
+        "search": {"query": "more like this", "history": history},
+        "recommend": {"history": history, "exclude_history": True},
+        "batch": {"requests": [{"task": "recommendation", "history": history}]},
+    }
+    links = {
+        f"first_item_to_{operation}": {"operationId": operation, "requestBody": body}
+        for operation, body in bodies.items()
+    }
+    return {200: {"links": links}}
+
+
+def install(app: FastAPI) -> None:
+    """FastAPI describes every response as application/json; name the errors' own media type."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        first = app.openapi_schema is None
+        schema = describe()
+        if first:
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    _rename(operation["responses"])
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _rename(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        if int(status) >= 400:
+            response["content"] = {PROBLEM_JSON: response["content"].pop("application/json")}

@@ -1,0 +1,129 @@
+"""What passes between the server and its engine process: JSON, read into checked types. Nothing is unpickled.
+
+Tries are not sent: both sides map the same files, and a request names the version of the index. Of `Allowed`
+travel the chosen slots, as bits or as a list, whichever is shorter, and the excluded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from index.trie.allowed import Allowed, SlotSet
+from index.trie.trie import Trie
+from server.engine.contract import Ranking, RankRequest
+
+_VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "gone")]
+
+
+class _Message(BaseModel):
+    # Scores that are no numbers pass as such: whoever answers with them refuses them.
+    model_config = ConfigDict(
+        frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
+    )
+
+
+class Chosen(_Message):
+    """A `SlotSet` of so many slots. slots: their numbers, int32, or one bit each, in little-endian words."""
+
+    form: Literal["bits", "numbers"]
+    slots: bytes
+
+    @classmethod
+    def of(cls, chosen: SlotSet) -> Chosen:
+        if chosen.members.nbytes < chosen.bits.words.nbytes:
+            return cls(form="numbers", slots=chosen.members.tobytes())
+        return cls(form="bits", slots=chosen.bits.words.tobytes())
+
+    def slot_set(self, total: int) -> SlotSet:
+        if self.form == "numbers":
+            return SlotSet.of_members(np.frombuffer(self.slots, np.int32), total)
+        member = np.unpackbits(np.frombuffer(self.slots, np.uint8), count=total, bitorder="little")
+        return SlotSet.of(member.astype(bool))
+
+
+class WireRequest(_Message):
+    """A `RankRequest`. values: of all its fields but `allowed` and `gone`. chosen: as in `Allowed`; `living` stands
+    for the items of the version that are not removed."""
+
+    values: dict[str, Any]
+    version: str
+    chosen: Chosen | Literal["living"] | None
+    excluded: list[int]
+
+    @classmethod
+    def of(cls, request: RankRequest, allowed: Allowed, version: str, living: SlotSet | None) -> WireRequest:
+        """living: that of the version, so that it is known again and need not be sent."""
+        chosen = allowed.chosen
+        return cls(
+            values={name: getattr(request, name) for name in _VALUES},
+            version=version,
+            chosen=None if chosen is None else "living" if chosen is living else Chosen.of(chosen),
+            excluded=allowed.excluded.tolist(),
+        )
+
+    def rank_request(
+        self, versions: Mapping[str, tuple[Trie, SlotSet | None]], gone: Callable[[], bool]
+    ) -> RankRequest:
+        """versions: trie and living slots by name, that of the request among them."""
+        trie, living = versions[self.version]
+        chosen = self.chosen.slot_set(trie.items) if isinstance(self.chosen, Chosen) else None
+        if self.chosen == "living":
+            chosen = living
+        allowed = Allowed(trie, chosen, np.array(self.excluded, np.int64))
+        return RankRequest(**self.values, allowed=allowed, gone=gone)
+
+
+class Rank(_Message):
+    """Rank requests, under numbers that no other has at the time; each is answered in some `Answers`."""
+
+    kind: Literal["rank"] = "rank"
+    requests: dict[int, WireRequest]
+
+
+class Open(_Message):
+    """Open a version of the index; answered by `Done` or `Failure`."""
+
+    kind: Literal["open"] = "open"
+    version: str
+
+
+class Answers(_Message):
+    """Rankings, and reasons why there is none, by the numbers of the requests."""
+
+    kind: Literal["answers"] = "answers"
+    rankings: dict[int, Ranking]
+    failures: dict[int, str]
+
+
+class Done(_Message):
+    kind: Literal["done"] = "done"
+
+
+class Failure(_Message):
+    """What `EngineError` or `BundleError` says."""
+
+    kind: Literal["failure"] = "failure"
+    reason: str
+
+
+Command = Rank | Open
+Reply = Answers | Done | Failure
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
+
+
+def encode(message: Command | Reply) -> bytes:
+    return message.model_dump_json().encode()
+
+
+def decode_command(data: bytes) -> Command:
+    return _COMMAND.validate_json(data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    return _REPLY.validate_json(data)

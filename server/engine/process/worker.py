@@ -1,0 +1,208 @@
+"""What runs in the engine's own process: open the bundle, then rank what comes, until the pipe closes.
+
+A thread reads the pipe, so that whoever writes to it does not wait for a step; the engine takes up between two steps
+what was read. The other side is `Child`. The worker ends when the pipe closes, that is also when the server dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from index.bundle.bundle import INDEX, BundleInfo
+from index.bundle.item_index import open_identifiers
+from index.bundle.manifest import BundleError, refusing, verify
+from index.trie.allowed import SlotSet
+from index.trie.trie import Trie
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.process.open import open_engine
+from server.engine.process.wire import (
+    Answers,
+    Command,
+    Done,
+    Failure,
+    Open,
+    Reply,
+    WireRequest,
+    decode_command,
+    encode,
+)
+from server.engine.torch_backend.engine import EngineOptions
+from server.runtime import garbage, logs
+
+logger = logging.getLogger("server.engine.process.worker")
+
+OPEN_VERSIONS = 4  # of the index: those of the requests that are under way while it is swapped
+
+
+def run(
+    connection: Connection,
+    given_up: ctypes.Array[ctypes.c_bool],
+    path: Path,
+    version: str,
+    options: EngineOptions,
+    level: str,
+    bundle_id: str,
+) -> None:
+    """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end.
+
+    given_up: shared with the server, who sets there, by their numbers, which of the requests in hand to leave.
+    """
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
+    multiprocessing.set_start_method("fork", force=True)  # vLLM's lock is then not left behind by a kill
+    logs.configure(level)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        worker = Worker(connection, path, version, options, bundle_id, given_up)
+    except (BundleError, EngineError) as error:
+        connection.send_bytes(encode(Failure(reason=str(error))))
+        return
+    garbage.settle()
+    try:
+        connection.send_bytes(encode(Done()))
+        worker.serve()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except EngineError as error:
+        logger.error("the engine cannot go on", extra={"reason": str(error)[:500]})
+
+
+class Worker:
+    """An engine, and the versions of the index that its requests may name.
+
+    Opens the weights and one version, both checked against their manifests. Raises `BundleError`, `EngineError`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        path: Path,
+        version: str,
+        options: EngineOptions,
+        bundle_id: str,
+        given_up: ctypes.Array[ctypes.c_bool],
+    ) -> None:
+        self._connection = connection
+        self._commands: deque[Command | None] = deque()  # None: the pipe is closed
+        self._unread = threading.Semaphore(0)  # how many they are
+        self._given_up = given_up
+        self._folder = path / INDEX
+        self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
+        with refusing(path, "opened"):
+            verify(path, apart=INDEX)
+            verify(self._folder / version)
+            info = BundleInfo.load(path / "bundle.json")
+            if info.bundle_id != bundle_id:
+                raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
+            self._open(version)
+            trie, living = self._versions[version]
+            self._engine = open_engine(path, info, trie, living, options)
+
+    def serve(self) -> None:
+        """Obey command after command. Raises `EOFError` when the pipe closes, `EngineError` when the device is lost."""
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+        while True:
+            self._unread.acquire()
+            first = self._obey(self._commands.popleft())
+            self._engine.serve(first, self._arrivals, self._answer)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._put(decode_command(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            pass
+        finally:
+            self._put(None)
+
+    def _put(self, command: Command | None) -> None:
+        self._commands.append(command)
+        self._unread.release()
+
+    def _arrivals(self) -> dict[int, RankRequest]:
+        """What has come since the last time."""
+        requests: dict[int, RankRequest] = {}
+        while self._unread.acquire(blocking=False):
+            requests |= self._obey(self._commands.popleft())
+        return requests
+
+    def _obey(self, command: Command | None) -> dict[int, RankRequest]:
+        """The requests to rank. Whatever goes wrong concerns this one version or request."""
+        if command is None:
+            raise EOFError
+        if isinstance(command, Open):
+            self._send(self._opened(command.version))
+            return {}
+        requests: dict[int, RankRequest] = {}
+        for number, request in command.requests.items():
+            try:
+                requests[number] = self._read_request(number, request)
+            except Exception as error:
+                self._answer({number: error})
+        return requests
+
+    def _opened(self, version: str) -> Reply:
+        try:
+            self._open(version)
+        except Exception as error:
+            _log(error)
+            return Failure(reason=_reason(error))
+        return Done()
+
+    def _read_request(self, number: int, request: WireRequest) -> RankRequest:
+        if request.version not in self._versions:  # forgotten, or of before a restart
+            self._open(request.version)
+        return request.rank_request(self._versions, partial(self._gone, number))
+
+    def _answer(self, outcomes: Mapping[int, Outcome]) -> None:
+        rankings = {number: each for number, each in outcomes.items() if isinstance(each, Ranking)}
+        errors = {number: each for number, each in outcomes.items() if isinstance(each, Exception)}
+        for error in {id(each): each for each in errors.values()}.values():  # one may have failed many
+            _log(error)
+        failures = {number: _reason(error) for number, error in errors.items()}
+        self._send(Answers(rankings=rankings, failures=failures))
+        for error in errors.values():
+            if isinstance(
+                error, torch.AcceleratorError
+            ):  # all that this process asks of the device will fail now
+                raise EngineError(f"the device failed: {error}") from error
+
+    def _send(self, reply: Reply) -> None:
+        self._connection.send_bytes(encode(reply))
+
+    def _gone(self, number: int) -> bool:
+        """Whether nobody waits any more for the request of this number."""
+        return number < len(self._given_up) and self._given_up[number]
+
+    def _open(self, version: str) -> None:
+        """The server has checked the version's files when it took it up."""
+        with refusing(self._folder / version, "opened"):
+            self._versions.pop(version, None)
+            self._versions[version] = open_identifiers(self._folder / version)
+        while len(self._versions) > OPEN_VERSIONS:
+            del self._versions[next(iter(self._versions))]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _log(error: Exception) -> None:
+    """The engine sees token ids only: its message holds no user text."""
+    logger.error("the engine failed", extra={"reason": str(error)[:500]}, exc_info=error)

@@ -1,0 +1,210 @@
+"""Passes of codes in few shapes, so that a GPU replays what it has captured once instead of being told anew.
+
+A pass of a few codes is hundreds of operations that take a GPU less time than Python takes to ask for them. A CUDA
+graph asks for all at once, but always for the same shapes at the same addresses. So the rows of a pass stand in fixed
+buffers, padded to powers of two, and so do the keys and values that they attend to:
+
+    inputs   int64 [4 + depth, requests, rows]             token, position, slot, length of the prompt, own slots
+    store    [layers, 2, requests, kv heads, slots, d]     the last slot takes what padding writes
+
+Padding changes no answer: rows know of each other by attention alone, and no row attends to a slot that is not its
+own (a bias of −inf, or an own slot of −1). The requests' own `KeyValues` stay complete, so that any pass may be
+computed without this: those with prompts in them are, and all that is ragged (tries, top-k) stays outside as well.
+On a CPU nothing is captured, and the same padded pass is computed, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from server.engine.torch_backend.attention import ForwardPass, KeyValues, attention_in_parts
+from server.engine.torch_backend.search import Feed
+
+logger = logging.getLogger("server.engine.torch_backend.graphs")
+
+LEAST_ROWS = 8
+LEAST_SLOTS = 128  # a multiple of what the fused kernels ask of the strides of a bias
+WARM_UPS = 2  # passes before a capture: libraries set themselves up in the first
+
+
+class Shape(NamedTuple):
+    """Of a padded pass: requests, and for each of them rows and slots."""
+
+    requests: int
+    rows: int
+    slots: int
+
+    @classmethod
+    def of(cls, feeds: Sequence[Feed]) -> Shape:
+        """By all slots that the requests will ever fill, so that it stays the same from level to level."""
+        rows = max(feed.segment.rows for feed in feeds)
+        slots = max(feed.segment.memory.capacity for feed in feeds) + 1
+        return cls(_rounded(len(feeds), 1), _rounded(rows, LEAST_ROWS), _rounded(slots, LEAST_SLOTS))
+
+
+class PaddedPasses:
+    """forward_pass: as `Decoder`. depth: most own slots of a row. slots: of all requests of a pass together; larger
+    passes are not taken. kept: shapes whose graphs are kept, the most recently used."""
+
+    def __init__(
+        self, forward_pass: ForwardPass, device: torch.device, depth: int, slots: int, kept: int
+    ) -> None:
+        self._forward_pass = forward_pass
+        self._depth, self._slots, self._kept = depth, slots, kept
+        self._record = _Recorder(device)
+        self._recorded: OrderedDict[Shape, tuple[Tensor, Callable[[], Tensor]]] = OrderedDict()  # with inputs
+        self._buffer: Tensor | None = None  # of the store
+        self._layout = (0, 0)  # requests and slots, as which it was used last
+        self._held: dict[int, tuple[weakref.ref[KeyValues], int]] = {}  # whose it holds, and how many slots
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """That are kept, the latest last."""
+        return list(self._recorded)
+
+    def forward(self, feeds: Sequence[Feed]) -> Tensor | None:
+        """Hidden states [rows, d] as of the forward pass without padding; None for a pass that is not taken.
+
+        Where a pass cannot be captured, none is taken any more.
+        """
+        if not self._kept or any(feed.segment.own is None for feed in feeds):
+            return None
+        shape = Shape.of(feeds)
+        if shape.requests * shape.slots > self._slots:
+            return None
+        try:
+            store = self._store(shape, feeds[0].segment.memory.slots(slice(0)))
+            inputs, replay = self._pass(shape, store)
+        except RuntimeError as error:
+            logger.warning("passes are not captured any more", extra={"reason": str(error)[:500]})
+            self._kept, self._buffer = 0, None
+            self._recorded.clear()
+            return None
+        self._hold(shape, store, feeds)
+        inputs.copy_(_padded(shape, self._depth, feeds))
+        hidden = replay().view(shape.requests, shape.rows, -1)
+        for number, feed in enumerate(feeds):
+            new = slice(feed.segment.begin, feed.segment.end)
+            feed.segment.memory.slots(new).copy_(store[:, :, number, :, new])
+        return torch.cat([hidden[number, : feed.segment.rows] for number, feed in enumerate(feeds)])
+
+    def _store(self, shape: Shape, like: Tensor) -> Tensor:
+        """The buffer as this shape has it; all shapes share it. like: [layers, 2, kv heads, 0, d]."""
+        layers, _, heads, _, d = like.shape
+        size = layers * 2 * heads * d
+        if self._buffer is None:
+            self._buffer = like.new_zeros(size * self._slots)
+        used = self._buffer[: size * shape.requests * shape.slots]
+        return used.view(layers, 2, shape.requests, heads, shape.slots, d)
+
+    def _pass(self, shape: Shape, store: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Its inputs, and the pass over what they and the store hold."""
+        if shape not in self._recorded:
+            inputs = _padded(shape, self._depth, []).to(store.device)
+
+            def step() -> Tensor:
+                rows = _PaddedRows(store, inputs)
+                return self._forward_pass(inputs[0].flatten(), inputs[1].flatten(), [rows])
+
+            self._recorded[shape] = inputs, self._record(step)
+            if len(self._recorded) > self._kept:  # only now: a pool of graphs lives by the graphs in it
+                self._recorded.popitem(last=False)
+        self._recorded.move_to_end(shape)
+        return self._recorded[shape]
+
+    def _hold(self, shape: Shape, store: Tensor, feeds: Sequence[Feed]) -> None:
+        """Copy into the store what it lacks of the requests' slots: from the second level on nothing, mostly."""
+        if self._layout != (shape.requests, shape.slots):
+            self._layout = shape.requests, shape.slots
+            self._held.clear()
+        for number, feed in enumerate(feeds):
+            memory = feed.segment.memory
+            whose, known = self._held.get(number, (None, 0))
+            if whose is None or whose() is not memory:
+                known = 0
+                store[:, :, number] = 0  # 0 × NaN is NaN: nothing that is not finite may stay of another's
+            new = slice(known, feed.segment.begin)
+            store[:, :, number, :, new] = memory.slots(new)
+            self._held[number] = weakref.ref(memory), feed.segment.end
+
+
+class _PaddedRows:
+    """All rows of a padded pass; see the head of this file. They take the place of segments."""
+
+    def __init__(self, store: Tensor, inputs: Tensor) -> None:
+        self.rows = inputs[0].numel()
+        self._store = store
+        self._slot = inputs[2, None, :, None, :, None]
+        self._own = inputs[4:].permute(1, 2, 0)
+        beyond = torch.arange(store.shape[4], device=store.device) >= inputs[3, :, :1]
+        self._bias = torch.zeros_like(beyond, dtype=store.dtype).masked_fill_(beyond, -torch.inf)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """See `Segment.attend`."""
+        store = self._store[layer]  # [2, requests, kv heads, slots, d]
+        _, requests, kv_heads, slots, d = store.shape
+        new = torch.stack([key, value]).view(2, kv_heads, requests, -1, d).transpose(1, 2)
+        store.scatter_(3, self._slot.expand_as(new), new)
+        queries = query.reshape(len(query), requests, -1, d).transpose(0, 1)
+        keys, values = store
+        out = attention_in_parts(queries, keys, values, slots, self._own, scale or d**-0.5, self._bias)
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+class _Recorder:
+    """Captures passes on a GPU, all in one pool of memory: no two of them run at a time, and what one leaves behind is
+    read before the next. Elsewhere it captures nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._captures = device.type == "cuda"
+        if self._captures:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """What does again all that `step` does, at the same addresses. Its result is good until the next call."""
+        if not self._captures:
+            return step
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                step()
+        here.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def _padded(shape: Shape, depth: int, feeds: Sequence[Feed]) -> Tensor:
+    """The inputs of a pass. What is padding reads one slot of a prompt, and writes to the last slot."""
+    inputs = torch.full((4 + depth, shape.requests, shape.rows), -1)
+    for line, value in enumerate((0, 0, shape.slots - 1, 1, shape.slots - 1)):
+        inputs[line] = value
+    for number, feed in enumerate(feeds):
+        segment, rows = feed.segment, slice(feed.segment.rows)
+        inputs[0, number, rows] = feed.ids
+        inputs[1, number, rows] = feed.positions
+        inputs[2, number, rows] = torch.arange(segment.begin, segment.end)
+        inputs[3, number] = segment.shared
+        if segment.own is not None:
+            inputs[4 : 4 + segment.own.shape[1], number, rows] = segment.own.T
+    return inputs
+
+
+def _rounded(number: int, least: int) -> int:
+    """Up to a power of two."""
+    return max(least, 1 << (number - 1).bit_length())

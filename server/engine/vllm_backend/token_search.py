@@ -1,0 +1,113 @@
+"""Beam search for one request with a model that is only asked "what may follow these tokens?".
+
+    level 0:            the prompt                         → the beam of level 0
+    level j = 1 .. L−1: the prompt and each hypothesis     → the beam of level j
+
+Unlike `Search` it holds no keys and values: whoever answers sees to it that the prompt is read once. Hypotheses that
+have ended early (spelled identifiers) are not asked about: all that follows them is certain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.sequence.vocabulary import IdentifierVocabulary
+from index.trie.allowed import Allowed
+from server.engine.beam import Beam, advance
+from server.engine.contract import EngineError, RankRequest
+from server.engine.vllm_backend.legal_tokens import LegalTokens
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Question:
+    """What may follow `tokens`? `row` is for `TokenSearch.answer`."""
+
+    row: int
+    tokens: list[int]
+    legal: LegalTokens
+
+
+class TokenSearch:
+    """`ask`, `answer` each question until all are `answered`, and so on until `ask` has none.
+
+    normalisation: `level` or `vocabulary`, see `BundleInfo`. rows: output rows of the model.
+    """
+
+    def __init__(
+        self,
+        request: RankRequest,
+        allowed: Allowed,
+        vocabulary: IdentifierVocabulary,
+        normalisation: str,
+        rows: int,
+    ) -> None:
+        self.request = request
+        self.allowed = allowed
+        self.beam = Beam.root()
+        self.level = 0
+        self.cached_tokens = 0
+        self._open = 0
+        self._vocabulary = vocabulary
+        self._whole = (0, rows) if normalisation == "vocabulary" else None
+        self._written = np.zeros((1, 0), np.int64)  # tokens of each hypothesis, [w, level]
+        self._row = np.zeros(1, np.int64)  # of each hypothesis in `_log_probs`; −1 for one that has ended
+        self._log_probs: NDArray[np.float32] | None = None  # None: nothing was asked on this level yet
+
+    @property
+    def done(self) -> bool:
+        return self.level == self._vocabulary.levels
+
+    @property
+    def answered(self) -> bool:
+        """Whether each question of the last `ask` has its answer."""
+        return self._open == 0
+
+    def ask(self) -> list[Question]:
+        """What has to be known next, after all questions before were answered; nothing when the search is done."""
+        while not self.done:
+            if self._log_probs is not None:
+                self._advance(self._log_probs)
+            elif questions := self._questions():
+                self._open = len(questions)
+                return questions
+        return []
+
+    def answer(self, row: int, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """log p of the tokens that were asked for. Raises `EngineError` where one is not finite."""
+        if not np.isfinite(scores).all():
+            raise EngineError("the model's scores are not finite; its weights are damaged or have diverged")
+        assert self._log_probs is not None
+        self._log_probs[row, tokens - self._vocabulary.first_code[self.level]] = scores
+        self._open -= 1
+
+    def _questions(self) -> list[Question]:
+        beam, level = self.beam, self.level
+        live = np.arange(len(beam.nodes))
+        if level and self._vocabulary.end is not None:
+            live = np.flatnonzero(beam.codes != self._vocabulary.end)
+        parent, _, code = self.allowed.expand(level, beam.nodes[live])
+        begin = np.searchsorted(parent, np.arange(len(live) + 1))
+        # What `advance` looks at lies among as many of one hypothesis as of all.
+        most = self.request.width + len(self.allowed.excluded)
+        first, last = self._whole or self._vocabulary.span(level)
+        self._row = np.full(len(beam.nodes), -1)
+        self._row[live] = np.arange(len(live))
+        self._log_probs = np.full((len(live), self._vocabulary.codebook_sizes[level]), -np.inf, np.float32)
+        questions = []
+        for row, hypothesis in enumerate(live):
+            tokens = code[begin[row] : begin[row + 1]] + self._vocabulary.first_code[level]
+            if len(tokens):
+                legal = LegalTokens(tokens.astype(np.int32), min(most, len(tokens)), first, last)
+                prompt = [*self.request.prompt, *self._written[hypothesis].tolist()]
+                questions.append(Question(row, prompt, legal))
+        return questions
+
+    def _advance(self, log_probs: NDArray[np.float32]) -> None:
+        self.beam = advance(self.level, self.beam, log_probs, self._row, self.request.width, self.allowed)
+        token = self.beam.codes + self._vocabulary.first_code[self.level]
+        self._written = np.column_stack([self._written[self.beam.parents], token])
+        self._log_probs = None
+        self.level += 1

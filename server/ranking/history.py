@@ -1,0 +1,47 @@
+"""A history as it was sent, read with the items of one index version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from index.bundle.bundle import Bundle
+from index.sequence.events import Event, Task
+from server.api.requests import HistoryEntry
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """rows: catalogue rows of all known entries, oldest first. events: the newest of them, as events;
+    positions: of each event among the entries. unknown: ids that the catalogue does not hold, as they came."""
+
+    rows: list[int]
+    events: list[Event]
+    positions: list[int]
+    unknown: list[str]
+
+    @classmethod
+    def read(cls, entries: Sequence[HistoryEntry], bundle: Bundle, max_query_chars: int) -> History:
+        """Item ids to rows. Only as many events are made as the encoder may use."""
+        known: list[tuple[int, int, HistoryEntry]] = []
+        unknown: list[str] = []
+        for position, entry in enumerate(entries):
+            row = bundle.index.catalogue.row(entry.item_id)
+            if row is None:
+                unknown.append(entry.item_id)
+            else:
+                known.append((row, position, entry))
+        newest = known[max(0, len(known) - bundle.encoder.max_events) :]
+        return cls(
+            rows=[row for row, _, _ in known],
+            events=[_event(row, entry, max_query_chars) for row, _, entry in newest],
+            positions=[position for _, position, _ in newest],
+            unknown=unknown,
+        )
+
+
+def _event(row: int, entry: HistoryEntry, max_query_chars: int) -> Event:
+    if entry.query is None or entry.behaviour != "search":
+        return Event(row)
+    # The encoder cuts queries by tokens; what lies beyond the cap would not be used anyway.
+    return Event(row, Task.SEARCH, entry.query.strip()[:max_query_chars])

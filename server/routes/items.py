@@ -1,0 +1,64 @@
+"""Looking items up: by the words of their titles, for people who type, or by their ids."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.api import openapi
+from server.api.paths import LOOKUP
+from server.api.requests import ItemId
+from server.api.responses import FoundItem, FoundItems
+from server.serving.deployments import Served
+from server.transport.keys import BEARER
+
+MAX_PREFIX_CHARS = 64
+MAX_FOUND = 20
+MAX_IDS = 100
+
+
+class ItemsQuery(BaseModel):
+    """Either `prefix` or `id`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefix: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_PREFIX_CHARS,
+        description="Words or their beginnings; each has to begin a word of the title. Case and accents do not count.",
+        examples=["star wa"],
+    )
+    id: list[ItemId] = Field(
+        default=[],
+        max_length=MAX_IDS,
+        description="Item ids, the parameter repeated; unknown ones are left out of the answer.",
+        examples=[["260", "1196"]],
+    )
+    limit: int = Field(10, ge=1, le=MAX_FOUND, description="Items to return at most, under `prefix`.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prefix is None) == (not self.id):
+            raise ValueError("give either 'prefix' or 'id'")
+        return self
+
+
+def lookup(served: Served) -> APIRouter:
+    """The lookup, to be included under a version and without one."""
+    router = APIRouter(tags=["items"], responses=openapi.lookup_problems(), dependencies=[Depends(BEARER)])
+
+    @router.get(LOOKUP, operation_id="items", summary="Items whose titles have words that begin so, or by id")
+    async def items(query: Annotated[ItemsQuery, Query()]) -> FoundItems:
+        deployment = served.current
+        catalogue = deployment.bundle.index.catalogue
+        if query.prefix is not None:
+            rows = deployment.titles.find(query.prefix, query.limit)
+        else:
+            rows = [row for row in map(catalogue.row, dict.fromkeys(query.id)) if row is not None]
+        found = [catalogue[row] for row in rows]
+        return FoundItems(items=[FoundItem(item_id=item.item_id, title=item.title) for item in found])
+
+    return router

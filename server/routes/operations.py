@@ -1,0 +1,66 @@
+"""The endpoints of operation: health, metrics, and what is being served."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from index.bundle.bundle import Bundle
+from index.trie.filters import MAX_NAMED
+from server.api import openapi
+from server.api.errors import NotReadyError
+from server.api.responses import Health, Info, Limits
+from server.serving.deployments import Served
+from server.serving.readiness import Readiness
+from server.settings import Settings
+from server.telemetry.metrics import Metrics
+from server.transport.keys import split
+
+
+def operations(served: Served, metrics: Metrics, readiness: Readiness, settings: Settings) -> APIRouter:
+    """A router of `/health/live`, `/health/ready`, `/metrics` and `/info`."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/health/live", summary="The process runs")
+    async def live() -> Health:
+        return Health(status="live")
+
+    @router.get("/health/ready", summary="The server wants requests", responses=openapi.readiness_problems())
+    async def ready() -> Health:
+        if not readiness.ready:
+            raise NotReadyError(f"The server is {readiness.status}.")
+        return Health(status=readiness.status)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def scrape() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/info", summary="What is being served")
+    async def info() -> Info:
+        return _info(served.current.bundle, settings)
+
+    return router
+
+
+def _info(bundle: Bundle, settings: Settings) -> Info:
+    info = bundle.info
+    return Info(
+        version=metadata.version("gems-sr"),
+        bundle_id=info.bundle_id,
+        index_version=bundle.index.version,
+        created=info.created,
+        code_version=info.code_version,
+        items=len(bundle.index.catalogue) - len(bundle.index.removed),
+        scheme=info.scheme,
+        codebook_sizes=list(info.codebook_sizes),
+        normalisation=info.normalisation,
+        max_events=info.max_events,
+        max_query_tokens=info.max_query_tokens,
+        attributes=bundle.index.filters.names[:MAX_NAMED],
+        key_required=bool(split(settings.api_keys.get_secret_value())),
+        limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
+        data=info.data,
+        training=info.training,
+    )

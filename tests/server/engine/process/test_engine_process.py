@@ -1,0 +1,323 @@
+"""The engine in its own process: the same rankings, and what happens when it dies, hangs or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.bundles import item_vectors, make_bundle
+from support.servers import wait_until
+
+from index.bundle.bundle import INDEX, Bundle
+from index.bundle.update import update_index
+from index.bundle.versions import Versions
+from index.catalogue import Item
+from index.trie.allowed import Allowed, SlotSet
+from server.api.errors import EngineUnavailableError
+from server.engine.contract import EngineError, EngineLostError, Outcome, Ranking, RankRequest
+from server.engine.process import wire
+from server.engine.process.child import WATCH_SECONDS
+from server.engine.process.engine_process import EngineProcess
+from server.engine.process.template import CONTEXT
+from server.engine.process.wire import Chosen, WireRequest, decode_reply, encode
+from server.engine.process.worker import Worker
+from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.serving.scheduler import Scheduler
+from server.telemetry.metrics import Metrics
+
+
+@pytest.fixture(scope="module")
+def process(bundle: Bundle) -> Iterator[EngineProcess]:
+    started = EngineProcess(bundle, options=EngineOptions(threads=1))
+    started.start([RankRequest(bundle.encoder.prompt([]).ids, 5, 10)])
+    yield started
+    started.close()
+
+
+def request(bundle: Bundle, limit: int = 5, allowed: Allowed | None = None) -> RankRequest:
+    return RankRequest(bundle.encoder.prompt([], f"query {limit}").ids, limit, 10, allowed)
+
+
+def freeze(process: EngineProcess) -> int:
+    """Stop the process without ending it: whatever it is given now, it has in hand until it is killed."""
+    assert process.wait_running(20)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    return process.pid
+
+
+def test_rankings_are_those_of_the_engine(
+    bundle: Bundle, engine: TorchEngine, process: EngineProcess
+) -> None:
+    trie = bundle.index.trie
+    half = SlotSet.of_members(np.arange(0, 60, 2), trie.items)
+    few = SlotSet.of_members(np.array([3, 41]), trie.items)
+    requests = [
+        request(bundle, 7),
+        request(bundle, 9, Allowed.of(trie)),
+        request(bundle, 30, Allowed.of(trie, half, range(20))),
+        request(bundle, 5, Allowed.of(trie, few)),
+        request(bundle, 60, Allowed.of(trie, None, [1, 2, 3])),
+    ]
+    for theirs, ours in zip(process.rank(requests), engine.rank(requests), strict=True):
+        assert theirs.items == ours.items
+        assert theirs.scores == pytest.approx(ours.scores, abs=1e-5)
+        assert theirs.seconds.keys() == ours.seconds.keys()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_chosen_slots_arrive_as_they_were(member: list[bool]) -> None:
+    chosen = SlotSet.of(np.array(member))
+    again = Chosen.model_validate_json(Chosen.of(chosen).model_dump_json()).slot_set(len(member))
+    assert np.array_equal(again.members, chosen.members)
+    assert np.array_equal(again.bits.words, chosen.bits.words)
+
+
+def test_a_failure_of_the_engine_concerns_its_batch_alone(bundle: Bundle, process: EngineProcess) -> None:
+    pid = process.pid
+    with pytest.raises(EngineError, match="leaves no room"):
+        process.rank([RankRequest([1] * 1000, 5, 10)])
+    assert process.rank([request(bundle)])[0].items
+    assert process.pid == pid
+
+
+def test_a_lost_process_is_replaced(bundle: Bundle, process: EngineProcess) -> None:
+    expected = process.rank([request(bundle)])[0]
+    pid = freeze(process)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: process.pid != pid and process.running)
+    assert process.rank([request(bundle)])[0].items == expected.items
+
+
+def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:
+    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=2.0)
+    process.start()
+    try:
+        freeze(process)
+        with pytest.raises(EngineLostError, match="2 s"):
+            process.rank([request(bundle)])
+        assert process.wait_running(20)
+        assert process.rank([request(bundle)])[0].items
+    finally:
+        process.close()
+    with pytest.raises(EngineLostError):
+        process.rank([request(bundle)])
+
+
+def test_a_process_that_does_not_read_is_replaced(bundle: Bundle) -> None:
+    """A write waits for the reader as soon as the pipe is full."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1), stall_seconds=1.0)
+    process.start()
+    try:
+        pid = freeze(process)
+        with pytest.raises(EngineLostError, match="1 s"):
+            process.rank([RankRequest([1] * 2_000_000, 5, 10)])
+        wait_until(lambda: process.pid != pid and process.running)
+    finally:
+        process.close()
+
+
+def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, process: EngineProcess) -> None:
+    """It is stopped with the batch in hand, so that the word reaches it before it computes."""
+    given_up = threading.Event()
+    pid = freeze(process)
+    with ThreadPoolExecutor(1) as pool:
+        batch = [request(bundle), replace(request(bundle), gone=given_up.is_set), request(bundle)]
+        ranking = pool.submit(process.rank, batch)
+        given_up.set()
+        time.sleep(5 * WATCH_SECONDS)
+        os.kill(pid, signal.SIGCONT)
+        answers = ranking.result(20)
+    assert [each.expired for each in answers] == [False, True, False]
+    assert [len(each.items) for each in answers] == [5, 0, 5]
+    assert [len(each.items) for each in process.rank([request(bundle)] * 3)] == [5, 5, 5]  # and no other
+
+
+class Answers:
+    """What the process said, group by group."""
+
+    def __init__(self) -> None:
+        self.groups: list[dict[Any, Outcome]] = []
+
+    def __call__(self, outcomes: Mapping[Any, Outcome]) -> None:
+        self.groups.append(dict(outcomes))
+
+    def wait(self, count: int) -> dict[Any, Outcome]:
+        wait_until(lambda: sum(map(len, self.groups)) == count)
+        return {key: outcome for group in self.groups for key, outcome in group.items()}
+
+
+def test_requests_are_taken_while_others_are_in_hand(bundle: Bundle, process: EngineProcess) -> None:
+    """It is stopped meanwhile; what is done at the same time is told at once, whoever asked when."""
+    answers = Answers()
+    pid = freeze(process)
+    for limit in (3, 4, 5):
+        process.submit({limit: request(bundle, limit)}, answered=answers)
+    process.submit({"never": RankRequest([1] * 1000, 5, 10)}, answered=answers)
+    preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
+    preparing.start()
+    os.kill(pid, signal.SIGCONT)
+    outcomes = answers.wait(4)
+    preparing.join(20)
+    assert not preparing.is_alive()
+    assert isinstance(outcomes.pop("never"), EngineError)
+    for limit, ranking in outcomes.items():
+        assert isinstance(ranking, Ranking)
+        assert ranking.items == process.rank([request(bundle, limit)])[0].items
+    assert process.pid == pid
+
+
+def test_all_that_is_in_hand_is_lost_with_the_process(bundle: Bundle, process: EngineProcess) -> None:
+    answers = Answers()
+    pid = freeze(process)
+    for limit in (3, 4):
+        process.submit({limit: request(bundle, limit)}, answered=answers)
+    preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
+    preparing.start()
+    os.kill(pid, signal.SIGKILL)
+    assert [type(each) for each in answers.wait(2).values()] == [EngineLostError] * 2
+    preparing.join(20)
+    assert not preparing.is_alive()
+    process.submit({5: request(bundle, 5)}, answered=(again := Answers()))
+    assert again.wait(1)  # it is being restarted, or is there again
+    wait_until(lambda: process.running and process.pid != pid)
+    assert process.rank([request(bundle)])[0].items
+
+
+def test_messages_that_fill_the_pipe_both_ways_do_not_block(bundle: Bundle, process: EngineProcess) -> None:
+    """Each is larger than the pipe holds, and so are the answers to all together."""
+    answers = Answers()
+    for number in range(8):
+        many = {(number, k): request(bundle, 60) for k in range(40)}
+        process.submit(many | {number: RankRequest([1] * 200_000, 5, 10)}, answered=answers)
+    outcomes = answers.wait(8 * 41)
+    assert all(isinstance(each, Ranking) == isinstance(key, tuple) for key, each in outcomes.items())
+
+
+def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:
+    metrics = Metrics()
+    fresh = EngineProcess(bundle, options=EngineOptions(threads=1))
+    fresh.on_restart = metrics.engine_restarts.inc
+
+    async def main() -> list[Any]:
+        scheduler = Scheduler(fresh, metrics, max_batch_size=2, window=0.0, queue_limit=10)
+        await scheduler.start([request(bundle)])
+        try:
+            pid = freeze(fresh)
+            tasks = [asyncio.create_task(scheduler.rank(request(bundle, k), 30)) for k in range(1, 7)]
+            while scheduler.depth != 4:  # two are in the engine's hands
+                await asyncio.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            while scheduler.running:
+                await asyncio.sleep(0.001)
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await scheduler.stop(5)
+
+    lost, answered = (results := asyncio.run(main()))[:2], results[2:]
+    assert [type(each) for each in lost] == [EngineUnavailableError] * 2
+    assert [len(each.ranking.items) for each in answered] == [3, 4, 5, 6]
+    assert metrics.engine_restarts._value.get() == 1
+
+
+def test_index_versions_are_taken_up_and_survive_a_restart(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
+    old = Bundle.open(path)
+    process = EngineProcess(old, options=EngineOptions(threads=1))
+    process.start([request(old)])
+    try:
+        update_index(old, [Item("new", "Silent Ocean")], ["item-5"], item_vectors)
+        new = old.refreshed()
+        of_new = request(new, 100, Allowed.of(new.index.trie, new.index.living))
+        with pytest.raises(EngineError, match="did not take up"):
+            process.rank([of_new])
+        process.prepare(new.index)
+        of_old = request(old, 100, Allowed.of(old.index.trie))
+        for _ in range(2):
+            both = process.rank([of_old, of_new, request(new, 100)])
+            assert [sorted(each.items) for each in both] == [
+                list(range(60)),
+                *2 * [[row for row in range(61) if row != 5]],
+            ]
+            pid = freeze(process)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: process.pid != pid and process.running)  # noqa: B023
+    finally:
+        process.close()
+
+
+def test_a_refresh_mends_an_engine_whose_version_is_gone_from_the_disk(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
+    old = Bundle.open(path)
+    process = EngineProcess(old, options=EngineOptions(threads=1))
+    process.start()
+    try:
+        update_index(old, [Item("new", "Silent Ocean")], [], item_vectors)
+        shutil.rmtree(path / INDEX / old.index.version)
+        pid = freeze(process)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not process.running)
+        new = old.refreshed()
+        process.prepare(new.index)
+        wait_until(lambda: process.running)
+        assert sorted(process.rank([request(new, 100)])[0].items) == list(range(61))
+    finally:
+        process.close()
+
+
+def test_another_bundle_in_the_place_of_the_served_one_is_not_mixed_with_it(tmp_path: Path) -> None:
+    served = Bundle.open(make_bundle(tmp_path / "bundle"))
+    shutil.rmtree(served.path)
+    make_bundle(served.path, items=50)
+    process = EngineProcess(served, options=EngineOptions(threads=1))
+    with pytest.raises(EngineError, match="another bundle by now"):
+        process.start()
+    process.close()
+
+
+def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    process = EngineProcess(Bundle.open(copy), options=EngineOptions(threads=1))
+    trie = copy / INDEX / Versions(copy / INDEX).current_name() / "trie" / "code_0.npy"
+    trie.write_bytes(trie.read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"code_0\.npy is damaged"):
+        process.start()
+    process.close()
+
+
+def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA fails on everything after an illegal access; only another process can go on. The failed are told first."""
+    ours, theirs = CONTEXT.Pipe()
+    options = EngineOptions(threads=1)
+    given_up = CONTEXT.RawArray(ctypes.c_bool, 4)
+    worker = Worker(theirs, bundle.path, bundle.index.version, options, bundle.info.bundle_id, given_up)
+
+    def fail(feeds: object) -> object:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker._engine._backbone, "forward", fail)  # type: ignore[union-attr]
+    allowed = Allowed.of(bundle.index.trie, bundle.index.living)
+    wired = WireRequest.of(request(bundle), allowed, bundle.index.version, bundle.index.living)
+    ours.send_bytes(encode(wire.Rank(requests={3: wired})))
+    with pytest.raises(EngineError, match="the device failed"):
+        worker.serve()
+    reply = decode_reply(ours.recv_bytes())
+    assert isinstance(reply, wire.Answers)
+    assert list(reply.failures) == [3]
+    ours.close()

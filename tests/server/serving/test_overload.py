@@ -1,0 +1,178 @@
+"""More requests than the engine can rank: those that are let in are answered soon, the others refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from support.bundles import make_bundle
+from support.servers import Server, serving
+
+from bench.load import Answered, closed_loop, open_loop, quantile, rate_of, request
+from index.bundle.bundle import Bundle
+from server.app import create_app
+from server.engine.torch_backend.engine import TorchEngine
+from server.settings import Settings
+
+HISTORY = [{"item_id": f"item-{k}"} for k in range(40)]
+ASK = request("POST", "/v1/recommend", {"history": HISTORY})
+HEALTH = [request("GET", "/health/live"), request("GET", "/metrics")]
+
+
+def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> None:
+    """More at once than there is room for, with every request in one of the two ways to end."""
+    app = create_app(bundle, engine, Settings(queue_limit=4, max_batch_size=2))
+    with serving(app) as port:
+        found = asyncio.run(closed_loop(port, [ASK], connections=60, seconds=1.0))
+        statuses = Counter(each.status for each in found)
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        late = httpx.post(f"http://127.0.0.1:{port}/recommend", json={})
+    assert set(statuses) == {200, 429}
+    assert f'gems_requests_total{{outcome="ok",task="recommendation"}} {float(statuses[200])}' in text
+    assert f'gems_requests_total{{outcome="rejected",task="recommendation"}} {float(statuses[429])}' in text
+    assert late.status_code == 200
+
+
+@pytest.fixture(scope="module")
+def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes tens of milliseconds, so that the engine is what saturates, not the client beside it."""
+    path = tmp_path_factory.mktemp("bundles") / "slow"
+    return make_bundle(path, items=2000, hidden=1024, max_tokens=512, max_events=40)
+
+
+@pytest.fixture
+def server(slow_bundle: Path) -> Iterator[Server]:
+    """All requests are alike, so that nothing may be kept of them."""
+    with Server(slow_bundle, GEMS_DRAIN_SECONDS="1", GEMS_CACHE_MIB="0") as started:
+        yield started
+
+
+@pytest.mark.slow
+def test_five_times_the_capacity(server: Server) -> None:
+    """Open loop: the clients do not wait for one another."""
+
+    async def load(rate: float, seconds: float) -> tuple[list[Answered], list[Answered]]:
+        return tuple(
+            await asyncio.gather(
+                open_loop(server.port, [ASK], rate, seconds),
+                open_loop(server.port, HEALTH, 10, seconds, seed=1),
+            )
+        )
+
+    batch = Settings().max_batch_size
+    peak = rate_of(asyncio.run(closed_loop(server.port, [ASK], 2 * batch, 13)), 2, 10)
+    usual, _ = asyncio.run(load(0.8 * peak, 20))
+    found, health = asyncio.run(load(5 * peak, 20))
+    admitted = [each for each in found if each.status == 200]
+    refused = [each for each in found if each.status == 429]
+    assert len(admitted) + len(refused) == len(found)
+    figures = {
+        "peak": peak,
+        "goodput": rate_of(found, 2, 16),
+        "p99 at 80%": quantile([each for each in usual if each.status == 200], 0.99),
+        "p99 admitted": quantile(admitted, 0.99),
+        "p99 refused": quantile(refused, 0.99),
+        "slowest health": quantile(health, 1.0),
+    }
+    print(json.dumps(figures))  # noqa: T201
+    assert figures["goodput"] >= 0.9 * figures["peak"]
+    assert figures["p99 admitted"] <= 2 * figures["p99 at 80%"]
+    assert figures["p99 refused"] <= 0.05
+    assert figures["slowest health"] <= 0.1
+
+
+class Fleet:
+    """Two servers, and a balancer that asks those which say that they are ready."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = bundle
+        self.servers = [self._start(), self._start()]
+
+    def _start(self) -> Server:
+        return Server(self.bundle, GEMS_LOG_LEVEL="info", GEMS_DRAIN_SECONDS="1").__enter__()
+
+    def restart(self, k: int) -> None:
+        """Start a new one beside it, then end the old one."""
+        old, self.servers[k] = self.servers[k], self._start()
+        old.process.send_signal(signal.SIGTERM)
+        assert old.process.wait(30) == 0
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.__exit__(None, None, None)
+
+
+def roll(bundle: Path, restarts: int) -> Counter[int]:
+    """Statuses of the requests during so many restarts, each client asking a ready server."""
+    fleet = Fleet(bundle)
+    statuses: Counter[int] = Counter()
+    done = threading.Event()
+
+    def load(worker: int) -> None:
+        with httpx.Client(timeout=30) as client:
+            while not done.is_set():
+                server = fleet.servers[worker % 2]
+                try:
+                    if client.get(f"{server.url}/health/ready").status_code == 200:
+                        statuses[client.post(f"{server.url}/v1/recommend", json={}).status_code] += 1
+                except httpx.TransportError:
+                    # A balancer looks every second or so; in between it may meet a listener that is gone.
+                    assert server not in fleet.servers
+                time.sleep(0.01)
+
+    workers = [threading.Thread(target=load, args=(k,)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    try:
+        for k in range(restarts):
+            fleet.restart(k % 2)
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+        fleet.close()
+    return statuses
+
+
+@pytest.mark.slow
+def test_fifty_rolling_restarts(tiny_bundle: Path) -> None:
+    statuses = roll(tiny_bundle, 50)
+    assert set(statuses) == {200}
+    assert statuses[200] > 500
+
+
+@pytest.mark.slow
+def test_engine_killed_again_and_again(server: Server) -> None:
+    """Each loss costs at most the batch that the engine had, and less than five seconds."""
+    batch = Settings().max_batch_size
+    kills = 10
+    statuses: Counter[int] = Counter()
+
+    async def load() -> list[Answered]:
+        return await closed_loop(server.port, [ASK], batch, 40)
+
+    found: list[Answered] = []
+    loading = threading.Thread(target=lambda: found.extend(asyncio.run(load())))
+    loading.start()
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(kills):
+            time.sleep(2)
+            pid = server.engine_pid
+            os.kill(pid, signal.SIGKILL)
+            begin = time.monotonic()
+            while server.engine_pid == pid or client.get("/health/ready").status_code != 200:
+                assert time.monotonic() - begin < 5
+                time.sleep(0.01)
+    loading.join()
+    statuses.update(each.status for each in found)
+    assert set(statuses) <= {200, 503}
+    assert statuses[503] <= kills * batch

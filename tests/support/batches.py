@@ -1,0 +1,21 @@
+"""Batches of random histories over a catalogue of 60 items."""
+
+from __future__ import annotations
+
+from index.sequence.encoder import SequenceEncoder
+from index.sequence.vocabulary import IdentifierVocabulary
+from support.bundles import make_catalogue, make_identifiers, make_tokenizer
+from support.histories import histories
+from training.loop.batches import BatchSource
+
+CATALOGUE = make_catalogue(60)
+IDENTIFIERS = make_identifiers(60)
+TOKENIZER = make_tokenizer(CATALOGUE.texts())
+VOCABULARY = IdentifierVocabulary.for_tokenizer(TOKENIZER, IDENTIFIERS.codebook_sizes)
+VOCABULARY.add_to(TOKENIZER)
+ENCODER = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=200, max_events=10)
+
+
+def source(**options: float) -> BatchSource:
+    settings = {"batch_size": 8, "part_tokens": 400} | options
+    return BatchSource(ENCODER, histories(), [i.title for i in CATALOGUE], **settings)  # type: ignore[arg-type]

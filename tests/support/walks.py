@@ -1,0 +1,42 @@
+"""A small data set that can be learned: people walk through the things of one colour; and settings to train on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from index.catalogue import Catalogue, Item
+from index.sequence.events import Event, Task
+from training.data.dataset import DataSet, UserHistory
+from training.data.schema import DataInfo
+
+SETTINGS = {
+    "backbone": "scratch", "hidden": 32, "heads": 2, "layers": 1, "dropout": 0.1, "text_vocabulary": 400,
+    "codebooks": (4, 4), "max_events": 8, "max_tokens": 128, "batch_size": 16, "epochs": 12, "learning_rate": 1e-2,
+    "validation_cases": 60, "title_queries": 0.2, "patience": 100, "threads": 1, "method": "gems", "rank": 0.5,
+    "refresh_every": 20,
+}  # fmt: skip
+COLOURS = ("red", "green", "blue", "black", "white", "golden")
+THINGS = ("shoes", "hat", "scarf", "coat", "gloves")
+
+
+def make_data(folder: Path, users: int = 120) -> Path:
+    """People walk through the things of one colour in a fixed order: the next item can be learned."""
+    catalogue = Catalogue(
+        Item(f"{c}-{t}", f"{c} {t}", categories=(t,)) for c in COLOURS for t in THINGS
+    )  # row = colour · 5 + thing
+    rng = np.random.default_rng(0)
+    people = []
+    for user in range(users):
+        colour, start = int(rng.integers(6)), int(rng.integers(5))
+        rows = [colour * 5 + (start + k) % 5 for k in range(int(rng.integers(4, 9)))]
+        searches = rng.random(len(rows)) < 0.5
+        events = tuple(
+            Event(row, Task.SEARCH, catalogue[row].title) if search else Event(row)
+            for row, search in zip(rows, searches, strict=True)
+        )
+        queries = tuple(catalogue[row].title for row in rows)
+        people.append(UserHistory(f"u{user}", events, queries, tuple(range(len(rows)))))
+    DataSet(DataInfo("walks", "test"), catalogue, people).save(folder)
+    return folder

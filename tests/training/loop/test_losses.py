@@ -1,0 +1,121 @@
+"""The two-task loss against the plain definition, and batches that neither lose nor invent anything."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.batches import ENCODER, IDENTIFIERS, TOKENIZER, VOCABULARY, source
+from support.bundles import make_model
+from support.histories import histories
+
+from index.sequence.encoder import TASKS, SequenceEncoder
+from index.sequence.events import Task
+from training.loop.batches import BatchSource, pad
+from training.loop.losses import item_losses
+from training.loop.schedule import rate_factor
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+def test_the_loss_is_the_sum_over_items_of_their_log_probabilities(arch: str, normalisation: str) -> None:
+    model = make_model(VOCABULARY.size, arch)
+    samples = [ENCODER.sample(h) for h in histories(6)]
+    expected = dict.fromkeys(Task, 0.0)
+    for sample in samples:  # one by one, no padding, full logits
+        logits = model(torch.from_numpy(sample.ids)[None]).logits[0].detach()
+        for t, level in enumerate(sample.level.tolist()):
+            if level >= 0:
+                a, b = VOCABULARY.span(level) if normalisation == "level" else (0, VOCABULARY.size)
+                nll = F.cross_entropy(logits[t - 1, a:b], torch.tensor(int(sample.ids[t] - a)))
+                expected[TASKS[sample.task[t]]] += float(nll)
+    losses = item_losses(model, VOCABULARY, pad(samples), normalisation)
+    for task in Task:
+        assert losses[task].item() == pytest.approx(expected[task], rel=1e-4)
+
+
+def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
+    model = make_model(VOCABULARY.size)
+    batch = next(iter(source(title_queries=0.2).epoch(0)))
+    assert len(batch.parts) > 1
+
+    def gradient(parts: list) -> torch.Tensor:
+        model.zero_grad()
+        for part in parts:
+            sum(item_losses(model, VOCABULARY, part, "level").values()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    rows = [
+        type(part)(*(x[k : k + 1] for x in (part.ids, part.level, part.task)))
+        for part in batch.parts
+        for k in range(len(part.ids))
+    ]
+    assert torch.allclose(gradient(batch.parts), gradient(rows), rtol=1e-3, atol=1e-5)
+
+
+def items_of(batch) -> Counter:  # type: ignore[no-untyped-def]
+    found: Counter = Counter()
+    for part in batch.parts:
+        where = part.level == 2  # the last code of an item
+        rows = torch.nonzero(where)
+        for r, t in rows.tolist():
+            codes = part.ids[r, t - 2 : t + 1].numpy() - VOCABULARY.first_code
+            found[tuple(codes.tolist())] += 1
+    return found
+
+
+def test_an_epoch_trains_on_every_interaction_once() -> None:
+    expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
+    for epoch in range(3):
+        found = sum((items_of(batch) for batch in source().epoch(epoch)), Counter())
+        assert found == expected
+        targets = sum((Counter(batch.targets) for batch in source().epoch(epoch)), Counter())
+        assert targets.total() == expected.total()
+
+
+def test_no_event_is_lost_where_the_token_budget_is_smaller_than_the_event_budget() -> None:
+    encoder = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=40, max_events=10)
+    batches = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
+    expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
+    for epoch in range(2):
+        assert sum((items_of(batch) for batch in batches.epoch(epoch)), Counter()) == expected
+
+
+def test_batches_are_a_function_of_seed_and_epoch() -> None:
+    def ids(seed: int, epoch: int) -> list[list[int]]:
+        return [
+            part.ids.flatten().tolist() for batch in source(seed=seed).epoch(epoch) for part in batch.parts
+        ]
+
+    assert ids(0, 1) == ids(0, 1)
+    assert ids(0, 1) != ids(0, 2)
+    assert ids(0, 1) != ids(1, 1)
+
+
+def test_title_queries_and_query_dropout_do_what_they_say() -> None:
+    interactions = sum(len(h) for h in histories())
+    plain = sum((Counter(b.targets) for b in source().epoch(0)), Counter())
+    titled = sum((Counter(b.targets) for b in source(title_queries=1.0).epoch(0)), Counter())
+    assert titled[Task.RECOMMENDATION] == plain[Task.RECOMMENDATION]
+    assert abs(titled[Task.SEARCH] - plain[Task.SEARCH] - interactions) < 0.1 * interactions
+    hidden = sum((Counter(b.targets) for b in source(query_dropout=1.0).epoch(0)), Counter())
+    assert (hidden[Task.RECOMMENDATION], hidden[Task.SEARCH]) == (interactions, 0)
+
+
+def test_parts_respect_their_budget() -> None:
+    for batch in source(part_tokens=300).epoch(0):
+        assert all(part.ids.numel() <= 300 or len(part.ids) == 1 for part in batch.parts)
+
+
+def test_the_rate_rises_then_falls() -> None:
+    rates = [rate_factor(p, 0.1, 0.05) for p in np.linspace(0, 1, 101)]
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(1)
+    assert int(np.argmax(rates)) == 10
+    assert rates[-1] == pytest.approx(0.05)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rate_factor(7.0, 0.1, 0.05) == pytest.approx(0.05)

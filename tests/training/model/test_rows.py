@@ -1,0 +1,66 @@
+"""Added rows as weights of their own: the same losses and gradients, and nothing else moves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.bundles import make_model
+
+from index.sequence.vocabulary import IdentifierVocabulary
+from training.loop.batches import Part
+from training.loop.losses import item_losses
+from training.model.rows import AddedRows
+
+KNOWN = 50
+VOCABULARY = IdentifierVocabulary(KNOWN, (6, 4))
+
+
+def a_part() -> Part:
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, KNOWN, (3, 12), generator=rng)
+    level = torch.full((3, 12), -1, dtype=torch.int8)
+    for j, size in enumerate(VOCABULARY.codebook_sizes):
+        for start in (3, 8):
+            ids[:, start + j] = int(VOCABULARY.first_code[j]) + torch.randint(0, size, (3,), generator=rng)
+            level[:, start + j] = j
+    task = torch.zeros(3, 12, dtype=torch.int8)
+    task[:, 6:] = 1
+    return Part(ids, level, task)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])  # tied and untied
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+def test_losses_and_gradients_are_those_of_the_whole_table(arch: str, normalisation: str) -> None:
+    plain, split = (make_model(VOCABULARY.size, arch) for _ in range(2))
+    rows = AddedRows(split, KNOWN)
+    expected = sum(item_losses(plain, VOCABULARY, a_part(), normalisation).values())
+    found = sum(item_losses(split, VOCABULARY, a_part(), normalisation, rows).values())
+    assert torch.allclose(found, expected, atol=1e-6)
+    expected.backward()
+    found.backward()
+    tables = [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight]
+    assert len(rows.parameters) == (1 if arch == "llama" else 2)
+    for parameter, table in zip(rows.parameters, tables, strict=False):
+        assert torch.allclose(parameter.grad, table.grad[KNOWN:], atol=1e-6)
+        assert parameter.grad.abs().sum() > 0
+    assert split.get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
+def test_an_update_of_the_rows_is_in_the_model_at_once(arch: str) -> None:
+    model = make_model(VOCABULARY.size, arch)
+    before = model.get_input_embeddings().weight.detach().clone()
+    rows = AddedRows(model, KNOWN)
+    optimizer = torch.optim.AdamW(rows.parameters, lr=0.1, weight_decay=0.0)
+    first = sum(item_losses(model, VOCABULARY, a_part(), "level", rows).values())
+    first.backward()
+    optimizer.step()
+    after = model.get_input_embeddings().weight
+    assert torch.equal(after[:KNOWN], before[:KNOWN])
+    assert not torch.equal(after[KNOWN:], before[KNOWN:])
+    with torch.inference_mode():  # as the engine and validation see it: without the rows
+        again = sum(item_losses(model, VOCABULARY, a_part(), "level").values())
+    assert float(again) < float(first.detach())
+    assert torch.allclose(
+        again, sum(item_losses(model, VOCABULARY, a_part(), "level", rows).values()), atol=1e-6
+    )

@@ -1,0 +1,48 @@
+"""`gems bundle`: a bundle on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training.cli.common.quiet import quiet_libraries
+
+bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle.")
+
+
+@bundle_app.command("verify")
+def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")]) -> None:
+    """Check every file against its hash and every index version; show what takes how much room."""
+    # slow imports, not for --help
+    from index.bundle.bundle import INDEX, Bundle
+    from index.bundle.manifest import verify
+    from index.bundle.sizes import bundle_sizes
+    from index.bundle.versions import Versions
+
+    quiet_libraries()
+    opened = Bundle.open(bundle)
+    versions = Versions(bundle / INDEX)
+    for name in versions.names():
+        verify(versions.folder / name)
+    trie = opened.index.trie
+    items = len(opened.index.catalogue)
+    table = Table("part", "MB", "bytes an item")
+    sizes = bundle_sizes(bundle)
+    for part, size in sizes.items():
+        table.add_row(part, f"{size / 1e6:.2f}", f"{size / items:.1f}")
+        if part == "trie":
+            for inner, its in (("tree", trie.node_bytes), ("items of the leaves", trie.item_bytes)):
+                table.add_row(f"  {inner}", f"{its / 1e6:.2f}", f"{its / items:.1f}")
+    table.add_row("together", f"{sum(sizes.values()) / 1e6:.2f}", f"{sum(sizes.values()) / items:.1f}")
+    console = Console()
+    console.print(
+        f"{bundle} is whole: {opened.info.bundle_id}, index {opened.index.version} of {', '.join(versions.names())}, "
+        f"{items} items",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(table)

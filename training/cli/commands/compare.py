@@ -1,0 +1,39 @@
+"""`gems compare`: the model, baselines and floors in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def compare_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="folders of 'gems baseline', or files of 'gems evaluate --ranks'; the others are compared with "
+            "the first"
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="folder of the data set, for the floors")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    cold: Annotated[int, typer.Option(min=1, help="users with at most so many events are cold")] = 5,
+    seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
+) -> None:
+    """Compare systems on the cases that all of them ranked. Runs of one system with several seeds count as one."""
+    from training.data.dataset import DataSet  # slow imports, not for --help
+    from training.evaluation.case_ranks import CaseRanks
+    from training.evaluation.comparison.compare import compare, floors_of
+    from training.evaluation.comparison.table import markdown
+
+    found = [CaseRanks.load(path) for path in runs]
+    if data is not None:
+        found += floors_of(DataSet.load(data), found)
+    result = compare(found, cold=cold, seed=seed)
+    Console().print(markdown(result), markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -1,0 +1,79 @@
+"""`gems data`: make and look at data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from training.data.dataset import DataSet, check_writable
+from training.data.describe import describe
+from training.data.importer import import_files
+from training.data.sources.amazon_beauty import amazon_beauty
+from training.data.sources.movielens import movielens
+
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
+
+Out = Annotated[Path, typer.Option(help="Folder of the new data set.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a data set that is already there.")]
+
+
+@data_app.command("movielens")
+def movielens_command(out: Out, force: Force = False) -> None:
+    """MovieLens from the `movielens` asset, with simulated searches."""
+    check_writable(out, force)
+    with Console().status("reading MovieLens"):
+        dataset = movielens()
+    _save(dataset, out, force)
+
+
+@data_app.command("amazon-beauty")
+def amazon_beauty_command(
+    source: Annotated[Path, typer.Option(help="Folder with the normalised items.jsonl and users.jsonl.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Amazon Beauty 5-core (2014), with simulated searches; for measurements only."""
+    check_writable(out, force)
+    _save(amazon_beauty(source), out, force)
+
+
+@data_app.command("import")
+def import_command(
+    items: Annotated[Path, typer.Option(help="Items, .jsonl or .parquet.")],
+    interactions: Annotated[Path, typer.Option(help="Interactions, .jsonl or .parquet.")],
+    out: Out,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; else that of the folder.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Keep the good rows, count the bad.")] = False,
+    force: Force = False,
+) -> None:
+    """Your own files. Every bad row is reported with file, line and reason."""
+    check_writable(out, force)
+    dataset, bad = import_files(items, interactions, name or out.resolve().name, skip_bad)
+    for row in bad:
+        typer.echo(str(row), err=True)
+    if bad:
+        typer.echo(f"{len(bad)} bad row(s) skipped", err=True)
+    _save(dataset, out, force)
+
+
+@data_app.command("describe")
+def describe_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")],
+) -> None:
+    """Figures of a data set, what in it is simulated, and a few histories."""
+    describe(DataSet.load(folder), Console())
+
+
+def _save(dataset: DataSet, out: Path, force: bool) -> None:
+    dataset.save(out, force)
+    console = Console()
+    counts = ", ".join(f"{count:,} {what}" for what, count in dataset.info.counts.items())
+    console.print(Text(f"{out}: {counts}"), soft_wrap=True)
+    for reason, count in dataset.info.left_out.items():
+        console.print(Text(f"left out: {count:,} {reason}"), soft_wrap=True)
+    for what, how in dataset.info.simulation.items():
+        console.print(Text(f"simulated {what}: {how}"), soft_wrap=True)

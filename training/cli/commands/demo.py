@@ -1,0 +1,26 @@
+"""`gems demo`: see it work."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from training.cli.common.quiet import quiet_libraries
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option(help="folder for data, run and summary.json")] = Path("runs/demo"),
+    serve: Annotated[bool, typer.Option(help="leave the server running at the end")] = True,
+    port: Annotated[int, typer.Option(help="port of the server that is left running")] = 8000,
+    started: Annotated[float | None, typer.Option(help="Unix time at which the set-up began")] = None,
+) -> None:
+    """MovieLens → training → bundle → evaluation → a server that answers, in about ten minutes."""
+    begin = started or time.time()
+    from training.demo import demo  # slow imports, not for --help
+
+    quiet_libraries()
+    demo(out, started=begin, serve=serve, port=port, console=Console())

@@ -1,0 +1,58 @@
+"""`gems evaluate`: ranking of both tasks, beside its floors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from training.cli.common.quiet import quiet_libraries
+
+
+def evaluate_command(
+    bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")],
+    data: Annotated[Path, typer.Option(help="folder of the data set it was trained on")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    ranks: Annotated[
+        Path | None, typer.Option(help="write the rank of every case to this .npz file, for 'gems compare'")
+    ] = None,
+    system: Annotated[str, typer.Option(help="with --ranks: name of the model in comparisons")] = "model",
+    split: Annotated[str, typer.Option(help="'test' or 'validation'")] = "test",
+    cases: Annotated[int | None, typer.Option(help="at most this many cases, drawn by --seed")] = None,
+    beam_width: Annotated[int, typer.Option(help="hypotheses kept per level")] = 50,
+    exclude_history: Annotated[
+        bool, typer.Option(help="never rank items of the history, floors too")
+    ] = False,
+    sampled_negatives: Annotated[
+        int | None,
+        typer.Option(min=1, help="rank the target among so many sampled items only, as papers do with 99"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the draws and of the bootstrap")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores)")] = None,
+) -> None:
+    """Evaluate a bundle through the engine that serves it."""
+    from training.evaluation.evaluate import evaluate, save_evaluation  # slow imports, not for --help
+    from training.evaluation.table import print_evaluation
+
+    quiet_libraries()
+
+    console = Console()
+    result = evaluate(
+        bundle,
+        data,
+        split=split,
+        max_cases=cases,
+        beam_width=beam_width,
+        exclude_history=exclude_history,
+        sampled_negatives=sampled_negatives,
+        seed=seed,
+        threads=threads,
+        console=console,
+        ranks_file=ranks,
+        system=system,
+    )
+    print_evaluation(result, console)
+    if json_file:
+        save_evaluation(result, json_file)

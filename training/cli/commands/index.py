@@ -1,0 +1,143 @@
+"""`gems index`: the items of a bundle, which may change without training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.cli.common.quiet import quiet_libraries
+from training.errors import UserError
+
+index_app = typer.Typer(no_args_is_help=True, help="Look into the items of a bundle, and change them.")
+
+BundlePath = Annotated[Path, typer.Argument(help="folder of a published bundle")]
+
+
+@index_app.command("update")
+def update_command(
+    bundle: BundlePath,
+    items: Annotated[
+        Path | None, typer.Option(help="new and changed items, .jsonl or .parquet, as for `gems data import`")
+    ] = None,
+    remove: Annotated[Path | None, typer.Option(help="text file, one item_id a line")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="vectors of the items in --items, where the bundle's came from a file")
+    ] = None,
+    item_encoder: Annotated[
+        str | None, typer.Option(help="where the bundle's encoder is now, if it is not where it was")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
+) -> None:
+    """Add, change and remove items, as a new version of the bundle's index. A server takes it up by
+    `POST /admin/index/refresh`, or when it starts."""
+    # slow imports, not for --help
+    from index.bundle.bundle import Bundle
+    from index.bundle.update import update_index
+    from training.data.importer import read_items
+    from training.data.item_vectors import new_item_vectors
+
+    quiet_libraries()
+    if items is None and remove is None:
+        raise UserError("nothing to do: give --items, --remove or both")
+    if vectors is not None and items is None:
+        raise UserError("--vectors are those of the items in --items, which is missing")
+    given = read_items(items) if items is not None else []
+    gone = _read_ids(remove) if remove is not None else []
+    opened = Bundle.open(bundle)
+    console = Console()
+    embed = new_item_vectors(opened.info, given, vectors, item_encoder)
+    with console.status("updating the index"):
+        done = update_index(opened, given, gone, embed, keep=keep)
+    console.print(
+        f"{bundle} is at {done.version}: {done.added} items added, {done.changed} changed, {done.removed} removed",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if done.pruned:
+        console.print(f"deleted: {', '.join(done.pruned)}", highlight=False)
+
+
+@index_app.command("versions")
+def versions_command(bundle: BundlePath) -> None:
+    """List the versions of the index; the current one is marked, and so are damaged ones."""
+    from index.bundle.bundle import INDEX
+    from index.bundle.manifest import BundleError
+    from index.bundle.versions import Versions
+
+    versions = Versions(bundle / INDEX)
+    current = versions.current_name()
+    console = Console()
+    for name in versions.names():
+        try:
+            record = versions.describe(name)
+            gone = len(record["removed"])
+            text = f"{record['created']}  {record['items'] - gone} items, {gone} removed"
+        except BundleError as error:
+            text = f"damaged: {error}"
+        mark = "  <- current" if name == current else ""
+        console.print(f"{name}  {text}{mark}", highlight=False, markup=False, soft_wrap=True)
+
+
+@index_app.command("rollback")
+def rollback_command(
+    bundle: BundlePath, version: Annotated[str, typer.Argument(help="one of `gems index versions`")]
+) -> None:
+    """Make an older (or newer) version the current one."""
+    from index.bundle.update import rollback_index
+
+    rollback_index(bundle, version)
+    Console().print(f"{bundle} is at {version}", highlight=False, soft_wrap=True)
+
+
+@index_app.command("describe")
+def describe_command(
+    bundle: BundlePath,
+    examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+) -> None:
+    """Use of the codes, collisions, how much alike the items of one prefix are, and examples."""
+    from index.bundle.bundle import Bundle
+    from index.bundle.describe import describe_index
+
+    quiet_libraries()
+    opened = Bundle.open(bundle)
+    found = describe_index(opened.index, opened.info.codebook_sizes, examples=examples)
+    console = Console()
+    console.print(
+        f"{found.items} items, {found.removed} of them removed; {found.collisions} share their identifier",
+        highlight=False,
+    )
+    levels = Table("level", "codes", "used", "perplexity", "most items")
+    for number, level in enumerate(found.levels):
+        levels.add_row(
+            f"{number}", f"{level.codebook}", f"{level.used}", f"{level.perplexity:.1f}", f"{level.largest}"
+        )
+    prefixes = Table(
+        "depth", "prefixes", "items of the largest", "items not alone", "pairs that share a category"
+    )
+    for each in found.prefixes:
+        purity = "" if each.purity is None else f"{each.purity:.1%}"
+        prefixes.add_row(f"{each.depth}", f"{each.count}", f"{each.largest}", f"{each.shared}", purity)
+    if found.chance is not None:
+        prefixes.add_row("0", "1", f"{found.items}", f"{found.items}", f"{found.chance:.1%}")
+    for table in (levels, prefixes):
+        console.print(table)
+    for titles in found.examples:
+        console.print(Text(" | ".join(titles)), soft_wrap=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")  # ids may hold any other separator
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return [line.removesuffix("\r") for line in lines if line.strip()]

@@ -1,0 +1,1 @@
+"""What several commands use: flags made from settings, and quiet libraries."""

@@ -1,0 +1,137 @@
+"""Where item vectors come from: a text encoder, or a file.
+
+A source is checked before anything is written, and the bundle records its origin: items that come later must be
+embedded alike. Vectors that fuse text with behaviour start from these (`training.prepare.fused_vectors`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from index.bundle.bundle import BundleInfo
+from index.catalogue import Catalogue, Item
+from index.embeddings import FILES, EmbeddingError, TextEncoder, check_texts, encoder_hash
+from index.identifiers.codebooks import Layer
+from training.config import TrainConfig
+from training.data import assets
+from training.data.vectors import read_vectors
+from training.errors import UserError
+
+MINILM = "minilm"  # the asset
+
+
+class ItemVectorError(UserError):
+    """Item vectors cannot be had, or not from there; the message says what to mend."""
+
+
+@dataclass(frozen=True)
+class VectorOrigin:
+    """What a bundle records. embeddings: `text`, `file` or `alphafuse`; encoder: name or folder, with the hash of its
+    files; empty where vectors came from a file."""
+
+    embeddings: str
+    encoder: str = ""
+    encoder_sha256: str = ""
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> VectorOrigin:
+        return cls(**json.loads(path.read_text("utf-8")))
+
+
+@dataclass(frozen=True, eq=False)
+class VectorSource:
+    """make: the vectors of the catalogue, float32 [N, d]. later: what makes such a vector of that of an item that comes
+    later, embedded by its origin, as nobody has chosen it yet; None: it is one."""
+
+    origin: VectorOrigin
+    make: Callable[[Console], NDArray[np.float32]]
+    later: Layer | None = None
+
+
+def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
+    """The source that the settings name, checked against the catalogue.
+
+    Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError`, `AssetError`.
+    """
+    if config.item_vectors is not None:
+        vectors = read_vectors(config.item_vectors, catalogue.item_ids)
+        return VectorSource(VectorOrigin("file"), lambda _: vectors)
+    check_texts(catalogue)
+    folder = encoder_folder(config.item_encoder)
+    encoder = TextEncoder(folder)
+    origin = VectorOrigin("text", config.item_encoder, encoder_hash(folder))
+    return VectorSource(origin, lambda console: embed_items(encoder, catalogue, console))
+
+
+def encoder_folder(name: str) -> Path:
+    """The files of an encoder: the `minilm` asset, a folder, or a model of the Hugging Face hub or its cache."""
+    if name == MINILM:
+        return assets.fetch(MINILM)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in FILES]))
+    except Exception as error:  # the hub raises OSError, ValueError and its own errors
+        raise ItemVectorError(
+            f"item encoder {name!r} cannot be had: {error}. Give {MINILM!r}, a folder with a sentence-transformers "
+            "or Hugging Face encoder, or (when connected) a model name"
+        ) from error
+
+
+def embed_items(encoder: TextEncoder, catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
+    """Vectors of the items' texts, with progress: float32 [N, d]."""
+    texts = catalogue.texts()
+    order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths share a batch
+    vectors = np.empty((len(texts), encoder.dimensions), np.float32)
+    for chunk in track(np.array_split(order, max(1, len(texts) // 256)), "item embeddings", console=console):
+        vectors[chunk] = encoder.encode([texts[row] for row in chunk])
+    return vectors
+
+
+def new_item_vectors(
+    info: BundleInfo, given: Sequence[Item], file: Path | None = None, encoder: str | None = None
+) -> Callable[[Sequence[Item]], NDArray[np.float32]]:
+    """What embeds new items as those of a bundle were embedded: some of the `given` ones → float32 [n, d].
+
+    file: their vectors, for a bundle whose vectors came from a file (fused or not). encoder: where the bundle's encoder
+    is now, if not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
+    `EmbeddingError`.
+    """
+    from_file = bool(info.item_embeddings) and not info.item_encoder
+    if file is not None and not from_file:
+        raise ItemVectorError(
+            "--vectors is for bundles whose item vectors came from a file; this one's come from "
+            + (f"texts, by the encoder {info.item_encoder!r}" if info.item_encoder else "nowhere")
+        )
+
+    def by_file(items: Sequence[Item]) -> NDArray[np.float32]:
+        if file is None:
+            raise ItemVectorError(
+                f"{len(items)} items are new, and the item vectors of this bundle came from a file: give theirs with "
+                "--vectors FILE"
+            )
+        row = {item.item_id: k for k, item in enumerate(given)}
+        return read_vectors(file, list(row))[[row[item.item_id] for item in items]]
+
+    def by_text(items: Sequence[Item]) -> NDArray[np.float32]:
+        folder = encoder_folder(encoder or info.item_encoder)
+        if encoder_hash(folder) != info.item_encoder_sha256:
+            raise EmbeddingError(
+                f"{folder} is not the encoder of this bundle ({info.item_encoder!r}): its files are others, and its "
+                "vectors would mean something else to the codebooks. Name the right one with --item-encoder"
+            )
+        return TextEncoder(folder).encode_items(items)
+
+    return by_file if from_file else by_text

@@ -1,0 +1,1 @@
+"""`gems compare`: systems side by side on the same cases, and the table of them."""

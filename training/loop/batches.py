@@ -1,0 +1,163 @@
+"""From logged histories to padded parts of a step.
+
+A step takes `batch_size` logged sequences, drawn anew each epoch, and a share of title queries. Its
+samples are sorted by length and cut into parts of alike lengths, so that little is computed on
+padding; every part is one forward and backward pass, and their gradients add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from index.sequence.encoder import TASKS, Sample, SequenceEncoder
+from index.sequence.events import Event, Task
+from training.loop.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of alike length, padded on the right.
+
+    ids: int64 [B, T]; level: int8 [B, T], -1 on padding; task: int8 [B, T].
+    prompt: int64 [B, P] and attended: bool [B, P], False on padding; None for a decoder-only model.
+    """
+
+    ids: Tensor
+    level: Tensor
+    task: Tensor
+    prompt: Tensor | None = None
+    attended: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on; `targets` counts the items to be predicted, by task."""
+
+    parts: list[Part]
+    targets: dict[Task, int]
+    tokens: int
+
+
+class BatchSource:
+    """The batches of each epoch, a pure function of (seed, epoch): a resumed run sees the same ones."""
+
+    def __init__(
+        self,
+        encoder: SequenceEncoder,
+        histories: Sequence[Sequence[Event]],
+        titles: Sequence[str],
+        *,
+        batch_size: int,
+        part_tokens: int,
+        title_queries: float = 0.0,
+        query_dropout: float = 0.0,
+        seed: int = 0,
+        min_parts: int = 1,
+        pairs: Pairs | None = None,
+    ) -> None:
+        """min_parts: parts that a step has at least, so that every process has some to compute. pairs: what samples
+        are made of for an encoder-decoder."""
+        self._min_parts = min_parts
+        self._pairs = pairs
+        self._encoder = encoder
+        self._histories = [history for history in histories if history]
+        self._titles = [(row, title) for row, title in enumerate(titles) if encoder.has_tokens(title)]
+        self._batch_size = batch_size
+        self._part_tokens = part_tokens
+        self._query_dropout = query_dropout
+        self._seed = seed
+        windows = [window for history in self._histories for window in self._windows(history)]
+        targets = [len(life) - begin for life, begin in windows]
+        if pairs is not None:
+            targets = [min(count, pairs.targets) for count in targets]
+        self.steps_per_epoch = max(1, math.ceil(len(windows) / batch_size))
+        self._titles_per_step = title_queries * sum(targets) / self.steps_per_epoch
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        rng = np.random.default_rng([self._seed, epoch])
+        windows = [window for history in self._histories for window in self._windows(history, rng)]
+        order = rng.permutation(len(windows))
+        for step in range(self.steps_per_epoch):  # jitter may make a few windows more
+            chosen = order[
+                step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
+            ]
+            drawn = [windows[k] for k in chosen]
+            samples = [sample for life, begin in drawn for sample in self._samples(life, begin, rng)]
+            titles = int(self._titles_per_step + rng.random())
+            if self._titles:
+                samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
+            yield self._batch(samples)
+
+    def _windows(
+        self, history: Sequence[Event], rng: np.random.Generator | None = None
+    ) -> list[tuple[Sequence[Event], int]]:
+        """Cut a long history into windows that fit the model; with `rng`, at other places each epoch. Of each: all
+        events up to its end, and how many of them are before it."""
+        size = self._encoder.max_events
+        first = size if rng is None else int(rng.integers(size // 2 + 1, size + 1))
+        windows = self._encoder.windows(history, size if len(history) <= size else first)
+        ends = accumulate(map(len, windows))
+        return [(history[:end], end - len(window)) for window, end in zip(windows, ends, strict=True)]
+
+    def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
+        if self._pairs is not None:
+            return self._pairs.draw(self._hide_queries(life, rng), begin, rng)
+        return [self._encoder.sample(self._hide_queries(life[begin:], rng))]
+
+    def _hide_queries(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
+        """Query dropout: what was searched for was also wanted, so it may be recommended."""
+        if not self._query_dropout:
+            return list(events)
+        hidden = rng.random(len(events)) < self._query_dropout
+        return [Event(e.item) if hide else e for e, hide in zip(events, hidden, strict=True)]
+
+    def _title_sample(self, k: int) -> Sample:
+        row, title = self._titles[k]
+        event = Event(row, Task.SEARCH, title)
+        return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        samples.sort(key=len)
+        parts: list[list[Sample]] = []
+        for sample in samples:
+            # A new part where padding would exceed an eighth, unless the part is still too small to be
+            # computed efficiently, and where the part would grow too large.
+            part = parts[-1] if parts else []
+            tokens = len(sample) * (len(part) + 1)
+            padded = tokens - sum(map(len, part)) - len(sample)
+            if not part or tokens > self._part_tokens or (padded > tokens / 8 and tokens > 2048):
+                parts.append([])
+            parts[-1].append(sample)
+        while len(parts) < min(self._min_parts, len(samples)):
+            largest = max(parts, key=len)
+            parts[parts.index(largest)] = largest[::2]
+            parts.append(largest[1::2])
+        starts = [(s.task[s.level == 0]) for s in samples]
+        count = np.bincount(np.concatenate(starts), minlength=len(TASKS))
+        targets = {task: int(count[k]) for k, task in enumerate(TASKS)}
+        return Batch([pad(part) for part in parts], targets, sum(map(len, samples)))
+
+
+def pad(samples: Sequence[Sample]) -> Part:
+    """Samples as one part; the padding holds token 0, and no target."""
+    ids = _stack([sample.ids for sample in samples], 0)
+    level = _stack([sample.level for sample in samples], -1)
+    task = _stack([sample.task for sample in samples], 0)
+    if not len(samples[0].prompt):
+        return Part(ids, level, task)
+    prompt = _stack([sample.prompt for sample in samples], 0)
+    lengths = torch.tensor([len(sample.prompt) for sample in samples])
+    return Part(ids, level, task, prompt, torch.arange(prompt.shape[1]) < lengths.unsqueeze(1))
+
+
+def _stack(rows: Sequence[NDArray[np.integer]], padding: int) -> Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=padding)

@@ -1,0 +1,104 @@
+"""Checkpoints of a run: written beside, then renamed, so that the newest whole one always stands.
+
+checkpoints/step-00000120/   weights, method state, progress: all of an exact resume
+best/step-00000100/          weights of the best validation so far
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from transformers import PreTrainedModel
+
+from training.errors import UserError
+from training.methods.method import Method
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read or written."""
+
+
+def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress: dict[str, Any]) -> None:
+    """Write `checkpoints/step-N` (N = progress["step"]) and drop the older ones."""
+
+    def write(draft: Path) -> None:
+        save_model(model, str(draft / "weights.safetensors"))
+        torch.save({"method": method.state_dict()}, draft / "state.pt")
+        (draft / "progress.json").write_text(json.dumps(progress, indent=2), "utf-8")
+
+    _write(run / "checkpoints", progress["step"], write)
+    _drop_others(run / "checkpoints" / f"step-{progress['step']:08d}")
+
+
+def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[str, Any] | None:
+    """Put the newest checkpoint back; returns its progress, or None where there is none."""
+    folder = _newest(run / "checkpoints")
+    if folder is None:
+        return None
+    try:
+        load_model(model, str(folder / "weights.safetensors"))
+        state = torch.load(folder / "state.pt", weights_only=True)
+        method.load_state_dict(state["method"])
+        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text("utf-8"))
+    except Exception as error:  # safetensors, torch and json each have their own errors
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+    return progress
+
+
+def save_best(run: Path, model: PreTrainedModel, step: int) -> None:
+    """Write `best/step-N`. The one before stays until `drop_other_best`, which follows the next checkpoint: a
+    run that is killed in between goes on from an older one."""
+    _write(run / "best", step, lambda draft: save_model(model, str(draft / "weights.safetensors")))
+
+
+def drop_other_best(run: Path, step: int) -> None:
+    """Drop all best weights but those of a step; nothing if those are not there."""
+    _drop_others(run / "best" / f"step-{step:08d}")
+
+
+def load_best(run: Path, model: PreTrainedModel, step: int) -> None:
+    """Put the best weights back. Raises `CheckpointError` where there are none."""
+    path = run / "best" / f"step-{step:08d}" / "weights.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{run / 'best'} holds no weights of step {step}")
+    load_model(model, str(path))
+
+
+def _newest(parent: Path) -> Path | None:
+    return max(parent.glob("step-*"), default=None)
+
+
+def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Write `parent/step-N` beside its place, sync it, and move it there."""
+    folder = parent / f"step-{step:08d}"
+    draft = parent / f".step-{step:08d}.draft"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        write(draft)
+        for path in [*draft.iterdir(), draft]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        if folder.exists():  # the same step again, after a resume; by the clock, its content may differ
+            os.rename(folder, draft.with_suffix(".old.draft"))
+        os.rename(draft, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(f"{folder} could not be written: {error}") from error
+
+
+def _drop_others(folder: Path) -> None:
+    """Drop the other steps, and drafts of killed runs, beside a folder that is whole."""
+    if folder.exists():
+        for old in [*folder.parent.glob("step-*"), *folder.parent.glob(".step-*.draft")]:
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)

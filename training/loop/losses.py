@@ -1,0 +1,62 @@
+"""The two-task loss from one forward pass: every item that a part's tokens write is a target.
+
+For an item with identifier c_1 .. c_L after the tokens x (which an encoder reads, if there is one), with the
+head's rows E and the hidden state h of the last token before c_j:
+
+    level:       nll = −Σ_j log softmax(E_level(j) h)[c_j]      (softmax over the codebook of level j)
+    vocabulary:  nll = −Σ_j log softmax(E h)[token(c_j)]        (softmax over all tokens)
+
+    L_task = (1 / N_task) Σ_{items of the task} nll
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from index.sequence.encoder import TASKS
+from index.sequence.events import Task
+from index.sequence.vocabulary import IdentifierVocabulary
+from training.loop.batches import Part
+from training.model.forward import decoder_only_states, encoder_decoder_states
+from training.model.rows import AddedRows
+
+
+def item_losses(
+    model: PreTrainedModel,
+    vocabulary: IdentifierVocabulary,
+    part: Part,
+    normalisation: str,
+    rows: AddedRows | None = None,
+) -> dict[Task, Tensor]:
+    """Summed negative log-likelihood (nats) of the items of each task in a part; scalars with gradient.
+
+    A task without an item in the part is left out. Only the needed rows of the head are computed. `rows`:
+    where the added rows are weights of their own.
+    """
+    hidden = _states(model, part)[:, :-1]  # [B, T-1, d]
+    target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
+    head = model.get_output_embeddings().weight
+    totals: dict[Task, Tensor] = {}
+    levels: dict[tuple[int, int], list[int]] = {}  # those that share a softmax, by its rows
+    for j in range(vocabulary.levels):
+        span = vocabulary.span(j) if normalisation == "level" else (0, len(head))
+        levels.setdefault(span, []).append(j)
+    for (first, last), shared in levels.items():
+        where = torch.isin(level, torch.tensor(shared, dtype=level.dtype))
+        used = head[first:last] if rows is None else rows.head(first, last)
+        logits = hidden[where] @ used.T
+        nll = F.cross_entropy(logits.float(), target[where] - first, reduction="none")  # [targets]
+        for k, name in enumerate(TASKS):
+            chosen = task[where] == k
+            if bool(chosen.any()):
+                totals[name] = totals.get(name, torch.zeros(())) + nll[chosen].sum()
+    return totals
+
+
+def _states(model: PreTrainedModel, part: Part) -> Tensor:
+    if part.prompt is None or part.attended is None:
+        return decoder_only_states(model, part.ids)
+    return encoder_decoder_states(model, part.prompt, part.attended, part.ids)

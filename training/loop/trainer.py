@@ -1,0 +1,272 @@
+"""The training loop: batches → losses → method, with validation, early stopping and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from index.sequence.encoder import TASKS
+from index.sequence.vocabulary import IdentifierVocabulary
+from training.config import TrainConfig
+from training.errors import UserError
+from training.loop.batches import Batch, BatchSource
+from training.loop.checkpoint import drop_other_best, load_best, load_checkpoint, save_best, save_checkpoint
+from training.loop.losses import item_losses
+from training.loop.probe import ConflictProbe
+from training.loop.schedule import rate_factor
+from training.loop.validation import Validator
+from training.methods.method import Method
+from training.run.metrics_log import MetricsLog
+from training.run.parallel import Parallel
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the last checkpoint stays good."""
+
+
+class DivergedError(TrainingError):
+    """Loss or gradient is not finite."""
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run stands; what a checkpoint remembers beside weights and method state."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -math.inf
+    best_step: int = 0
+    bad_validations: int = 0
+    finished: bool = False
+
+
+class Trainer:
+    """Runs `config.epochs` over a batch source, into a run folder."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        vocabulary: IdentifierVocabulary,
+        method: Method,
+        batches: BatchSource,
+        validator: Validator,
+        probe: ConflictProbe | None = None,
+        parallel: Parallel | None = None,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.model = model
+        self.vocabulary = vocabulary
+        self.method = method
+        self.batches = batches
+        self.validator = validator
+        self.probe = probe
+        self.parallel = parallel or Parallel()
+        self.progress = TrainingProgress()
+        self.total_steps = max(1, round(config.epochs * batches.steps_per_epoch))
+        self._validate_every = max(1, round(config.validate_every * batches.steps_per_epoch))
+        self._last_checkpoint = 0.0
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint, if there is one. Returns whether there was."""
+        found = load_checkpoint(self.run, self.model, self.method)
+        if found is not None:
+            self.progress = TrainingProgress(**found)
+            self._last_checkpoint = self.progress.seconds
+            if self.parallel.main:
+                drop_other_best(self.run, self.progress.best_step)
+        if self.parallel.main:
+            self._truncate_metrics(-1 if found is None else self.progress.step)
+        return found is not None
+
+    def train(self) -> dict[str, float]:
+        """Train to the end and leave the best weights in the model. Returns the best validation figures."""
+        begin = time.perf_counter() - self.progress.seconds
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.model.train()
+        with (
+            Progress(*columns, disable=not self.parallel.main) as bar,
+            self._open_log() as log,
+            _interrupts() as received,
+        ):
+            row = bar.add_task("training", total=1.0, figures="")
+            if self.progress.step == 0 and self.probe is not None:
+                self._log(log, {"conflict": self._probe()})
+            for position, batch in self._remaining():
+                self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
+                figures = self._step(position, batch)
+                self.progress.seconds, interrupted = self.parallel.agree(
+                    (time.perf_counter() - begin, bool(received))
+                )
+                self._log(log, figures | {"seconds": self.progress.seconds})
+                if self.progress.step == 1:
+                    self._log(log, {"cost": self.method.costs()})
+                bar.update(row, completed=self._share(), figures=_show(figures))
+                done = self._share() >= 1
+                validate = done or self.progress.step % self._validate_every == 0
+                if validate:
+                    validation = self._validate()
+                    self._log(log, {"validation": validation})
+                    bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
+                    if self.probe is not None:
+                        self._log(log, {"conflict": self._probe()})
+                    self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
+                    self.progress.finished = done or self.progress.bad_validations >= self.config.patience
+                overdue = self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every
+                if validate or overdue or interrupted:
+                    self._checkpoint(log)
+                if self.progress.finished:
+                    break
+                if interrupted:
+                    raise TrainingError(
+                        f"stopped after step {self.progress.step}; the same command with --resume goes on"
+                    )
+        load_best(self.run, self.model, self.progress.best_step)
+        self.model.eval()
+        return self.parallel.agree(self.validator() if self.parallel.main else {})
+
+    def _remaining(self) -> Iterator[tuple[str, Batch]]:
+        """The batches from the current step on, epoch after epoch, and what to call each."""
+        per_epoch = self.batches.steps_per_epoch
+        epoch, skip = divmod(self.progress.step, per_epoch)
+        while self.progress.step < self.total_steps and not self.progress.finished:
+            for position, batch in enumerate(self.batches.epoch(epoch)):
+                if position >= skip and self.progress.step < self.total_steps:
+                    yield f"batch {position + 1} of epoch {epoch + 1}", batch
+            epoch, skip = epoch + 1, 0
+
+    def _step(self, position: str, batch: Batch) -> dict[str, Any]:
+        """One update. The loss of each task is its mean over the items of the whole batch."""
+        items = sum(batch.targets.values())
+        shares = {task: count / items for task, count in batch.targets.items() if count}
+        means = torch.zeros(len(TASKS), dtype=torch.float64)
+        # dropout is a pure function of seed, step and process: nothing of it needs to be remembered
+        torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
+        for part in self.parallel.share(batch.parts):
+            sums = item_losses(self.model, self.vocabulary, part, self.config.normalisation, self.method.rows)
+            losses = {task: total / batch.targets[task] for task, total in sums.items()}
+            for task, loss in losses.items():
+                means[TASKS.index(task)] += float(loss.detach())
+            if losses and bool(torch.isfinite(means).all()):
+                self.method.backward(losses, shares)
+        self.parallel.sum([means])
+        if not bool(torch.isfinite(means).all()):
+            raise self._diverged("the loss is not finite", position)
+        rate = self.config.learning_rate * rate_factor(
+            self._share(ahead=1), self.config.warmup, self.config.final_rate
+        )
+        try:
+            diagnostics = self.method.step(rate)
+        except ArithmeticError as error:
+            raise self._diverged(str(error), position) from error
+        self.progress.step += 1
+        figures = {f"{task.value}.loss": float(means[TASKS.index(task)]) for task in shares}
+        return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
+
+    def _diverged(self, what: str, position: str) -> DivergedError:
+        return DivergedError(
+            f"{what} at step {self.progress.step + 1} ({position}); start a new run with a smaller --learning-rate. "
+            f"What was good until then is kept in {self.run / 'checkpoints'} and {self.run / 'best'}"
+        )
+
+    def _share(self, ahead: int = 0) -> float:
+        """Progress of the run in [0, 1]: by steps, or by the clock where `minutes` ends it sooner."""
+        by_steps = (self.progress.step + ahead) / self.total_steps
+        by_clock = self.progress.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return min(1.0, max(by_steps, by_clock))
+
+    def _validate(self) -> dict[str, float]:
+        figures = self.parallel.agree(self.validator() if self.parallel.main else {})
+        if figures["score"] > self.progress.best_score:
+            self.progress.best_score = figures["score"]
+            self.progress.best_step = self.progress.step
+            self.progress.bad_validations = 0
+            if self.parallel.main:
+                save_best(self.run, self.model, self.progress.step)
+        else:
+            self.progress.bad_validations += 1
+        return figures
+
+    def _probe(self) -> dict[str, float]:
+        return self.probe() if self.probe is not None and self.parallel.main else {}
+
+    def _checkpoint(self, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.flush_to_disk()
+            save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
+            drop_other_best(self.run, self.progress.best_step)
+        self._last_checkpoint = self.progress.seconds
+        self.parallel.wait()
+
+    @contextmanager
+    def _open_log(self) -> Iterator[MetricsLog | None]:
+        """The run's log, in the main process."""
+        if not self.parallel.main:
+            yield None
+            return
+        with MetricsLog(self.run, self.config.tensorboard) as log:
+            yield log
+
+    def _log(self, log: MetricsLog | None, figures: dict[str, Any]) -> None:
+        if log is not None:
+            epoch = self.progress.step / self.batches.steps_per_epoch
+            log.write({"step": self.progress.step, "epoch": round(epoch, 3), **figures})
+
+    def _truncate_metrics(self, last: int) -> None:
+        """Drop what was logged after step `last`: those steps are run again."""
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= last:
+                    kept.append(line + "\n")
+            except ValueError:  # the last line of a killed run may be cut off
+                continue
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text("".join(kept), "utf-8")
+        os.replace(draft, path)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step is finished before the run stops. Main thread only."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
+    try:
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _show(figures: dict[str, Any]) -> str:
+    hidden = ("tokens", "seconds", "score", "gradient_norm", "subspaces")
+    shown = {k: v for k, v in figures.items() if k not in hidden}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -1,0 +1,95 @@
+"""Validation during training: mean loss of the held-out items, and if asked for, their ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from index.sequence.encoder import SequenceEncoder
+from index.sequence.events import Event, Task
+from server.engine.contract import Engine
+from training.config import TrainConfig
+from training.data.splits import Case
+from training.evaluation.metrics import per_case
+from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.loop.batches import Part, pad
+from training.loop.losses import item_losses
+from training.loop.pairs import Pairs
+
+
+class Validator:
+    """Holds a fixed draw of validation cases and asks each of them both ways."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: SequenceEncoder,
+        engine: Engine,
+        cases: Sequence[Case],
+        config: TrainConfig,
+        pairs: Pairs | None = None,
+    ) -> None:
+        self._pairs = pairs
+        self.cases = draw_cases(cases, config.validation_cases, config.seed)
+        self._model = model
+        self._encoder = encoder
+        self._engine = engine
+        self._config = config
+
+    def __call__(self) -> dict[str, float]:
+        """Figures by name: `<task>.loss`, where asked for `<task>.hit@10` and `<task>.ndcg@10`, and `score`,
+        which is what early stopping watches, better when higher."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            figures = self._losses()
+            if self._config.stop_on == "loss":
+                score = -sum(value for name, value in figures.items() if name.endswith(".loss"))
+            else:
+                figures |= self._rankings()
+                score = sum(value for name, value in figures.items() if name.endswith(".ndcg@10"))
+        finally:
+            self._model.train(training)
+        return figures | {"score": score}
+
+    @torch.inference_mode()
+    def _losses(self) -> dict[str, float]:
+        figures = {}
+        for task in Task:
+            cases = cases_of(task, self.cases)
+            total = 0.0
+            for part in held_out_parts(self._encoder, cases, task, self._pairs):
+                losses = item_losses(self._model, self._encoder.vocabulary, part, self._config.normalisation)
+                total += float(losses[task])
+            if cases:
+                figures[f"{task.value}.loss"] = total / len(cases)
+        return figures
+
+    def _rankings(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for task in Task:
+            cases = cases_of(task, self.cases)
+            if cases:
+                rankings = rank_cases(self._engine, self._encoder, cases, task, beam_width=20, limit=10)
+                values = per_case(target_ranks(rankings, cases))
+                figures |= {f"{task.value}.{m}": float(values[m].mean()) for m in ("hit@10", "ndcg@10")}
+        return figures
+
+
+def held_out_parts(
+    encoder: SequenceEncoder, cases: Sequence[Case], task: Task, pairs: Pairs | None = None
+) -> list[Part]:
+    """Sequences of the cases, asked as `task`, in which only the held-out item is a target; or pairs."""
+    samples = []
+    for case in cases:
+        last = Event(case.target, task, case.query if task is Task.SEARCH else None)
+        if pairs is not None:
+            samples.append(pairs.pair(case.history, last))
+            continue
+        sample = encoder.sample([*case.history, last])
+        sample.level[: -len(encoder.identifier(case.target))] = -1
+        samples.append(sample)
+    samples.sort(key=len)
+    return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]

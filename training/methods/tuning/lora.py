@@ -1,0 +1,102 @@
+"""LoRA (arXiv 2106.09685) by the `peft` library: low-rank updates of every linear map of the blocks.
+
+y = W x + (alpha/rank) B A dropout(x), with W frozen, A [rank, n] random and B [m, rank] zero at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from index.sequence.language_model import is_encoder_decoder
+from training.errors import UserError
+from training.methods.adamw import AdamWTuning, Reduce
+from training.methods.method import Setup
+
+
+class LoraTuning(AdamWTuning):
+    """AdamW on the adapters and on `rows`; no weight decay on the rows.
+
+    The model object stays the same; its linear maps are wrapped until `merge`, and the adapters are
+    weights of the model (of its `state_dict`). Making the rows plain weights again is up to the caller.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[nn.Parameter],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
+        reduce: Reduce = lambda tensors: None,
+    ) -> None:
+        linears = block_linears(model)
+        self._tuner = _inject(model, linears, rank=rank, alpha=alpha, dropout=dropout)
+        wrapped = [model.get_submodule(name) for name in linears]
+        for module, linear in zip(wrapped, linears.values(), strict=True):
+            module.train(linear.training)
+        for row in rows:  # peft froze them, if they are weights of the model
+            row.requires_grad_(True)
+        super().__init__(
+            [p for module in wrapped for p in module.parameters() if p.requires_grad],
+            rows,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            clip=clip,
+            reduce=reduce,
+        )
+
+    def merge(self) -> None:
+        """W ← W + (alpha/rank) B A, and the linear maps are plain again; training cannot go on."""
+        self._tuner.merge_and_unload()
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear maps of the transformer blocks by name: not the head, not the embeddings."""
+    names = {module: name for name, module in model.named_modules()}
+    if is_encoder_decoder(model):
+        blocks = [*model.encoder.block, *model.decoder.block]
+    else:
+        blocks = list(model.base_model.layers)
+    return {
+        names[module]: module
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def _inject(
+    model: PreTrainedModel, linears: dict[str, nn.Linear], *, rank: int, alpha: float, dropout: float
+) -> Any:
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError as error:
+        raise UserError(
+            f"method 'lora' needs the package peft ({error}): pip install 'gems-sr[peft]'"
+        ) from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(linears))  # type: ignore[arg-type]
+    return LoraModel(model, config, "default")
+
+
+def make(setup: Setup) -> LoraTuning:
+    """Train adapters and the rows of added tokens; the backbone stays frozen."""
+    rows = setup.freeze_backbone()
+    method = LoraTuning(
+        setup.model,
+        rows.parameters,
+        rank=setup.config.lora_rank,
+        alpha=setup.config.lora_alpha,
+        dropout=0.0,
+        reduce=setup.parallel.sum,
+        **setup.adamw,
+    )
+    method.rows = rows
+    return method

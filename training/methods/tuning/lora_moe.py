@@ -1,0 +1,110 @@
+"""A mixture of LoRA experts: a router weighs several low-rank updates anew for every token.
+
+y = W x + (alpha/rank) Σ_e softmax(R x)_e B_e A_e x
+
+with W frozen, A_e [rank, n] random, B_e [m, rank] zero and R [experts, n] zero at the start: the first
+output is that of W alone, and the first routing is uniform. All experts are computed for all tokens
+(dense routing).
+
+Sources: LoRA (arXiv 2106.09685); LoRAMoE (arXiv 2312.09979) for experts behind a dense softmax router,
+here in every linear map of the blocks and without its balancing loss. MOELoRA (arXiv 2310.18339)
+routes by task instead of by token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from training.errors import UserError
+from training.methods.adamw import AdamWTuning, Reduce
+from training.methods.method import Setup
+from training.methods.tuning.lora import block_linears
+
+
+class ExpertLinear(nn.Module):
+    """A frozen linear map with routed low-rank experts beside it; the experts are at least float32.
+
+    router: [experts, n]; down: [experts * rank, n], the A_e; up: [m, experts * rank], the B_e.
+    """
+
+    def __init__(self, base: nn.Linear, *, rank: int, experts: int, alpha: float) -> None:
+        super().__init__()
+        self.base = base
+        self.experts = experts
+        self.scale = alpha / rank
+        m, n = base.weight.shape
+        like = base.weight.new_empty(0, dtype=torch.promote_types(base.weight.dtype, torch.float32))
+        self.router = nn.Parameter(like.new_zeros(experts, n))
+        self.down = nn.Parameter(like.new_empty(experts * rank, n))
+        self.up = nn.Parameter(like.new_zeros(m, experts * rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.train(base.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the map itself; T5 asks its layers for their dtype."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        x = x.to(self.down.dtype)
+        gate = F.linear(x, self.router).softmax(dim=-1)  # [..., experts]
+        inner = F.linear(x, self.down)
+        inner = inner.view(*gate.shape, -1) * gate[..., None]  # [..., experts, rank]
+        return y + (self.scale * F.linear(inner.flatten(-2), self.up)).to(y.dtype)
+
+
+class LoraMoeTuning(AdamWTuning):
+    """AdamW on experts and routers and on `rows`; no weight decay on the rows."""
+
+    exportable = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[nn.Parameter],
+        *,
+        rank: int,
+        experts: int,
+        alpha: float,
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
+        reduce: Reduce = lambda tensors: None,
+    ) -> None:
+        added: list[nn.Parameter] = []
+        for name, linear in block_linears(model).items():
+            module = ExpertLinear(linear, rank=rank, experts=experts, alpha=alpha)
+            model.set_submodule(name, module)
+            added += [module.router, module.down, module.up]
+        super().__init__(
+            added, rows, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, reduce=reduce
+        )
+
+    def merge(self) -> None:
+        raise UserError(
+            "method 'lora-moe' cannot be exported: its router weighs the experts anew for every token, which "
+            "no plain weights can do. Train with another method, e.g. 'lora', for a bundle to serve"
+        )
+
+
+def make(setup: Setup) -> LoraMoeTuning:
+    """Train experts, routers and the rows of added tokens; the backbone stays frozen."""
+    rows, config = setup.freeze_backbone(), setup.config
+    method = LoraMoeTuning(
+        setup.model,
+        rows.parameters,
+        rank=config.lora_rank,
+        experts=config.experts,
+        alpha=config.lora_alpha,
+        reduce=setup.parallel.sum,
+        **setup.adamw,
+    )
+    method.rows = rows
+    return method

@@ -1,0 +1,143 @@
+"""PCGrad, gradient surgery (arXiv 2001.06782, algorithm 1), on every trainable weight.
+
+With g_i = share_i ∇L_i over all weights together, for every task i and every other task j in random order:
+
+    g_i^PC ← g_i^PC − (⟨g_i^PC, g_j⟩ / ‖g_j‖²) g_j   where ⟨g_i^PC, g_j⟩ < 0,   from g_i^PC = g_i
+
+and the step goes along Σ_i g_i^PC. Every g_i^PC is a combination of the g_j, so the surgery needs only
+their inner products, and no copy of a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from index.sequence.encoder import TASKS
+from index.sequence.events import Task
+from training.methods.adamw import AdamWTuning, Reduce, split_by_decay
+from training.methods.method import Setup
+
+
+class PcgradTuning(AdamWTuning):
+    """AdamW on the sum of the tasks' gradients after surgery; holds one gradient a task."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        clip: float,
+        relative: bool = False,
+        reduce: Reduce = lambda tensors: None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            *split_by_decay(p for p in model.parameters() if p.requires_grad),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            clip=clip,
+            relative=relative,
+            reduce=reduce,
+        )
+        self._generator = torch.Generator().manual_seed(seed)
+        self._gradients: dict[Task, list[Tensor | None]] = {}
+
+    def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
+        for left, (task, loss) in zip(reversed(range(len(losses))), losses.items(), strict=True):
+            held = self._gradients.get(task, [None] * len(self._parameters))
+            for p, gradient in zip(self._parameters, held, strict=True):
+                p.grad = gradient
+            (shares[task] * loss).backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
+            self._gradients[task] = [p.grad for p in self._parameters]
+            self._optimizer.zero_grad()
+
+    def step(self, learning_rate: float) -> dict[str, float]:
+        nothing = [None] * len(self._parameters)
+        gradients = [
+            [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(self._parameters, self._gradients.get(task, nothing), strict=True)
+            ]
+            for task in TASKS
+        ]
+        self._gradients = {}
+        self._reduce([g for gradient in gradients for g in gradient])
+        gram = inner_products(gradients)
+        if not torch.isfinite(gram).all():
+            raise ArithmeticError("the gradient is not finite")
+        weights = surgery(gram, self._generator).sum(dim=0)
+        for k, p in enumerate(self._parameters):
+            p.grad = combine([gradient[k] for gradient in gradients], weights)
+        del gradients
+        return {"gradient_norm": self._update(learning_rate)} | conflict(gram)
+
+    def costs(self) -> dict[str, int]:
+        costs = super().costs()
+        return costs | {"gradient_bytes": len(TASKS) * costs["gradient_bytes"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": super().state_dict(), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+
+
+def inner_products(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """⟨g_i, g_j⟩ over all weights, float64 [tasks, tasks] on the CPU. Each gradient is a list of tensors."""
+
+    def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        pairs = zip(first, second, strict=True)
+        return torch.stack([torch.dot(a.flatten(), b.flatten()).double() for a, b in pairs]).sum()
+
+    tasks = len(gradients)
+    rows = [[inner(gradients[i], gradients[j]) for j in range(i + 1)] for i in range(tasks)]
+    square = [rows[max(i, j)][min(i, j)] for i in range(tasks) for j in range(tasks)]
+    return torch.stack(square).view(tasks, tasks).cpu()
+
+
+def conflict(gram: Tensor) -> dict[str, float]:
+    """The cosine between the tasks' gradients, where exactly two tasks have one."""
+    present = gram.diagonal().nonzero().flatten()
+    if len(present) != 2:
+        return {}
+    (first, both), (_, second) = gram[present][:, present].tolist()
+    return {"conflict.cosine": both / math.sqrt(first * second)}
+
+
+def surgery(gram: Tensor, generator: torch.Generator) -> Tensor:
+    """Row i: the coefficients of g_i^PC in the gradients with these inner products; float64 [tasks, tasks]."""
+    tasks = len(gram)
+    coefficients = torch.eye(tasks, dtype=torch.float64)
+    for i in range(tasks):
+        for j in torch.randperm(tasks, generator=generator).tolist():
+            inner = coefficients[i] @ gram[:, j]
+            if j != i and inner < 0 < gram[j, j]:
+                coefficients[i, j] -= inner / gram[j, j]
+    return coefficients
+
+
+def combine(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Σ_i weights_i · tensors_i, in place of the first one."""
+    total = tensors[0].mul_(float(weights[0]))
+    for tensor, weight in zip(tensors[1:], weights[1:].tolist(), strict=True):
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def make(setup: Setup) -> PcgradTuning:
+    """Train every weight."""
+    config = setup.config
+    return PcgradTuning(
+        setup.model,
+        relative=config.relative_rate,
+        reduce=setup.parallel.sum,
+        seed=config.seed,
+        **setup.adamw,
+    )

@@ -1,0 +1,107 @@
+"""What training starts from: item vectors, identifiers and the extended backbone, kept in the run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from index.catalogue import Catalogue
+from index.identifiers.codebooks import Codebooks
+from index.identifiers.identifiers import Identifiers, ItemsToName
+from index.identifiers.registry import load_scheme
+from index.sequence.encoder import SequenceEncoder
+from index.sequence.language_model import load_language_model
+from index.sequence.vocabulary import IdentifierVocabulary
+from training.config import TrainConfig
+from training.data.item_vectors import VectorOrigin, VectorSource
+from training.model.backbones import Backbone
+from training.model.extension import extend_backbone
+
+# the settings that shape what is prepared: runs that agree in them, and in the data, may share it
+SHAPED_BY = (
+    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks",
+    "item_embeddings", "item_encoder", "item_vectors", "fused_hidden", "fused_epochs", "quantiser", "code_capacity",
+    "spelling", "max_tokens", "seed",
+)  # fmt: skip
+
+VECTOR_ORIGIN = "vector_origin.json"
+CODEBOOKS = "codebooks"
+CODES = "codes.npz"  # written last: where it is, the folder is whole
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Identifiers of the catalogue, where their vectors came from, and a backbone that can write them."""
+
+    identifiers: Identifiers
+    origin: VectorOrigin
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: IdentifierVocabulary
+
+    def encoder(self, config: TrainConfig) -> SequenceEncoder:
+        return SequenceEncoder(
+            self.tokenizer,
+            self.vocabulary,
+            self.identifiers.codes,
+            max_tokens=config.max_tokens,
+            max_events=config.max_events,
+            max_query_tokens=config.max_query_tokens,
+        )
+
+
+def prepare(
+    folder: Path,
+    catalogue: Catalogue,
+    backbone: Backbone,
+    source: VectorSource,
+    config: TrainConfig,
+    console: Console,
+) -> None:
+    """Make identifiers, extend the backbone, and write both to `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    vectors = source.make(console)
+    np.save(folder / "item_vectors.npy", vectors)
+    source.origin.save(folder / VECTOR_ORIGIN)
+    with console.status("identifiers and backbone"):
+        titles = [item.title for item in catalogue]
+        to_name = ItemsToName(titles, vectors, backbone.tokenizer)
+        identifiers = load_scheme(config.scheme).identifiers(to_name, config)
+        vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
+        backbone.model.save_pretrained(folder / "backbone")
+        backbone.tokenizer.save_pretrained(folder / "backbone")
+    if identifiers.codebooks is not None:
+        codebooks = identifiers.codebooks
+        (codebooks if source.later is None else codebooks.behind(source.later)).save(folder / CODEBOOKS)
+    draft = folder / f"draft-{CODES}"
+    np.savez(
+        draft,
+        codes=identifiers.codes,
+        codebook_sizes=np.array(identifiers.codebook_sizes),
+        first_added=np.array(vocabulary.first_added),
+    )
+    os.rename(draft, folder / CODES)
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / CODES).exists()
+
+
+def open_prepared(folder: Path, scheme: str) -> Prepared:
+    """Read back what `prepare` wrote; a run starts from here whether it is new or resumed."""
+    stored = np.load(folder / CODES, allow_pickle=False)
+    sizes = tuple(int(size) for size in stored["codebook_sizes"])
+    source = folder / "backbone"
+    model = load_language_model(source, local=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
+    identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)
+    vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes, spelled=identifiers.spelled)
+    return Prepared(identifiers, VectorOrigin.load(folder / VECTOR_ORIGIN), model, tokenizer, vocabulary)

@@ -1,0 +1,76 @@
+"""The run folder: what a training was asked to do, on what, and whether it may go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+
+from training.data.dataset import DataSet
+from training.data.schema import package_version
+from training.errors import UserError
+from training.settings import RunSettings
+
+
+class RunError(UserError):
+    """The run folder does not allow what was asked for."""
+
+
+def fingerprint(dataset: DataSet) -> str:
+    """SHA-256 of the catalogue's ids and of every interaction, in order."""
+    digest = hashlib.sha256()
+    for item in dataset.catalogue:
+        digest.update(item.item_id.encode() + b"\x1f")
+    for user in dataset.users:
+        digest.update(repr((user.user_id, user.events)).encode() + b"\x1e")
+    return digest.hexdigest()
+
+
+def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) -> bool:
+    """Whether `out` holds a run that is to be continued. Writes nothing.
+
+    Raises `RunError` for a run without `resume`, for one with other settings or data, and for a folder
+    that is no run.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / "environment.json").is_file() or not (out / "config.yaml").is_file():
+        raise RunError(f"{out} is not empty and no run of ours; choose another --out")
+    if not resume:
+        raise RunError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
+    before = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
+    now = config.model_dump(mode="json")
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise RunError(
+            f"{out} was started with other settings ({', '.join(changed)}); a resumed run keeps them, "
+            "or choose another --out"
+        )
+    if json.loads((out / "environment.json").read_text("utf-8"))["data_sha256"] != fingerprint(dataset):
+        raise RunError(f"{out} was started on other data; a resumed run keeps its data set")
+    return True
+
+
+def record_run(out: Path, config: RunSettings, dataset: DataSet, data: Path, threads: int | None) -> None:
+    """Make the run folder and write down settings and surroundings."""
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(out / "config.yaml")
+    environment = {
+        "data": str(data),
+        "data_sha256": fingerprint(dataset),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gems": package_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "machine": platform.machine(),
+        "threads": threads or os.cpu_count(),
+    }
+    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
