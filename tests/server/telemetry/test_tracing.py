@@ -23,10 +23,11 @@ from support.servers import ROOT, Server, serving, wait_until
 
 from index.bundle.bundle import Bundle
 from server import launch
+from server.api.stages import STAGES
 from server.app import create_app
 from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
-from server.telemetry.spans import STAGES, Spans
+from server.telemetry.spans import Spans
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
