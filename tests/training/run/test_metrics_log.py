@@ -65,7 +65,7 @@ def test_a_record_that_is_no_json_leaves_the_log_whole(tmp_path: Path) -> None:
 def test_tensorboard_that_is_not_installed_is_refused_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)  # how Python itself marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # marks a module that cannot be imported
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MetricsError, match=r"pip install 'gems-sr\[tensorboard\]'"):
