@@ -132,7 +132,7 @@ def texts(bundle: Bundle) -> st.SearchStrategy[str]:
 def test_no_field_of_a_request_becomes_an_added_token(
     watched: Any, bundle: Bundle, data: st.DataObject
 ) -> None:
-    """With any text, a prompt has only the added tokens of its known items and of its form."""
+    """A prompt has only the added tokens of its known items and of its form, whatever the text is."""
     client, batches = watched
     text = texts(bundle)
     known = data.draw(st.lists(st.integers(0, 59), max_size=5))

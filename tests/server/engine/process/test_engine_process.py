@@ -302,7 +302,7 @@ def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tm
 
 
 def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an illegal access every CUDA call fails, so a new process is needed. Failures are reported first."""
+    """An illegal access makes every later CUDA call fail, so a new process is needed. Failures are reported first."""
     ours, theirs = CONTEXT.Pipe()
     options = EngineOptions(threads=1)
     given_up = CONTEXT.RawArray(ctypes.c_bool, 4)

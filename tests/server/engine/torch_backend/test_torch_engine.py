@@ -193,7 +193,7 @@ def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
 def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a confident model the last pass needs only the best hypotheses."""
+    """A confident model needs only the best hypotheses in the last pass."""
     codes = np.unique(np.random.default_rng(0).integers(0, 20, (2000, 3)), axis=0)
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, (20, 20, 20))
     model = make_model(vocabulary.size, positions=128)
@@ -302,7 +302,7 @@ def test_fewer_bits_move_scores_a_little(arch: str, precision: Precision, tolera
 
 
 def test_an_engine_that_is_not_packed_follows_its_model() -> None:
-    """During training, validation ranks with changing weights."""
+    """Validation ranks with weights that change during training."""
     w = world()
     model = make_model(w.vocabulary.size, positions=128)
     engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)

@@ -96,7 +96,7 @@ def test_too_many_negatives_are_refused_before_anything_is_trained(tmp_path: Pat
 
 
 def test_every_item_is_drawn_as_often() -> None:
-    """With 1,000 users and 5 of 20 items each, an item is drawn 250 times, with a standard deviation of 14."""
+    """An item is drawn 250 times by 1,000 users with 5 of 20 items each, with a standard deviation of 14."""
     drawn = np.zeros(21)
     for k in range(1000):
         drawn[Candidates(negatives=5).rows(Case(f"person {k}", (), 20, None), 21)] += 1

@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_keeps_the_checkpoint
 
 
 def test_two_processes_train_as_one_does(data: Path, backbone: Path, tmp_path: Path) -> None:
-    """With two CPU processes over gloo, the sums of every method equal those of the whole batch."""
+    """The sums of every method in two CPU processes over gloo equal those of the whole batch."""
     for method in ("gems", "full"):
         config = settings(backbone, method=method, epochs=1, part_tokens=256, refresh_every=2, gate="prior")
         config.save(tmp_path / f"{method}.yaml")
