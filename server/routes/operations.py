@@ -27,7 +27,7 @@ def operations(served: Served, metrics: Metrics, readiness: Readiness, settings:
     async def live() -> Health:
         return Health(status="live")
 
-    @router.get("/health/ready", summary="Whether the server is ready", responses=openapi.readiness_problems())
+    @router.get("/health/ready", summary="Whether it is ready", responses=openapi.readiness_problems())
     async def ready() -> Health:
         if not readiness.ready:
             raise NotReadyError(f"The server is {readiness.status}.")

@@ -171,11 +171,11 @@ def test_a_limit_draws_other_targets_each_epoch_and_keeps_all_that_came_before_t
     stretches = sum(-(-len(history) // ENCODER.max_events) for history in histories())
     drawn = sum(sum(batch.targets.values()) for batch in batches.epoch(0))
     assert 1.5 * stretches < drawn <= 2 * (stretches + len(histories()))
-    asked = {
+    asked = {  # exactly the requests to the engine
         (tuple(ENCODER.prompt(history[:k], event.query).ids), tuple(ENCODER.identifier(event.item)))
         for history in histories()
         for k, event in enumerate(history)
-    }  # exactly the requests to the engine
+    }
     for batch in batches.epoch(0):
         for part in batch.parts:
             for prompt, attended, ids in zip(part.prompt, part.attended, part.ids, strict=True):

@@ -105,9 +105,8 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path
         for step in (1, 2, 3):
             log.write({"step": step, "loss": float(step)})
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "".join(path.read_text("utf-8").splitlines(keepends=True)[:1]), "utf-8"
-    )  # the checkpoint's
+    checkpointed = path.read_text("utf-8").splitlines(keepends=True)[:1]
+    path.write_text("".join(checkpointed), "utf-8")
     with MetricsLog(tmp_path, tensorboard=True) as log:
         log.write({"step": 2, "loss": 20.0})
     assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 20.0)]
