@@ -1,1 +1,1 @@
-"""Benchmarks that print ratios against peers and floors measured in the same run."""
+"""Benchmarks that report ratios to peers and floors measured in the same run."""

@@ -1,10 +1,10 @@
-"""`python -m bench.admission --json F`: how long requests take that come at random moments, by who may join whom.
+"""`python -m bench.admission --json F`: response times of requests at random moments, for several admission policies.
 
-The engine ranks in this process, and time passes only while it computes: the clock is the processor time of its
-thread, and where nothing is in hand it jumps to the next arrival. So what else the machine does disturbs little. The
-load is a share of what the engine ranks a second one request after the other. `batches` takes all that waits, up to a
-batch, and answers it when all are ranked; the others answer each request when it is done, and let new ones join a pass
-of at most so many tokens (`EngineOptions.join_rows`). Prompts have random tokens and one of the given lengths.
+The engine ranks in this process. The clock is the CPU time of its thread, and jumps to the next arrival when no request
+is in flight, so that other work on the machine disturbs little. The load is a share of the engine's throughput for
+single requests. The policy `batches` ranks all waiting requests, up to a batch, and answers them together. The other
+policies answer each request when it is done, and let new requests join a pass of at most N tokens
+(`EngineOptions.join_rows`). Prompts have random tokens and one of the given lengths.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ UNBOUNDED = 1 << 30
 
 
 class Queue:
-    """Requests that arrive at given seconds of the engine's own time. taken: seconds from arrival to answer."""
+    """Requests that arrive at given seconds on the engine's clock.
+
+    taken: seconds from arrival to answer of each answered request.
+    """
 
     def __init__(self, requests: list[RankRequest], moments: list[float]) -> None:
         self._coming = list(zip(moments, requests, strict=True))[::-1]
-        self._arrived: dict[int, float] = {}  # in hand
+        self._arrived: dict[int, float] = {}  # requests in flight: number → arrival
         self._begin = time.thread_time()
         self._skipped = 0.0
         self._count = 0
@@ -51,7 +54,7 @@ class Queue:
         return time.thread_time() - self._begin + self._skipped
 
     def arrivals(self) -> dict[int, RankRequest]:
-        """What has come by now, as far as there is room."""
+        """Return the requests that have arrived by now, up to the size of a batch in flight."""
         if self._coming and not self._arrived:
             self._skipped += max(0.0, self._coming[-1][0] - self._now())
         found: dict[int, RankRequest] = {}
@@ -61,6 +64,7 @@ class Queue:
         return found
 
     def answered(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Record the time of each answer. Raises the error of a request that failed."""
         for number, outcome in outcomes.items():
             if isinstance(outcome, Exception):
                 raise outcome
@@ -68,6 +72,7 @@ class Queue:
 
 
 def in_batches(engine: TorchEngine, queue: Queue) -> None:
+    """Rank the waiting requests batch by batch."""
     while batch := queue.arrivals():
         rankings = engine.rank(list(batch.values()))
         queue.answered(dict(zip(batch, rankings, strict=True)))
@@ -76,7 +81,10 @@ def in_batches(engine: TorchEngine, queue: Queue) -> None:
 def measure(
     engine: TorchEngine, requests: list[RankRequest], load: float, seed: int
 ) -> dict[str, list[float]]:
-    """Seconds of each request by policy."""
+    """Return policy → seconds of each request.
+
+    load: arrivals as a share of the throughput for single requests.
+    """
     begin = time.thread_time()
     for request in requests[:20]:
         engine.rank([request])
@@ -98,7 +106,7 @@ def measure(
 
 
 def main(
-    lengths: Annotated[str, typer.Option(help="of prompts, one as often as the other")] = "30,100,300",
+    lengths: Annotated[str, typer.Option(help="prompt lengths, each equally often")] = "30,100,300",
     load: Annotated[float, typer.Option(min=0.1, max=0.95)] = 0.7,
     count: Annotated[int, typer.Option(help="requests of a round")] = 150,
     rounds: Annotated[int, typer.Option(min=1)] = 3,

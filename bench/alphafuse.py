@@ -1,12 +1,12 @@
-"""`python -m bench.alphafuse --beauty DIR --movielens DIR --out DIR`: AlphaFuse and its peers, measured.
+"""`python -m bench.alphafuse --beauty DIR --movielens DIR --out DIR`: figures of AlphaFuse and its peers.
 
 Trains every baseline on Amazon Beauty and MovieLens with every seed, one after the other, ranks the full catalogue, and
-writes OUT/alphafuse.json, OUT/alphafuse.md and the charts OUT/*.svg. Runs that are done are kept and runs that were
-stopped go on; `--tables` only writes down what is done so far; `--only beauty/null,…` trains a part of it.
+writes OUT/alphafuse.json, OUT/alphafuse.md and the charts OUT/*.svg. Finished runs are kept, stopped runs continue.
+`--tables` trains nothing and writes the tables of finished runs; `--only beauty/null,…` trains some parts only.
 
-    main       leave-one-out: four SASRec variants, NCF, the dense bi-encoder (tuned, and as it came)
+    main       leave-one-out: four SASRec variants, NCF, the dense bi-encoder (tuned and untuned)
     cold       users split 8:1:1 in the order of time (MovieLens only: Beauty has no real time stamps)
-    threshold  AlphaFuse by relative singular value, the width of the model fixed
+    threshold  AlphaFuse with several thresholds of the relative singular value, and a fixed width of the model
     null       AlphaFuse with a row space of 64 dimensions and null spaces of several sizes
 """
 
@@ -45,18 +45,18 @@ from training.report.charts import Line, line_chart
 from training.report.style import STYLE
 from training.run.locks import claim
 
-ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the first is what the others are compared with
+ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the others are compared with the first
 UNTUNED = "dense-untuned"
 ROW_SPACE = 64
-PAIRS = 200_000  # of items, for their cosines
+PAIRS = 200_000  # pairs of items whose cosines are measured
 NULL_SIZES = (16, 32, 128)  # and 64 in the main table
-THRESHOLDS = {  # width of the model → thresholds whose row space leaves some of it to learn
+THRESHOLDS = {  # data set → (width of the model, thresholds that leave some dimensions to learn)
     "beauty": (128, (0.05, 0.1, 0.25, 0.5)),
     "movielens": (384, (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5)),
 }
 COMMON: dict[str, dict[str, Any]] = {
     "beauty": {},
-    "movielens": {"exclude_history": True},  # films are seen once
+    "movielens": {"exclude_history": True},  # people see a film once
 }
 SASREC: dict[str, dict[str, Any]] = {
     "beauty": {},
@@ -66,7 +66,12 @@ SASREC: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run. part: see above. key: of its folder, unique within the part."""
+    """One run.
+
+    data: name of the data set.
+    part: see above.
+    key: name of the folder, unique within the part.
+    """
 
     data: str
     part: str
@@ -78,7 +83,7 @@ class Job:
         return Path(self.data) / self.part / self.key / f"seed-{self.settings.seed}"
 
     def done(self, out: Path) -> bool:
-        """Whether its result is there. Raises `SystemExit` for one of other settings."""
+        """Whether the run has a result. Raises `SystemExit` if the result was made with other settings."""
         if not (out / self.folder / EVALUATION).exists():
             return False
         before = yaml.safe_load((out / self.folder / "config.yaml").read_text("utf-8"))
@@ -90,7 +95,7 @@ class Job:
 
 
 def jobs(seeds: Sequence[int], threads: int) -> Iterator[Job]:
-    """Every seed of what the tables compare, then the sweeps, of the first seed only; the small data set first."""
+    """Yield the runs of the tables with every seed, then the sweeps with the first seed; the small data set first."""
     first = seeds[0]
     for seed in seeds:
         yield from _main_jobs(seed, threads)
@@ -153,7 +158,7 @@ def main(
 
 
 def _only(plan: Sequence[Job], parts: set[str]) -> list[Job]:
-    """The jobs of these parts. Raises `SystemExit` for a part that does not exist."""
+    """Return the jobs of these parts. Raises `SystemExit` if a part does not exist."""
     known = {f"{job.data}/{job.part}" for job in plan}
     if unknown := parts - known:
         raise SystemExit(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
@@ -161,7 +166,7 @@ def _only(plan: Sequence[Job], parts: set[str]) -> list[Job]:
 
 
 def _language(data: Path, file: Path, console: Console) -> Path:
-    """The items' language vectors, made once for all runs."""
+    """Return the file of the items' language vectors, made once for all runs."""
     if not file.exists():
         catalogue = DataSet.load(data).catalogue
         save_vectors(file, catalogue.item_ids, language_vectors(catalogue, console))
@@ -169,7 +174,7 @@ def _language(data: Path, file: Path, console: Console) -> Path:
 
 
 def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Path], out: Path) -> str:
-    """Tables and charts of the runs that are done."""
+    """Write tables and charts of the finished runs; return the tables."""
     done = [job for job in plan if job.done(out)]
     figures: dict[str, Any] = {}
     text: list[str] = []
@@ -197,7 +202,7 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
 
 
 def _floors(dataset: DataSet, runs: Sequence[CaseRanks], folder: Path) -> list[CaseRanks]:
-    """Ranked once for each task that has been run."""
+    """Return the ranks of the floors for each task; they are ranked once and saved in `folder`."""
     found = []
     for task in Task:
         mine = [run for run in runs if task in run.tasks]
@@ -210,13 +215,13 @@ def _floors(dataset: DataSet, runs: Sequence[CaseRanks], folder: Path) -> list[C
 
 
 def _belongs(job: Job, part: str, plan: Sequence[Job]) -> bool:
-    """Whether a job is of this DATA/PART. AlphaFuse's main run, first seed, is in the sweep of null spaces, too."""
+    """Whether a job belongs to DATA/PART. AlphaFuse's main run with the first seed also belongs to the part `null`."""
     main = job.part == "main" and job.key == "sasrec-alphafuse" and job.settings.seed == plan[0].settings.seed
     return part == f"{job.data}/{job.part}" or (part == f"{job.data}/null" and main)
 
 
 def _sweep(done: Sequence[Job], out: Path) -> list[dict[str, float]]:
-    """Points of a chart; none where there is only one."""
+    """Return the points of a chart; empty if there is only one."""
     points = []
     for job in done:
         result = json.loads((out / job.folder / EVALUATION).read_text("utf-8"))
@@ -255,7 +260,10 @@ def _chart(file: Path, title: str, points: Sequence[dict[str, float]], label: st
 
 
 def _cosines(vectors: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-    """Of random pairs of items, as the encoder gives them, centred in the row space, and standardised there."""
+    """Return statistics of cosines of random pairs of items, for three kinds of vectors.
+
+    The kinds are the encoder's vectors, vectors centred in the row space, and vectors standardised there.
+    """
     space = SemanticSpace.of(vectors, semantic=ROW_SPACE)
     kinds: dict[str, NDArray[np.floating]] = {
         "before": vectors,

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def milliseconds(run: Callable[[], Any], repeats: int, warm_up: bool = True) -> float:
-    """Median wall time of `run`."""
+    """Return the median wall time of `run` in milliseconds."""
     if warm_up:
         run()
     times = []
@@ -21,7 +21,10 @@ def milliseconds(run: Callable[[], Any], repeats: int, warm_up: bool = True) -> 
 
 
 def in_turn(*runs: Callable[[], Any], repeats: int) -> list[float]:
-    """Median wall times of things that are run in turn, so that the machine's moods meet all of them."""
+    """Return the median wall time of each function in milliseconds.
+
+    The functions run in turn, so that changes of the machine's speed affect all of them alike.
+    """
     times: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
         for run, taken in zip(runs, times, strict=True):

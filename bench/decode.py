@@ -1,13 +1,15 @@
-"""`python -m bench.decode --json F`: the engine against `transformers.generate`, against vLLM and against its floor.
+"""`python -m bench.decode --json F`: the engine compared with `transformers.generate`, with vLLM and with its floor.
 
-The floor is one plain forward pass over as many tokens as the engine feeds: P + W·(L − 1). All
-run in one process on the same backbone (random identifier rows) in the same precision; figures are medians,
-engine and floor in turn, and the ratios are what counts on a shared machine. `generate` normalises over the whole
-vocabulary, whose head is no part of the floor, and so does vLLM here; `level_*` is the engine with `level`
-normalisation, which is what bundles are trained and served with. vLLM takes part where it is installed (the
-environment of `make test-vllm`); it gets each prompt once, because it keeps those that it has seen. Beside single
-requests: a batch of eight prompts of different lengths against the sum of their floors, and the second request of a
-history that the prefix cache knows against the first, both with `level`.
+The floor is one plain forward pass over as many tokens as the engine processes: P + W·(L − 1). All run in one process,
+on the same backbone (with random embeddings of the codes) and in the same precision. Figures are medians; engine and
+floor run in turn. On a shared machine only the ratios count.
+
+`generate` and vLLM normalise over the whole vocabulary; the output layer for it is not a part of the floor. `level_*`
+is the engine with `level` normalisation, the default of training and serving. vLLM takes part if it is installed (the
+environment of `make test-vllm`); it gets each prompt once, because it caches prompts.
+
+Two more figures use `level`: a batch of eight prompts of different lengths, compared with the sum of their floors; and
+the second request of a history, compared with the first, which fills the prefix cache.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500,
 def allowed_tokens(
     vocabulary: IdentifierVocabulary, codes: NDArray[np.int32], prompt: int
 ) -> Callable[[int, torch.Tensor], list[int]]:
-    """The catalogue as the dictionary of prefixes that `generate` asks."""
+    """Return the catalogue as the function for `prefix_allowed_tokens_fn` of `generate`.
+
+    codes: int32 [N, L].
+    prompt: tokens of the prompt.
+    """
     children: dict[tuple[int, ...], set[int]] = {}
     for row in vocabulary.tokens(codes).tolist():
         for depth in range(len(row)):
@@ -58,6 +64,7 @@ def allowed_tokens(
 
 
 def generate(model: PreTrainedModel, ids: torch.Tensor, width: int, levels: int, allowed: Any) -> Any:
+    """Run constrained beam search of transformers; returns token ids, int64 [width, P + levels]."""
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -114,23 +121,23 @@ class Bench:
         return cls(model, engine, level, vllm, bundle.vocabulary, codes)
 
     def random_ids(self, length: int, seed: int = 0) -> torch.Tensor:
-        """Text tokens, int64 [1, length]."""
+        """Return random text tokens, int64 [1, length]."""
         generator = torch.Generator().manual_seed(length + 100_000 * seed)
         return torch.randint(0, self.vocabulary.first_added, (1, length), generator=generator)
 
     def floor(self, tokens: int) -> Callable[[], Any]:
-        """One plain forward pass over so many tokens."""
+        """Return a function that runs one plain forward pass over N tokens."""
         ids = self.random_ids(tokens)
         return lambda: self.model.base_model(input_ids=ids, use_cache=False)
 
     def stages(self, request: RankRequest, repeats: int) -> dict[str, float]:
-        """Where the time of the engine with `level` normalisation goes: medians."""
+        """Return the median milliseconds of each stage of the engine with `level` normalisation."""
         seconds = [self.level.rank([request])[0].seconds for _ in range(repeats)]
         return {stage: 1000 * statistics.median(each[stage] for each in seconds) for stage in seconds[0]}
 
     @torch.inference_mode()
     def batched(self, repeats: int) -> dict[str, Any]:
-        """Eight requests at once, and the floors of each, one after the other."""
+        """Compare a batch of eight requests with the sum of their floors."""
         levels = self.vocabulary.levels
         requests = [RankRequest(self.random_ids(P)[0].tolist(), W, W) for P, W in BATCH]
         floors = [self.floor(P + W * (levels - 1)) for P, W in BATCH]
@@ -141,7 +148,7 @@ class Bench:
 
     @torch.inference_mode()
     def prefix_cache(self, P: int, W: int, new: int, repeats: int) -> dict[str, Any]:
-        """A history that was never seen, and then the same with `new` tokens more."""
+        """Compare a new history of P tokens with the same history and `new` more tokens."""
         self.level.cache = PrefixCache(1 << 30)
         seed = 0
 
@@ -162,7 +169,7 @@ class Bench:
 
     @torch.inference_mode()
     def measure(self, P: int, W: int, repeats: int, generate_repeats: int) -> dict[str, Any]:
-        """Engine, floor and `generate` for one request of P prompt tokens and W beams."""
+        """Return figures of engine, floor, `generate` and vLLM for one request of P prompt tokens and W beams."""
         levels = self.vocabulary.levels
         ids = self.random_ids(P)
         request = RankRequest(ids[0].tolist(), W, W)
@@ -199,6 +206,7 @@ class Bench:
         return case
 
     def vllm_ms(self, vllm: Engine, P: int, W: int, repeats: int) -> float:
+        """Return the median milliseconds of vLLM for a new prompt."""
         seeds = count(1000 * W)
         return milliseconds(
             lambda: vllm.rank([RankRequest(self.random_ids(P, next(seeds))[0].tolist(), W, W)]), repeats
@@ -215,7 +223,7 @@ def main(
     generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     precision: Annotated[
-        Precision, typer.Option(help="of the engine; int8 stands beside a floor in bfloat16")
+        Precision, typer.Option(help="of the engine; the floor of int8 is in bfloat16")
     ] = "bfloat16",
 ) -> None:
     """Time one request for every prompt length and beam width."""

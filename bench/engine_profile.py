@@ -1,8 +1,8 @@
-"""`python -m bench.engine_profile --json F`: where the engine's time for one request goes.
+"""`python -m bench.engine_profile --json F`: the engine's time for one request, by stage and by kind of operation.
 
-Stages are timed by the engine itself. Within them torch's profiler adds up the time of operations by kind, as the
-main thread sees it; what is left of the wall time is Python: the interpreter between operations, numpy, the trie.
-The profiler costs some time of its own, so that shares are what counts.
+The engine itself measures the stages. torch's profiler adds up the time of operations by kind on the main thread. The
+rest of the wall time is Python: the interpreter between operations, numpy, the trie. The profiler itself costs time, so
+only the shares count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def operations(engine: TorchEngine, requests: list[RankRequest]) -> dict[str, float]:
-    """Milliseconds a request, by kind."""
+    """Return milliseconds per request, by kind of operation."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         began = time.perf_counter()
         for request in requests:
@@ -54,6 +54,10 @@ def operations(engine: TorchEngine, requests: list[RankRequest]) -> dict[str, fl
 
 
 def measure(engine: TorchEngine, first_added: int, P: int, W: int, repeats: int) -> dict[str, Any]:
+    """Return figures of requests with P prompt tokens and W beams.
+
+    first_added: size of the vocabulary of text tokens.
+    """
     generator = torch.Generator().manual_seed(P)
     requests = [
         RankRequest(torch.randint(0, first_added, (P,), generator=generator).tolist(), W, W)

@@ -1,10 +1,14 @@
-"""`python -m bench.identifiers --data DIR --json F`: semantic identifiers by each quantiser, beside each other.
+"""`python -m bench.identifiers --data DIR --json F`: a comparison of semantic identifiers from each quantiser.
 
-For the items of a data set: use of the codes, collisions and purity of prefixes as `gems index describe` has them,
-and how much of the vectors' variance the codes leave. `plain` is residual k-means of all dimensions without a limit
-on what a code names. Held out: a tenth of the items, drawn by a fixed seed, is named by codebooks that were fitted
-without it, as new items are; how many pairs of a held-out and another item under one prefix share a category.
-Followed: how often the last two items of a person, on which no vectors are trained, share a prefix.
+Figures for the items of a data set are the use of codes, collisions and purity of prefixes (as in `gems index
+describe`), and the share of the vectors' variance that the codes do not explain. `plain` is residual k-means on all
+dimensions, without a limit on the items of a code.
+
+    held out    A tenth of the items, drawn by a fixed seed, gets identifiers from codebooks that were fitted without
+    it,
+                like new items. The figure is the share of pairs of a held-out and another item under one prefix that
+                have a category in common.
+    followed    The share of users whose last two items have a prefix in common. No vectors are trained on these items.
 """
 
 from __future__ import annotations
@@ -101,7 +105,7 @@ def main(
 def _figures(
     catalogue: Catalogue, vectors: NDArray[np.float32], sizes: Sequence[int], fit: Fit, seed: int
 ) -> tuple[NDArray[np.int32], dict[str, Any]]:
-    """Prefixes, int32 [N, levels], and their figures."""
+    """Return prefixes, int32 [N, levels], and their figures."""
     start = time.perf_counter()
     known = fit(vectors, sizes, seed)
     seconds = time.perf_counter() - start
@@ -125,7 +129,7 @@ def _figures(
 
 
 def _unexplained(vectors: NDArray[np.float32], prefixes: NDArray[np.int32]) -> float:
-    """Variance within the prefixes, as a share of all: comparable whatever space the codes are in."""
+    """Return the variance within prefixes as a share of the whole, measured in the space of `vectors`."""
     _, group, count = np.unique(prefixes, axis=0, return_inverse=True, return_counts=True)
     total = np.zeros((len(count), vectors.shape[1]), np.float32)
     np.add.at(total, group, vectors)
@@ -141,8 +145,10 @@ def _held_out(
     fit: Fit,
     seed: int,
 ) -> dict[str, Any]:
-    """Names for items that came later: evenness of the first codes, and purity by depth. unchosen: float32 [N, d], the
-    vectors that items have when they come."""
+    """Return figures of held-out items: the largest share of a first code, and purity by depth.
+
+    unchosen: vectors that new items have, float32 [N, d].
+    """
     rows = np.random.default_rng(seed).permutation(len(vectors))
     new, old = np.split(rows, [int(HELD_OUT * len(rows))])
     known = fit(vectors[old], sizes, seed)

@@ -1,6 +1,6 @@
-"""Load on an HTTP server: as fast as it answers (closed loop), or at a rate of our own (open loop).
+"""Load on an HTTP server: as fast as it answers (closed loop), or at a given rate (open loop).
 
-A few lines of HTTP/1.1 on plain sockets, because a client library costs more than the server that is measured.
+The client is a few lines of HTTP/1.1 on plain sockets, because a client library costs more than the measured server.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 
 PATIENCE = 60.0  # seconds for one answer
-KEPT = 2.0  # seconds after which an idle connection is not used again: a server may be closing it
+KEPT = 2.0  # seconds after which an idle connection is not used again, because the server may close it
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """status: of the response, 0 where the connection broke. sent: on the clock of `perf_counter`."""
+    """The outcome of a request.
+
+    status: status code of the response, 0 if the connection broke.
+    sent: seconds on the clock of `time.perf_counter`.
+    seconds: time until the answer.
+    """
 
     status: int
     sent: float
@@ -30,7 +35,7 @@ class Answered:
 
 
 def request(method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
-    """A whole HTTP/1.1 request."""
+    """Return the bytes of an HTTP/1.1 request."""
     content = b"" if body is None else json.dumps(body).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -40,7 +45,7 @@ def request(method: str, path: str, body: dict[str, Any] | None = None) -> bytes
 
 
 class _Connections:
-    """Kept-alive connections to one port, opened on demand."""
+    """Persistent connections to one port, opened on demand."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -61,7 +66,7 @@ class _Connections:
         return Answered(status, begin, time.perf_counter() - begin)
 
     def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """The connection that was used last, if it may be used again."""
+        """Return the connection that was used last, if it may be used again."""
         while self._idle:
             since, reader, writer = self._idle.pop()
             if time.perf_counter() - since < KEPT:
@@ -87,7 +92,7 @@ async def _exchange(
 async def closed_loop(
     port: int, messages: Sequence[bytes], connections: int, seconds: float
 ) -> list[Answered]:
-    """So many clients, each asking again as soon as it has its answer."""
+    """Run N clients, each of which sends the next request as soon as it has an answer."""
     pool, source = _Connections(port), cycle(messages)
     end = time.perf_counter() + seconds
 
@@ -105,7 +110,7 @@ async def closed_loop(
 async def open_loop(
     port: int, messages: Sequence[bytes], rate: float, seconds: float, seed: int = 0
 ) -> list[Answered]:
-    """Requests at random moments, `rate` a second on average, whatever becomes of those before."""
+    """Send requests at random moments, on average `rate` per second, without waiting for earlier answers."""
     pool, source = _Connections(port), cycle(messages)
     begin = time.perf_counter()
     tasks = []
@@ -118,7 +123,7 @@ async def open_loop(
 
 
 def _moments(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Arrivals of a Poisson process."""
+    """Yield the arrivals of a Poisson process in seconds."""
     rng = random.Random(seed)
     moment = rng.expovariate(rate)
     while moment < seconds:
@@ -127,20 +132,23 @@ def _moments(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 
 def quantile(answers: Sequence[Answered], q: float) -> float:
-    """Of the seconds that answers took; NaN for none."""
+    """Return the q-quantile of the seconds of the answers; NaN if there are none."""
     return float(np.quantile([each.seconds for each in answers], q)) if answers else float("nan")
 
 
 def rate_of(answers: Sequence[Answered], warm_up: float, seconds: float) -> float:
-    """Answers with 200 a second, within `seconds` that begin `warm_up` seconds after the first was sent."""
+    """Return successful answers per second, in the `seconds` that begin `warm_up` seconds after the first request."""
     begin = min(each.sent for each in answers) + warm_up
     ends = [each.sent + each.seconds for each in answers if each.status == 200]
     return sum(begin <= end < begin + seconds for end in ends) / seconds
 
 
 def rate_of_batches(answers: Sequence[Answered], warm_up: float, batch: int) -> float:
-    """Answers with 200 a second where they come `batch` at a time: from the first batch that ends `warm_up` seconds
-    or more after the first was sent, to the last. A fixed window would be wrong by up to a batch."""
+    """Return successful answers per second if `batch` answers always arrive together.
+
+    The window is from the first batch that ends `warm_up` seconds or more after the first request, to the last batch. A
+    fixed window would have an error of up to a batch.
+    """
     begin = min(each.sent for each in answers) + warm_up
     ends = sorted(
         end for each in answers if each.status == 200 and (end := each.sent + each.seconds) >= begin

@@ -1,9 +1,9 @@
-"""`python -m bench.passes --data DIR --json F`: how many forward passes the identifiers of a catalogue take.
+"""`python -m bench.passes --data DIR --json F`: the number of forward passes for the identifiers of a catalogue.
 
-Semantic identifiers as `gems train` makes them, a backbone of one layer that was never trained (what can be fed ahead
-depends on the trie and hardly on who is asked), random prompts, every answer of the beam wanted, so that nothing is
-dropped early. Without feeding ahead a request takes a pass for each code. The trie of random identifiers, as
-`bench.decode` has them, comes last.
+Identifiers are semantic, as in `gems train`. The backbone is one untrained layer, because the look-ahead depends on the
+trie and hardly on the model. Prompts are random, and a request wants all items of the beam, so that no hypothesis is
+dropped early. Without look-ahead a request takes one pass for each code. The last row has random identifiers, as in
+`bench.decode`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(
 
 
 def _passes(engine: TorchEngine, width: int) -> list[list[int]]:
-    """For each request the rows of its passes."""
+    """Return, for each request, the number of rows of each of its passes."""
     forward = engine._backbone.forward
     rows: list[int] = []
 

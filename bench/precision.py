@@ -1,7 +1,8 @@
-"""`python -m bench.precision BUNDLE --data DIR`: what fewer bits do to the rankings of a trained bundle.
+"""`python -m bench.precision BUNDLE --data DIR`: the effect of lower precision on the rankings of a trained bundle.
 
-Ranks test cases of a data set in float32, bfloat16 and int8, and compares with float32: how often the first item is
-the same, how many of the first ten are, by how much scores differ, and the Hit@10 of each with the seconds it took.
+Ranks test cases of a data set in float32, bfloat16 and int8. It compares each precision with float32: how often the
+first item is the same, how many of the first ten items are the same, and how much the scores differ. It also reports
+Hit@10 and seconds of each precision.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ TOP = 10
 
 
 def agreement(rankings: Sequence[Ranking], exact: Sequence[Ranking]) -> dict[str, float]:
-    """Means over the cases. score_error: over items that both found, in nats."""
+    """Compare rankings with exact ones; returns means over the cases.
+
+    score_error is the mean absolute difference of scores in nats, over items that both rankings contain.
+    """
     errors = []
     for ours, theirs in zip(rankings, exact, strict=True):
         known = dict(zip(theirs.items, theirs.scores, strict=True))

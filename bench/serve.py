@@ -1,9 +1,9 @@
-"""`python -m bench.serve --json F`: what HTTP costs over the engine alone, at saturation.
+"""`python -m bench.serve --json F`: the overhead of the HTTP server over the engine alone, at saturation.
 
-The engine alone ranks one full batch after the other, in this process. Then the same requests go to a server,
-from twice as many clients as a batch holds, each of which asks again when it has its answer. Both take
-turns several times, and the medians are compared: on a shared machine only ratios count. The server needs a
-core beside the engine's threads.
+The engine alone ranks one full batch after the other, in this process. Then a server gets the same requests, from twice
+as many clients as a batch has places; each client sends the next request when it has its answer. Engine and server run
+in turn several times, and the medians are compared, because on a shared machine only ratios count. The server needs a
+core in addition to the engine's threads.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ LIMIT = 10
 
 
 def histories(count: int, items: int) -> list[list[int]]:
-    """Rows of so many people's items."""
+    """Return random histories of N users: catalogue rows."""
     rng = np.random.default_rng(1)
     return [rng.integers(0, items, HISTORY).tolist() for _ in range(count)]
 
 
 def engine_rate(engine: TorchEngine, requests: list[RankRequest], batch: int, seconds: float) -> float:
-    """Requests a second, in full batches."""
+    """Return the throughput in full batches: requests per second."""
     source = cycle(requests)
     engine.rank(list(islice(source, batch)))
     begin = time.perf_counter()
@@ -58,8 +58,8 @@ def engine_rate(engine: TorchEngine, requests: list[RankRequest], batch: int, se
 
 
 def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
-    """The figures of one bundle."""
-    os.environ["GEMS_THREADS"] = str(threads)  # for the server
+    """Return the figures of one bundle."""
+    os.environ["GEMS_THREADS"] = str(threads)  # read by the server
     torch.set_num_threads(threads)
     settings = Settings()
     bundle = Bundle.open(bundle_path)
@@ -76,7 +76,7 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
     ]
     messages = [request("POST", "/v1/recommend", body) for body in bodies]
     batch = settings.max_batch_size
-    garbage.settle()  # as the server does: the engine alone shall not be slower for want of it
+    garbage.settle()  # as in the server, for a fair comparison
     engine_rps, http_rps, answers = [], [], []
     with ServerProcess(bundle_path) as server:
         port = int(server.url.rpartition(":")[2])

@@ -1,9 +1,9 @@
-"""`python -m bench.tiny_lm --out DIR`: a small but whole language model, for measurements on two cores.
+"""`python -m bench.tiny_lm --out DIR`: a small but complete language model, for measurements on two cores.
 
-Three layers of GPT-NeoX, 128 wide, with a BPE vocabulary of 8,000 words, pretrained on the knowledge articles
-of the `wikipedia` asset. It is no good language model, but it is one: its perplexity on the held-out
-articles means something, which that of the first layers of a larger model does not. The result is a
-Hugging Face folder for `--backbone DIR`.
+The model has three layers of GPT-NeoX, 128 wide, and a BPE vocabulary of 8,000 tokens. It is pretrained on the
+knowledge articles of the `wikipedia` asset. It is not a good language model, but its perplexity on the held-out
+articles is meaningful, in contrast to that of the first layers of a larger model. The result is a Hugging Face folder
+for `--backbone DIR`.
 """
 
 from __future__ import annotations

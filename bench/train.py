@@ -1,10 +1,10 @@
-"""`python -m bench.train --json F`: what a step costs, by method: time and bytes.
+"""`python -m bench.train --json F`: time and memory of a training step, by method.
 
-Every method runs in a process of its own, on the same SmolLM2-135M (all layers unless --layers), the
-same random batch of two tasks and the same identifiers, fp32. `full` backpropagates the two tasks apart,
-as GEMS must; `full-joint` is the usual single pass over their sum. Rank n/8 for the subspaces, with half
-of that for each task; LoRA has rank 32. Time is the median of the steps without and with refreshes.
-Peak bytes are what the process grew to above the loaded model (VmHWM, Linux).
+Every method runs in its own process, with the same SmolLM2-135M (all layers unless --layers), the same random batches
+of two tasks and the same identifiers, in float32. `full` runs one backward pass for each task, as GEMS must;
+`full-joint` runs the usual single pass over their sum. Subspaces have rank n/8, half of it for each task; LoRA has rank
+32. Times are medians, separately for steps with and without a refresh of the bases. Peak bytes are the growth of the
+process above the loaded model (VmHWM, Linux).
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ ITEMS = 10_000
 
 
 def batch(vocabulary_codes: np.ndarray, first_code: list[int], rows: int, tokens: int, seed: int) -> Part:
-    """`rows` sequences of `tokens`: items of three codes, each after three text tokens; both tasks in each."""
+    """Return `rows` random sequences of `tokens` tokens.
+
+    Items have three codes, each item follows three text tokens, and the tasks alternate within a sequence.
+    """
     rng = np.random.default_rng(seed)
     ids = rng.integers(100, 40_000, (rows, tokens))
     level = np.full((rows, tokens), -1, np.int8)
@@ -65,6 +68,7 @@ def batch(vocabulary_codes: np.ndarray, first_code: list[int], rows: int, tokens
 
 
 def step_once(name: str, method: Method, losses: dict[Task, torch.Tensor]) -> dict[str, Any]:
+    """Run backward and update of one step; return the figures of the method."""
     shares = dict.fromkeys(losses, 0.5)
     if name == "full":
         for left, (task, loss) in zip((1, 0), losses.items(), strict=True):
@@ -77,7 +81,7 @@ def step_once(name: str, method: Method, losses: dict[Task, torch.Tensor]) -> di
 def measure(
     name: str, layers: int | None, rows: int, tokens: int, steps: int, threads: int
 ) -> dict[str, Any]:
-    """Figures of one method; run in a process of its own."""
+    """Return the figures of one method. It needs its own process, because the peak of memory is one per process."""
     torch.set_num_threads(threads)
     config = TrainConfig(layers=layers, null_space=False, refresh_every=1000, **SETTINGS[name])
     backbone = load_backbone(config, [])
@@ -105,7 +109,7 @@ def measure(
 
 
 def _reset_peak() -> int:
-    """Forget the peak so far; returns what is resident now."""
+    """Reset the peak of memory; return the present bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 

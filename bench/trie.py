@@ -1,8 +1,8 @@
-"""`python -m bench.trie --json F`: the trie at catalogue scale, against marisa-trie and nested Python dicts.
+"""`python -m bench.trie --json F`: the trie at catalogue scale, compared with marisa-trie and nested Python dicts.
 
-Random identifiers, every code equally likely: the least favourable case for size, since almost no prefix is
-shared. An expansion finds all children of so many nodes of depth 1 (a beam after its first code): position in
-the beam, child, and code. `filtered` allows a random 1% of the items. All in one process, medians.
+Identifiers are random with equally likely codes. This is the worst case for size, because almost no prefix is shared.
+An expansion finds all children of N nodes of depth 1 (a beam after its first code): position in the beam, child, and
+code. `filtered` allows a random 1% of the items. All figures are medians from one process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from index.trie.trie import Trie
 
 BEAMS = (50, 256)
 SHARE = 0.01
-PLANE = 0x10000  # codes as characters beyond the surrogates
+PLANE = 0x10000  # offset that maps codes to characters beyond the surrogates
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         trie.save(Path(folder))
         figures["open_ms"] = milliseconds(lambda: Trie.open(Path(folder)), 9)
-        trie = Trie.open(Path(folder))  # measured as it is served: memory-mapped
+        trie = Trie.open(Path(folder))  # memory-mapped, as in the server
         start = time.perf_counter()
         chosen = SlotSet.of(rng.random(items) < SHARE)
         figures["filter_build_ms"] = 1000 * (time.perf_counter() - start)
@@ -84,7 +84,10 @@ def _times(beams: dict[int, Any], expand: Callable[[Any], Any]) -> dict[str, flo
 
 
 def _dict_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[tuple[int, int]]]:
-    """Nested dicts: (position, code) of every child of the nodes that the given first codes lead to."""
+    """Return an expansion with nested dicts: first codes → (position, code) of every child.
+
+    codes: uint16 [N, levels].
+    """
     root: dict[int, Any] = {}
     for row in codes:
         node = root
@@ -94,7 +97,10 @@ def _dict_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[tup
 
 
 def _marisa_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[tuple[int, int]]]:
-    """marisa-trie has no call for the children of a node; the next codes of all keys below it are they."""
+    """Return the same expansion with marisa-trie.
+
+    It has no call for the children of a node, so they are collected from all keys below the node.
+    """
     words = (codes.astype(np.uint32) + PLANE).view(f"<U{codes.shape[1]}").ravel()
     trie = marisa_trie.Trie(words.tolist())
 
@@ -109,7 +115,7 @@ def _marisa_expansion(codes: NDArray[np.uint16]) -> Callable[[list[int]], list[t
 
 
 def _check(trie: Trie, nodes: NDArray[np.int64], theirs: list[tuple[int, int]]) -> None:
-    """All ways find the same children, or the times mean nothing."""
+    """Raise `SystemExit` unless the peer finds the same children; else times would not be comparable."""
     parent, _, code = trie.expand(1, nodes)
     if sorted(theirs) != list(zip(parent.tolist(), code.tolist(), strict=True)):
         raise SystemExit("the tries disagree")

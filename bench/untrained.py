@@ -1,4 +1,4 @@
-"""Bundles of a pretrained backbone that was never trained on items: random rows for codes, and random identifiers."""
+"""Bundles of a pretrained backbone that was not trained on items: random embeddings of codes, random identifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.model.extension import extend_backbone
 
 
 def random_identifiers(items: int) -> Identifiers:
-    """Of four codes, all different."""
+    """Return distinct random identifiers of four codes."""
     rng = np.random.default_rng(0)
     sizes = (256, 256, 256, 16)
     table = np.stack([rng.integers(0, size, 2 * items) for size in sizes], axis=1)
@@ -33,7 +33,13 @@ def publish_untrained(
     normalisation: str,
     identifiers: Identifiers | None = None,
 ) -> Path:
-    """Publish the first `layers` of a backbone (None: all) with so many items. identifiers: theirs, if not random."""
+    """Publish an untrained bundle at `path`, and return the path.
+
+    items: number of items.
+    layers: first layers of the backbone that are kept; None: all.
+    normalisation: "level" or "vocabulary".
+    identifiers: identifiers of the items; None: random ones.
+    """
     identifiers = identifiers or random_identifiers(items)
     catalogue = Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
     loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
@@ -45,7 +51,7 @@ def publish_untrained(
     )
     rows = loaded.model.get_input_embeddings().weight
     torch.manual_seed(0)
-    with torch.no_grad():  # random rows: no ties that rounding could decide
+    with torch.no_grad():  # random embeddings avoid ties that rounding would decide
         rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
     info = BundleInfo(
         bundle_id=f"untrained-{Path(backbone).name}",

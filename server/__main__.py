@@ -1,4 +1,4 @@
-"""`python -m server BUNDLE`: serve a bundle. Settings come from `GEMS_*` variables and from flags."""
+"""`python -m server BUNDLE`: serve a bundle. Settings come from `GEMS_*` environment variables and from flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXIT_BAD_SETTINGS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and serve; the exit code."""
+    """Parse the command line and serve; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m server", description="Serve a bundle over HTTP.")
     parser.add_argument("bundle", type=Path, help="folder of a published bundle")
     parser.add_argument("--host", help="address to listen on (GEMS_HOST)")
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
         return EXIT_BAD_SETTINGS
     template.begin()
-    from server.launch import launch  # slow imports, beside those of the template
+    from server.launch import launch  # slow imports, in parallel with those of the template
 
     return launch(bundle, settings)
 
@@ -44,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # all is done; to take the imports down one by one would take seconds
+    os._exit(code)  # a regular exit would spend seconds on freeing the imported modules

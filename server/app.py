@@ -1,4 +1,4 @@
-"""The HTTP application: which path does what."""
+"""The HTTP application: creates the components of the server and mounts the routes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ T = TypeVar("T")
 def create_app(
     bundle: Bundle, engine: HostedEngine, settings: Settings, reopen: Reopen | None = None
 ) -> FastAPI:
-    """An application that answers from `bundle`, and later versions of its index, by `engine`.
+    """Return an application that answers from `bundle`, and from later versions of its index.
 
-    The engine is used by one thread of the application, between its start-up and its shutdown; an
-    `EngineProcess` is started and ended with it. reopen: see `Deployments`; without it the bundle cannot be swapped.
-    `app.state.readiness` is the application's `Readiness`; whoever runs it may set it to draining.
-    `app.state.refused` is the `EngineError` that kept it from starting, if one did.
+    engine: used by one thread while the application runs. An `EngineProcess` starts and ends with the application.
+    reopen: opens the bundle again, see `Deployments`; without it the bundle cannot be swapped.
+
+    `app.state.readiness` is the application's `Readiness`; the caller may set its stage to "draining".
+    `app.state.refused` is the `EngineError` that prevented the start, or None.
     """
     metrics = Metrics()
     deployments = Deployments(bundle, engine, metrics, settings, reopen)

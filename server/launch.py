@@ -1,8 +1,8 @@
-"""Running the server: open the bundle, warm up, listen, and stop in the order that loses no request.
+"""The server process: open the bundle, warm up, listen, and stop without losing a request.
 
-SIGTERM: `/health/ready` answers 503 at once, while requests are answered as before; after
-`drain_seconds`, when the load balancer has looked away, the listener closes and what is in flight
-ends. uvicorn alone would close the listener first. A second signal, or Ctrl-C, skips the wait.
+On SIGTERM `/health/ready` answers 503 at once, while other requests are still answered, until the load balancer has
+noticed. After `drain_seconds` the listener closes, and the requests in flight are finished. uvicorn itself would close
+the listener first. A second signal, or Ctrl-C, skips the wait.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXIT_BAD_BUNDLE = 2
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    """Options of the engine, from the server's settings."""
+    """Return the engine's part of the settings."""
     return EngineOptions(
         engine=settings.engine,
         threads=settings.threads,
@@ -58,7 +58,10 @@ def engine_options(settings: Settings) -> EngineOptions:
 
 
 def launch(path: Path, settings: Settings) -> int:
-    """Serve a bundle until told to stop; the exit code. Call it on the main thread."""
+    """Serve a bundle until a signal stops it; return the exit code. Call it on the main thread.
+
+    path: folder of a bundle, or a link to one.
+    """
     logs.configure(settings.log_level)
     try:
         spans = _open_spans() if settings.tracing == "on" else None
@@ -70,7 +73,7 @@ def launch(path: Path, settings: Settings) -> int:
     _raise_descriptor_limit()
 
     def reopen() -> tuple[Bundle, EngineProcess]:
-        bundle = Bundle.open(path.resolve())  # the path may be a link that is turned to another bundle
+        bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
         return bundle, EngineProcess(
             bundle,
             options=engine_options(settings),
@@ -112,7 +115,7 @@ def launch(path: Path, settings: Settings) -> int:
 
 
 def _open_spans() -> Spans:
-    """Spans, exported as the `OTEL_*` environment says. Raises `TracingError`."""
+    """Return spans that are exported as the `OTEL_*` variables say. Raises `TracingError`."""
     try:
         from server.telemetry import spans  # OpenTelemetry is an extra
     except ModuleNotFoundError as error:
@@ -121,19 +124,19 @@ def _open_spans() -> Spans:
 
 
 def _refuse(error: Exception) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # one line, whatever a library said
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # on one line
     return EXIT_BAD_BUNDLE
 
 
 def _raise_descriptor_limit() -> None:
-    """As many connections as the system lets a process have; many systems begin with 1,024."""
+    """Raise the limit of open files, and so of connections, to the maximum; the usual default is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS allows fewer than it says
+    with suppress(OSError, ValueError):  # macOS allows fewer than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, with the drain described above."""
+    """uvicorn's server, with the drain described above."""
 
     def __init__(self, config: uvicorn.Config, readiness: Readiness, drain_seconds: float) -> None:
         super().__init__(config)
@@ -142,7 +145,10 @@ class DrainingServer(uvicorn.Server):
         self._drained_at: float | None = None  # monotonic
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's would die of the signal in the end; a clean stop exits with 0."""
+        """Drain or stop on a signal.
+
+        uvicorn's own handler ends the process by the signal in the end; here a clean stop exits with 0.
+        """
         if self.should_exit:
             self.force_exit = True
         elif sig == signal.SIGTERM and self.started and self._drained_at is None:

@@ -12,33 +12,35 @@ from server.engine.options import DEFAULTS, BackEnd, Device, Precision
 
 
 class Settings(BaseSettings):
-    """Every limit of the server and its default. `docs/api.md` describes each; a test keeps it so."""
+    """Every setting of the server and its default. `docs/api.md` describes each of them; a test checks that."""
 
     model_config = SettingsConfigDict(env_prefix="GEMS_", frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log reports it
     engine: BackEnd = "torch"
-    threads: int = Field(0, ge=0)  # 0: as many as torch chooses
+    threads: int = Field(0, ge=0)  # of the engine; 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    tracing: Literal["off", "on"] = "off"  # by OpenTelemetry, which is an extra; OTEL_* say the rest
+    tracing: Literal["off", "on"] = "off"  # OpenTelemetry, an optional extra; OTEL_* variables configure it
 
     admin_key: SecretStr = SecretStr("")  # empty: no administration over HTTP
     api_keys: SecretStr = SecretStr("")  # comma-separated; empty: ranking requests need none
-    cors_origins: str = ""  # comma-separated; empty: no browser page of another origin may ask
+    cors_origins: str = ""  # comma-separated; empty: no web page of another origin may call the server
     playground: bool = True  # the web page at /
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)
     max_batch_tokens: int = Field(DEFAULTS.max_batch_tokens, ge=1)
-    join_rows: int = Field(DEFAULTS.join_rows, ge=0)  # rows of a pass up to which new requests join
-    cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
-    device: Device = "cpu"  # of the model
-    cuda_graphs: int = Field(32, ge=0)  # that are kept of passes of codes, with device cuda
-    precision: Precision = "float32"  # of the model's weights
+    join_rows: int = Field(
+        DEFAULTS.join_rows, ge=0
+    )  # largest pass, in tokens, that requests may join; 0: never
+    cache_mib: int = Field(1024, ge=0)  # the prefix cache: keys and values of earlier prompts; 0: no cache
+    device: Device = "cpu"  # the model runs on it
+    cuda_graphs: int = Field(32, ge=0)  # CUDA graphs that are kept, with device cuda
+    precision: Precision = "float32"  # the model's weights
     queue_limit: int = Field(8, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
-    stall_seconds: float = Field(60.0, gt=0)  # without any answer: the engine hangs and is replaced
+    stall_seconds: float = Field(60.0, gt=0)  # an engine without any answer for so long is replaced
     fallback: Fallback = "none"
 
     default_limit: int = Field(10, ge=1)
@@ -52,15 +54,15 @@ class Settings(BaseSettings):
     max_batch_requests: int = Field(32, ge=1, le=BATCH_CEILING)
     max_explained: int = Field(20, ge=1)
 
-    idle_seconds: float = Field(5.0, gt=0)  # for a connection to send the whole head of its next request
-    body_seconds: float = Field(8.0, gt=0)  # for the body that follows
+    idle_seconds: float = Field(5.0, gt=0)  # until the whole head of the next request has arrived
+    body_seconds: float = Field(8.0, gt=0)  # from then until the whole body has arrived
 
-    drain_seconds: float = Field(2.0, ge=0)  # not ready, but still answering
-    shutdown_seconds: int = Field(10, ge=1)  # for what is in flight when the listener has closed
+    drain_seconds: float = Field(2.0, ge=0)  # after SIGTERM: not ready, but still answering
+    shutdown_seconds: int = Field(10, ge=1)  # for requests in flight after the listener has closed
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        """Defaults lie within their caps, and the beam can hold the largest answer."""
+        """Check that defaults do not exceed their limits, and that the beam can hold the largest answer."""
         for small, large in (
             ("default_limit", "max_limit"),
             ("default_beam_width", "max_beam_width"),

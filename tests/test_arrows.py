@@ -38,7 +38,7 @@ ALLOWED = {
         "index.bundle index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
         "server.runtime"
     ),
-    "server.api": "index.sequence index.trie",
+    "server.api": "index.sequence index.trie server.engine",
     "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
     "server.serving": (

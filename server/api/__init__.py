@@ -1,5 +1,5 @@
-"""What goes over the wire: requests, responses, errors, paths and the OpenAPI document.
+"""The HTTP interface: requests, responses, errors, paths and the OpenAPI document.
 
-Types and constants only; nothing here ranks. Import models from `requests` and `responses`, the error tree
-from `errors`.
+This package holds types and constants only; nothing in it ranks. Import models from `requests` and `responses`, errors
+from `errors`, and the stages of a ranking from `stages`.
 """

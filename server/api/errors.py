@@ -2,25 +2,25 @@
 
     ServerError                 500   unexpected: a fault of the server
     ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
-    ├── UnauthorizedError       401   a path that asks for a key, without the right one
+    ├── UnauthorizedError       401   the path needs an API key, and the request names no valid one
     ├── NotFoundError           404
     ├── MethodNotAllowedError   405
-    ├── BodyTimeoutError        408   the body came too slowly
+    ├── BodyTimeoutError        408   the body arrived too slowly
     ├── IndexRefusedError       409   the index version on disk cannot be served
     ├── BundleRefusedError      409   the bundle on disk cannot be served
     ├── BodyTooLargeError       413
     ├── MediaTypeError          415   not sent as application/json
     ├── InvalidRequestError     422   JSON of the wrong shape, or over a limit
     ├── QueueFullError          429   with Retry-After
-    ├── DeadlineUnreachableError 429  the same, for a request that would not be answered in its time
-    ├── ClientGoneError         499   the client hung up; nobody reads the answer
+    ├── DeadlineUnreachableError 429  the request would miss its deadline in the queue; with Retry-After
+    ├── ClientGoneError         499   the client closed the connection; nobody reads the answer
     ├── EngineFailedError       500   the model failed on the batch
     ├── NotReadyError           503   starting or shutting down
-    ├── EngineUnavailableError  503   the engine's process was lost, and is being restarted
+    ├── EngineUnavailableError  503   the engine process ended, and is being restarted
     └── DeadlineError           504   no answer within `request_timeout_ms`
 
-Each is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES`. No message holds any part
-of the request: what a client sent is not repeated, neither to it nor to the logs.
+Each error is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES` bytes. No message contains any part of
+the request: what a client sent is repeated neither in the answer nor in the logs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ _MAX_TEXT = 120
 
 
 class ServerError(Exception):
-    """status: of the response; code: the machine-readable name, also a label of the metrics."""
+    """Base class of all errors of a request.
+
+    status: status code of the response.
+    code: machine-readable name of the error, also a label of the metrics.
+    title: one line for people, the same for every error of the class.
+    detail: what went wrong with this request.
+    errors: the fields of the body that are wrong.
+    headers: additional headers of the response.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "unexpected"
@@ -98,7 +106,7 @@ class InvalidRequestError(ServerError):
 
     @classmethod
     def at(cls, field: str, message: str) -> InvalidRequestError:
-        """One field of the body is to blame."""
+        """Return the error for one invalid field of the body."""
         return cls(
             "One or more fields have to be mended.",
             errors=[FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])],
@@ -149,7 +157,7 @@ class DeadlineError(ServerError):
 
 
 def problem(error: ServerError, request_id: str) -> Problem:
-    """The error as a problem document."""
+    """Return the error as a problem document."""
     return Problem(
         type=f"urn:gems:problem:{error.code}",
         title=error.title,
@@ -161,7 +169,7 @@ def problem(error: ServerError, request_id: str) -> Problem:
 
 
 def problem_response(error: ServerError, request_id: str) -> Response:
-    """The error as problem JSON."""
+    """Return the error as a response with problem JSON."""
     return Response(
         problem(error, request_id).model_dump_json(exclude_defaults=True),
         error.status,
@@ -171,7 +179,7 @@ def problem_response(error: ServerError, request_id: str) -> Response:
 
 
 def as_server_error(error: Exception) -> ServerError:
-    """Any exception as one of the tree; those that are not meant for clients become a plain 500."""
+    """Convert any exception to a `ServerError`. An unexpected exception becomes a plain 500, without its message."""
     if isinstance(error, ServerError):
         return error
     if isinstance(error, RequestValidationError):
@@ -183,12 +191,12 @@ def as_server_error(error: Exception) -> ServerError:
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
-    """A finding of pydantic, without what was sent: neither values nor the names of unknown fields."""
+    """Convert an error of pydantic. Neither the values that were sent nor the names of unknown fields are kept."""
     path = list(error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":  # the last part is a name that the client made up
+    if error["type"] == "extra_forbidden":  # the last part is a name chosen by the client
         path, message = path[:-1], "holds an unknown field; see /docs for the known ones"
-    if "filter" in path:  # attribute names are the client's, too
+    if "filter" in path:  # attribute names are chosen by the client, too
         path = path[: path.index("filter") + 1]
     return FieldError(where=".".join(str(part) for part in path)[:_MAX_TEXT], message=message[:_MAX_TEXT])
 
@@ -206,7 +214,7 @@ def _from_routing(error: HTTPException) -> ServerError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application in the one shape."""
+    """Make the application answer every error as problem JSON."""
 
     async def answer(request: Request, error: Exception) -> Response:
         known = as_server_error(error)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: errors are described as what they are, problem JSON."""
+"""The OpenAPI document: descriptions of errors as problem JSON, and links between answers and requests."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _RANKING = (
 
 
 def ranking_problems() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a ranking route."""
+    """Return the error `responses` of a ranking route."""
     return _responses(*_RANKING)
 
 
 def lookup_problems() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of the lookup of items."""
+    """Return the error `responses` of the item lookup."""
     return _responses(UnauthorizedError, InvalidRequestError)
 
 
 def readiness_problems() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of the readiness check."""
+    """Return the error `responses` of the readiness check."""
     return _responses(NotReadyError)
 
 
 def administration_problems() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an administration route."""
+    """Return the error `responses` of an administration route."""
     return _responses(UnauthorizedError, NotFoundError, IndexRefusedError, EngineUnavailableError)
 
 
@@ -63,7 +63,7 @@ def _responses(*kinds: type[ServerError]) -> dict[int | str, dict[str, Any]]:
 
 
 def onwards() -> dict[int | str, dict[str, Any]]:
-    """The `responses` entry that says how an answer goes on: its first item becomes the history of a next request."""
+    """Return the `responses` entry with links: the first item of an answer is the history of the next request."""
     history = [{"item_id": "$response.body#/items/0/item_id"}]
     bodies: dict[str, dict[str, Any]] = {
         "search": {"query": "more like this", "history": history},
@@ -78,7 +78,7 @@ def onwards() -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """FastAPI describes every response as application/json; name the errors' own media type."""
+    """Describe errors as `application/problem+json`; FastAPI describes every response as `application/json`."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:

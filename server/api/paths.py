@@ -1,16 +1,16 @@
-"""The paths of the server, by what is done with them. Short paths are aliases of those under /v1."""
+"""The paths of the server, grouped by use. Each path without /v1 is an alias of the same path under /v1."""
 
 from __future__ import annotations
 
 from index.sequence.events import Task
 
 VERSION = "/v1"
-KINDS = (*(task.value for task in Task), "batch")  # of ranking requests
+KINDS = (*(task.value for task in Task), "batch")  # the kinds of ranking requests
 
 _RANKING = {"/search": Task.SEARCH.value, "/recommend": Task.RECOMMENDATION.value, "/batch": "batch"}
 RANKING = _RANKING | {VERSION + path: kind for path, kind in _RANKING.items()}
 LOOKUP = "/items"
-PLAYGROUND = {"/": "index.html"} | {  # to files of `server/static`
+PLAYGROUND = {"/": "index.html"} | {  # path → file in `server/static`
     f"/playground/{name}": name
     for name in (
         *("style.css", "icon.svg"),
@@ -24,10 +24,10 @@ NAMED = {*RANKING, *_LOOKUPS, *QUIET, *ADMINISTRATION}
 
 
 def ranking_kind(method: str, path: str) -> str | None:
-    """What a request asks for: one of `KINDS`, or None if it is no ranking request."""
+    """Return the kind of a ranking request, one of `KINDS`; None for any other request."""
     return RANKING.get(path) if method == "POST" else None
 
 
 def asks_for_a_key(method: str, path: str) -> bool:
-    """Whether a request has to name one of the API keys, where there are some."""
+    """Whether a request must name an API key, on a server that has API keys."""
     return ranking_kind(method, path) is not None or (method == "GET" and path in _LOOKUPS)

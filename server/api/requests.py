@@ -1,7 +1,7 @@
-"""What comes over the wire: requests.
+"""The bodies of requests.
 
-Requests are strict: no coercion, no unknown field. Caps that an operator may set are checked by the
-service; the ceilings here only bound the work of validation.
+Validation is strict: no type coercion, no unknown fields. The service checks the limits that an operator can set; the
+ceilings here only bound the work of validation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from index.trie.filters import BOUNDS, MAX_TEXT_CHARS
 
 HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
-MAX_FIELDS = 32  # of one JSON object; no request has as many
+MAX_FIELDS = 32  # fields of one JSON object; no valid request has as many
 
 BATCH_CEILING = 1000  # `max_batch_requests` cannot be set higher
-ITEMS_CEILING = 10_000  # of `exclude` and `candidates`
-MAX_FILTER_VALUES = 1000  # of one attribute
+ITEMS_CEILING = 10_000  # entries of `exclude` and of `candidates`
+MAX_FILTER_VALUES = 1000  # values of one attribute
 
 TaskName = Literal["search", "recommendation"]
 Fallback = Literal["none", "popularity"]
@@ -34,7 +34,7 @@ def _crowded(data: Any) -> bool:
 
 
 def _short(values: Any, most: int) -> Any:
-    """Refuse a long list before its parts are looked at."""
+    """Refuse a list that is too long before its entries are validated."""
     if isinstance(values, list) and len(values) > most:
         raise ValueError(f"more than {most} entries")
     return values
@@ -66,17 +66,19 @@ def _is_number(value: Any) -> bool:
 
 
 class HistoryEntry(BaseModel):
-    """One past interaction. Validators in Python would be felt: a history holds thousands of these."""
+    """One past interaction."""
+
+    # No validators in Python here: a history holds thousands of entries.
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     item_id: str = Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)
     behaviour: TaskName = "recommendation"
-    query: str | None = Field(None, description="What was typed; needed where the behaviour is `search`.")
+    query: str | None = Field(None, description="The typed text; required if the behaviour is `search`.")
 
 
 class NumberRange(BaseModel):
-    """Numbers between bounds; those that are absent do not bound."""
+    """Range of numbers; an absent bound does not limit it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -97,16 +99,16 @@ class _Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, data: Any) -> Any:
-        """One error for an object of 100,000 unknown fields, instead of 100,000."""
+        """Report one error for an object with 100,000 unknown fields, instead of 100,000 errors."""
         if _crowded(data):
             raise ValueError("the object has too many fields")
         return data
 
 
 class RecommendRequest(_Body):
-    """What will this person want next?"""
+    """A recommendation: the items that this person may want next."""
 
-    model_config = ConfigDict(  # joined with that of the parent
+    model_config = ConfigDict(  # pydantic merges it with the parent's
         json_schema_extra={
             "examples": [
                 {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True},
@@ -126,29 +128,29 @@ class RecommendRequest(_Body):
     )
     exclude_history: bool = Field(False, description="Leave out every item of the history.")
     exclude: Annotated[list[ItemId], FailFast()] = Field(
-        default=[], description="Items to leave out; unknown ones are no error."
+        default=[], description="Items to leave out; unknown ids are ignored."
     )
     candidates: list[ItemId] | None = Field(None, min_length=1, description="Rank only these items.")
     filter: dict[str, FilterCondition] | None = Field(
         None,
-        description="Attribute to value, list of values or range of numbers; an item has to match all.",
+        description="Maps attributes to a value, a list of values or a range of numbers; an item has to match all.",
     )
-    explain: bool = Field(False, description="Say which history entries mattered for the first item.")
+    explain: bool = Field(False, description="Report which history entries mattered for the first item.")
     timeout_ms: int | None = Field(
         None,
         ge=1,
-        description="Milliseconds after which the answer is of no use; default and most: the server's.",
+        description="Milliseconds until the answer is useless; the server's limit is the default and the maximum.",
     )
     fallback: Fallback | None = Field(
         None,
-        description="`popularity`: popular items, labelled as such, where there is no history or the model fails; "
-        "`none`: the model or an error; default: the server's.",
+        description="`popularity`: answer with popular items, labelled as such, if there is no history or the model "
+        "fails; `none`: answer by the model or with an error; default: the server's setting.",
     )
 
     @field_validator("history", mode="before")
     @classmethod
     def _bounded(cls, history: Any) -> Any:
-        """Refuse what is too large before its parts are looked at."""
+        """Refuse a history that is too large before its entries are validated."""
         if isinstance(history, list):
             if len(history) > HISTORY_CEILING:
                 raise ValueError(f"more than {HISTORY_CEILING} entries; send the newest")
@@ -164,7 +166,7 @@ class RecommendRequest(_Body):
     @field_validator("filter", mode="before")
     @classmethod
     def _readable(cls, asked: Any) -> Any:
-        """One clear error in the first condition that is wrong, instead of one for each type that it is not."""
+        """Report one clear error for the first invalid condition; pydantic reports one for each type of the union."""
         if isinstance(asked, dict):
             if not 1 <= len(asked) <= MAX_FIELDS:
                 raise ValueError(f"a filter names 1 to {MAX_FIELDS} attributes")
@@ -182,7 +184,7 @@ class RecommendRequest(_Body):
 
 
 class SearchRequest(RecommendRequest):
-    """What does this person mean by these words?"""
+    """A search: the items that this person means by these words."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -222,7 +224,7 @@ BatchEntry = Annotated[SearchEntry | RecommendEntry, Field(discriminator="task")
 
 
 class BatchRequest(_Body):
-    """Several requests in one; each is answered, or refused, on its own."""
+    """Several requests in one call; each is answered or refused independently."""
 
     model_config = ConfigDict(
         json_schema_extra={

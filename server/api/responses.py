@@ -1,4 +1,4 @@
-"""What goes back over the wire: answers, problems, and what the server says of itself."""
+"""The bodies of responses: answers, problems, and the state of the server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ FallbackReason = Literal["cold_start", "engine_failed", "engine_unavailable", "d
 
 
 class RankedItem(BaseModel):
-    """One item of an answer. score: log-probability of the item's identifier; of a popular item, the logarithm
-    of its share of all interactions."""
+    """One item of an answer.
+
+    rank: position in the answer, from 1.
+    score: log-probability of the item's identifier. For a popular item: the logarithm of its share of all interactions.
+    """
 
     rank: int
     item_id: str
@@ -24,11 +27,11 @@ class RankedItem(BaseModel):
 
 
 class Dropped(BaseModel):
-    """What of the history was not used.
+    """The part of the history that was not used.
 
-    unknown_items: distinct ids that the catalogue does not hold, the first few of them.
-    unknown_count: how many history entries named an unknown item.
-    old_events: how many of the oldest known entries did not fit the model's prompt.
+    unknown_items: the first few distinct ids that the catalogue does not contain.
+    unknown_count: number of history entries that name an unknown item.
+    old_events: number of the oldest known entries that did not fit into the model's prompt.
     """
 
     unknown_items: list[str] = []
@@ -37,10 +40,13 @@ class Dropped(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds. A step of the engine counts for every request that took part in it."""
+    """Milliseconds of each stage and in total, in the order of time.
 
-    queue: float
+    A step of the engine counts for every request that took part in it.
+    """
+
     tokenise: float
+    queue: float
     prefill: float
     decode: float
     head: float
@@ -50,8 +56,11 @@ class Timings(BaseModel):
 
 
 class HistoryEffect(BaseModel):
-    """position: of the entry in the history as it was sent, from 0. effect: by how much the entry raises the
-    score of the explained item, in nats."""
+    """The effect of one history entry on the explained item.
+
+    position: index of the entry in the history that was sent, from 0.
+    effect: increase of the item's score by the entry, in nats.
+    """
 
     position: int
     item_id: str
@@ -59,9 +68,10 @@ class HistoryEffect(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Which history entries mattered for the first item: each is left out once, and the item scored again.
+    """The history entries that mattered for the first item: each is left out once, and the item is scored again.
 
-    history: strongest effect first. unexplained: older entries that were read, too, but not left out.
+    history: effects, strongest first.
+    unexplained: number of older entries that the model read, but that were not left out in turn.
     """
 
     item_id: str
@@ -78,28 +88,32 @@ class Answer(BaseModel):
     task: TaskName
     items: list[RankedItem]
     fewer_than_limit: str | None = Field(
-        description="Why fewer than `limit` items came back; null if they did not."
+        description="Why there are fewer than `limit` items; null if there are `limit` items."
     )
     fallback: FallbackReason | None = Field(
-        description="Why popularity answered instead of the model; null if the model did."
+        description="Why popularity answered instead of the model; null if the model answered."
     )
     dropped: Dropped
     explanation: Explanation | None = Field(
-        description="Null unless asked for, or if there is nothing to explain."
+        description="Null if not requested, or if there is nothing to explain."
     )
-    cached_tokens: int = Field(description="Tokens of the prompt that were known from earlier requests.")
+    cached_tokens: int = Field(description="Tokens of the prompt that came from the prefix cache.")
     timings_ms: Timings
 
 
 class FieldError(BaseModel):
-    """where: path of the field in the body; message: what to mend."""
+    """One invalid field.
+
+    where: path of the field in the body.
+    message: what is wrong with it.
+    """
 
     where: str
     message: str
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457, `application/problem+json`). It never repeats what was sent."""
+    """An error (RFC 9457, `application/problem+json`). It never repeats any part of the request."""
 
     type: str
     title: str
@@ -124,7 +138,7 @@ class FoundItem(BaseModel):
 
 
 class FoundItems(BaseModel):
-    """The answer to a lookup: by title, those that begin with the text first, else in the order of the ids."""
+    """The answer to a lookup. By title: titles that begin with the text come first. By id: in the order of the ids."""
 
     items: list[FoundItem]
 
@@ -136,7 +150,7 @@ class Health(BaseModel):
 
 
 class Limits(BaseModel):
-    """The caps that a client has to keep."""
+    """The limits for requests. Times are in milliseconds, sizes in bytes."""
 
     default_limit: int
     max_limit: int
@@ -151,8 +165,12 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """What is being served. attributes: the first few of those that a filter can name. key_required: whether rankings
-    ask for one of the API keys. data, training: the bundle's own description."""
+    """The bundle and the limits of the server.
+
+    attributes: the first few attributes that a filter can name.
+    key_required: whether ranking requests must name an API key.
+    data, training: descriptions from the bundle.
+    """
 
     version: str
     bundle_id: str
@@ -173,7 +191,10 @@ class Info(BaseModel):
 
 
 class IndexState(BaseModel):
-    """Which version of the index is served. items: those that may be recommended."""
+    """The index version that is served.
+
+    items: number of items that may be recommended.
+    """
 
     bundle_id: str
     index_version: str
@@ -182,7 +203,10 @@ class IndexState(BaseModel):
 
 
 class BundleState(BaseModel):
-    """Which bundle is served. items: those that may be recommended."""
+    """The bundle that is served.
+
+    items: number of items that may be recommended.
+    """
 
     bundle_id: str
     previous_bundle_id: str

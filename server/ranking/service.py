@@ -29,6 +29,7 @@ from server.api.responses import (
     RankedItem,
     Timings,
 )
+from server.api.stages import STAGES
 from server.engine.contract import Ranking, RankRequest
 from server.ranking.explanation import explain
 from server.ranking.parsed_request import ParsedRequest, check_caps, parse
@@ -36,7 +37,7 @@ from server.ranking.selection import why_fewer
 from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.telemetry import tracing
-from server.telemetry.metrics import STAGES, Metrics, outcome
+from server.telemetry.metrics import Metrics, outcome
 
 logger = logging.getLogger("server.ranking.service")
 

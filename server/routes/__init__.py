@@ -1,4 +1,4 @@
 """The HTTP endpoints, one file for each group: ranking, items, administration, operations, the web page.
 
-Each file makes one `APIRouter`; `server.app` mounts them. Nobody else imports from here.
+Each file makes one `APIRouter`; `server.app` mounts them. No other module imports this package.
 """

@@ -1,4 +1,4 @@
-"""The administration endpoints. They ask for the admin key; without one set, they answer 404."""
+"""The administration endpoints. They require the admin key; on a server without an admin key they answer 404."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.transport.keys import authorise, bearer
 
-BEARER = HTTPBearer(
-    auto_error=False, description="The admin key, GEMS_ADMIN_KEY."
-)  # for the description only
+# This only describes the key in the OpenAPI document; `authorise` checks it.
+BEARER = HTTPBearer(auto_error=False, description="The admin key, GEMS_ADMIN_KEY.")
 
 
 def administration(deployments: Deployments, settings: Settings) -> APIRouter:
-    """Routes under `/admin`."""
+    """Return a router of the routes under `/admin`."""
     key = settings.admin_key.get_secret_value().strip()
 
     def administrator(request: Request) -> None:
@@ -34,7 +33,7 @@ def administration(deployments: Deployments, settings: Settings) -> APIRouter:
         responses=openapi.administration_problems(),
     )
 
-    @router.post("/index/refresh", summary="Serve the index version that is now the current one on disk")
+    @router.post("/index/refresh", summary="Serve the index version that is now current on disk")
     async def refresh_index() -> IndexState:
         before, bundle = await deployments.refresh_index()
         return IndexState(
@@ -44,9 +43,7 @@ def administration(deployments: Deployments, settings: Settings) -> APIRouter:
             items=_items(bundle),
         )
 
-    @router.post(
-        "/bundle/refresh", summary="Serve the bundle that is now at the path that was given at the start"
-    )
+    @router.post("/bundle/refresh", summary="Serve the bundle that is now at the path of the command line")
     async def refresh_bundle() -> BundleState:
         before, bundle = await deployments.refresh_bundle()
         return BundleState(

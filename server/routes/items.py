@@ -1,4 +1,4 @@
-"""Looking items up: by the words of their titles, for people who type, or by their ids."""
+"""The item lookup: by words of the title, for people who type, or by ids."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class ItemsQuery(BaseModel):
         None,
         min_length=1,
         max_length=MAX_PREFIX_CHARS,
-        description="Words or their beginnings; each has to begin a word of the title. Case and accents do not count.",
+        description="Words or beginnings of words; each must begin a word of the title. Ignores case and accents.",
         examples=["star wa"],
     )
     id: list[ItemId] = Field(
         default=[],
         max_length=MAX_IDS,
-        description="Item ids, the parameter repeated; unknown ones are left out of the answer.",
+        description="Item ids, one for each `id` parameter; the answer leaves out unknown ids.",
         examples=[["260", "1196"]],
     )
     limit: int = Field(10, ge=1, le=MAX_FOUND, description="Items to return at most, under `prefix`.")
@@ -47,10 +47,10 @@ class ItemsQuery(BaseModel):
 
 
 def lookup(deployments: Deployments) -> APIRouter:
-    """The lookup, to be included under a version and without one."""
+    """Return a router of the lookup, without the version's prefix."""
     router = APIRouter(tags=["items"], responses=openapi.lookup_problems(), dependencies=[Depends(BEARER)])
 
-    @router.get(LOOKUP, operation_id="items", summary="Items whose titles have words that begin so, or by id")
+    @router.get(LOOKUP, operation_id="items", summary="Find items by the beginnings of title words, or by id")
     async def items(query: Annotated[ItemsQuery, Query()]) -> FoundItems:
         deployment = deployments.current
         catalogue = deployment.bundle.index.catalogue

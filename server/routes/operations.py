@@ -1,4 +1,4 @@
-"""The endpoints of operation: health, metrics, and what is being deployments."""
+"""The endpoints for operators: health, metrics, and a description of the bundle."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from server.transport.keys import split
 def operations(
     deployments: Deployments, metrics: Metrics, readiness: Readiness, settings: Settings
 ) -> APIRouter:
-    """A router of `/health/live`, `/health/ready`, `/metrics` and `/info`."""
+    """Return a router of `/health/live`, `/health/ready`, `/metrics` and `/info`."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/health/live", summary="The process runs")
+    @router.get("/health/live", summary="Whether the process runs")
     async def live() -> Health:
         return Health(status="live")
 
-    @router.get("/health/ready", summary="The server wants requests", responses=openapi.readiness_problems())
+    @router.get("/health/ready", summary="Whether it is ready", responses=openapi.readiness_problems())
     async def ready() -> Health:
         if not readiness.ready:
             raise NotReadyError(f"The server is {readiness.status}.")
@@ -39,7 +39,7 @@ def operations(
     async def scrape() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/info", summary="What is being served")
+    @router.get("/info", summary="The bundle and the limits of the server")
     async def info() -> Info:
         return _info(deployments.current.bundle, settings)
 

@@ -1,7 +1,7 @@
-"""The web page at `/`: plain files, read once, that ask the API like any other client.
+"""The web page at `/`: static files, read once at the start, that call the API like any other client.
 
-The page may load nothing but these files and talk to nobody but this server, and no text becomes markup: its
-Content-Security-Policy also forbids every way of writing HTML from a script.
+The Content-Security-Policy lets the page load these files only and connect to this server only. It also forbids scripts
+to write HTML, so no text of an answer can become markup.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _POLICY = {
     "trusted-types": "'none'",
 }
 _HEADERS = {
-    "Cache-Control": "no-cache",  # kept, but asked about each time: an upgrade is seen at once
+    "Cache-Control": "no-cache",  # browsers revalidate each time, so an upgrade shows at once
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -41,7 +41,7 @@ _HEADERS = {
 
 
 def playground() -> APIRouter:
-    """A route for each file of the page."""
+    """Return a router with a route for each file of the page."""
     router = APIRouter(include_in_schema=False)
     for path, name in PLAYGROUND.items():
         _add(router, path, _FOLDER / name)

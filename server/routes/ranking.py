@@ -1,4 +1,4 @@
-"""The ranking endpoints: `/search`, `/recommend` and `/batch`. A client that hangs up gives its request up."""
+"""The ranking endpoints: `/search`, `/recommend` and `/batch`. A request is cancelled if its client disconnects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def ranking(service: Service) -> APIRouter:
-    """A router of the endpoints that rank, without the version's prefix."""
+    """Return a router of the ranking endpoints, without the version's prefix."""
     router = APIRouter(
         route_class=JsonRoute,
         tags=["ranking"],
@@ -30,12 +30,12 @@ def ranking(service: Service) -> APIRouter:
 
     async def answer(body: RecommendRequest, request: Request) -> Answer:
         state = request.state
-        return await _unless_gone(request, service.answer(body, state.request_id, state.started))
+        return await _cancel_on_disconnect(request, service.answer(body, state.request_id, state.started))
 
     @router.post(
         "/search",
         operation_id="search",
-        summary="Items for a query, in the light of a history",
+        summary="Items for a query, given a history",
         responses=openapi.onwards(),
     )
     async def search(body: SearchRequest, request: Request) -> Answer:
@@ -55,15 +55,20 @@ def ranking(service: Service) -> APIRouter:
     )
     async def batch(body: BatchRequest, request: Request) -> BatchAnswer:
         state = request.state
-        return await _unless_gone(request, service.answer_batch(body, state.request_id, state.started))
+        return await _cancel_on_disconnect(
+            request, service.answer_batch(body, state.request_id, state.started)
+        )
 
     return router
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client hangs up first."""
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; cancel it if the client disconnects first.
+
+    Raises `ClientGoneError` if the client disconnects.
+    """
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_hang_up(request))
+    watching = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -75,7 +80,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _hang_up(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

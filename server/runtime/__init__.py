@@ -1,4 +1,4 @@
-"""What every process of the server does with itself: log lines, garbage collection, memory figures.
+"""Log lines, garbage collection and memory figures of every process of the server.
 
-The lowest room of `server`; the engine's process uses it, too.
+This is the lowest package of `server`; the engine process uses it, too.
 """

@@ -1,7 +1,8 @@
-"""Python's collector of reference cycles, kept away from what lives as long as the process.
+"""Settings of Python's garbage collector: it skips the objects that live as long as the process.
 
-A full pass looks at every object that the imported libraries and the catalogue are made of: a quarter of a second with
-hardly a catalogue, more with a large one, in which nobody is answered. Reference counts free what is swapped out.
+A full collection visits every object of the imported libraries and of the catalogue. It takes a quarter of a second
+with a tiny catalogue, more with a large one, and no request is answered meanwhile. Reference counts free a bundle that
+is replaced.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import gc
 
 
 def settle() -> None:
-    """What there is now is there to stay: it is never looked at again."""
+    """Exempt all present objects from garbage collection."""
     gc.freeze()
 
 
 def settle_again() -> None:
-    """So is what has come since, but for cycles that are garbage by now. Nothing happens in a process that has never
-    settled: it may have other work than serving."""
+    """Collect garbage once, then exempt the objects made since `settle`, too.
+
+    Does nothing in a process that never called `settle`, because that process may do other work than serving.
+    """
     if gc.get_freeze_count():
         gc.collect()
         gc.freeze()

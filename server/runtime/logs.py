@@ -1,7 +1,7 @@
 """Logs as JSON lines on stderr, without queries and histories.
 
-Exceptions are logged by their type and the lines they passed, without their message: a message may
-hold text of a request.
+Exceptions are logged with their type and their traceback, but without their message: a message may contain text of a
+request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _DEEPEST = 12
 
 
 class JsonLines(logging.Formatter):
-    """One record, one line: time, level, logger, message, and the record's `extra` fields."""
+    """Format a record as one line of JSON: time, level, logger, message, and the record's `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -41,5 +41,5 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for name in "uvicorn", "vllm":  # they tell at `info` what the server logs better, or how they were built
+    for name in "uvicorn", "vllm":  # their `info` lines repeat what the server logs, or describe their build
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -1,4 +1,4 @@
-"""How much memory the server's processes take, and how much there is. Linux tells; elsewhere it is not known."""
+"""Memory that the server's processes use, and the limit of it. Only Linux reports the former."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import os
 from pathlib import Path
 
-_CGROUP_LIMITS = (  # of version 2 and of version 1, as a container sees its own
+_CGROUP_LIMITS = (  # cgroups version 2 and version 1, as a container sees its own
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
 
 def resident_bytes(pid: int | None) -> float:
-    """Resident memory of a process, what it shares with others included; NaN where it is not known."""
+    """Return the resident memory of a process in bytes, including shared memory; NaN if it is unknown."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -22,7 +22,7 @@ def resident_bytes(pid: int | None) -> float:
 
 
 def limit_bytes() -> float:
-    """What all processes together may take: that of the container, or all that the machine has."""
+    """Return the bytes that all processes together may use: the limit of the container, or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in _CGROUP_LIMITS:
         try:

@@ -1,4 +1,4 @@
-// Asking the server, and the same request as a curl command.
+// Requests to the server, and the same requests as curl commands.
 
 const KEY = "gems-api-key";
 
@@ -7,7 +7,7 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-/** What went wrong, as the server's problem document says it. */
+/** An error, from the server's problem document. */
 export class Problem extends Error {
   constructor({ title, status = 0, detail = "", request_id = "", errors = [] }) {
     super(title);
@@ -17,7 +17,7 @@ export class Problem extends Error {
 
 const url = (path) => new URL(path, document.baseURI);
 
-/** The JSON of an answer. Throws `Problem`, or `AbortError` where `signal` says so. */
+/** Return the JSON of an answer. Throws `Problem`, or `AbortError` if `signal` is aborted. */
 async function call(path, options) {
   const headers = { ...options.headers };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
@@ -38,23 +38,23 @@ async function call(path, options) {
 
 export const info = () => call("info", {});
 
-/** Items whose titles match what was typed. */
+/** Find the items whose titles match the typed text. */
 export function findTitles(prefix, signal) {
   return call(`v1/items?${new URLSearchParams({ prefix, limit: 8 })}`, { signal }).then((found) => found.items);
 }
 
-/** The items with these ids that exist. At most 100 ids. */
+/** Return the items with these ids, without unknown ids. At most 100 ids. */
 export function namedItems(ids, signal) {
   return call(`v1/items?${new URLSearchParams(ids.map((id) => ["id", id]))}`, { signal }).then((found) => found.items);
 }
 
-/** task: `search` or `recommend`. */
+/** Rank items. task: `search` or `recommend`. */
 export function rank(task, body, signal) {
   const headers = { "Content-Type": "application/json" };
   return call(`v1/${task}`, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
-/** The request as a line for a shell; of a key only the name of a variable. */
+/** Return the request as a shell command. It names a variable instead of the API key. */
 export function curl(task, body) {
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const sent = key.get() ? ' -H "Authorization: Bearer $GEMS_API_KEY"' : "";

@@ -1,4 +1,4 @@
-// The page: its form is the state; every change asks again and is written to the address, so that it can be shared.
+// The page. The form is its state: every change sends a new request, and is written to the address so that it can be shared.
 
 import { curl, findTitles, info, key, namedItems, Problem, rank } from "./api.js";
 import { card } from "./card.js";
@@ -8,15 +8,15 @@ import { pane, problemBox } from "./results.js";
 
 const PAUSE_MS = 300;
 const NO_QUERY = "Type a query to search.";
-const MAX_HISTORY = 100; // as many ids as one lookup takes
+const MAX_HISTORY = 100; // the most ids in one lookup
 const CHECKS = ["explain", "exclude"];
 const OPTIONS = ["limit", "beam", "fallback", "filter"];
 const TEXTS = ["query", ...OPTIONS];
 
 const form = byId("ask");
-const titles = new Map(); // of item ids; null where there is no such item
-let history = []; // entries as the API takes them
-let served = null; // what /info said
+const titles = new Map(); // item id → title; null if there is no such item
+let history = []; // entries in the format of the API
+let served = null; // the answer of /info
 
 const panes = Object.fromEntries(
   ["search", "recommend"].map((task) => [
@@ -66,11 +66,11 @@ function drawChips() {
     );
   });
   byId("chips").replaceChildren(...chips);
-  byId("chips").scrollTop = byId("chips").scrollHeight; // the newest is the last
+  byId("chips").scrollTop = byId("chips").scrollHeight; // show the newest, which is last
   byId("clear").classList.toggle("away", !history.length);
 }
 
-/** Look up the titles of history items that came without. */
+/** Look up the titles of history items that have none yet. */
 async function nameHistory() {
   const ids = [...new Set(history.map(({ item_id }) => item_id))].filter((id) => !titles.get(id));
   if (!ids.length) return;
@@ -85,7 +85,7 @@ function writeAddress() {
   const address = new URLSearchParams();
   for (const { item_id, query } of history) {
     address.append("item", item_id);
-    if (query) address.append("by", query); // the query that the item before was found by
+    if (query) address.append("by", query); // the query that found the previous item
   }
   TEXTS.filter((id) => byId(id).value.trim()).forEach((id) => address.set(id, byId(id).value.trim()));
   CHECKS.filter((id) => byId(id).checked).forEach((id) => address.set(id, "1"));
@@ -113,11 +113,11 @@ function layOut() {
   byId("panes").dataset.show = form.elements.show.value;
 }
 
-// ---- asking ----
+// ---- requests ----
 
 const soon = debounced(PAUSE_MS, ask);
 
-/** The fields that both requests share, or null where the filter is no JSON object. */
+/** Return the fields that both requests share; null if the filter is not a JSON object. */
 function readForm() {
   const body = { history };
   const number = (id) => byId(id).valueAsNumber;
@@ -190,10 +190,10 @@ function changed() {
 
 function askAndName() {
   ask();
-  nameHistory().catch(() => {}); // the lists say what is wrong
+  nameHistory().catch(() => {}); // the lists show the error
 }
 
-// ---- what is served ----
+// ---- the served bundle ----
 
 async function describe() {
   try {

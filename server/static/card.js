@@ -1,4 +1,4 @@
-// The model card: what the bundle says of itself.
+// The model card: the bundle's description.
 
 import { element, fixed } from "./dom.js";
 

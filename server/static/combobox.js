@@ -1,12 +1,14 @@
-// A text field with a list of titles below it, after the combobox pattern of the ARIA practices.
+// A text field with a list of titles below it: the combobox pattern of the ARIA Authoring Practices.
 
 import { debounced, element } from "./dom.js";
 
 const PAUSE_MS = 120;
 
 /**
- * find(text, signal): the items to offer. choose(item): one was chosen. back(): Backspace in the empty field.
- * tell(text): for screen readers.
+ * find(text, signal): returns the items to offer.
+ * choose(item): called with the chosen item.
+ * back(): called for Backspace in the empty field.
+ * tell(text): reports a text to screen readers.
  */
 export function combobox({ input, list, find, choose, back, tell }) {
   let items = [];
@@ -37,7 +39,7 @@ export function combobox({ input, list, find, choose, back, tell }) {
     choose(item);
   }
 
-  /** none: what to say where there is nothing to offer. */
+  /** none: text to report if there is nothing to offer. */
   function open(found, none) {
     items = found;
     const options = items.map((item, k) => {
@@ -79,7 +81,7 @@ export function combobox({ input, list, find, choose, back, tell }) {
       if (items.length) activate((active + step + items.length) % items.length);
       else look();
     } else if (event.key === "Enter" && (items.length || input.value.trim())) {
-      event.preventDefault(); // half a title does not ask
+      event.preventDefault(); // an incomplete title sends no request
       if (items.length) take(active);
     } else if (event.key === "Escape") {
       if (list.hidden) input.value = "";

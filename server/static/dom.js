@@ -2,7 +2,7 @@
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with properties (or attributes, where the name has a dash or is `role`) and children. */
+/** Make an element with children and properties (attributes if the name has a dash or is `role`). */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A function that calls `work` when it has not been called for so many milliseconds, and `cancel`, which forgets it. */
+/** Return a function that runs `work` once it was not called for the given milliseconds; its `cancel` drops the call. */
 export function debounced(milliseconds, work) {
   let timer;
   const call = () => {
@@ -23,5 +23,5 @@ export function debounced(milliseconds, work) {
   return Object.assign(call, { cancel: () => clearTimeout(timer) });
 }
 
-/** A number with so many digits after the point and a real minus sign. */
+/** Format a number with a fixed number of decimals and a real minus sign. */
 export const fixed = (value, digits = 2) => value.toFixed(digits).replace("-", "−");

@@ -1,4 +1,4 @@
-// One of the two lists: an answer, a problem, or a word on what is missing.
+// One of the two result lists: it shows an answer, a problem, or a hint.
 
 import { element, fixed } from "./dom.js";
 
@@ -8,9 +8,13 @@ const FALLBACKS = {
   engine_unavailable: "the model is not there",
   deadline_exceeded: "the model did not answer in time",
 };
-const STAGES = ["queue", "tokenise", "prefill", "decode", "head", "trie", "explain", "total"];
+const STAGES = ["tokenise", "queue", "prefill", "decode", "head", "trie", "explain", "total"];
 
-/** root: the section. choose(item): an item was selected. name(item_id): the title of an item of the history. */
+/**
+ * root: the section of the list.
+ * choose(item): called with the selected item.
+ * name(item_id): returns the title of a history item.
+ */
 export function pane(root, { choose, name }) {
   const state = root.querySelector(".state");
   const body = root.querySelector(".body");
@@ -21,7 +25,7 @@ export function pane(root, { choose, name }) {
   copy.addEventListener("click", async () => {
     getSelection().selectAllChildren(command);
     const copied = await navigator.clipboard?.writeText(command.textContent).then(() => true, () => false);
-    copy.textContent = copied ? "Copied" : "Selected: press Ctrl+C"; // plain http offers no clipboard
+    copy.textContent = copied ? "Copied" : "Selected: press Ctrl+C"; // plain HTTP has no clipboard
     setTimeout(() => (copy.textContent = "Copy"), 2000);
   });
 
@@ -106,7 +110,7 @@ function table({ items }, history, choose) {
   );
 }
 
-/** share: of the whole width, at most 1. */
+/** share: part of the whole width, 0 to 1. */
 function bar(share) {
   const filled = element("span", {});
   filled.style.width = `${100 * Math.min(share, 1)}%`;

@@ -1,5 +1,5 @@
-"""What the server tells of its work: Prometheus metrics and OpenTelemetry traces.
+"""Prometheus metrics and OpenTelemetry traces.
 
-`metrics` may be imported anywhere above the engine; `tracing` is what the service calls, `spans` what
-listens, and only `launch` brings the two together.
+The service calls `tracing`, which does not import OpenTelemetry; `spans` makes the spans, and only `launch` connects
+the two.
 """

@@ -1,7 +1,7 @@
-"""What Prometheus scrapes: `gems_` histograms and counters with small, fixed label sets.
+"""The metrics for Prometheus: `gems_` histograms, counters and gauges with small, fixed sets of labels.
 
-Every application has a registry of its own, so that several can live in one process.
-No label ever holds anything that a client sent.
+Every application has its own registry, so that several can exist in one process. No label contains anything that a
+client sent.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from server.api.paths import KINDS
 from server.api.responses import FallbackReason
+from server.api.stages import STAGES
 from server.runtime.memory import limit_bytes, resident_bytes
 
-STAGES = ("queue", "tokenise", "prefill", "decode", "head", "trie", "explain")
 OUTCOMES = ("ok", "invalid", "rejected", "cancelled", "unavailable", "timeout", "error")
 REJECTIONS = (
     *("unauthorized", "body_timeout", "body_too_large", "queue_full", "deadline_unreachable"),
@@ -33,7 +33,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 def outcome(status: int) -> str:
-    """The outcome label of a response status."""
+    """Return the outcome label of a response status."""
     if status < 400:
         return "ok"
     named = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "timeout"}
@@ -41,7 +41,7 @@ def outcome(status: int) -> str:
 
 
 class Metrics:
-    """The instruments of one application. `docs/api.md` describes each; a test keeps it so."""
+    """The metrics of one application. `docs/api.md` describes each of them; a test checks that."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -57,14 +57,14 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "gems_stage_seconds",
-            "Time that a request spent in each stage; a step of the engine counts for all that took part",
+            "Time that a request spent in each stage; a step of the engine counts for every request in it",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
             "gems_batch_size",
-            "Requests that the engine has in hand, whenever it is given more",
+            "Requests in flight in the engine, observed whenever it gets more",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
@@ -85,7 +85,7 @@ class Metrics:
         )
         self.cached_tokens = Counter(
             "gems_cached_prompt_tokens_total",
-            "Those that the engine knew from earlier requests",
+            "Prompt tokens that came from the prefix cache",
             registry=registry,
         )
         self.queue_depth = Gauge("gems_queue_depth", "Requests waiting for the engine", registry=registry)
@@ -105,7 +105,7 @@ class Metrics:
             "gems_resident_memory_bytes", "Resident memory of each process", ["process"], registry=registry
         )
         self.memory_limit = Gauge(
-            "gems_memory_limit_bytes", "What all processes together may take", registry=registry
+            "gems_memory_limit_bytes", "Memory that all processes together may use", registry=registry
         )
         self.fallbacks = Counter(
             "gems_fallbacks_total",
@@ -121,7 +121,7 @@ class Metrics:
         )
         self.short_answers = Counter(
             "gems_fewer_than_limit_total",
-            "Answers with fewer items than asked for",
+            "Answers with fewer items than requested",
             ["task"],
             registry=registry,
         )
@@ -159,7 +159,7 @@ class Metrics:
         self._create_series()
 
     def _create_series(self) -> None:
-        """Show every series from the start: a rate misses the first count of a counter that appears later."""
+        """Create every series at the start: a rate misses the first count of a series that appears later."""
         for kind in KINDS:
             self.request_seconds.labels(kind)
             for name in OUTCOMES:
@@ -184,30 +184,38 @@ class Metrics:
         ready: Callable[[], bool],
         engine_up: Callable[[], bool],
     ) -> None:
-        """Read the gauges from their owners at each scrape."""
+        """Register functions that give the values of gauges at each scrape.
+
+        queue_depth: requests that wait.
+        queue_limit: requests that may wait.
+        ready: whether `/health/ready` answers 200.
+        engine_up: whether the engine can rank.
+        """
         self.queue_depth.set_function(queue_depth)
         self.queue_limit.set_function(queue_limit)
         self.ready.set_function(lambda: float(ready()))
         self.engine_up.set_function(lambda: float(engine_up()))
 
     def watch_memory(self, engine_pid: Callable[[], int | None]) -> None:
-        """Read the memory of this process and of the engine's at each scrape; a pid of None stands for no process of
-        its own."""
+        """Read the memory of this process and of the engine process at each scrape.
+
+        engine_pid: returns the process id of the engine; None if there is no engine process.
+        """
         self.memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
         self.memory.labels("engine").set_function(lambda: resident_bytes(engine_pid()))
         self.memory_limit.set_function(limit_bytes)
 
     def name_bundle(self, bundle: Bundle) -> None:
-        """Name what is served, in place of what was served before."""
+        """Describe the bundle that is served; it replaces the description of the previous one."""
         info = bundle.info
         self.bundle.clear()
         self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
         self.bundle_created.set(datetime.fromisoformat(info.created).timestamp())
-        self._tell_of_training(info.training)
+        self._describe_training(info.training)
         self.index_created.set(datetime.fromisoformat(bundle.index.created).timestamp())
 
-    def _tell_of_training(self, record: Mapping[str, Any]) -> None:
-        """What the bundle says of its training; NaN for what it does not say."""
+    def _describe_training(self, record: Mapping[str, Any]) -> None:
+        """Set the gauges of the bundle's training; NaN for a figure that the bundle lacks."""
         validation = record.get("validation")
         figures = validation if isinstance(validation, Mapping) else {}
         self.training_conflict.set(_number(record.get("conflict")))
@@ -217,7 +225,7 @@ class Metrics:
                 self.training_validation.labels(task.value, figure).set(value)
 
     def render(self) -> bytes:
-        """The exposition text."""
+        """Return the metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 

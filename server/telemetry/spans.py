@@ -1,11 +1,11 @@
-"""Traces by OpenTelemetry: a span for each ranking request, for each ranking in it, and for each of its stages.
+"""OpenTelemetry traces: a span for each ranking request, for each ranking in it, and for each stage of a ranking.
 
     POST /v1/search                        server span; continues the trace of the request's `traceparent`
     └─ search                              one ranking; a batch has one for each of its entries
        ├─ tokenise, queue, prefill, decode, head, trie, explain
 
-No attribute holds anything that a client wrote. The tracer provider stays private: were it the process's, FastAPI
-would trace, too, with paths and query strings as they were sent.
+No attribute contains anything that a client wrote. The tracer provider is private, because FastAPI would use a global
+provider to trace paths and query strings as the client sent them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import paths
 from server.api.errors import as_server_error
+from server.api.stages import STAGES
 from server.telemetry.tracing import LISTENER, Account, TracingError
 
-STAGES = ("tokenise", "queue", "prefill", "decode", "head", "trie", "explain")  # in the order of time
-CLOSE_SECONDS = 3.0  # the exporter itself would try again for longer
+CLOSE_SECONDS = 3.0  # the exporter itself would retry for longer
 
 
 def exporter() -> SpanExporter:
-    """That of `OTEL_TRACES_EXPORTER` and `OTEL_EXPORTER_OTLP_PROTOCOL`; OTLP over HTTP where they say nothing.
+    """Return the exporter that `OTEL_TRACES_EXPORTER` and `OTEL_EXPORTER_OTLP_PROTOCOL` name; default: OTLP over HTTP.
 
-    It reads its own part of the environment. Raises `TracingError` for one that is not installed.
+    The exporter reads its other settings from the environment itself.
+    Raises `TracingError` if it is not installed.
     """
     name = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     if name == "otlp":
@@ -49,7 +50,7 @@ def exporter() -> SpanExporter:
 
 
 def _resource() -> Resource:
-    """As `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` have it."""
+    """Return the resource that `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` describe; default name: gems."""
     resource = Resource({SERVICE_VERSION: metadata.version("gems-sr")}).merge(Resource.create())
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: "gems"}))
@@ -57,7 +58,7 @@ def _resource() -> Resource:
 
 
 class Spans:
-    """Makes spans and hands them to an exporter, on a thread of its own."""
+    """Make spans, and export them on a background thread."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
@@ -65,13 +66,13 @@ class Spans:
         self._tracer = self._provider.get_tracer("gems", metadata.version("gems-sr"))
 
     def close(self) -> None:
-        """Send what is left, and give up on a collector that does not take it within `CLOSE_SECONDS`."""
+        """Export the remaining spans, for at most `CLOSE_SECONDS`."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The application, with a span around each ranking request."""
+        """Return the application with a span around each ranking request."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http" or paths.ranking_kind(scope["method"], scope["path"]) is None:
@@ -79,14 +80,14 @@ class Spans:
                 return
             with self._request(scope) as span:
 
-                async def send_told(message: Message) -> None:
+                async def send_traced(message: Message) -> None:
                     if message["type"] == "http.response.start":
                         span.set_attribute("http.response.status_code", message["status"])
                         if message["status"] >= 500:
                             span.set_status(StatusCode.ERROR)
                     await send(message)
 
-                await app(scope, receive, send_told)
+                await app(scope, receive, send_traced)
 
         return traced
 
@@ -99,7 +100,7 @@ class Spans:
             context=propagate.extract(headers),
             kind=SpanKind.SERVER,
             attributes=attributes,
-            record_exception=False,  # a message may hold a client's text
+            record_exception=False,  # its message may contain text of the client
             set_status_on_exception=False,
         ) as span:
             trace_id = trace.format_trace_id(span.get_span_context().trace_id)
@@ -117,8 +118,11 @@ class Spans:
 
     @contextmanager
     def ranking(self, task: str, account: Account) -> Iterator[None]:
-        """A span for a ranking, and at its end those of its stages. Their lengths were measured; they are laid end to
-        end, though head and trie have a part in every level, and a step counts for all requests that took part."""
+        """Make a span for a ranking, and at its end the spans of its stages.
+
+        The durations of the stages are measured, their positions are not: they are placed one after the other, although
+        head and trie take part in every level. A step of the engine counts for every request that took part in it.
+        """
         began = time.time_ns()
         with self._tracer.start_as_current_span(
             task, start_time=began, record_exception=False, set_status_on_exception=False

@@ -1,6 +1,6 @@
-"""What the service tells of a ranking, for traces. Nobody listens unless `GEMS_TRACING=on`.
+"""Records of rankings for traces. Without `GEMS_TRACING=on` there is no listener.
 
-OpenTelemetry is imported by `server.telemetry.spans` alone, and that only where it is wanted.
+Only `server.telemetry.spans` imports OpenTelemetry, and it is imported only if tracing is on.
 """
 
 from __future__ import annotations
@@ -13,33 +13,39 @@ from typing import Protocol
 
 
 class TracingError(Exception):
-    """Traces were asked for and cannot be made; the message says how to mend it."""
+    """Tracing is on but not possible; the message says how to repair it."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What became known of a ranking. seconds: by stage. facts: figures and names of the server's own; nothing that
-    a client wrote."""
+    """The record of one ranking.
+
+    seconds: duration of each stage.
+    facts: attributes of the span; nothing that a client wrote.
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     facts: dict[str, str | int] = field(default_factory=dict)
 
     def tell(self, **facts: str | int) -> None:
+        """Add facts to the record."""
         self.facts |= facts
 
 
 class Listener(Protocol):
+    """Receiver of the records of rankings."""
+
     def ranking(self, task: str, account: Account) -> AbstractContextManager[None]:
-        """Around a ranking; the account is complete at its end."""
+        """Return a context manager to run around a ranking; the account is complete when it exits."""
         ...
 
 
-LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)  # of the request under way
+LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)  # for the current request
 
 
 @contextmanager
 def ranking(task: str) -> Iterator[Account]:
-    """Around a ranking of a request; its account is to be filled in."""
+    """Run a ranking under the listener, if there is one. The caller fills in the account that it gets."""
     account = Account()
     listener = LISTENER.get()
     with nullcontext() if listener is None else listener.ranking(task, account):

@@ -1,4 +1,4 @@
-"""HTTP below the endpoints: connections with deadlines, bodies, keys, and what happens around every request.
+"""HTTP below the endpoints: connections with deadlines, request bodies, API keys, and the middleware.
 
-Import the middleware, the route class of `body` and the dependency of `keys`; `protocol` is for `launch`.
+Import the middleware, the route class of `body` and the dependency of `keys`; only `launch` uses `protocol`.
 """

@@ -1,6 +1,6 @@
-"""Reading a request's body: bounded, and strictly JSON.
+"""Request bodies: bounded in size and time, and strictly JSON.
 
-FastAPI by itself reads a body of any size and answers 500 to NaN, Infinity and lone surrogates.
+FastAPI itself reads a body of any size, and answers 500 to NaN, Infinity and lone surrogates.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from server.settings import Settings
 
 
 async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
-    """The whole body. Raises `BodyTooLargeError` as soon as it is known to exceed `max_bytes`, and
-    `BodyTimeoutError` if it has not come within so many seconds."""
+    """Return the whole body of a request.
+
+    max_bytes: largest body that is read.
+    seconds: time within which the whole body must arrive.
+    Raises `BodyTooLargeError` as soon as the body is known to exceed `max_bytes`, `BodyTimeoutError` if it is not
+    complete in time, and `ClientGoneError` if the client disconnects.
+    """
     too_large = BodyTooLargeError(f"At most {max_bytes} bytes are read.", headers={"Connection": "close"})
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
@@ -48,21 +53,25 @@ async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, no Infinity, no lone surrogate, valid UTF-8, bounded depth."""
+    """Parse JSON strictly by RFC 8259: no NaN, no Infinity, no lone surrogates, valid UTF-8, bounded depth.
+
+    Raises `MalformedJsonError`.
+    """
     try:
         return from_json(body, allow_inf_nan=False)
-    except ValueError as error:  # "expected value at line 1 column 6": no part of the input
+    except ValueError as error:  # its message names a position, and no part of the input
         raise MalformedJsonError(f"{error}.") from error
 
 
 def check_media_type(request: Request) -> None:
+    """Raise `MediaTypeError` unless the body is sent as `application/json`."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeError("Send the header 'Content-Type: application/json'.")
 
 
 class _Parsed(Request):
-    """A request whose body has been read and parsed already."""
+    """A request with a body that is already read and parsed."""
 
     def __init__(self, request: Request, body: bytes, value: Any) -> None:
         super().__init__(request.scope, request.receive)
@@ -77,7 +86,7 @@ class _Parsed(Request):
 
 
 class JsonRoute(APIRoute):
-    """A FastAPI route that reads its body by the functions above, within the limits of `app.state.settings`."""
+    """A FastAPI route that reads its body with the functions above, within the limits of `app.state.settings`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,6 +1,6 @@
-"""What happens around every request: its id, its outcome, its log line, and a last net for faults.
+"""The middleware around every request: its id, its metrics, its log line, and the handler of unexpected errors.
 
-Requests that will be refused anyway, for want of a key or of room, are refused here, before their body is read.
+A request without a valid key, or one that finds the queue full, is refused here, before its body is read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class RequestMiddleware:
-    """Gives `request.state` a `request_id` and a `started` time (`perf_counter`). A `trace_id` in it is logged, too.
+    """Set `request_id` and `started` of `request.state`, and record metrics and a log line for each request.
 
-    admit: raises what any ranking request would be refused with now. keys: of which a request for rankings
-    or titles has to name one, if there are any.
-    Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides disconnects.
+    `started` is the time of arrival on the clock of `time.perf_counter`. A `trace_id` in the state is logged, too.
+    This is plain ASGI, because Starlette's `BaseHTTPMiddleware` hides disconnects.
+
+    admit: raises an error if any ranking request would be refused now.
+    keys: API keys; a ranking request or a lookup must name one of them. Empty: no key is required.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class RequestMiddleware:
         except Exception as error:
             if not isinstance(error, ServerError):
                 logger.error("unexpected error", extra={"request_id": request_id}, exc_info=error)
-            if status:  # the answer has begun: all that is left is to break it off
+            if status:  # the answer has begun and can only be broken off
                 raise
             known = as_server_error(error)
             scope["state"]["problem"] = known.code
@@ -80,7 +82,7 @@ class RequestMiddleware:
             self._metrics.request_seconds.labels(kind).observe(seconds)
             if state.get("problem") in REJECTIONS:
                 self._metrics.rejected.labels(state["problem"]).inc()
-        # Neither path nor method is logged as sent: both are the client's text.
+        # The client chooses path and method, so only known ones are logged.
         logger.log(
             logging.DEBUG if path in paths.QUIET else logging.INFO,
             "request",

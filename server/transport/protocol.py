@@ -1,4 +1,4 @@
-"""HTTP/1.1 with deadlines: who sends nothing, or too slowly, is cut off. uvicorn by itself waits for ever."""
+"""HTTP/1.1 with deadlines: slow and silent clients are disconnected. uvicorn itself waits for ever."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-GRACE_SECONDS = 1.0  # for the application to answer 408 before the connection is cut
+GRACE_SECONDS = 1.0  # time for the application to answer 408 before the connection is closed
 
 
 class TimedProtocol(H11Protocol):
-    """idle_seconds: from the connection, or the end of an answer, until the whole head of the next request has
-    come. body_seconds: from there until its body has come. The time does not start again with each byte."""
+    """uvicorn's protocol with two time limits. The time does not start again with each byte.
+
+    idle_seconds: from the connection, or the end of an answer, until the whole head of the next request has arrived.
+    body_seconds: from then until the whole body has arrived.
+    """
 
     def __init__(self, *args: Any, idle_seconds: float, body_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +34,7 @@ class TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._phase = ""  # the next request gets all of its time
+        self._phase = ""  # the next request gets the full time
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -39,15 +42,15 @@ class TimedProtocol(H11Protocol):
         self._enter("closed", None)
 
     def _watch(self) -> None:
-        """Start the clock of what the connection waits for now, unless it runs already."""
+        """Start the timer of the current phase, unless it runs already."""
         if self.transport.is_closing():
-            self._enter("closing", self._idle_seconds)  # for a client that does not read the rest
+            self._enter("closing", self._idle_seconds)  # the client may never read the rest
         elif self.cycle is None or self.cycle.response_complete:
             self._enter("head", self._idle_seconds)
         elif self.cycle.more_body:
             self._enter("body", self._body_seconds)
         else:
-            self._enter("answer", None)  # the application has deadlines of its own
+            self._enter("answer", None)  # the application has its own deadlines
 
     def _enter(self, phase: str, seconds: float | None) -> None:
         if phase == self._phase:

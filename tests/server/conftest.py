@@ -44,6 +44,6 @@ def make_client(bundle: Bundle, engine: TorchEngine) -> Iterator[MakeClient]:
 
 @pytest.fixture(scope="module")
 def client(bundle: Bundle, engine: TorchEngine) -> Iterator[TestClient]:
-    """One application with the default settings, shared by the tests of a module."""
+    """A client of an application with the default settings, shared by the tests of a module."""
     with TestClient(create_app(bundle, hosted(engine), Settings())) as started:
         yield started

@@ -1,4 +1,4 @@
-"""The files for operation name what there is: settings, metrics, files, runbook entries."""
+"""The files for operation refer only to existing settings, metrics, files and runbook entries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_sum", "
 
 
 def series() -> dict[str, set[str]]:
-    """Names of the series of each metric, as Prometheus stores them."""
+    """Return the names of the series of each metric, as Prometheus stores them."""
     names = {}
     for family in Metrics().registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -40,7 +40,7 @@ def series() -> dict[str, set[str]]:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a tree of JSON."""
+    """Yield every text in a tree of JSON."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -49,7 +49,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def named(value: Any) -> set[str]:
-    """Series of ours that are named somewhere in a tree; those of recording rules have a colon before."""
+    """Return our series that occur in a tree. A colon stands before those of recording rules."""
     return {name for text in texts(value) for name in re.findall(r"(?<![:\w/#])gems_\w+", text)}
 
 
@@ -87,7 +87,7 @@ def test_recorded_series_are_those_that_alerts_read() -> None:
 def test_alert_has_an_entry_in_the_runbook(name: str) -> None:
     page, anchor = ALERTS[name]["annotations"]["runbook_url"].split("#")
     assert (ROOT / page).read_text("utf-8") == OPERATIONS
-    assert anchor == name.lower()  # that of the heading
+    assert anchor == name.lower()  # the anchor of the heading
     entry = re.search(rf"^### {name}\n\n(.+?)(?=^##)", OPERATIONS + "\n##", re.MULTILINE | re.DOTALL)
     assert entry
     assert len(entry[1].split()) > 25
@@ -141,7 +141,7 @@ def test_service_is_pinned_and_mounts_what_is_there(name: str) -> None:
 
 def test_each_finds_the_next() -> None:
     def inside(service: str, host_path: str) -> str:
-        """Where a file of the repository lies in a container."""
+        """Return the path of a file of the repository in a container."""
         for volume in SERVICES[service]["volumes"]:
             source, target = volume.split(":")[:2]
             if f"./{host_path}".startswith(source):

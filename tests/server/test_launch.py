@@ -1,4 +1,4 @@
-"""The real thing: `python -m server` as a process, spoken to over sockets, ended by signals."""
+"""`python -m server` as a process, with real sockets and signals."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from server.serving.readiness import Readiness
 
 @pytest.fixture(scope="module")
 def copy(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that the tests may damage for a while."""
+    """A bundle that the tests may damage and repair."""
     return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("served") / "bundle"))
 
 
 @pytest.fixture(scope="module")
 def server(copy: Path) -> Iterator[Server]:
-    """One server for all tests here, since its start takes long. The last test ends it."""
+    """One server for all tests, because its start is slow. The last test ends it."""
     with Server(
         copy, GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000", GEMS_MAX_BATCH_SIZE="1"
     ) as started:
@@ -40,11 +40,11 @@ def server(copy: Path) -> Iterator[Server]:
 
 
 def test_engine_killed_within_a_batch(server: Server) -> None:
-    """Only what it had in hand is answered with 503; what waited is answered by the next engine."""
+    """Only the requests in flight are answered with 503; the next engine answers those that waited."""
     with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(4) as threads:
         ask = partial(client.post, "/recommend", json={"limit": 3})
         pid = server.engine_pid
-        os.kill(pid, signal.SIGSTOP)  # whatever it is given now, it has in hand until it is killed
+        os.kill(pid, signal.SIGSTOP)  # requests that it gets now are in flight until it is killed
         lost = threads.submit(ask)
         wait_until(lambda: "gems_batch_size_count 1.0" in client.get("/metrics").text)
         later = [threads.submit(ask) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Nothing that comes from outside runs as code or becomes a control or item token."""
+"""No input runs as code or becomes a control or item token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNPICKLING = {"recv", "Queue", "SimpleQueue", "JoinableQueue", "Manager", "load_
 
 
 def server_paths() -> list[Path]:
-    """The modules of the server, and all of ours that they import."""
+    """Return the modules of the server, and the modules of the project that they import."""
     found: set[Path] = set()
     waiting = sorted((ROOT / "server").rglob("*.py"))
     while waiting:
@@ -54,7 +54,7 @@ def test_the_paths_are_those_of_the_server() -> None:
 
 
 def unsafe(source: str) -> list[str]:
-    """What of a module could run code that it was given."""
+    """Return the calls in a module that could run code from input."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -112,14 +112,14 @@ def test_the_check_can_fail(source: str) -> None:
 
 @pytest.fixture(scope="module")
 def watched(bundle: Bundle, engine: TorchEngine) -> Iterator[tuple[TestClient, list[list[RankRequest]]]]:
-    """A client, and the prompts that reach the engine."""
+    """A client, and the list of prompts that reach the engine."""
     gated = GatedEngine(engine)
     with TestClient(create_app(bundle, hosted(gated), Settings())) as client:
         yield client, gated.batches
 
 
 def texts(bundle: Bundle) -> st.SearchStrategy[str]:
-    """Texts that are made of added tokens, as they are or in part, and of anything else."""
+    """Draw texts from whole added tokens, parts of them, and any other text."""
     names = st.sampled_from([*bundle.vocabulary.token_names(), "<|endoftext|>"])
     parts = (
         names | st.text(max_size=5) | names.map(lambda name: name[1:]) | names.map(lambda name: f" {name} ")
@@ -132,7 +132,7 @@ def texts(bundle: Bundle) -> st.SearchStrategy[str]:
 def test_no_field_of_a_request_becomes_an_added_token(
     watched: Any, bundle: Bundle, data: st.DataObject
 ) -> None:
-    """Whatever is typed: the added tokens of a prompt are those that its known items and its form need."""
+    """A prompt has only the added tokens of its known items and of its form, whatever the text is."""
     client, batches = watched
     text = texts(bundle)
     known = data.draw(st.lists(st.integers(0, 59), max_size=5))
@@ -164,7 +164,7 @@ def test_no_field_of_a_request_becomes_an_added_token(
 @given(data=st.data())
 @example(data=None)
 def test_no_title_becomes_an_added_token(bundle: Bundle, data: st.DataObject | None) -> None:
-    """Every added token by itself, and mixtures; titles are written as queries are."""
+    """Titles are single added tokens and mixtures; they are tokenised like queries."""
     if data is None:
         for name in bundle.vocabulary.token_names():
             assert max(bundle.encoder.encode_text(name)) < bundle.info.first_added_token

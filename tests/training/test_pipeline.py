@@ -1,4 +1,4 @@
-"""`gems train` on a small real data set: it learns, resumes exactly, and leaves nothing half-done."""
+"""`gems train` on a small real data set: it learns, resumes exactly, and leaves no incomplete files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_training_learns_both_tasks(run: Path, data: Path, tmp_path: Path) -> No
     low, high = result["intervals"]["search"]["hit@5"]
     assert low <= result["search"]["hit@5"] <= high
     assert result["differences"]["popularity"]["search"]["hit@5"][1] > 0  # clearly above the floor
-    compared = compare([CaseRanks.load(tmp_path / "ranks.npz")])  # what it left says the same
+    compared = compare([CaseRanks.load(tmp_path / "ranks.npz")])  # its files agree
     for task in ("search", "recommendation"):
         assert compared[task]["all users"]["systems"]["ours"]["hit@5"] == result[task]["hit@5"]
 
@@ -70,7 +70,7 @@ def test_training_learns_both_tasks(run: Path, data: Path, tmp_path: Path) -> No
 def test_a_rank_among_sampled_negatives_is_that_of_the_whole_catalogue_without_the_others(
     run: Path, data: Path, tmp_path: Path
 ) -> None:
-    """The beam of a full ranking holds all 30 items; that of 12 negatives would hold 5 if it were not made larger."""
+    """The beam of a full ranking has all 30 items; with 12 negatives a beam of 5 has to become wider."""
     cases, items = leave_one_out(DataSet.load(data)).test, 30
     candidates = Candidates(negatives=12, seed=4)
     bundle = Bundle.open(run / "bundle")
@@ -91,7 +91,7 @@ def test_a_rank_among_sampled_negatives_is_that_of_the_whole_catalogue_without_t
 
 
 def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:
-    """A title that is searched for has only to be spelled."""
+    """The model can copy the title from the query."""
     text = {"scheme": "text", "spelling": 6, "method": "full", "epochs": 15, "validate_every": 15}
     train(data, tmp_path, TrainConfig(**SETTINGS | text), console=Console(quiet=True))
     bundle = Bundle.open(tmp_path / "bundle")
@@ -200,7 +200,7 @@ def test_training_stops_when_validation_no_longer_improves(data: Path, tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scores = [line["validation"]["score"] for line in lines if "validation" in line]
     assert len(scores) < 100
-    assert max(scores[:-2]) == max(scores)  # two validations without a better one
+    assert max(scores[:-2]) == max(scores)  # two validations without improvement
     record = Bundle.open(tmp_path / "run" / "bundle").info.training
     assert record["validation"]["score"] == pytest.approx(max(scores))
     assert record["best_step"] < record["steps"]
@@ -209,7 +209,7 @@ def test_training_stops_when_validation_no_longer_improves(data: Path, tmp_path:
 def test_a_folder_with_a_causal_model_is_a_backbone(data: Path, tmp_path: Path) -> None:
     catalogue = DataSet.load(data).catalogue
     tokenizer = make_tokenizer(catalogue.texts())
-    padded = len(tokenizer) + 64  # as Qwen has it: more rows than tokens
+    padded = len(tokenizer) + 64  # more rows than tokens, like Qwen
     model = make_model(padded, "gpt-neox", positions=128)  # output rows of its own
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

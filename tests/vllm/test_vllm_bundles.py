@@ -1,4 +1,4 @@
-"""Bundles of several kinds opened by the vLLM engine, one after the other. Run by `make test-vllm`."""
+"""Bundles of several kinds in the vLLM engine, one after the other. Run by `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ make = partial(make_bundle, hidden=128)
 
 @pytest.fixture
 def opened() -> Iterator[Open]:
-    """`VllmEngine.open`, and what it opened is closed after the test."""
+    """Return `VllmEngine.open`; the engines that it opens are closed after the test."""
     with ExitStack() as engines:
 
         def open_(bundle: Bundle, cache_bytes: int = 1 << 30) -> VllmEngine:
@@ -70,7 +70,7 @@ def test_weights_that_are_not_finite_are_reported_and_leave_nothing_behind(
 def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither requests nor blocks of the prefix cache, which vLLM enters there before it computes them."""
+    """No requests and no blocks of the prefix cache remain; vLLM registers blocks before it computes them."""
     bundle = Bundle.open(make(tmp_path / "bundle"))
     request = RankRequest(list(range(1, 101)), 10, 20)
     expected = TorchEngine.open(bundle).rank([request])[0]
@@ -104,7 +104,7 @@ def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
 
 
 def test_backbones_from_scratch(opened: Open, tmp_path: Path) -> None:
-    """GPT-NeoX, which `gems train` makes. vLLM replaces parts of it in transformers: the torch engine goes first."""
+    """GPT-NeoX is made by `gems train`. The torch engine runs first, because vLLM replaces parts of transformers."""
     bundle = Bundle.open(make(tmp_path / "bundle", arch="gpt-neox"))
     requests = [RankRequest(list(range(1, length)), 10, 20) for length in (3, 40, 200)]
     expected = TorchEngine.open(bundle).rank(requests)
@@ -120,7 +120,7 @@ def test_a_bundle_that_vllm_cannot_run_is_refused(opened: Open, tmp_path: Path) 
 
 
 def test_a_server_opens_it_by_its_options(tmp_path: Path) -> None:
-    """With steps that are too small for the prompt, and with what cannot be."""
+    """Steps may be smaller than the prompt; impossible options are refused."""
     bundle = Bundle.open(make(tmp_path / "bundle"))
 
     def open_(**changes: Any) -> Engine:
@@ -147,7 +147,7 @@ def test_a_server_opens_it_by_its_options(tmp_path: Path) -> None:
     ("layers", "normalisation"), [(4, "level"), pytest.param(None, "vocabulary", marks=pytest.mark.slow)]
 )
 def test_a_pretrained_backbone(layers: int | None, normalisation: str, opened: Open, tmp_path: Path) -> None:
-    """Sixteen prompts of 20 to 320 tokens over 10,000 identifiers: the same ten items, the same first one."""
+    """Both engines find the same ten items and the same first one, for 16 prompts and 10,000 identifiers."""
     path = publish_untrained(tmp_path / "bundle", items=10_000, layers=layers, normalisation=normalisation)
     bundle = Bundle.open(path)
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_a_pretrained_backbone(layers: int | None, normalisation: str, opened: O
 
 
 def test_the_second_model_runner_takes_its_processor() -> None:
-    """That runner needs a GPU or a Triton for CPUs; here only what it does with a processor is repeated."""
+    """The second runner needs a GPU or Triton for CPUs, so the test repeats only its calls of the processor."""
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
 
     from server.engine.vllm_backend.processors import LegalRows, LegalSlots, processor_for
@@ -190,7 +190,7 @@ def test_the_second_model_runner_takes_its_processor() -> None:
 
 
 def test_the_server_answers_with_it(opened: Open, tmp_path: Path) -> None:
-    """From another thread than the one that opened it, as the scheduler does."""
+    """Another thread than the one that opened the engine uses it, like the scheduler."""
     bundle = Bundle.open(make(tmp_path / "bundle"))
     question = {"query": "golden river", "history": [{"item_id": "item-3"}], "limit": 7}
     answers = []

@@ -1,4 +1,4 @@
-"""The vLLM engine against the torch engine, both in fp32. Run by `make test-vllm`."""
+"""The vLLM engine, compared with the torch engine, both in fp32. Run by `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytest.importorskip(
 )
 pytestmark = pytest.mark.vllm
 
-# Heads of 32 dimensions, the smallest that vLLM attends with on a CPU.
+# Heads of 32 dimensions, the smallest that vLLM supports on a CPU.
 make = partial(make_bundle, hidden=128)
 
 
 @dataclass
 class Pair:
-    """Both engines on one bundle. `items`: how many it has."""
+    """Both engines on one bundle of `items` items."""
 
     torch: TorchEngine
     vllm: VllmEngine
@@ -114,7 +114,7 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
     assert late.expired
     assert late.items == []
     assert_same_ranking(on_time, pair.torch.rank([request])[0])
-    steps = iter(range(100))  # the clock ticks with every question of whether the time is up
+    steps = iter(range(100))  # the clock advances with every check of the deadline
     clock.monotonic = lambda: next(steps)
     assert pair.vllm.rank([RankRequest(prompt(95), 5, 10, deadline=1.5)])[0].expired  # between two levels
     assert not pair.vllm._llm.has_unfinished_requests()
@@ -132,7 +132,7 @@ def test_a_request_for_which_nobody_waits_is_given_up(pair: Pair) -> None:
 
 
 def test_requests_join_others_between_two_steps(pair: Pair) -> None:
-    """Three sound ones and one that cannot be begun, one more before every step."""
+    """One more request arrives before every step: three valid ones and one that cannot begin."""
     requests = [RankRequest(prompt(length), 5, 10) for length in (40, 60, 254, 80)]
     coming = iter([{1: requests[1]}, {2: requests[2]}, {3: requests[3]}])
     told: list[Mapping[int, Outcome]] = []

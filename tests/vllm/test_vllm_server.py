@@ -28,7 +28,7 @@ pytest.importorskip(
 )
 pytestmark = [
     pytest.mark.vllm,
-    # Lines of the log that are no JSON.
+    # Lines of the log that are not JSON.
     pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
@@ -57,7 +57,7 @@ def server(path: Path) -> Iterator[Server]:
 
 
 def answers(client: httpx.Client) -> list[list[str]]:
-    """The items of the answer to each question."""
+    """Return the items of the answer to each request."""
     found = []
     for asked, body in QUESTIONS:
         response = client.post(asked, json=body)
@@ -68,7 +68,7 @@ def answers(client: httpx.Client) -> list[list[str]]:
 
 
 def cached_tokens(client: httpx.Client) -> float:
-    """So many tokens of prompts came from the cache so far."""
+    """Return the number of prompt tokens that came from the cache so far."""
     (value,) = re.findall(
         r"^gems_cached_prompt_tokens_total (\S+)", client.get("/metrics").text, re.MULTILINE
     )
@@ -76,7 +76,7 @@ def cached_tokens(client: httpx.Client) -> float:
 
 
 def expected(path: Path) -> list[list[str]]:
-    """Those of the torch engine."""
+    """Return the items from the torch engine."""
     bundle = Bundle.open(path)
     with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), Settings())) as client:
         return answers(client)
@@ -108,7 +108,7 @@ def test_its_answers_say_what_was_cached_and_when_it_was_too_late(server: Server
         assert again["cached_tokens"] >= 32
         assert cached_tokens(client) - before == again["cached_tokens"]
         late = client.post(asked, json=body | {"timeout_ms": 1})
-        assert late.status_code in (429, 504)  # 429 where the last batches were longer than that
+        assert late.status_code in (429, 504)  # 429 if the last batches took longer
 
 
 def test_index_and_bundle_are_swapped_while_it_serves(server: Server, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What any claim of the generative model must face: SASRec, neural matrix factorisation, a dense bi-encoder.
+"""Baselines for the generative model: SASRec, neural matrix factorisation, a dense bi-encoder.
 
-`run` is `gems baseline`; each baseline keeps the interface of `baseline`.
+`run` is `gems baseline`; each baseline returns a `Baseline` of `baseline`.
 """

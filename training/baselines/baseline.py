@@ -1,4 +1,4 @@
-"""What the training loop and the ranking need of a baseline."""
+"""The interface between a baseline and the training loop."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from training.evaluation.scoring import ScoreCases
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model that has not been trained yet.
+    """An untrained model, with the functions to train it and to score cases.
 
-    batches: epoch (1, 2, ...) → its batches, the same for the same epoch.
-    loss_of: batch → scalar.
-    score:   cases → scores of all items, with the weights as they are at the last `refresh`.
-    refresh: called whenever the weights have changed and cases are to be scored.
-    vectors: the item vectors as they are now, float32 [N, D], where the baseline has some to export.
-    language: the items' language vectors that it made, float32 [N, d], to be kept for a resumed run.
-    notes:   further figures for evaluation.json.
+    epochs: largest number of epochs.
+    batches: epoch (1, 2, ...) → its batches; the same epoch always has the same batches.
+    loss_of: batch → scalar loss.
+    score: cases → scores of all items, with the weights at the last `refresh`.
+    refresh: called before cases are scored, whenever the weights have changed.
+    vectors: returns the current item vectors, float32 [N, D]; None if the baseline has none to export.
+    language: the items' language vectors, float32 [N, d], if they were made here; kept for a resumed run.
+    notes: further figures for evaluation.json.
     """
 
     model: nn.Module

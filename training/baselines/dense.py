@@ -1,8 +1,8 @@
 """A dense bi-encoder for search: query and item text through one sentence encoder, ranked by cosine.
 
-Tuned first with the other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv
-2004.04906), then with mined ones beside them: items that the encoder itself ranks high for the query and nobody chose
-for it (Xiong et al., *ANCE*, arXiv 2007.00808), mined anew each round.
+It is tuned first with the other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv
+2004.04906), then also with mined hard negatives (Xiong et al., *ANCE*, arXiv 2007.00808). These are items that the
+encoder itself ranks high for the query, but that nobody chose for it. They are mined again in each round.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from training.data.dataset import DataSet
 from training.data.splits import Case, Split
 
 ENCODER = "minilm"
-TEXTS = 64  # that share a forward pass
+TEXTS = 64  # texts in one forward pass
 
 
 class BiEncoder(nn.Module):
-    """One encoder for queries and items: mean of the last hidden states, normalised."""
+    """One encoder for queries and items: the normalised mean of the last hidden states."""
 
     def __init__(self, folder: Path, max_tokens: int, frozen_layers: int) -> None:
-        """The token rows and the first `frozen_layers` layers have no gradients."""
+        """Open the encoder in `folder`; its token embeddings and first `frozen_layers` layers are frozen.
+
+        max_tokens: longer texts are cut.
+        Raises `BaselineError` if no layer is left to tune.
+        """
         super().__init__()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.encoder = AutoModel.from_pretrained(folder)
@@ -49,7 +53,7 @@ class BiEncoder(nn.Module):
             self.encoder.pooler.requires_grad_(False)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors, float32 [len(texts), d]."""
+        """Return unit vectors, float32 [len(texts), d]."""
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -59,10 +63,10 @@ class BiEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """As `forward`, for any number of texts, without gradients and dropout."""
+        """Return unit vectors of any number of texts, float32 [len(texts), d], without gradients and dropout."""
         training = self.training
         self.eval()
-        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))  # alike lengths share a pass
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))  # similar lengths share a pass
         vectors = torch.cat(
             [self([texts[k] for k in order[s : s + TEXTS]]) for s in range(0, len(order), TEXTS)]
         )
@@ -74,7 +78,13 @@ class BiEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Logged searches. queries: the distinct ones. query, item: int64 [pairs]. chosen: items chosen for each query."""
+    """Logged searches: pairs of a query and the chosen item.
+
+    queries: the distinct queries.
+    query: index into `queries` of each pair, int64 [pairs].
+    item: catalogue row of each pair, int64 [pairs].
+    chosen: for each query, the rows of all items chosen for it.
+    """
 
     queries: list[str]
     query: NDArray[np.int64]
@@ -83,7 +93,7 @@ class Pairs:
 
     @classmethod
     def of(cls, split: Split) -> Pairs:
-        """Raises `BaselineError` where nobody searched."""
+        """Collect the searches of the training split. Raises `BaselineError` if there are none."""
         logged = [(e.query, e.item) for h in split.train for e in h if e.behaviour is Task.SEARCH and e.query]
         if not logged:
             raise BaselineError("no training event is a search, so there is no query to learn from")
@@ -98,7 +108,7 @@ class Pairs:
 
 
 class EncodedCatalogue:
-    """Vectors of the items and of queries that were asked, by the encoder as it was at the last `refresh`."""
+    """Cached vectors of items and queries, from the encoder's weights at the last `refresh`."""
 
     def __init__(self, model: BiEncoder, texts: Sequence[str]) -> None:
         self._model, self._texts = model, texts
@@ -106,11 +116,12 @@ class EncodedCatalogue:
         self._queries: dict[str, Tensor] = {}
 
     def refresh(self) -> None:
+        """Encode the items again, and drop the vectors of queries."""
         self._items = self._model.encode(self._texts)
         self._queries = {}
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Cosine of each query with every item: float32 [queries, N]."""
+        """Return the cosine of each query with every item: float32 [queries, N]."""
         if self._items is None:
             self.refresh()
         assert self._items is not None
@@ -123,7 +134,7 @@ class EncodedCatalogue:
         return cosines
 
     def hard_negatives(self, pairs: Pairs, most: int) -> list[NDArray[np.int64]]:
-        """For each query the `most` best-ranked items that nobody chose for it, best first."""
+        """Return, for each query, the `most` best-ranked items that nobody chose for it, best first: int64 [≤ most]."""
         found = []
         for row, chosen in zip(self.scores(pairs.queries), pairs.chosen, strict=True):
             row[list(chosen)] = -np.inf
@@ -134,17 +145,24 @@ class EncodedCatalogue:
 
 @dataclass(frozen=True)
 class Batch:
-    """query: int64 [B]. items: int64 [B] of the logged ones, then those of mined negatives, int64 [B + M]."""
+    """A batch of B logged pairs and M mined negatives.
+
+    query: index of each pair's query, int64 [B].
+    items: catalogue rows of the logged items, then of the mined negatives, int64 [B + M].
+    """
 
     query: NDArray[np.int64]
     items: NDArray[np.int64]
 
 
 def contrastive_loss(queries: Tensor, items: Tensor, known: Tensor, temperature: float) -> Tensor:
-    """−log softmax of each pair's cosine / τ among the items of the batch.
+    """Return the mean over pairs of −log softmax(cosine / τ), over the items of the batch.
 
-    queries: [B, d]. items: [B + M, d], item b the one of query b. known: bool [B, B + M], items that somebody chose for
-    the query: they are no negatives, but for the pair's own they are left out.
+    queries: unit vectors, float [B, d].
+    items: unit vectors, float [B + M, d]; item b belongs to query b.
+    known: whether somebody chose the item for the query, bool [B, B + M]. Such an item is no negative: it is left out
+    of the softmax, unless it is the pair's own item.
+    temperature: τ.
     """
     logits = queries @ items.T / temperature
     own = torch.arange(len(queries))
@@ -154,7 +172,10 @@ def contrastive_loss(queries: Tensor, items: Tensor, known: Tensor, temperature:
 
 
 def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
-    """`settings.rounds` epochs of `settings.steps` steps; the encoder as it came is validated, too."""
+    """Return the bi-encoder as a baseline: `settings.rounds` epochs of `settings.steps` steps.
+
+    The untuned encoder is validated, too. Raises `BaselineError` if no training event is a search.
+    """
     pairs = Pairs.of(split)
     texts = dataset.catalogue.texts()
     model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)

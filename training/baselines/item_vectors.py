@@ -1,4 +1,4 @@
-"""Where the item vectors of SASRec come from: plain IDs, language in three ways."""
+"""Sources of SASRec's item vectors: learned vectors by item ID, or language vectors used in three ways."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from index.identifiers.alphafuse import AlphaFuseError, FusedVectors, SemanticSpace
 from training.baselines.settings import BaselineError, SASRecSettings
 
-START = 0.02  # standard deviation from which learned vectors start
+START = 0.02  # initial standard deviation of learned vectors
 
 
 class TableVectors(nn.Module):
-    """One learned vector an item."""
+    """One learned vector per item."""
 
     def __init__(self, start: Tensor) -> None:
-        """start: float32 [N, D]."""
+        """Learn the table from `start`, float32 [N, D]."""
         super().__init__()
         self.table = nn.Parameter(start)
 
@@ -26,8 +26,10 @@ class TableVectors(nn.Module):
 
 
 class AdapterVectors(nn.Module):
-    """W (x_i − μ) + b of frozen language vectors, W learned, as in MoRec (arXiv 2303.13835) and UniSRec
-    (arXiv 2206.05941)."""
+    """Learned projection of frozen language vectors: W (x_i − μ) + b.
+
+    Sources: MoRec (arXiv 2303.13835) and UniSRec (arXiv 2206.05941).
+    """
 
     language: Tensor  # float32 [N, d]
 
@@ -42,8 +44,11 @@ class AdapterVectors(nn.Module):
 
 
 class ScaledFusedVectors(FusedVectors):
-    """AlphaFuse, with the frozen part in another unit: c f instead of f. Every direction of it still has the same
-    variance, c²; c says how much meaning counts before behaviour is learned."""
+    """AlphaFuse vectors with a scaled frozen part: c f instead of f.
+
+    Every direction of the frozen part has the same variance, c². The scale c sets how much meaning counts before
+    behaviour is learned.
+    """
 
     def __init__(self, space: SemanticSpace, vectors: NDArray[np.floating], null: int, scale: float) -> None:
         super().__init__(space, vectors, null, std=START)
@@ -51,9 +56,13 @@ class ScaledFusedVectors(FusedVectors):
 
 
 def item_vectors(settings: SASRecSettings, count: int, language: NDArray[np.float32] | None) -> nn.Module:
-    """The module whose `forward()` gives float32 [count, hidden]; starts are drawn from torch's generator.
+    """Return a module whose `forward()` gives the item vectors, float32 [count, hidden].
 
-    language: float32 [count, d]; needed by all but 'id'. Raises `BaselineError` where it cannot serve.
+    Initial values are drawn from torch's global generator.
+
+    count: number of items.
+    language: language vectors of the items, float32 [count, d]; every source except 'id' needs them.
+    Raises `BaselineError` if the language vectors do not suit the settings.
     """
     if settings.items == "id":
         return TableVectors(torch.randn(count, settings.hidden) * START)
@@ -70,7 +79,11 @@ def item_vectors(settings: SASRecSettings, count: int, language: NDArray[np.floa
 
 
 def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> tuple[SemanticSpace, int]:
-    """The split that the settings ask for, and d_n = hidden − d_s."""
+    """Return the semantic space that the settings choose, and d_n = hidden − d_s, the number of learned dimensions.
+
+    language: float32 [N, d].
+    Raises `AlphaFuseError` if no learned dimension is left.
+    """
     if settings.threshold is None:
         null = settings.null or settings.hidden // 2
         return SemanticSpace.of(language, semantic=settings.hidden - null), null
@@ -84,7 +97,7 @@ def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> t
 
 
 def _leading_components(language: NDArray[np.float32], width: int) -> Tensor:
-    """(x − μ)ᵀ U_D, scaled as a whole to the spread from which IDs start: float32 [N, D]."""
+    """Return (x − μ)ᵀ U_D, scaled to the initial standard deviation of learned vectors: float32 [N, D]."""
     space = SemanticSpace.of(language, semantic=width)
     components = (language - space.mean) @ space.row_space
     return torch.from_numpy(components * (START / components.std())).float()

@@ -1,4 +1,4 @@
-"""The items' language vectors, which three kinds of SASRec's item vectors and the benchmark start from."""
+"""Language vectors of the items, the start of three kinds of SASRec's item vectors and of the benchmark."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from training.data.item_vectors import MINILM, embed_items
 
 
 def language_vectors(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
-    """MiniLM vectors of the items' texts: float32 [N, 384]."""
+    """Return MiniLM vectors of the items' texts: float32 [N, 384]."""
     return embed_items(TextEncoder(assets.fetch(MINILM)), catalogue, console)

@@ -1,4 +1,4 @@
-"""The training loop of all baselines: validate, train an epoch, stop when it no longer gets better."""
+"""The training loop of all baselines: validate, train for an epoch, stop when validation no longer improves."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Progress:
-    """Where a training stands. score: best validation NDCG@10, reached after `best_epoch` epochs (0: before the
-    first). seconds, cpu_seconds: of training and validation."""
+    """State of a training.
+
+    epoch: number of finished epochs; 0: only validated, −1: not started.
+    best_epoch: epoch with the best validation; 0: before the first epoch.
+    score: best validation NDCG@10.
+    seconds, cpu_seconds: wall and CPU time of training and validation.
+    """
 
     epoch: int = -1
     best_epoch: int = 0
@@ -45,10 +50,14 @@ def fit(
     out: Path,
     console: Console,
 ) -> Progress:
-    """Train by AdamW and leave the weights of the best validation in the model; `score` is ready then.
+    """Train with AdamW, and leave the weights of the best validation in the model, ready for `baseline.score`.
 
-    After each epoch, all that an exact continuation needs is in OUT/checkpoint.pt; where there is one, training goes on
-    from it. Raises `BaselineError` when the loss is no longer finite.
+    After each epoch, OUT/checkpoint.pt holds everything that an exact continuation needs. If there is one already,
+    training continues from it.
+
+    validation: cases of the validation.
+    out: the run folder.
+    Raises `BaselineError` if the loss is not finite, or if the checkpoint cannot be read.
     """
     model = baseline.model
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -60,7 +69,7 @@ def fit(
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             progress, best = Progress(**state["progress"]), state["best"]
-        except Exception as error:  # torch has many errors for a file that is not whole
+        except Exception as error:  # torch raises many errors for an incomplete file
             raise BaselineError(
                 f"{out / CHECKPOINT} cannot be read: {error}; delete it to start that run again"
             ) from error
@@ -101,7 +110,7 @@ def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings)
 
 
 def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Case]) -> float:
-    """Mean NDCG@10; 0 where there are no cases."""
+    """Return the mean NDCG@10; 0 if there are no cases."""
     if not cases:
         return 0.0
     ranks = score_ranks(baseline.score, cases, limit=10, candidates=Candidates(settings.exclude_history))
@@ -109,7 +118,7 @@ def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Ca
 
 
 def _epoch(baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> float:
-    """Sum of the batches' losses."""
+    """Train on the batches; return the sum of their losses."""
     baseline.model.train()
     total = 0.0
     for batch in batches:

@@ -1,11 +1,12 @@
-"""Neural matrix factorisation (NeuMF): who liked what, without any order.
+"""Neural matrix factorisation (NeuMF): learns from pairs of user and item, and ignores the order of events.
 
-Source: He et al., *Neural Collaborative Filtering*, arXiv 1708.05031. A user u and an item i have a vector each in two
-parts, a generalised product and a perceptron:
+Source: He et al., *Neural Collaborative Filtering*, arXiv 1708.05031. A user u and an item i each have a vector in both
+parts of the model, a generalised product and a perceptron:
 
     ŷ_ui = wᵀ [ p_u ⊙ q_i ; φ(p'_u, q'_i) ] + b_i,   φ(p, q) = ReLU(W₂ ReLU(A p + B q + c₁) + c₂)
 
-trained to tell logged items from random ones by binary cross-entropy. b_i, a bias an item, is our addition.
+It is trained by binary cross-entropy to distinguish logged items from random ones. The bias b_i of an item is our
+addition.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from training.baselines.settings import NCFSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
 
-PAIRS = 200_000  # pairs of user and item that are scored at one time
+PAIRS = 200_000  # pairs of user and item that are scored at a time
 
 
 class NeuMF(nn.Module):
+    """The NeuMF model of the formula above."""
+
     def __init__(self, users: int, items: int, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
@@ -41,7 +44,7 @@ class NeuMF(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """ŷ of users int64 [B, 1] with items int64 [B, n] or [n]: [B, n]."""
+        """Return ŷ, float32 [B, n], for users int64 [B, 1] and items int64 [B, n] or [n]."""
         product = self.product_users(users) * self.product_items(items)
         mine, theirs = self.inner_users(users), self.inner_items(items)
         first = F.relu(self.user_in(self._drop(mine)) + self.item_in(self._drop(theirs)))
@@ -55,15 +58,17 @@ class NeuMF(nn.Module):
 
 
 def ncf(settings: NCFSettings, dataset: DataSet, split: Split) -> Baseline:
-    """Users that are tested have training events of their own: the split is leave-one-out."""
-    known = {user.user_id: row for row, user in enumerate(dataset.users)}  # as in `split.train`
+    """Return NeuMF as a baseline. The split must be leave-one-out, so that every tested user was trained on."""
+    known = {user.user_id: row for row, user in enumerate(dataset.users)}  # in the order of `split.train`
     pairs = torch.tensor([(row, e.item) for row, events in enumerate(split.train) for e in events])
     items = len(dataset.catalogue)
     model = NeuMF(len(known), items, settings.hidden, settings.dropout)
 
     def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Users [B, 1], and the logged item before the random ones [B, 1 + negatives]. A random item may be one
-        that the user chose, which is rare."""
+        """Return pairs of users [B, 1] and items [B, 1 + negatives]: the logged item, then random ones.
+
+        A random item may be one that the user chose; this is rare.
+        """
         rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
         mixed = pairs[torch.randperm(len(pairs), generator=rng)]
         drawn = torch.randint(items, (len(pairs), settings.negatives), generator=rng)
@@ -85,7 +90,7 @@ def ncf(settings: NCFSettings, dataset: DataSet, split: Split) -> Baseline:
 
 @torch.inference_mode()
 def score_users(model: NeuMF, users: Tensor, items: int) -> NDArray[np.float32]:
-    """ŷ of users, int64 [B], with every item: float32 [B, items]."""
+    """Return ŷ of users, int64 [B], with every item: float32 [B, items]."""
     every = torch.arange(items)
     size = max(1, PAIRS // items)
     parts = [model(users[k : k + size, None], every) for k in range(0, len(users), size)]

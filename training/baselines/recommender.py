@@ -1,4 +1,4 @@
-"""SASRec on a data set, with the item vectors that the settings name."""
+"""SASRec on a data set, with the item vectors of the settings."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from training.data.vectors import read_vectors
 def sasrec(
     settings: SASRecSettings, dataset: DataSet, split: Split, language: Path | None, console: Console
 ) -> Baseline:
-    """Cross-entropy of the next item over the full catalogue, by cosines: with h_t the state after event t,
+    """Return SASRec as a baseline, trained with cross-entropy of the next item over the full catalogue.
+
+    The logits are cosines, because the lengths of item vectors differ between their sources. With h_t the state after
+    event t:
 
         p(i | 1 .. t) = softmax_i( cos(h_t, e_i) / τ )
 
-    so that how long the item vectors are, which differs between their sources, does not matter.
-
-    language: file of the items' language vectors; made where it is needed and none is given.
+    language: file of the items' language vectors; None: they are made if they are needed.
+    Raises `BaselineError` if no user has two training events.
     """
     histories = item_rows(split.train)
     if not histories:
@@ -77,7 +79,7 @@ def sasrec(
 
 @torch.inference_mode()
 def score_cases(model: SASRec, cases: Sequence[Case]) -> NDArray[np.float32]:
-    """Cosine of the state after each case's history with every item: float32 [cases, N]."""
+    """Return the cosine of the state after each case's history with every item: float32 [cases, N]."""
     vectors = model.items()
     rows, last = read_cases(cases, model.max_events)
     states = model.states(vectors, rows)[torch.arange(len(cases)), last]

@@ -1,8 +1,8 @@
-"""`gems baseline`: data set → split → training → the rank of every test case, beside the floors.
+"""`gems baseline`: data set → split → training → the rank of every test case, compared with the floors.
 
-The run folder: config.yaml, environment.json, metrics.jsonl (a line an epoch), checkpoint.pt (until it is done),
-weights.safetensors, ranks.npz (for `gems compare`), evaluation.json (as of `gems evaluate`); for SASRec also
-item_vectors.parquet, and language_vectors.parquet where it had to make them.
+The run folder contains config.yaml, environment.json, metrics.jsonl (one line per epoch), checkpoint.pt (until the run
+is finished), weights.safetensors, ranks.npz (for `gems compare`) and evaluation.json (the format of `gems evaluate`).
+For SASRec it also contains item_vectors.parquet, and language_vectors.parquet if the run made them.
 """
 
 from __future__ import annotations
@@ -52,10 +52,16 @@ def run_baseline(
     system: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
-    """Train a baseline and rank all test cases; returns what `gems evaluate` does for a task, with `training`.
+    """Train a baseline and rank all test cases. A finished run is only read.
 
-    language: file of the items' language vectors, which are made anew where none is given. system: its name in
-    comparisons. A finished run is only read. Raises `UserError` with what to mend.
+    Returns the result of `gems evaluate` for one task, with an entry `training`.
+
+    data: folder of the data set.
+    out: the run folder.
+    language: file of the items' language vectors; None: they are made if they are needed.
+    resume: continue a run that was stopped.
+    system: name in comparisons; default: the settings' name.
+    Raises `UserError` with a message for the user.
     """
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)

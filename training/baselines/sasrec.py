@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 256  # positions whose logits exist at one time: they stay in the processor's cache
+ROWS = 256  # positions whose logits exist at a time, so that they fit the processor's cache
 
 
 class Block(nn.Module):
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, D]. Position t sees 1 .. t; padding stands at the end, so nobody sees it."""
+        """Apply the block to x, [B, T, D]. Position t sees 1 .. t; padding is at the end, so no event sees it."""
         B, T, D = x.shape
         q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         noise = self.dropout if self.training else 0.0
@@ -37,8 +37,10 @@ class Block(nn.Module):
 
 
 class SASRec(nn.Module):
-    """items: a module whose `forward()` gives the vectors of all items, [N, D]; they are both what is read and
-    what the answer is compared with (tied)."""
+    """The transformer over item vectors. Input and output vectors of items are the same (tied).
+
+    items: module whose `forward()` gives the vectors of all items, [N, D].
+    """
 
     def __init__(
         self, items: nn.Module, width: int, *, layers: int, heads: int, dropout: float, max_events: int
@@ -51,7 +53,11 @@ class SASRec(nn.Module):
         self.input_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def states(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        """What is known after each event: [B, T, D]. vectors: `items()`. rows: int64 [B, T], oldest first."""
+        """Return the state after each event: float32 [B, T, D].
+
+        vectors: the result of `items()`, [N, D].
+        rows: catalogue rows of the events, int64 [B, T], oldest first.
+        """
         x = F.embedding(rows, vectors) + self.positions.weight[: rows.shape[1]]
         x = F.dropout(self.input_norm(x), self.dropout, self.training)
         for block in self.blocks:
@@ -61,8 +67,10 @@ class SASRec(nn.Module):
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
-    """Forward and gradient in one pass over parts of the rows, so that the logits never exist as a whole:
-    with p = softmax(H Vᵀ), ∂/∂H = (p − onehot) V / n and ∂/∂V = (p − onehot)ᵀ H / n."""
+    """Loss and gradients in one pass over blocks of rows, so that the whole matrix of logits never exists.
+
+    With p = softmax(H Vᵀ): ∂/∂H = (p − onehot) V / n and ∂/∂V = (p − onehot)ᵀ H / n.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
@@ -89,9 +97,11 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
 
 def catalogue_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """Mean over n of −log softmax(states · vectorsᵀ) at the targets, over all N items.
+    """Return the mean over n of −log softmax(states · vectorsᵀ) at the targets, over all N items.
 
-    states: float [n, D]. vectors: float [N, D]. targets: int64 [n].
+    states: float [n, D].
+    vectors: float [N, D].
+    targets: catalogue rows, int64 [n].
     """
     loss: Tensor = _CatalogueCrossEntropy.apply(states, vectors, targets)  # type: ignore[no-untyped-call]
     return loss

@@ -14,27 +14,35 @@ from torch import Tensor
 from index.sequence.events import Event
 from training.data.splits import Case
 
-POOL = 16  # batches that are cut from one draw, sorted by length, so that little is padding
+POOL = 16  # batches whose windows are sorted by length together, so that there is little padding
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of histories: what is read, int64 [B, T], and what comes next, int64 [B, T], −1 on padding."""
+    """Windows of histories.
+
+    rows: catalogue rows of the events, int64 [B, T], 0 on padding.
+    targets: catalogue row of the next event, int64 [B, T], −1 on padding.
+    """
 
     rows: Tensor
     targets: Tensor
 
 
 def item_rows(histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
-    """The items of every history that has a next item to learn: int64 [events]."""
+    """Return the catalogue rows of every history of at least two events: int64 [events]."""
     return [np.array([event.item for event in h], np.int64) for h in histories if len(h) > 1]
 
 
 def epoch_batches(
     histories: Sequence[NDArray[np.int64]], max_events: int, batch_size: int, rng: np.random.Generator
 ) -> list[Batch]:
-    """Every event but each history's first is a target once. Histories of more than `max_events` + 1 are cut into
-    windows, at other places each time."""
+    """Return the batches of an epoch. Every event except the first of a history is a target once.
+
+    Histories of more than `max_events` + 1 events are cut into windows, at random places.
+
+    histories: catalogue rows, int64 [events] each.
+    """
     windows = [window for history in histories for window in _windows(history, max_events, rng)]
     order = rng.permutation(len(windows))
     batches = []
@@ -49,7 +57,7 @@ def epoch_batches(
 def _windows(
     history: NDArray[np.int64], max_events: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Windows overlap by one event: the last target of one is the first input of the next."""
+    """Cut a history into windows that overlap by one event: the last target of one is the first input of the next."""
     if len(history) <= max_events + 1:
         return [history]
     first = int(rng.integers(1, max_events + 1))
@@ -67,7 +75,10 @@ def _pad(windows: Sequence[NDArray[np.int64]]) -> Batch:
 
 
 def read_cases(cases: Sequence[Case], max_events: int) -> tuple[Tensor, Tensor]:
-    """The latest events of each case: int64 [B, T], padded at the end, and where the last one stands: int64 [B]."""
+    """Return the latest events of each case and the position of the last one.
+
+    Events: catalogue rows, int64 [B, T], padded with 0 at the end. Positions: int64 [B].
+    """
     latest = [[event.item for event in case.history[-max_events:]] for case in cases]
     longest = max(map(len, latest))
     rows = torch.tensor([items + [0] * (longest - len(items)) for items in latest])

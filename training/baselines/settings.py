@@ -1,4 +1,4 @@
-"""Every setting of a baseline; the description of each field is its help text."""
+"""The settings of the baselines. The description of each field is its help text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Items = Literal["id", "language-init", "adapter", "alphafuse"]
 
 
 class BaselineError(UserError):
-    """A baseline cannot be trained as asked."""
+    """A baseline cannot be trained with these settings or data."""
 
 
 class BaselineSettings(RunSettings):
-    """What all baselines have."""
+    """Settings of all baselines."""
 
     name: ClassVar[str]
-    task: ClassVar[Task]  # the one that it can do
+    task: ClassVar[Task]  # the one task that it supports
 
     users: Users = Field(
         "leave-one-out",
@@ -44,10 +44,11 @@ class BaselineSettings(RunSettings):
 
     @property
     def system(self) -> str:
-        """Name in comparisons."""
+        """The name in comparisons."""
         return self.name
 
     def save(self, path: Path) -> None:
+        """Write the settings as YAML."""
         path.write_text(
             yaml.safe_dump({"baseline": self.name} | self.model_dump(mode="json"), sort_keys=False), "utf-8"
         )
@@ -144,7 +145,7 @@ Settings = TypeVar("Settings", bound=BaselineSettings)
 
 
 def settings_from(kind: type[Settings], given: dict[str, Any]) -> Settings:
-    """Raises `BaselineError` naming each setting that is wrong."""
+    """Return validated settings. Raises `BaselineError` that names each invalid setting."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:

@@ -1,5 +1,5 @@
-"""How good the rankings are: metrics, floors, intervals, and the evaluation that combines them.
+"""The quality of rankings: metrics, floors, intervals, and the evaluation that combines them.
 
-It ranks through the very engine that serves. Sub-rooms: `comparison` of systems, `preservation` of general
+It ranks with the same engine that serves requests. Subpackages: `comparison` of systems, and `preservation` of general
 knowledge.
 """

@@ -9,8 +9,10 @@ RESAMPLES = 1000
 
 
 def mean_interval(values: NDArray[np.float64], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of `values`, float [cases]. Give per-case differences of two systems on the same
-    cases for the paired interval of their difference."""
+    """Return the interval of the mean of `values`, float [cases].
+
+    For a paired interval of the difference of two systems, give the differences of their values case by case.
+    """
     (interval,) = mean_intervals(values[:, None], seed, level)
     return interval
 
@@ -18,10 +20,13 @@ def mean_interval(values: NDArray[np.float64], seed: int = 0, level: float = 0.9
 def mean_intervals(
     values: NDArray[np.float64], seed: int = 0, level: float = 0.95
 ) -> list[tuple[float, float]]:
-    """Interval of the mean of each column of `values`, float [cases, columns], from the same resamples.
+    """Return the interval of the mean of each column of `values`, float [cases, columns], from the same resamples.
 
-    Resampling cases with replacement gives case i the count c_i, c ~ Multinomial(n, 1/n); the
-    resampled mean is c · values / n.
+    Resampling cases with replacement gives case i the count c_i, with c ~ Multinomial(n, 1/n). The mean of the resample
+    is c · values / n.
+
+    level: coverage of the interval.
+    Raises `ValueError` if there are no cases.
     """
     n = len(values)
     if n == 0:

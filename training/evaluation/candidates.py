@@ -1,8 +1,8 @@
-"""Which items a target is ranked among.
+"""The candidates of an evaluation: the items that a target is ranked among.
 
-The whole catalogue is what counts. A target among `negatives` sampled items is there for comparison with papers that
-report it (GEMS among them, with 99): sampled metrics need not even order systems as full ones do (Krichene and Rendle,
-KDD 2020).
+The standard is the whole catalogue. A ranking of the target among sampled items exists for comparison with papers that
+report it (GEMS does, with 99 items). Sampled metrics can even rank systems in another order than full ones (Krichene
+and Rendle, KDD 2020).
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ WHOLE = "full catalogue"
 
 @dataclass(frozen=True)
 class Candidates:
-    """exclude_history: never rank items of the history; a target among them is then an honest miss, since the server
-    would not name it. negatives: so many items beside the target, drawn evenly from those that neither are it nor occur
-    in the history; None for the whole catalogue. seed: of the draw. A person's are the same for every system and task.
+    """The rule that chooses candidates.
+
+    exclude_history: never rank items of the history. A target among them is a miss, because the server would not return
+    it.
+    negatives: number of sampled items in addition to the target; None: the whole catalogue. They are drawn uniformly
+    from the items that are neither the target nor in the history.
+    seed: seed of the draw. The negatives of a user are the same for every system and task.
     """
 
     exclude_history: bool = False
@@ -34,7 +38,7 @@ class Candidates:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """For records; ranks under other protocols are not comparable."""
+        """The rule as a part of the protocol in records. Ranks of different protocols are not comparable."""
         if self.negatives is None:
             return {"ranking": WHOLE, "exclude_history": self.exclude_history}
         return {
@@ -46,22 +50,26 @@ class Candidates:
 
     @classmethod
     def of(cls, protocol: Mapping[str, Any]) -> Self:
-        """Those of a record."""
+        """Return the rule from the protocol of a record."""
         return cls(protocol["exclude_history"], protocol.get("negatives"), protocol.get("negatives_seed", 0))
 
     def excluded(self, case: Case) -> list[int]:
-        """Rows of the catalogue that are not ranked, ascending."""
+        """Return the catalogue rows that are not ranked, ascending."""
         return sorted({event.item for event in case.history}) if self.exclude_history else []
 
     def check(self, cases: Sequence[Case], items: int) -> None:
-        """Raise `EvaluationError` where one of the cases leaves too few items, before anything is computed."""
+        """Raise `EvaluationError` if a case leaves too few items to sample, before anything is computed.
+
+        items: size of the catalogue.
+        """
         if self.negatives is not None and cases:
             self.rows(max(cases, key=lambda case: len(_known(case))), items)
 
     def rows(self, case: Case, items: int) -> NDArray[np.int64] | None:
-        """Rows of the target and the negatives, ascending; None for the whole catalogue of so many items.
+        """Return the catalogue rows of the target and the negatives, int64, ascending; None for the whole catalogue.
 
-        Raises `EvaluationError` where there are too few items.
+        items: size of the catalogue.
+        Raises `EvaluationError` if there are too few items to sample.
         """
         if self.negatives is None:
             return None
@@ -76,7 +84,7 @@ class Candidates:
 
 
 def _known(case: Case) -> set[int]:
-    """Rows that are no negatives: those of the history, and the target."""
+    """Return the rows that cannot be negatives: the history and the target."""
     return {case.target, *(event.item for event in case.history)}
 
 

@@ -1,7 +1,8 @@
-"""What a system ranked, case by case, on disk: comparisons need no model and no second ranking.
+"""Ranks of a system, case by case, on disk, so that a comparison needs no model and no second ranking.
 
-One `.npz` file, no pickle: `about` (JSON text: system, seed, data, protocol, cost), and for each task `<task>.users`
-(strings), `<task>.targets`, `<task>.history` (events before the target) and `<task>.ranks`, int64 [cases].
+The format is one `.npz` file without pickle: `about` (JSON text: system, seed, data, protocol, cost), and for each task
+`<task>.users` (strings), `<task>.targets`, `<task>.history` (events before the target) and `<task>.ranks`, int64
+[cases].
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ COLUMNS = ("users", "targets", "history", "ranks")
 
 @dataclass(frozen=True, eq=False)
 class TaskRanks:
-    """users: str [cases]. targets: rows of the catalogue. history: events before the target. ranks: 1-based, 0 where
-    the target was not ranked. int64 [cases]."""
+    """Ranks of one task.
+
+    users: user ids, str [cases].
+    targets: catalogue rows, int64 [cases].
+    history: number of events before the target, int64 [cases].
+    ranks: 1-based, 0 if the target was not ranked, int64 [cases].
+    """
 
     users: NDArray[np.str_]
     targets: NDArray[np.int64]
@@ -37,6 +43,7 @@ class TaskRanks:
 
     @classmethod
     def of(cls, cases: Sequence[Case], ranks: NDArray[np.int64]) -> TaskRanks:
+        """Return the ranks of these cases, int64 [cases]."""
         return cls(
             np.array([case.user_id for case in cases]),
             np.array([case.target for case in cases], np.int64),
@@ -47,8 +54,14 @@ class TaskRanks:
 
 @dataclass(frozen=True, eq=False)
 class CaseRanks:
-    """system: its name; runs with the same name and other seeds are the same system. data: fingerprint of the data set.
-    protocol: what was ranked, and how; ranks under other protocols are not comparable. cost: what it took."""
+    """Ranks of a system on all tasks.
+
+    system: name of the system; runs with the same name and different seeds are the same system.
+    seed: seed of the run.
+    data: fingerprint of the data set.
+    protocol: description of cases and candidates. Ranks of different protocols are not comparable.
+    cost: figures of the training, such as seconds.
+    """
 
     system: str
     seed: int
@@ -58,7 +71,7 @@ class CaseRanks:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """All of it or nothing."""
+        """Write the file atomically."""
         about = {
             "system": self.system, "seed": self.seed, "data": self.data, "protocol": dict(self.protocol),
             "cost": dict(self.cost),
@@ -75,7 +88,7 @@ class CaseRanks:
 
     @classmethod
     def load(cls, path: Path) -> CaseRanks:
-        """A file, or a run folder that holds one. Raises `EvaluationError`."""
+        """Read a file, or the file in a run folder. Raises `EvaluationError`."""
         file = path / RANKS_FILE if path.is_dir() else path
         if not file.exists():
             raise EvaluationError(

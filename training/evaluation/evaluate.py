@@ -1,4 +1,4 @@
-"""`gems evaluate`: the model and its floors on the same cases, with intervals."""
+"""`gems evaluate`: figures of the model and its floors on the same cases, with intervals."""
 
 from __future__ import annotations
 
@@ -42,10 +42,15 @@ def evaluate(
     ranks_file: Path | None = None,
     system: str = "model",
 ) -> dict[str, Any]:
-    """Rank the whole catalogue for every case, both ways, through the serving engine.
+    """Rank the whole catalogue for every case, as search and as recommendation, with the serving engine.
 
-    sampled_negatives: to rank the target only among so many sampled items. ranks_file: where to leave the rank of every
-    case, under the name `system`, for `gems compare`.
+    split: 'test' or 'validation'.
+    max_cases: number of cases that are drawn; None: all.
+    sampled_negatives: rank the target among N sampled items only.
+    seed: seed of the drawn cases, of the negatives and of the bootstrap.
+    ranks_file: file for the rank of every case, for `gems compare`.
+    system: name of the model in that file.
+    Raises `EvaluationError` if bundle, data set and options do not fit together.
 
     Returns a JSON-ready dictionary:
 
@@ -53,8 +58,8 @@ def evaluate(
         floors.<name>.<task>              metric → mean
         intervals.<task>                  metric → [low, high], 95% bootstrap over cases
         differences.<name>.<task>         metric → [mean, low, high] of model − floor, paired
-        cases.<task>, protocol, data      what it was measured on
-        search_match_share                share of the model's top-10 search results whose text matches a
+        cases.<task>, protocol, data      number of cases, and description of the measurement
+        search_match_share                share of the model's top-10 search results whose text contains a
                                           word of the query
     """
     bundle = Bundle.open(bundle_folder)
@@ -101,5 +106,6 @@ def evaluate(
 
 
 def save_evaluation(result: dict[str, Any], path: Path) -> None:
+    """Write the result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

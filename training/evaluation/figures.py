@@ -18,7 +18,7 @@ from training.evaluation.metrics import NAMES, per_case
 
 
 def empty_result(protocol: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation to which `add_task` adds."""
+    """Return an evaluation without tasks; `add_task` adds them."""
     return {
         "floors": {}, "intervals": {}, "differences": {}, "cases": {}, "protocol": protocol, "data": data,
     }  # fmt: skip
@@ -35,9 +35,11 @@ def add_task(
     candidates: Candidates,
     seed: int,
 ) -> None:
-    """Put the figures of a system on the cases of a task into `result`, beside its floors.
+    """Add the figures of a system and of the floors on the cases of a task to `result`.
 
-    ranks: int64 [cases], 1-based, 0 where the target was not ranked. counts: float64 [items], see `popularity`.
+    ranks: int64 [cases], 1-based, 0 if the target was not ranked.
+    counts: float64 [items], see `popularity`.
+    seed: seed of the bootstrap.
     """
     model = per_case(ranks)
     result["cases"][task.value] = len(cases)

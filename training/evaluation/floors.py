@@ -1,11 +1,10 @@
-"""Floors: what a ranking must beat before it means anything (DESIGN §8).
+"""Floors: simple rankings that a useful model must beat.
 
-    popularity           items by how often people chose them in training
-    popularity_in_query  the same, items that match the query first (search only)
+    popularity           items by their number of training events
+    popularity_in_query  the same, but items whose text contains all words of the query come first (search only)
     bm25                 BM25 (Lucene variant) of the query against the items' texts (search only)
 
-Every floor scores all items; the rank of a target counts the items with a higher score and, of the
-equal ones, those before it in catalogue order.
+Every floor scores all items. Items with equal scores rank in catalogue order.
 """
 
 from __future__ import annotations
@@ -28,13 +27,16 @@ Scores = Callable[[Case], NDArray[np.float64]]
 
 
 def popularity(histories: Sequence[Sequence[Event]], items: int) -> NDArray[np.float64]:
-    """How often each item occurs in the training histories: float64 [items]."""
+    """Count the events of each item in the training histories: float64 [items]."""
     rows = [event.item for history in histories for event in history]
     return np.bincount(rows, minlength=items).astype(np.float64)
 
 
 def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) -> dict[str, Scores]:
-    """The floors of a task by name; each maps a case to scores float64 [items], higher is better."""
+    """Return the floors of a task by name. Each maps a case to scores, float64 [items], higher is better.
+
+    counts: float64 [items], see `popularity`.
+    """
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
@@ -44,7 +46,7 @@ def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) 
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
-    """query → 1 where an item's text holds all of its words, else 0: float64 [items]."""
+    """Return a function: query → 1 for an item whose text contains all words of it, else 0, float64 [items]."""
     postings: dict[str, list[int]] = {}
     for row, text in enumerate(catalogue.texts()):
         for word in set(words(text)):
@@ -78,7 +80,7 @@ def _bm25(catalogue: Catalogue) -> Scores:
 def floor_ranks(
     scores: Scores, cases: Sequence[Case], limit: int = 50, candidates: Candidates = EVERYTHING
 ) -> NDArray[np.int64]:
-    """Rank of each case's target under a floor: int64 [cases], 1-based, 0 below `limit`."""
+    """Return the rank of each case's target under a floor: int64 [cases], 1-based, 0 beyond `limit`."""
     return score_ranks(
         lambda some: np.stack([scores(case) for case in some]),
         cases,

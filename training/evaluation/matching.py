@@ -1,4 +1,4 @@
-"""Does a search use its query? The share of its results that match a word of it."""
+"""The share of search results that match a word of the query, which shows whether the model uses the query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.data.text import words
 def query_match_share(
     catalogue: Catalogue, cases: Sequence[Case], rankings: Sequence[Ranking], k: int = 10
 ) -> float:
-    """Share of the first `k` results whose text (`Item.text`) holds a word of the query."""
+    """Return the share of the first `k` results whose text (`Item.text`) contains a word of the query."""
     texts = [set(words(text)) for text in catalogue.texts()]
     matches = [
         not texts[item].isdisjoint(words(case.query or ""))

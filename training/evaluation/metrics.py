@@ -1,6 +1,6 @@
-"""Ranking metrics with one relevant item a case (leave-one-out, full-catalogue ranking).
+"""Ranking metrics for cases with one relevant item each.
 
-With r the 1-based rank of the relevant item, and every metric 0 where it is not among the first k:
+With r the 1-based rank of the relevant item; every metric is 0 if the item is not among the first k:
 
     Hit@k  = [r ≤ k]
     NDCG@k = 1 / log2(r + 1)     (the ideal DCG is 1)
@@ -17,7 +17,10 @@ NAMES = tuple(f"{metric}@{k}" for metric in ("hit", "ndcg", "mrr") for k in CUTO
 
 
 def per_case(ranks: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
-    """Every metric of every case. ranks: int [cases], 1-based, 0 where the item was not ranked."""
+    """Return every metric of every case: name → float64 [cases].
+
+    ranks: int [cases], 1-based, 0 if the item was not ranked.
+    """
     found = ranks > 0
     r = np.maximum(ranks, 1).astype(np.float64)
     values: dict[str, NDArray[np.float64]] = {}

@@ -1,4 +1,4 @@
-"""Ranks of the targets, through the very engine that serves."""
+"""Ranks of the targets from the serving engine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from training.data.splits import Case
 from training.errors import EvaluationError
 from training.evaluation.candidates import EVERYTHING, Candidates
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # called with the number of finished cases and of all cases
 
 
 def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
-    """The cases that can be asked as this task: search needs a query."""
+    """Return the cases that suit the task: search needs a query."""
     return [case for case in cases if task is Task.RECOMMENDATION or case.query is not None]
 
 
 def draw_cases(cases: Sequence[Case], most: int | None, seed: int) -> Sequence[Case]:
-    """At most `most` cases in their order, drawn by the seed; all of them for None."""
+    """Draw at most `most` cases, and keep their order. None: all cases."""
     if most is None or most >= len(cases):
         return cases
     return [cases[k] for k in np.sort(np.random.default_rng(seed).permutation(len(cases))[:most])]
@@ -42,9 +42,16 @@ def rank_cases(
     batch: int = 256,
     progress: Progress | None = None,
 ) -> list[Ranking]:
-    """Ranking of each case, in the order of `cases`. Sampled negatives are all in the beam, and so ranked exactly."""
+    """Rank the candidates of each case; rankings are in the order of `cases`.
+
+    The beam is at least as wide as the number of sampled candidates, so these are ranked exactly.
+
+    limit: most items of a ranking.
+    batch: cases in one call of the engine.
+    Raises `EvaluationError` if a case has no valid prompt or too few candidates.
+    """
     rankings: dict[int, Ranking] = {}
-    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
+    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # similar lengths share a pass
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         requests = []
@@ -66,7 +73,7 @@ def rank_cases(
 
 
 def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[np.int64]:
-    """Rank of each case's target: int64 [cases], 1-based, 0 where it was not ranked."""
+    """Return the rank of each case's target: int64 [cases], 1-based, 0 if it was not ranked."""
     return np.array(
         [
             ranking.items.index(case.target) + 1 if case.target in ranking.items else 0
@@ -77,7 +84,7 @@ def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[
 
 
 def allowed_of(everything: Allowed, case: Case, candidates: Candidates) -> Allowed:
-    """What the engine may answer."""
+    """Return the items that the engine may return for a case."""
     trie = everything.trie
     rows = candidates.rows(case, trie.items)
     if rows is None:

@@ -1,4 +1,4 @@
-"""Ranks of the targets by systems that score every item."""
+"""Ranks of the targets from systems that score every item."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.data.splits import Case
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.ranking import Progress
 
-# cases → scores float [cases, items], higher is better; may be changed by the caller
+# cases → scores, float [cases, items], higher is better; the caller may change the array
 ScoreCases = Callable[[Sequence[Case]], NDArray[np.floating]]
 
 
@@ -24,12 +24,14 @@ def score_ranks(
     batch: int = 256,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Rank of each case's target among the candidates: int64 [cases], 1-based, 0 below `limit`.
+    """Return the rank of each case's target among the candidates: int64 [cases], 1-based, 0 beyond `limit`.
 
-    Of equal scores, the item that comes first in the catalogue ranks first.
+    Items with equal scores rank in catalogue order.
+
+    batch: cases in one call of `score`.
     """
     ranks = np.zeros(len(cases), np.int64)
-    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # alike lengths share a pass
+    order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # similar lengths share a pass
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         scores = score([cases[k] for k in chosen])

@@ -1,4 +1,4 @@
-"""The evaluation as a table for people."""
+"""An evaluation as a table on the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = ("hit@5", "hit@10", "hit@50", "ndcg@10", "mrr@10")
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
-    """Model first, then its floors; in brackets the 95% interval of Hit@10."""
+    """Print the model first, then its floors; the 95% interval of Hit@10 is in brackets."""
     protocol = result["protocol"]
     for task in (t.value for t in Task if t.value in result):
         table = Table(

@@ -1,4 +1,4 @@
-"""`gems report`: one self-contained HTML page about a run, beside a baseline where there is one.
+"""`gems report`: a self-contained HTML page about a run, optionally compared with a baseline.
 
-It reads files of a run, and imports neither torch nor the rest of the training side.
+It reads only the files of a run, and imports neither torch nor most of the training side.
 """

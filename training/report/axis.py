@@ -1,4 +1,4 @@
-"""A linear axis: from the range of the data to round ticks and to places in the drawing."""
+"""A linear axis: round ticks for a range of data, and coordinates of values in the drawing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """Values low..high at places start..end (end lies before start on an axis that points up)."""
+    """A map from the values low..high to the coordinates start..end (end < start on an axis that points up)."""
 
     low: float
     high: float
@@ -18,19 +18,24 @@ class Axis:
 
     @classmethod
     def around(cls, values: Iterable[float], start: float, end: float, margin: float = 0.0) -> Axis:
-        """The range of the values, widened by a share of it, and around a single value by a twentieth."""
+        """Return an axis for the range of the values.
+
+        margin: share of the range that is added at each end. The range of a single value is widened by a twentieth of
+        it.
+        """
         found = list(values)
         low, high = min(found), max(found)
         widening = (high - low) * margin or (abs(low) / 20 or 1.0 if high == low else 0.0)
         return cls(low - widening, high + widening, start, end)
 
     def place(self, value: float) -> float:
+        """Return the coordinate of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, count: int, smallest: float = 0.0) -> list[tuple[float, str]]:
-        """About `count` multiples of 1, 2 or 5 times a power of ten, with their labels.
+        """Return about `count` ticks with their labels, at multiples of 1, 2 or 5 times a power of ten.
 
-        smallest: the least that a tick lies from the next.
+        smallest: smallest distance between two ticks.
         """
         rough = max((self.high - self.low) / count, smallest)
         power = 10.0 ** math.floor(math.log10(rough))
@@ -40,7 +45,7 @@ class Axis:
 
 
 def _label(value: float, step: float) -> str:
-    """As many digits as tell a tick from the next."""
+    """Format a tick with enough digits to distinguish it from the next."""
     place = math.floor(math.log10(step) + 1e-9)
     if place >= -4 and abs(value) < 1e7:
         return f"{value:,.{max(0, -place)}f}"

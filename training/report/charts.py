@@ -1,4 +1,4 @@
-"""Line charts and heat maps as inline SVG: no script, nothing from outside, colours from the page's CSS."""
+"""Line charts and heat maps as inline SVG, without scripts and external files. The page's CSS has the colours."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from training.report.markup import escape
 
 WIDTH, HEIGHT = 680, 300
 LEFT, RIGHT, BOTTOM = 64, 28, 42
-MOST_POINTS = 2000  # a line of more is drawn by its extremes: nobody sees more, and pages stay small
-COLOURS = 6  # --c0 .. --c5 of the page
+MOST_POINTS = 2000  # a longer line is reduced to its extremes, which keeps pages small and looks the same
+COLOURS = 6  # --c0 .. --c5 in the page's CSS
 Point = tuple[float, float]
 
 
@@ -21,8 +21,9 @@ Point = tuple[float, float]
 class Line:
     """One line of a chart.
 
-    colour: number of a colour of the page; lines of one subject share it.
-    dashed: of the baseline. faint: in the background, and not in the legend.
+    colour: index of a colour of the page; lines of one subject share it.
+    dashed: the line belongs to the baseline.
+    faint: the line is in the background, and not in the legend.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """Linear axes around all the points. Lines without points are left out; one must have some."""
+    """Draw lines on linear axes. Lines without points are left out; raises `ValueError` if all are empty."""
     drawn = [line for line in lines if line.points]
     if not drawn:
         raise ValueError(f"chart {title!r} has no points")
@@ -65,7 +66,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """Each value averaged with those before it, `window` in all (fewer at the beginning)."""
+    """Return the running mean over the last `window` values (fewer at the beginning)."""
     sums = list(accumulate((value for _, value in points), initial=0.0))
     return [
         (x, (sums[k + 1] - sums[max(0, k + 1 - window)]) / min(window, k + 1))
@@ -74,7 +75,7 @@ def running_mean(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points, none of the peaks lost: lowest and highest of runs of equal length."""
+    """Reduce a line to at most `most` points: the lowest and the highest point of runs of equal length."""
     if len(points) <= most:
         return list(points)
     groups = max(1, most // 2)
@@ -90,13 +91,14 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def heat_map(
     title: str, values: Mapping[tuple[str, str], float], rows: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """A cell for every (row, column), coloured on the fixed scale 0..2; hollow where there is no value.
+    """Draw a cell for every (row, column), coloured on the fixed scale 0..2; a cell without a value is hollow.
 
     Maps with the same rows and columns can be compared cell by cell.
+    Raises `ValueError` if there are no rows or no columns.
     """
     if not rows or not columns:
         raise ValueError(f"heat map {title!r} has no cells")
-    wide = len(columns) <= 16  # room for the figures in the cells
+    wide = len(columns) <= 16  # the cells have room for figures
     cell_width, cell_height = (36, 24) if wide else (16, 20)
     left = 20 + 7 * max(len(_short(row)) for row in rows)
     top, below = 10, 10 + cell_height * len(rows)
@@ -115,7 +117,7 @@ def heat_map(
 
 
 def heat_colour(value: float) -> tuple[int, int, int]:
-    """Red, green, blue of a value on 0..2: blue at 0, white at 1, red at 2, and beyond as at the ends."""
+    """Return red, green, blue (0..255) of a value: blue at 0, white at 1, red at 2; values beyond are clipped."""
     from_white = min(1.0, abs(value - 1))
     end = (33, 102, 172) if value < 1 else (178, 24, 43)
     red, green, blue = (round(255 + (channel - 255) * from_white) for channel in end)
@@ -140,7 +142,7 @@ def _cell(
 
 
 def _scale(x: float, y: float) -> Iterator[str]:
-    """The colour legend, 0 to 2."""
+    """Draw the colour legend, 0 to 2."""
     steps, width = 40, 5
     for k in range(steps + 1):
         red, green, blue = heat_colour(2 * k / steps)
@@ -176,7 +178,7 @@ def _classes(line: Line) -> str:
 
 
 def _legend_places(names: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
-    """Where each entry begins, and how many rows they take. A sign is about seven wide."""
+    """Return the start (x, y) of each entry of the legend, and the number of rows. A character is about 7 wide."""
     places, at, row = [], LEFT, 0
     for name in names:
         width = 44 + 7 * len(_short(name))

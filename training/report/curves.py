@@ -1,4 +1,4 @@
-"""The page's curves: losses, ranking, gate weights, learning rate, and the conflict of the tasks."""
+"""The curves of the page: losses, ranking figures, gate weights, learning rate, and conflict of the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS = tuple(task.value for task in Task)
 
 
 def training_loss(run: RunLog) -> str:
-    """The loss of each task: every step faint, the running mean strong."""
+    """Draw the loss of each task: every step faint, the running mean strong."""
     lines, window = [], max(1, len(run.records) // 50)
     for colour, task in enumerate(TASKS):
         raw = run.curve(f"{task}.loss")
@@ -25,7 +25,7 @@ def training_loss(run: RunLog) -> str:
 
 
 def validation(run: RunLog, baseline: RunLog | None) -> str:
-    """Loss, and where it was ranked Hit@10, of the held-out items; the baseline dashed."""
+    """Draw the validation loss, and Hit@10 if the validation ranked; the baseline is dashed."""
     losses = _by_task(run, baseline, "loss")
     if not losses:
         return note("No validation yet: 'gems train' validates every --validate-every epochs.")
@@ -37,6 +37,7 @@ def validation(run: RunLog, baseline: RunLog | None) -> str:
 
 
 def gate(run: RunLog, baseline: RunLog | None) -> str:
+    """Draw the gate weight of each task."""
     lines = [
         Line(_named(task, log is baseline), log.curve(f"gate.{task}"), colour, dashed=log is baseline)
         for log in _both(run, baseline)
@@ -58,7 +59,7 @@ def learning_rate(run: RunLog) -> str:
 
 
 def conflict(run: RunLog, baseline: RunLog | None) -> str:
-    """ρ of the tasks' gradients: where in the model, and over the steps."""
+    """Draw ρ, the conflict of the tasks' gradients, by weight type and layer, and its mean over the steps."""
     logs = _both(run, baseline)
     maps = [(log, log.last_conflicts()) for log in logs]
     if not any(places for _, places in maps):
@@ -114,7 +115,7 @@ def _named(what: str, of_baseline: bool) -> str:
 
 
 def _layers(places: list[WeightPlace]) -> list[int | None]:
-    """In order; weights outside the layers last."""
+    """Return the distinct layers in order; None, for weights outside the layers, is last."""
     found = {place.layer for place in places}
     return [*sorted(layer for layer in found if layer is not None), *([None] if None in found else [])]
 

@@ -1,4 +1,4 @@
-"""Text and tables as HTML that nothing in a run's files can break out of."""
+"""Text and tables as HTML. All text from a run's files is escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def escape(text: object) -> str:
-    """For element content and quoted attributes, of HTML and XML alike."""
+    """Escape text for element content and quoted attributes, in HTML and XML."""
     known = "".join(
         "\ufffd" if unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\t\n" else sign
         for sign in str(text)
@@ -17,7 +17,7 @@ def escape(text: object) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are text and are escaped here; the first of a row names it."""
+    """Return a table. Cells are plain text, which is escaped here; the first cell of a row is its name."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(
@@ -32,11 +32,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "")
 
 
 def note(text: str) -> str:
-    """One line in the place of what is missing."""
+    """Return a line that stands in place of a missing part."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def figure(drawing: str, caption: str = "") -> str:
-    """drawing: an SVG, which is markup already."""
+    """Return a figure with a caption. drawing: SVG markup, which is not escaped."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><div class="wide">{drawing}</div>{below}</figure>'

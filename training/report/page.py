@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing beside it."""
+"""The report: one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from training.report.style import STYLE
 
 
 def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
-    """Read the run (and the baseline), write the page to `out`; readers see the old page or the new one.
+    """Read the run (and the baseline) and write the page to `out`, atomically.
 
-    Raises `ReportError` for a folder that is no run, and for a page that cannot be written.
+    Raises `ReportError` if a folder is not a run, or if the page cannot be written.
     """
     page = render(RunLog.read(run), None if baseline is None else RunLog.read(baseline))
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex}"
@@ -30,6 +30,7 @@ def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
 
 
 def render(run: RunLog, baseline: RunLog | None) -> str:
+    """Return the page as HTML."""
     sections = {
         "Settings": tables.settings(run, baseline),
         "Training loss": curves.training_loss(run),

@@ -1,4 +1,4 @@
-"""What a run folder says about its training: read once, typed, and independent of torch."""
+"""The records of a run folder, with types, and independent of torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class ReportError(UserError):
 
 
 class WeightPlace(NamedTuple):
-    """Where a weight sits: `q_proj` of layer 3. Weights outside the layers have none."""
+    """The position of a weight, such as `q_proj` of layer 3. A weight outside the layers has no layer."""
 
     kind: str
     layer: int | None
 
     @classmethod
     def of(cls, weight: str) -> WeightPlace:
+        """Parse the name of a weight."""
         parts = weight.removesuffix(".weight").split(".")
         layer = next((int(part) for part in parts if part.isascii() and part.isdigit()), None)
         return cls(parts[-1], layer)
@@ -39,7 +40,7 @@ class WeightPlace(NamedTuple):
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run folder. Files that are not there are empty; figures that are no finite number are left out."""
+    """The files of a run folder. A missing file is empty; figures that are not finite numbers are left out."""
 
     folder: Path
     records: list[dict[str, Any]]
@@ -51,7 +52,7 @@ class RunLog:
 
     @classmethod
     def read(cls, folder: Path) -> RunLog:
-        """Raises `ReportError` where there are no metrics, or where a file is damaged."""
+        """Read a run folder. Raises `ReportError` if there are no metrics, or if a file is damaged."""
         return cls(
             folder,
             _read_records(folder),
@@ -88,17 +89,17 @@ class RunLog:
 
     @property
     def seconds(self) -> float | None:
-        """Length of the training, as of the last step."""
+        """Seconds of training until the last step; None if unknown."""
         times = self.curve("seconds")
         return times[-1][1] if times else None
 
     def same_data(self, other: RunLog) -> bool:
-        """Whether nothing says that the other was trained on other data."""
+        """Whether both runs were trained on the same data, as far as it is known."""
         ours, theirs = (log.environment.get("data_sha256") for log in (self, other))
         return ours is None or theirs is None or bool(ours == theirs)
 
     def curve(self, name: str, group: str | None = None) -> Points:
-        """One figure over the steps: of the step records, or of a nested group such as `validation`."""
+        """Return one figure over the steps, from the step records or from a nested group such as `validation`."""
         points = []
         for record in self.records:
             value = number((record if group is None else mapping(record.get(group))).get(name))
@@ -107,7 +108,7 @@ class RunLog:
         return points
 
     def conflicts(self) -> list[tuple[int, dict[str, float]]]:
-        """ρ by weight at every step that measured it; by `conflict` records, else by `subspaces` ones."""
+        """Return ρ of each weight at every step that measured it, from `conflict` records, else from `subspaces`."""
         measured = [(r["step"], _numbers(mapping(r.get("conflict")))) for r in self.records]
         if not any(values for _, values in measured):
             measured = [
@@ -118,18 +119,18 @@ class RunLog:
         return [(int(step), values) for step, values in measured if values]
 
     def mean_conflict(self) -> Points:
-        """Mean ρ of the weights measured at a step, over the steps."""
+        """Return the mean ρ of the measured weights, over the steps."""
         return [(float(step), statistics.fmean(values.values())) for step, values in self.conflicts()]
 
     def last_conflicts(self) -> dict[WeightPlace, float]:
-        """ρ by place: the newest value of every weight, averaged where weights share a place."""
+        """Return ρ by position: the newest value of every weight, averaged over weights of the same position."""
         newest: dict[str, float] = {}
         for _, values in self.conflicts():
             newest |= values
         return _means_by({weight: WeightPlace.of(weight) for weight in newest}, newest)
 
     def subspace_means(self) -> dict[str, dict[str, float]]:
-        """Energy, overlap and leak by kind of weight: the newest value of every weight, mean over layers."""
+        """Return energy, overlap and leak by kind of weight: the newest value of every weight, mean over layers."""
         newest: dict[str, dict[str, float]] = {name: {} for name in SUBSPACE_FIGURES}
         for record in self.records:
             for weight, figures in mapping(record.get("subspaces")).items():
@@ -145,14 +146,14 @@ class RunLog:
         return means
 
     def cost(self) -> dict[str, float]:
-        """The bytes of the newest `cost` record."""
+        """Return the bytes of the newest `cost` record, by name."""
         found: dict[str, float] = {}
         for record in self.records:
             found |= _numbers(mapping(record.get("cost")))
         return found
 
     def seconds_per_step(self) -> float | None:
-        """Median over the steps, so that validations between two of them do not count."""
+        """Return the median over the steps, so that validations between two steps do not count."""
         times = self.curve("seconds")
         lengths = [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in pairwise(times) if s1 > s0 and t1 >= t0]
         return statistics.median(lengths) if lengths else None
@@ -162,7 +163,7 @@ class RunLog:
 
 
 def number(value: object) -> float | None:
-    """The value where it is a finite number."""
+    """Return the value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -172,7 +173,7 @@ def number(value: object) -> float | None:
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """The value where it is a JSON object, else an empty one."""
+    """Return the value if it is a JSON object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -206,7 +207,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
             if number(record["step"]) is None:
                 raise ValueError("its step is no number")
         except (ValueError, KeyError, TypeError) as error:
-            if place == len(filled):  # the last line of a killed run may be cut off
+            if place == len(filled):  # the last line of a killed run may be incomplete
                 break
             raise ReportError(
                 f"{path}, line {row}, is no record of a training ({error}); remove that line and try again"
@@ -218,7 +219,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON object; empty where there is no such file."""
+    """Read a YAML or JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:

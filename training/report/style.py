@@ -1,4 +1,4 @@
-"""The page's style sheet: light and dark by the reader's preference, nothing loaded from outside."""
+"""The style sheet of the page: light or dark as the reader prefers, without external files."""
 
 from __future__ import annotations
 

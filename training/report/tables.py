@@ -1,4 +1,4 @@
-"""The page's tables: settings, subspaces, cost, evaluation, preservation."""
+"""The tables of the page: settings, subspaces, cost, evaluation, preservation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTHING = "–"
 
 
 def settings(run: RunLog, baseline: RunLog | None) -> str:
-    """The method, and every setting that differs from its default in one of the runs."""
+    """Return a table of the method and of every setting that differs from its default in one of the runs."""
     if not run.config:
         return note("No settings: this folder has no config.yaml, which 'gems train' writes when it starts.")
     defaults = TrainConfig().model_dump(mode="json")
@@ -32,7 +32,7 @@ def settings(run: RunLog, baseline: RunLog | None) -> str:
 
 
 def subspaces(run: RunLog) -> str:
-    """How much of the gradients the bases hold, by kind of weight."""
+    """Return a table of the subspaces by kind of weight: captured energy, overlap of the bases, leak."""
     means = run.subspace_means()
     if not means:
         return note("No subspaces: train with --method gems, which logs them when it refreshes its bases.")
@@ -45,7 +45,7 @@ def subspaces(run: RunLog) -> str:
 
 
 def cost(run: RunLog, baseline: RunLog | None) -> str:
-    """Memory and time of the run, beside the baseline's."""
+    """Return a table of memory and time of the run and the baseline."""
     logs = [run] if baseline is None else [run, baseline]
     if all(not log.cost() and log.seconds_per_step() is None for log in logs):
         return note(
@@ -66,7 +66,7 @@ def cost(run: RunLog, baseline: RunLog | None) -> str:
 
 
 def evaluation(run: RunLog, baseline: RunLog | None) -> str:
-    """The test figures of each task beside their floors, with 95% intervals."""
+    """Return tables of the test figures of each task and their floors, with 95% intervals."""
     if not run.evaluation:
         bundle, file = (shlex.quote(str(run.folder / name)) for name in ("bundle", "evaluation.json"))
         return note(f"Not evaluated: gems evaluate {bundle} --data DIR --json {file}")
@@ -89,7 +89,7 @@ def evaluation(run: RunLog, baseline: RunLog | None) -> str:
 
 
 def preservation(run: RunLog, baseline: RunLog | None) -> str:
-    """What is left of the backbone's general knowledge: every number of the file, under its path."""
+    """Return a table of the preserved general knowledge: every number of preservation.json, with its path."""
     if not run.preservation:
         return note(f"Not measured: gems preservation {shlex.quote(str(run.folder))} --data DIR")
     logs = [run] if baseline is None else [run, baseline]
@@ -150,7 +150,7 @@ def _conditions(log: RunLog) -> tuple[object, ...]:
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
-    """Every number, and every list of them (a mean and its interval), under its path."""
+    """Yield every number, and every list of numbers (a mean and its interval), with its path."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{path} / {name}")

@@ -1,1 +1,1 @@
-"""`gems sweep`: the same training under several settings and seeds, and one table of all of them."""
+"""`gems sweep`: the same training with several settings and seeds, and one table of all runs."""

@@ -1,4 +1,4 @@
-"""One run of a sweep: train, measure through the serving engine and on general text, keep the figures."""
+"""One run of a sweep: train, measure with the serving engine and on general text, save the figures."""
 
 from __future__ import annotations
 
@@ -36,8 +36,13 @@ METRICS = ("hit@10", "ndcg@10")
 def run_variant(
     spec: SweepSpec, variant: str, seed: int, data: Path, out: Path, console: Console
 ) -> dict[str, Any] | None:
-    """The figures of a run, made now or found; None where another process is at it. Leaves
-    OUT/<variant>/seed-<n>/ with settings, metrics and `result.json`; weights are dropped."""
+    """Train and measure a run, or read its result if it exists. Returns None if another process works on it.
+
+    OUT/<variant>/seed-<n>/ keeps settings, metrics and `result.json`; weights are deleted.
+
+    data: folder of the data set.
+    Raises `SweepError` if the existing result was made with other settings, measures or data.
+    """
     folder = out / variant / f"seed-{seed}"
     found = folder / "result.json"
     config = spec.config(variant, seed)
@@ -58,7 +63,7 @@ def run_variant(
             trained = fit(data, folder, config, resume=True, console=console, preparations=shared)
             assert trained is not None  # a sweep publishes no bundles
             result |= _measure(spec, config, trained, folder, shared, console)
-        except DivergedError as error:  # a result, too: that learning rate is too high
+        except DivergedError as error:  # this is a result, too: the learning rate is too high
             console.print(f"{variant}, seed {seed}: {error}", markup=False)
             result["failed"] = str(error)
         draft = folder / ".result.json"
@@ -96,7 +101,7 @@ def _measure(
 
 
 def _log_figures(folder: Path) -> dict[str, Any]:
-    """Cost, conflict and the validation curve of a run, from its `metrics.jsonl`."""
+    """Return cost, conflict and validation curve of a run, from its `metrics.jsonl`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "seconds" in line]
     apart = [b["seconds"] - a["seconds"] for a, b in pairwise(steps)]
@@ -116,6 +121,6 @@ def _log_figures(folder: Path) -> dict[str, Any]:
 
 
 def _key(config: TrainConfig, dataset: str) -> str:
-    """Runs whose identifiers and extended backbone are the same share them."""
+    """Return the name of the preparation. Runs with the same identifiers and extended backbone share it."""
     shape = json.dumps([dataset, {name: config.model_dump(mode="json")[name] for name in SHAPED_BY}])
     return hashlib.sha256(shape.encode()).hexdigest()[:16]

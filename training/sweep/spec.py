@@ -1,4 +1,4 @@
-"""What a sweep is to run: common settings, named variants of them, seeds, and how each is measured."""
+"""The specification of a sweep: common settings, named variants of them, seeds, and measures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SweepError(UserError):
 
 
 class SweepSpec(BaseModel):
-    """A sweep file. `variants` maps a name to the settings in which it differs from `settings`."""
+    """A sweep file. `variants` maps a name to the settings that differ from `settings`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +32,7 @@ class SweepSpec(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> SweepSpec:
-        """Raises `SweepError` for a file or a variant that cannot be used, before anything runs."""
+        """Read a sweep file. Raises `SweepError` for an invalid file or variant, before anything runs."""
         try:
             spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
         except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -46,11 +46,11 @@ class SweepSpec(BaseModel):
         return spec
 
     def measures(self) -> dict[str, Any]:
-        """How each run is measured."""
+        """Return the settings of the measurement of each run."""
         return self.model_dump(mode="json", include={"cases", "beam_width", "exclude_history", "text_tokens"})
 
     def config(self, variant: str, seed: int) -> TrainConfig:
-        """Settings of one run."""
+        """Return the settings of one run. Raises `SweepError` if they are invalid."""
         try:
             return TrainConfig.load(None, self.settings | self.variants[variant] | {"seed": seed})
         except UserError as error:

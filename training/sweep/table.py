@@ -1,4 +1,4 @@
-"""The runs of a sweep as one table: mean over seeds, and a 95% interval of it."""
+"""The runs of a sweep as one table: mean over seeds with a 95% interval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIFFERENCE = "val. loss − baseline"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of Student's 95% interval (None for a single value)."""
+    """Return the mean, and half the width of Student's 95% interval (None for a single value)."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
@@ -37,8 +37,11 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None) -> dict[str, dict[str, Any]]:
-    """variant → column → {mean, half_width, seeds}. With a baseline, also the mean difference of the validation
-    losses (both tasks together) from it, seed by seed: what seeds have in common cancels out."""
+    """Return variant → column → {mean, half_width, seeds}.
+
+    With a baseline, a further column has the mean difference of the validation loss (sum of both tasks) from it. The
+    difference is taken seed by seed, so that the common effect of a seed cancels out.
+    """
     reference = {
         result["seed"]: _loss(result)
         for result in results
@@ -71,7 +74,7 @@ def _loss(result: Mapping[str, Any]) -> float:
 
 
 def markdown(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary as a Markdown table, `mean ± half-width`."""
+    """Return the summary as a Markdown table, `mean ± half-width`."""
     columns = (*COLUMNS, (DIFFERENCE, lambda _: None, "+.3f"))
     shown = [column for column in columns if any(column[0] in row for row in summary.values())]
     lines = [

@@ -1,4 +1,4 @@
-"""`docs/api.md` tells the truth: every setting, metric and error is in it, and its examples are valid."""
+"""`docs/api.md` is true: it has every setting, metric and error, and its examples are valid."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_answers_and_problems_look_as_documented(client: TestClient) -> None:
 
 
 def shape(value: Any) -> Any:
-    """The names of all fields, without values."""
+    """Return the names of all fields, without values."""
     if isinstance(value, dict):
         return {name: shape(inner) for name, inner in value.items()}
     if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -1,5 +1,7 @@
-"""Requests made from the OpenAPI document, valid and invalid, one leading to the next: none is answered with 5xx or
-with a status, a media type or a shape that the document does not name."""
+"""Requests generated from the OpenAPI document, valid and invalid, in sequences.
+
+No answer has status 5xx, or a status, a media type or a shape that the document does not contain.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,13 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def url(bundle: Bundle, engine: TorchEngine) -> Iterator[str]:
-    """A server in a thread, spoken to over sockets."""
+    """The address of a server in a thread."""
     with serving(create_app(bundle, hosted(engine), Settings(admin_key="key", max_beam_width=100))) as port:
         yield f"http://127.0.0.1:{port}"
 
 
 def patient(body: Any) -> None:
-    """Who gives a request one millisecond is rightly answered with 504; here nobody does."""
+    """Raise a short timeout of a request: with one millisecond, status 504 would be right."""
     if isinstance(body, dict):
         timeout = body.get("timeout_ms")
         if type(timeout) in (int, float) and 0 < timeout < 10_000:
@@ -53,7 +55,7 @@ def patient(body: Any) -> None:
 
 
 def run(url: str, examples: int, statuses: Counter[int]) -> None:
-    """Count in `statuses` how many answers had which status."""
+    """Run sequences of requests, and count the statuses of the answers in `statuses`."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
 
     class Workflow(schema.as_state_machine()):  # type: ignore[misc]
@@ -80,7 +82,7 @@ def run(url: str, examples: int, statuses: Counter[int]) -> None:
 
 
 def test_every_operation_answers_as_described(url: str) -> None:
-    """Those that no other leads to, among them; the administration without its key."""
+    """Every operation is called, also those outside of sequences; the administration without its key."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     labels = []
     for result in schema.get_all_operations():
@@ -106,8 +108,10 @@ def test_a_few_requests_of_the_document(url: str) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_of_the_document(url: str) -> None:
-    """Where an answer leads on, what is generated depends on it, times and ids too, so that now and then the generator
-    trips over itself; it then begins anew. What the server does wrong is never of these two kinds."""
+    """The generator may fail, because what it generates depends on times and ids in answers; then it starts again.
+
+    A fault of the server never raises these two errors.
+    """
     statuses: Counter[int] = Counter()
     trips = 0
     while statuses.total() < 10_000:

@@ -1,4 +1,4 @@
-"""The beam over random catalogues, widths and filters, against a search over plain tuples."""
+"""The beam search with random catalogues, widths and filters, compared with a search over plain tuples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Prefix = tuple[int, ...]
 
 
 def random_case(seed: int) -> tuple[np.ndarray, set[int], set[int], Allowed, int]:
-    """Identifiers (some shared), the chosen and the excluded rows, what they allow, and a beam width."""
+    """Draw identifiers (some shared), chosen and excluded rows, the allowed items, and a beam width."""
     rng = np.random.default_rng(seed)
     items, levels, codebook = rng.integers(1, 120), rng.integers(1, 5), rng.integers(1, 9)
     codes = rng.integers(0, codebook, (items, levels))
@@ -30,7 +30,7 @@ def random_case(seed: int) -> tuple[np.ndarray, set[int], set[int], Allowed, int
 
 
 def log_probs(prefix: Prefix, codebook: int, seed: int) -> np.ndarray:
-    """What a model might say after a prefix; coarse, so that ties are common."""
+    """Return random log-probabilities after a prefix; they are coarse, so that ties are common."""
     raw = np.random.default_rng([seed, *prefix]).integers(1, 6, codebook)
     return np.log(raw / raw.sum()).astype(np.float32)
 
@@ -38,7 +38,7 @@ def log_probs(prefix: Prefix, codebook: int, seed: int) -> np.ndarray:
 def search(
     codes: np.ndarray, rows: set[int], width: int, codebook: int, seed: int
 ) -> list[tuple[Prefix, float]]:
-    """Beam search over the prefixes of the allowed items: ties to the smaller identifier."""
+    """Run a beam search over the prefixes of the allowed items; the smaller identifier wins a tie."""
     beam: list[tuple[Prefix, float]] = [((), 0.0)]
     allowed = [tuple(codes[row].tolist()) for row in rows]
     for depth in range(codes.shape[1]):
@@ -52,7 +52,7 @@ def search(
 
 
 def check(seed: int) -> int:
-    """Compare the two searches on a random case; returns how many items came back."""
+    """Compare the two searches on a random case; return the number of items."""
     codes, chosen, excluded, allowed, width = random_case(seed)
     codebook = int(codes.max()) + 1
     beam, prefixes = Beam.root(), [()]

@@ -75,7 +75,7 @@ def test_batch_is_capped_and_does_not_fill_the_queue(make_client) -> None:
 def test_explanation_is_leave_one_out(
     client: TestClient, bundle: Bundle, engine: TorchEngine, query: str | None
 ) -> None:
-    """Against plain rankings of the whole catalogue without each entry."""
+    """Effects equal those from plain rankings of the whole catalogue without each entry."""
     body = {"history": HISTORY, "explain": True} | ({"query": query} if query else {})
     answer = client.post("/search" if query else "/recommend", json=body).json()
     first = answer["items"][0]

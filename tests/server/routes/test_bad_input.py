@@ -1,4 +1,4 @@
-"""Requests that cannot be answered: each gets a clear, small problem document that repeats nothing."""
+"""Requests that cannot be answered: each gets a clear, small problem document that repeats no part of the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 
 def check_problem(response: Any, status: int) -> dict[str, Any]:
-    """The response is a problem document of this status and repeats nothing of the request."""
+    """Check that the response is a problem document of this status and repeats no part of the request."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == PROBLEM_JSON
     assert len(response.content) <= MAX_PROBLEM_BYTES

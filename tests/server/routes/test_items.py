@@ -1,4 +1,4 @@
-"""Looking items up by title and by id."""
+"""The lookup of items by title and by id."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_titles_are_those_of_the_index_that_is_served(tmp_path: Path) -> None:
         Versions(path / INDEX).point_to("v2")
         client.post("/admin/index/refresh", headers=admin)
         assert (ids(client, prefix="cudny"), ids(client, prefix="silent 3")) == (["new"], [])
-        assert ids(client, id=["item-35", "new"]) == ["item-35", "new"]  # histories may hold what is gone
+        assert ids(client, id=["item-35", "new"]) == ["item-35", "new"]  # histories may contain removed items
         Versions(path / INDEX).point_to("v1")
         client.post("/admin/index/refresh", headers=admin)
         assert (ids(client, prefix="cudny"), ids(client, prefix="silent 3")) == before

@@ -1,4 +1,4 @@
-"""The web page, as people use it: in a real browser."""
+"""The web page in a real browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS = ".items tbody tr"
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Sixty items, and one whose title would like to be markup."""
+    """A server with sixty items, one of which has a title with markup."""
     path = make_bundle(tmp_path_factory.mktemp("shop") / "bundle", codebooks=(4, 5))
     update_index(Bundle.open(path), [Item("hostile", HOSTILE)], [], item_vectors)
     return Bundle.open(path)
@@ -65,7 +65,7 @@ def address(**state: Any) -> str:
 
 
 def shown(page: Page, task: str) -> list[tuple[str, ...]]:
-    """Rank, title, id, score and source of every row of a list, as the page shows them."""
+    """Return rank, title, id, score and source of every row of a list, as the page shows them."""
     cells = "['.rank', '.title', '.id', '.score', '.source'].map(part => row.querySelector(part).innerText)"
     rows = page.locator(f"#{task} {ROWS}").evaluate_all(f"rows => rows.map(row => {cells})")
     return [tuple(row) for row in rows]
@@ -84,7 +84,7 @@ def chips(page: Page) -> list[str]:
 
 
 def tab_to(page: Page, selector: str) -> None:
-    """Press Tab until the element has the focus, and see that it shows it."""
+    """Press Tab until the element has the focus, and check that the focus is visible."""
     for _ in range(60):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
@@ -150,7 +150,7 @@ def test_all_of_it_by_keyboard(visitor: Visitor, base: str) -> None:
     first = page.locator("#search .title").first.inner_text()
     page.keyboard.press("Enter")
     assert chips(page)[2] == first
-    expect(page.locator(".chip .by")).to_have_text("by “silent river”")  # it was found by a search
+    expect(page.locator(".chip .by")).to_have_text("by “silent river”")  # a search found it
     visitor.settled(page)
 
 
@@ -204,7 +204,7 @@ def test_problems_are_shown_as_the_server_says_them(visitor: Visitor) -> None:
     page.locator("#history").press_sequentially("silent")
     expect(page.locator("#titles")).to_contain_text("The server did not answer")
     assert all(each.startswith("error: Failed to load resource") for each in visitor.complaints)
-    visitor.complaints.clear()  # the browser's own lines on 422 and on the lost connection
+    visitor.complaints.clear()  # lines of the browser itself about 422 and the lost connection
 
 
 def test_a_hostile_title_is_a_text(visitor: Visitor) -> None:
@@ -219,7 +219,7 @@ def test_a_hostile_title_is_a_text(visitor: Visitor) -> None:
     assert page.locator("main img, main script").count() == 0
     assert page.evaluate("window.pwned") is None
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    with pytest.raises(Exception, match="TrustedHTML"):  # and nothing else could become markup, either
+    with pytest.raises(Exception, match="TrustedHTML"):  # no other text could become markup, either
         page.evaluate("document.body.innerHTML = '<b>x</b>'")
     visitor.complaints[:] = [each for each in visitor.complaints if "TrustedHTML" not in each]
 
@@ -339,6 +339,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(
         expect(page.locator(f"#search {ROWS}")).to_have_count(10)
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         expect(visitor.open().locator("#key")).to_have_value("")
-        refused = [each for each in visitor.complaints if "401" not in each]  # the titles of the address
+        # The lookup of the items in the address is answered with 401.
+        refused = [each for each in visitor.complaints if "401" not in each]
         visitor.context.close()
         assert refused == []

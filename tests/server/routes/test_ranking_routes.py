@@ -1,4 +1,4 @@
-"""The two endpoints and what stands around them, on a real bundle and the real engine."""
+"""The ranking endpoints with a real bundle and the real engine."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_everything_excluded_leaves_an_empty_answer_with_its_reason(client: Test
 
 @pytest.mark.parametrize("path", ["/search", "/recommend"])
 def test_filter_candidates_and_exclusions_hold_together(client: TestClient, path: str) -> None:
-    """Item k is of year 1950 + k and of genre k mod 5 (0: Drama)."""
+    """Item k has year 1950 + k and genre k mod 5 (0: Drama)."""
     body: dict[str, Any] = {"limit": 10, "filter": {"categories": "Drama", "year": {"gte": 1960, "lt": 1990}}}
     if path == "/search":
         body["query"] = "river"

@@ -1,4 +1,4 @@
-"""The collector of cycles has next to nothing to look at while requests are answered, and a swap does not need it."""
+"""The garbage collector has almost no work while requests are answered, and a swap does not need it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def collector_off() -> Iterator[None]:
 
 
 def test_what_is_swapped_out_is_freed_without_the_collector(tmp_path: Path, collector_off: None) -> None:
-    """A catalogue that had to wait for it would stay for good."""
+    """A catalogue that only the collector could free would never be freed."""
     path = make_bundle(tmp_path / "bundle")
 
     def reopen() -> tuple[Bundle, HostedEngine]:

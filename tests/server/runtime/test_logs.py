@@ -1,4 +1,4 @@
-"""Log lines are JSON and hold nothing of a request's text."""
+"""Log lines are JSON and contain no text of a request."""
 
 from __future__ import annotations
 

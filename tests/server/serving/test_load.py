@@ -1,4 +1,4 @@
-"""The application while its engine is busy or failing."""
+"""The application while its engine is busy or fails."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_client_that_hangs_up_is_dropped_before_ranking(bundle: Bundle, engine: 
     app = create_app(bundle, hosted(gated), Settings())
 
     async def post(body: dict[str, Any], hang_up: asyncio.Event) -> list[dict[str, Any]]:
-        """One request straight into the ASGI application; the client is there until `hang_up`."""
+        """Send one request directly to the ASGI application; the client stays connected until `hang_up`."""
         messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         sent: list[dict[str, Any]] = []
 

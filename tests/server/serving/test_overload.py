@@ -1,4 +1,4 @@
-"""More requests than the engine can rank: those that are let in are answered soon, the others refused at once."""
+"""More requests than the engine can rank: admitted ones are answered soon, the others are refused at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEALTH = [request("GET", "/health/live"), request("GET", "/metrics")]
 
 
 def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> None:
-    """More at once than there is room for, with every request in one of the two ways to end."""
+    """More requests than there is room for come at once; each is answered or refused."""
     app = create_app(bundle, hosted(engine), Settings(queue_limit=4, max_batch_size=2))
     with serving(app) as port:
         found = asyncio.run(closed_loop(port, [ASK], connections=60, seconds=1.0))
@@ -45,21 +45,21 @@ def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> 
 
 @pytest.fixture(scope="module")
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes tens of milliseconds, so that the engine is what saturates, not the client beside it."""
+    """A bundle whose model takes tens of milliseconds, so that the engine saturates before the client does."""
     path = tmp_path_factory.mktemp("bundles") / "slow"
     return make_bundle(path, items=2000, hidden=1024, max_tokens=512, max_events=40)
 
 
 @pytest.fixture
 def server(slow_bundle: Path) -> Iterator[Server]:
-    """All requests are alike, so that nothing may be kept of them."""
+    """A server without prefix cache, because all requests are alike."""
     with Server(slow_bundle, GEMS_DRAIN_SECONDS="1", GEMS_CACHE_MIB="0") as started:
         yield started
 
 
 @pytest.mark.slow
 def test_five_times_the_capacity(server: Server) -> None:
-    """Open loop: the clients do not wait for one another."""
+    """The load is an open loop: clients do not wait for answers."""
 
     async def load(rate: float, seconds: float) -> tuple[list[Answered], list[Answered]]:
         return tuple(
@@ -92,7 +92,7 @@ def test_five_times_the_capacity(server: Server) -> None:
 
 
 class Fleet:
-    """Two servers, and a balancer that asks those which say that they are ready."""
+    """Two servers, and a load balancer that uses those that are ready."""
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
@@ -102,7 +102,7 @@ class Fleet:
         return Server(self.bundle, GEMS_LOG_LEVEL="info", GEMS_DRAIN_SECONDS="1").__enter__()
 
     def restart(self, k: int) -> None:
-        """Start a new one beside it, then end the old one."""
+        """Start a new server, then end the old one."""
         old, self.servers[k] = self.servers[k], self._start()
         old.process.send_signal(signal.SIGTERM)
         assert old.process.wait(30) == 0
@@ -113,7 +113,7 @@ class Fleet:
 
 
 def roll(bundle: Path, restarts: int) -> Counter[int]:
-    """Statuses of the requests during so many restarts, each client asking a ready server."""
+    """Return the statuses of the requests during N restarts; each client uses a ready server."""
     fleet = Fleet(bundle)
     statuses: Counter[int] = Counter()
     done = threading.Event()
@@ -126,7 +126,7 @@ def roll(bundle: Path, restarts: int) -> Counter[int]:
                     if client.get(f"{server.url}/health/ready").status_code == 200:
                         statuses[client.post(f"{server.url}/v1/recommend", json={}).status_code] += 1
                 except httpx.TransportError:
-                    # A balancer looks every second or so; in between it may meet a listener that is gone.
+                    # A balancer checks about every second; in between it may find a closed listener.
                     assert server not in fleet.servers
                 time.sleep(0.01)
 
@@ -153,7 +153,7 @@ def test_fifty_rolling_restarts(tiny_bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_engine_killed_again_and_again(server: Server) -> None:
-    """Each loss costs at most the batch that the engine had, and less than five seconds."""
+    """Each loss costs at most the requests in flight, and less than five seconds."""
     batch = Settings().max_batch_size
     kills = 10
     statuses: Counter[int] = Counter()

@@ -54,7 +54,7 @@ def request(bundle: Bundle, limit: int = 5) -> RankRequest:
 
 
 async def occupied(scheduler: Scheduler, gated: GatedEngine, bundle: Bundle) -> asyncio.Task[Any]:
-    """A request that the engine works on until its gate opens."""
+    """Submit a request that stays in flight until the gate opens."""
     gated.hold()
     task = asyncio.create_task(scheduler.rank(request(bundle), 20))
     assert await asyncio.to_thread(gated.entered.wait, 10)
@@ -120,7 +120,7 @@ def test_full_queue_refuses_at_once(bundle: Bundle, gated: GatedEngine) -> None:
 
 
 def test_what_the_engine_has_room_for_fills_no_queue(bundle: Bundle, gated: GatedEngine) -> None:
-    """A burst before an idle engine: a whole batch, and the queue behind it."""
+    """A burst to an idle engine may fill a whole batch and the queue."""
 
     async def scenario(scheduler: Scheduler) -> None:
         asked = await queued(scheduler, *[request(bundle)] * 8)
@@ -133,7 +133,7 @@ def test_what_the_engine_has_room_for_fills_no_queue(bundle: Bundle, gated: Gate
 def test_the_queue_is_short_for_a_while_after_it_was_full(
     bundle: Bundle, gated: GatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a batch, and the whole length again when nobody has been refused for some time."""
+    """The limit is half a batch, and the full length again when no request was refused for some time."""
     monkeypatch.setattr(scheduler_module, "OVERLOADED", 0.3)
 
     async def scenario(scheduler: Scheduler) -> None:
@@ -168,7 +168,7 @@ def test_a_deadline_that_the_queue_will_exceed_is_refused_at_once(bundle: Bundle
     async def scenario(scheduler: Scheduler) -> None:
         await scheduler.rank(request(bundle), 20)  # how fast the engine is
         with pytest.raises(DeadlineError):
-            await scheduler.rank(request(bundle), 1e-6)  # nothing waits: it is too short by itself
+            await scheduler.rank(request(bundle), 1e-6)  # the queue is empty, but its own time is too short
         first = await occupied(scheduler, gated, bundle)
         waiting = await queued(scheduler, request(bundle), request(bundle))
         with pytest.raises(DeadlineUnreachableError) as refusal:
@@ -182,7 +182,7 @@ def test_a_deadline_that_the_queue_will_exceed_is_refused_at_once(bundle: Bundle
 
 
 def test_what_the_engine_gave_up_is_too_late(bundle: Bundle, engine: TorchEngine) -> None:
-    """Engines that know deadlines answer with a ranking that says so, not with an empty answer."""
+    """Engines with deadlines mark the ranking as expired; it is not an empty answer."""
 
     class Hasty:
         everything = engine.everything
@@ -239,7 +239,7 @@ def test_expired_and_cancelled_requests_are_never_ranked(bundle: Bundle, gated: 
         cancelled.cancel()
         with pytest.raises(DeadlineError):
             await expiring
-        assert scheduler.depth == 1  # those who left make room at once
+        assert scheduler.depth == 1  # cancelled requests make room at once
         gated.gate.set()
         await asyncio.gather(first, kept)
 
@@ -329,7 +329,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_a_continuous_engine_is_given_more_while_it_works(
     bundle: Bundle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.torch_backend.search.FULL_PASS_ROWS", 0)  # a step a level
+    monkeypatch.setattr("server.engine.torch_backend.search.FULL_PASS_ROWS", 0)  # one step per level
     stepped = SteppedEngine(engine)
     levels = engine.vocabulary.levels
 
@@ -340,7 +340,7 @@ def test_a_continuous_engine_is_given_more_while_it_works(
         await until(lambda: stepped.steps == 1)
         later = await queued(scheduler, *(request(bundle, limit) for limit in (3, 4, 5)))
         await until(lambda: len(stepped.taken) == 2)
-        assert scheduler.depth == 1  # four are in its hands
+        assert scheduler.depth == 1  # four are in flight
         stepped.permits.release(levels - 1)
         answers = await asyncio.gather(*first)
         await until(lambda: len(stepped.taken) == 3)  # there is room again

@@ -1,4 +1,4 @@
-"""An hour of mixed load: memory and descriptors stay what they were; a server that leaks is caught by the same test."""
+"""An hour of mixed load: memory and file descriptors stay constant, and the same test finds a server that leaks."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ MESSAGES = [
     request("GET", "/metrics"),
     request("GET", "/nowhere"),
 ]
-ALLOWED_MB = 16.0  # of growth: allocators keep what they were given for a while
+ALLOWED_MB = 16.0  # growth that is allowed, because allocators keep freed memory for a while
 ALLOWED_DESCRIPTORS = 8.0
 
 
 def growth(samples: Sequence[float]) -> float:
-    """From the second quarter of the time to the last, by medians: the start warms up, single samples jump."""
+    """Return the growth of the median from the second quarter of the time to the last; the start is a warm-up."""
     quarters = np.array_split(np.asarray(samples, float), 4)
     return float(np.median(quarters[3]) - np.median(quarters[1]))
 
 
 def soak(server: Server, minutes: float) -> tuple[list[float], list[float]]:
-    """Megabytes and descriptors of the server and its engine, sample by sample."""
+    """Return memory in MB and file descriptors of the server and its engine, sample by sample."""
     loading = threading.Thread(
         target=lambda: asyncio.run(closed_loop(server.port, MESSAGES, 8, 60 * minutes)), daemon=True
     )

@@ -71,7 +71,7 @@ def test_a_new_version_is_taken_up_and_rolled_back(client: TestClient, path: Pat
     swap(client, path, "v2")
     assert ask(client, body) == ("v2", EVERYTHING["v2"])
     answer = client.post("/recommend", json=body).json()
-    assert answer["dropped"]["unknown_count"] == 0  # a removed item still means something in a history
+    assert answer["dropped"]["unknown_count"] == 0  # a removed item still counts in a history
     assert answer["fewer_than_limit"] == "the catalogue holds only 62 items"
     only = {"filter": {"year": 3000}, "exclude": ["new-0"], "candidates": ["new-0", "new-1", "item-5"]}
     assert ask(client, only) == ("v2", {"new-1"})
@@ -115,7 +115,7 @@ def test_versions_that_are_pruned_while_they_are_served_still_answer(client: Tes
 
 
 def swap_under_load(client: TestClient, path: Path, swaps: int) -> Counter[str]:
-    """Answers by version, from four clients that ask without a pause."""
+    """Return answers by version, from four clients that send requests without a pause."""
     seen: Counter[str] = Counter()
     wrong: list[object] = []
     done = threading.Event()
@@ -155,7 +155,7 @@ def test_a_thousand_swaps_under_load(client: TestClient, path: Path) -> None:
 
 @pytest.fixture
 def link(tmp_path: Path) -> Path:
-    """The path that is served: a link to bundle `a` of 60 items, with `b` of 40 beside it."""
+    """The served path: a link to bundle `a` of 60 items, in a folder with `b` of 40 items."""
     for name, items in (("a", 60), ("b", 40)):
         make_bundle(tmp_path / name, items=items)
     link = tmp_path / "served"
@@ -233,7 +233,7 @@ def test_a_damaged_bundle_is_refused_and_the_old_one_goes_on(bundle_client: Test
 
 
 def test_index_and_bundle_are_swapped_in_the_engine_process(path: Path) -> None:
-    """As `python -m server` does it: the engine lives elsewhere."""
+    """The engine has its own process, as in `python -m server`."""
 
     def reopen() -> tuple[Bundle, HostedEngine]:
         bundle = Bundle.open(path)

@@ -1,4 +1,4 @@
-"""The forecast of how long the engine will take, on a clock of the test's."""
+"""The forecast of the engine's time, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from server.serving.throughput import Throughput
 
 
 def served(throughput: Throughput, gaps: list[int], costs: list[int], together: int) -> None:
-    """An engine that takes a second for each unit of cost, up to `together` requests at the same time, which it
-    answers together; what arrives meanwhile is handed over as soon as there is room."""
+    """Simulate an engine that takes a second for each unit of cost.
+
+    It ranks up to `together` requests at the same time and answers them together. Requests that arrive meanwhile are
+    handed over as soon as there is room.
+    """
     arrivals = [float(sum(gaps[: k + 1])) for k in range(len(gaps))]
     now = 0.0
     while arrivals:
@@ -36,7 +39,7 @@ def test_an_engine_of_constant_speed_is_known_exactly(data: st.DataObject, toget
 
 @given(st.integers(1, 8))
 def test_requests_that_overlap_count_once(together: int) -> None:
-    """So many in hand all the time, each taking as many seconds; one comes for each that goes."""
+    """N requests are always in flight, and each takes N seconds; a new one comes for each that ends."""
     throughput = Throughput()
     for k in range(together):
         throughput.taken(5, float(k))
@@ -52,7 +55,7 @@ def test_what_was_done_since_is_taken_off_the_forecast() -> None:
     throughput = Throughput()
     assert throughput.ahead(0.0) == throughput.seconds(7) == 0
     throughput.taken(10, 0.0)
-    assert throughput.ahead(3.0) == 0  # nothing is known yet
+    assert throughput.ahead(3.0) == 0  # there are no measurements yet
     throughput.answered(10, 5.0)
     throughput.taken(20, 100.0)
     assert throughput.ahead(100.0) == 10

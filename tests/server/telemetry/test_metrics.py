@@ -1,4 +1,4 @@
-"""Counters equal what happened; the number of series never grows."""
+"""Counters agree with the requests; the number of series never grows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_bundle_is_named(client: TestClient) -> None:
 
 
 def throw_random_requests(client: TestClient, count: int) -> dict[str, int]:
-    """Requests of random people, paths, methods and keys; how many of them were recommendations, by outcome."""
+    """Send requests with random users, paths, methods and keys; return the number of recommendations by outcome."""
     rng = random.Random(0)
     sent = {"ok": 0, "invalid": 0}
     for k in range(count):

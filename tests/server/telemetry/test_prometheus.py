@@ -1,4 +1,4 @@
-"""The alerts and the dashboard by Prometheus itself, where it is installed (Debian: `apt-get install prometheus`)."""
+"""The alerts and the dashboard in Prometheus itself, if it is installed (Debian: `apt-get install prometheus`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """Prometheus as `deploy/` sets it, but for the target, and with a look each half second; a client of its API."""
+    """A client of Prometheus, which runs with the files of `deploy/`, another target, and a scrape each half second."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms", "scrape_timeout": "500ms"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
@@ -69,7 +69,7 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
 
 
 def ask(client: httpx.Client, query: str) -> list[Any]:
-    """The series of an expression, now."""
+    """Return the present series of an expression."""
     try:
         answer = client.post("/api/v1/query", data={"query": query}).json()
     except httpx.TransportError:  # it starts
@@ -84,7 +84,10 @@ def rules(client: httpx.Client) -> list[dict[str, Any]]:
 
 
 def expressions() -> dict[str, str]:
-    """By title, everything that a dashboard or an alert asks. Of alerts the comparison's outcome, be it true or not."""
+    """Return the expressions of dashboard and alerts by title.
+
+    The comparison of an alert is changed to return 0 or 1; else it returns no series when it is false.
+    """
     found = {}
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "gems.json").read_text("utf-8"))
     for panel in dashboard["panels"]:
@@ -104,7 +107,7 @@ def expressions() -> dict[str, str]:
 
 
 def use(server: Server, seconds: float) -> None:
-    """Requests of every kind."""
+    """Send requests of every kind."""
     history = [{"item_id": f"item-{k}"} for k in range(15)]
     single = {
         "query": "river",

@@ -1,4 +1,4 @@
-"""Traces: a span for each request and stage, in the client's trace, without a word of what was asked."""
+"""Traces: a span for each request and stage, in the client's trace, without any text of the request."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from support.servers import ROOT, Server, serving, wait_until
 
 from index.bundle.bundle import Bundle
 from server import launch
+from server.api.stages import STAGES
 from server.app import create_app
 from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
-from server.telemetry.spans import STAGES, Spans
+from server.telemetry.spans import Spans
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -41,7 +42,7 @@ class Traced:
         self.exporter = exporter
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[httpx.Response, list[ReadableSpan]]:
-        """The answer, and the spans that were made for it."""
+        """Send a request; return the answer and its spans."""
         self.exporter.clear()
         response = self.client.post(path, json=body, headers=headers)
         wait_until(lambda: any(span.name.startswith("POST ") for span in self.exporter.get_finished_spans()))
@@ -61,7 +62,7 @@ def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
 
 
 def tree(spans: list[ReadableSpan]) -> dict[str, Any]:
-    """Names by parentage: {name: {name of child: ...}}, children in the order of their beginnings."""
+    """Return the tree of names, {name: {name of child: ...}}, with children in the order of their start."""
 
     def below(parent: int | None) -> dict[str, Any]:
         children = [span for span in spans if (span.parent.span_id if span.parent else None) == parent]
@@ -177,7 +178,7 @@ def test_no_span_holds_what_was_asked(traced: Traced) -> None:
 
 
 class Collector(http.server.ThreadingHTTPServer):
-    """Takes what OTLP over HTTP brings."""
+    """Receiver of OTLP over HTTP."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Collect)
@@ -211,7 +212,7 @@ def test_a_server_exports_what_its_environment_says(tiny_bundle: Path) -> None:
             )
             assert answer.status_code == 200
             server.process.terminate()
-            assert server.process.wait(20) == 0  # what was left has been sent
+            assert server.process.wait(20) == 0  # the remaining spans were sent
             wait_until(lambda: any(line["message"] == "stopped" for line in server.lines))
         resources = [resource for message in collector.received for resource in message.resource_spans]
         assert {

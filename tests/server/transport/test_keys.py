@@ -1,4 +1,4 @@
-"""Keys of the ranking endpoints, and pages of other origins."""
+"""API keys of the ranking endpoints, and web pages of other origins."""
 
 from __future__ import annotations
 

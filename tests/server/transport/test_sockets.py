@@ -35,7 +35,7 @@ def connect(server: Server, start: bytes) -> socket.socket:
 
 
 def said_until_closed(connection: socket.socket, seconds: float) -> bytes:
-    """What the server said before it closed. Fails if it does not close in time."""
+    """Return the bytes that the server sent before it closed. Fails if it does not close in time."""
     end = time.monotonic() + seconds
     said = b""
     while True:
@@ -50,7 +50,7 @@ def said_until_closed(connection: socket.socket, seconds: float) -> bytes:
 
 
 def drip(connection: socket.socket) -> None:
-    """A byte now and then, for ten seconds."""
+    """Send single bytes for ten seconds."""
     for _ in range(200):
         connection.sendall(b"a")
         time.sleep(0.05)
@@ -80,8 +80,10 @@ def test_honest_connections_are_kept(server: Server) -> None:
 
 
 def besiege(server: Server, each: int, requests: int) -> tuple[list[float], list[float]]:
-    """Latencies of honest requests without and with so many slow connections of each kind, seconds. The slow ones
-    have to be closed within 10 s."""
+    """Return the latencies of honest requests in seconds, without and with N slow connections of each kind.
+
+    The slow connections have to be closed within 10 s.
+    """
     with httpx.Client(base_url=server.url, timeout=30) as client:
 
         def honest() -> list[float]:

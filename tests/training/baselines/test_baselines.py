@@ -1,4 +1,4 @@
-"""Baselines: exact losses, windows that lose nothing, models that see no future, runs that learn and resume."""
+"""Baselines: exact losses, complete windows, models that do not see the future, runs that learn and resume."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def language(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Vectors that know the colour and the thing, in 20 dimensions, with noise."""
+    """Return vectors that encode the colour and the thing, in 20 dimensions, with noise."""
     rng = np.random.default_rng(0)
     colours, things = rng.standard_normal((len(COLOURS), 20)), rng.standard_normal((len(THINGS), 20))
     vectors = (colours[:, None] + things[None]).reshape(-1, 20) + 0.1 * rng.standard_normal((30, 20))
@@ -91,7 +91,8 @@ def test_windows_make_every_event_but_the_first_a_target_once(
     for batch in batches:
         assert batch.rows.shape[1] <= max_events
         inside = batch.targets >= 0
-        assert torch.equal(batch.rows[inside] + 1, batch.targets[inside])  # what is read comes just before
+        # Each input comes just before its target.
+        assert torch.equal(batch.rows[inside] + 1, batch.targets[inside])
 
 
 def test_sasrec_sees_no_future_and_no_padding() -> None:

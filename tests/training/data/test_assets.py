@@ -1,4 +1,4 @@
-"""Assets: the real wheels, and small real wheels made here for what must go wrong."""
+"""Assets: the real wheels, and small wheels made here for the failures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_wheel(folder: Path, files: dict[str, bytes] | None = None, members: tuple[str, ...] = ()) -> Asset:
-    """A wheel that pip accepts, in the folder, and the asset that wants it."""
+    """Make a wheel that pip accepts in the folder; return the asset that needs it."""
     content = files or {"tiny/model/a.txt": PAYLOAD, "tiny/model/sub/b.txt": b"b", "tiny/code.py": b"1"}
     info = "tiny_model-1.0.dist-info"
     content |= {
@@ -215,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_reported(
 
 
 def test_a_write_that_fails_leaves_nothing_behind(cache: Path, tmp_path: Path) -> None:
-    """A limit on the size of files makes the write fail midway, as a full disk does."""
+    """A limit on the size of files makes the write fail midway, like a full disk."""
     asset = make_wheel(tmp_path / "wheels")
     code = (
         "import resource; from training.data.assets import *; from training.errors import UserError\n"

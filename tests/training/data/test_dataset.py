@@ -1,4 +1,4 @@
-"""The data set folder: round trip, every kind of damage, what is never overwritten, and splits."""
+"""The data set folder: round trip, every kind of damage, protection from overwriting, and splits."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_only_a_data_set_is_replaced_and_only_by_force(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files makes the write fail midway, as a full disk does."""
+    """A limit on the size of files makes the write fail midway, like a full disk."""
     folder = tmp_path / "data"
     small_data_set().save(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -219,13 +219,13 @@ def test_leave_one_out_uses_each_event_once_and_never_leaks(lengths: list[int]) 
             (held, user.events[-2], user.simulated_queries[-2]),
             (last, user.events[-1], user.simulated_queries[-1]),
         ):
-            # By identity: an equal event may well be in the history, this one must not.
+            # By identity: an equal event may be in the history, but this one must not.
             assert all(event is not earlier for earlier in case.history)
             assert case.query == (event.query if event.behaviour is Task.SEARCH else simulated)
 
 
 def test_simulated_choices_are_fixed_for_all_time() -> None:
-    """Written down, so that no machine, version or edit changes data that figures were measured on."""
+    """The choices are fixed here, so that no machine, version or edit changes the data of published figures."""
     beauty = Simulation("amazon-beauty")
     assert [beauty.is_search("1", position) for position in range(12)] == FIXED_BEHAVIOUR
     assert [Simulation("movielens").choose("query", 7, 1, film) for film in range(8)] == FIXED_QUERIES

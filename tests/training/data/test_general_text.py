@@ -1,4 +1,4 @@
-"""General text: markup gives way to text, articles are split for good, windows stay inside articles."""
+"""General text: markup is removed, the split of articles never changes, windows stay inside articles."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_without_a_limit_every_whole_window_comes_once(tokenizer: PreTrainedToke
     assert token_windows(tokenizer, texts, 16, 15).shape == (0, 16)
     assert token_windows(tokenizer, texts[1:2], 16).shape == (0, 16)
     few = token_windows(tokenizer, texts, 16, 16 * (len(expected) - 1))
-    assert len(few) == len(expected) - 1  # the long article gives what the short ones lack
+    assert len(few) == len(expected) - 1  # the long article gives the tokens that the short ones lack
     with pytest.raises(ValueError, match="at least one token"):
         token_windows(tokenizer, texts, 0)
 

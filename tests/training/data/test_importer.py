@@ -1,4 +1,4 @@
-"""Import: every bad row is reported once with its place and reason, and JSON Lines equals Parquet."""
+"""Import: every bad row is reported once with its line and reason, and JSON Lines equals Parquet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ITEM: dict[str, object] = {"item_id": "a", "title": "A thing", "categories": ["x
 EVENT: dict[str, object] = {"user_id": "u", "item_id": "a", "timestamp": 1, "behaviour": "recommendation"}
 SEARCH = EVENT | {"behaviour": "search", "query": "thing"}
 
-# What is wrong with a row, the row's line, and a piece of the reason that must be given.
+# The fault of a row, the row's line, and a part of the reason that must be reported.
 BAD_LINES = [
     (b"{", "not JSON"),
     (b"[" * 100_000, "not JSON"),
@@ -117,7 +117,7 @@ def test_a_bad_interaction_is_named(tmp_path: Path, row: object, reason: str) ->
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[list[object], list[int], list[object], list[int]]:
-    """Rows of both files and the line numbers of the bad ones; item "0" in line 1 is always good."""
+    """Draw rows of both files with the line numbers of the bad ones; item "0" in line 1 is always good."""
     items: list[object] = [ITEM | {"item_id": "0"}]
     bad_items: list[int] = []
     for number in range(2, draw(st.integers(2, 9))):

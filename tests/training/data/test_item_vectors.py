@@ -1,4 +1,4 @@
-"""From a source of item vectors to a bundle, and to new items that are embedded alike."""
+"""Item vectors from source to bundle, and new items that are embedded in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Item vectors from a file: those of the items, in their order, or an error that names the row."""
+"""Item vectors from a file: they are in the order of the items, or an error names the row."""
 
 from __future__ import annotations
 

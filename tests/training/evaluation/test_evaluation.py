@@ -1,4 +1,4 @@
-"""Metrics against ir-measures, floors against their definition, intervals against their meaning."""
+"""Metrics compared with ir-measures, floors with their definition, intervals with their coverage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, also when the disk does not take them."""
+"""Checkpoints are complete or absent, also if the disk is full."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_best_weights_stay_until_a_checkpoint_knows_the_better_ones(tmp_path: Pa
     model, _ = make()
     save_best(tmp_path, model, 5)
     save_best(tmp_path, model, 9)
-    load_best(tmp_path, model, 5)  # a run that was killed here goes on from a checkpoint that names 5
+    load_best(tmp_path, model, 5)  # a run that was killed here continues from a checkpoint that names 5
     drop_other_best(tmp_path, 7)  # not there: nothing is dropped
     drop_other_best(tmp_path, 9)
     assert [p.name for p in (tmp_path / "best").iterdir()] == ["step-00000009"]

@@ -1,4 +1,4 @@
-"""Crash safety: a training that is killed again and again ends in the same weights, to the last bit."""
+"""Crash safety: a training that is killed several times ends with the same weights, bit by bit."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def weights_are_being_written(run: Path) -> bool:
 
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
-    """Twenty runs, each killed at a random moment of its training (the first ones inside a checkpoint write),
-    some several times, and resumed."""
+    """Twenty runs are killed at a random moment of training and resumed, some of them several times.
+
+    The first ones are killed while they write a checkpoint.
+    """
     data = make_data(tmp_path / "walks")
     config = TrainConfig(**SETTINGS | {"checkpoint_every": 1e-3, "epochs": 8, "stagger": 3})
     config.save(tmp_path / "config.yaml")

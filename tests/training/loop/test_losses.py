@@ -1,4 +1,4 @@
-"""The two-task loss against the plain definition, and batches that neither lose nor invent anything."""
+"""The two-task loss compared with its definition, and batches that contain exactly the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones, real ones: SmolLM2 from the asset, its first layers, and small ones from scratch."""
+"""Real backbones: SmolLM2 from the asset, its first layers, and small ones from scratch."""
 
 from __future__ import annotations
 

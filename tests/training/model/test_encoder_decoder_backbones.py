@@ -1,4 +1,4 @@
-"""T5 as backbone: pairs, losses, every tuning method, a run from data to a served bundle, and what is refused."""
+"""T5 as backbone: pairs, losses, every tuning method, a run from data to a served bundle, and refused settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ TIGER = {
 
 
 def some_part(count: int = 8) -> Part:
-    """Pairs of both tasks with prompts of different lengths."""
+    """Return pairs of both tasks with prompts of different lengths."""
     chosen = [(history[:k], history[k]) for history in histories(count) for k in [len(history) - 1]]
     return pad([PAIRS.pair(history, event) for history, event in chosen])
 
@@ -100,7 +100,7 @@ def test_the_loss_is_what_the_models_own_forward_says(kind: str, normalisation: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_engines_scores_are_the_losses_of_spelled_titles(kind: str) -> None:
-    """Titles of up to six tokens, some of which end early."""
+    """Titles have up to six tokens; some end early."""
     tokenizer = make_tokenizer(CATALOGUE.texts())
     spelled = make_spelled([item.title for item in CATALOGUE], tokenizer, 6)
     vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, spelled.codebook_sizes, spelled=True)
@@ -171,11 +171,11 @@ def test_a_limit_draws_other_targets_each_epoch_and_keeps_all_that_came_before_t
     stretches = sum(-(-len(history) // ENCODER.max_events) for history in histories())
     drawn = sum(sum(batch.targets.values()) for batch in batches.epoch(0))
     assert 1.5 * stretches < drawn <= 2 * (stretches + len(histories()))
-    asked = {
+    asked = {  # exactly the requests to the engine
         (tuple(ENCODER.prompt(history[:k], event.query).ids), tuple(ENCODER.identifier(event.item)))
         for history in histories()
         for k, event in enumerate(history)
-    }  # exactly what the engine would be asked
+    }
     for batch in batches.epoch(0):
         for part in batch.parts:
             for prompt, attended, ids in zip(part.prompt, part.attended, part.ids, strict=True):
@@ -196,7 +196,7 @@ def test_added_rows_have_the_gradients_of_the_whole_table_in_encoder_decoder_and
 ) -> None:
     make_t5(VOCABULARY.size, kind).save_pretrained(tmp_path)
     plain, split = (load_language_model(tmp_path) for _ in range(2))
-    assert split.encoder.embed_tokens is not split.shared  # modules of their own, one weight
+    assert split.encoder.embed_tokens is not split.shared  # two modules, one weight
     known = VOCABULARY.first_added
     rows = AddedRows(split, known)
     assert len(rows.parameters) == (1 if kind == "v1.0" else 2)
@@ -212,7 +212,7 @@ def test_added_rows_have_the_gradients_of_the_whole_table_in_encoder_decoder_and
 
 
 def folder(path: Path, kind: str, layers: int = 2) -> Path:
-    """A T5 as people have it: more rows than tokens, and a tokenizer that knows no items."""
+    """A typical T5 in a folder: more rows than tokens, and a tokenizer without items."""
     tokenizer = make_tokenizer(CATALOGUE.texts())
     make_t5(len(tokenizer) + 8, kind, layers=layers).save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -239,7 +239,7 @@ def test_a_folder_keeps_its_rows_its_head_and_its_scale_when_it_gains_tokens(
         assert (extended.lm_head.weight is extended.shared.weight) == (kind == "v1.0")
         first = int(vocabulary.first_code[0])
         rows = extended.lm_head.weight[first : vocabulary.size]
-        assert rows.abs().sum(1).min() > 0  # means of titles, none left out
+        assert rows.abs().sum(1).min() > 0  # means of titles, complete
         assert torch.equal(rows, model.lm_head.weight[first : vocabulary.size])
 
 
@@ -292,7 +292,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(data: Path) -> dict[str, Any]:
-    """With item vectors at hand, so that no encoder has to be loaded."""
+    """Return settings with item vectors from a file, so that no encoder has to be loaded."""
     file = data.parent / "vectors.npy"
     np.save(file, text_vectors(DataSet.load(data).catalogue.texts()))
     return TIGER | {"item_vectors": file}
@@ -313,7 +313,7 @@ def test_a_t5_from_scratch_learns_both_tasks(run: Path, data: Path) -> None:
         VllmEngine.open(Bundle.open(run / "bundle"))
 
 
-@pytest.mark.slow  # a server of its own; the engine in it is the one of the tests above
+@pytest.mark.slow  # a separate server with the engine of the tests above
 def test_a_server_answers_from_a_t5_as_the_engine_does(run: Path) -> None:
     with ServerProcess(run / "bundle") as server:
         found = server.post("/search", {"query": "red hat", "history": [], "limit": 30})
@@ -351,7 +351,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_weights(
 def test_gems_on_a_folder_leaves_what_general_text_uses_alone(
     data: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Flan-like: the knowledge basis reads half of each window with the encoder, and goes on with the decoder."""
+    """The knowledge basis gives half of each window to the encoder and the rest to the decoder, like for Flan-T5."""
     catalogue = DataSet.load(data).catalogue
     tokenizer = make_tokenizer(catalogue.texts())
     make_t5(len(tokenizer) + 8, "v1.1").save_pretrained(tmp_path / "t5")
@@ -395,7 +395,7 @@ def test_general_text_is_predicted_half_from_half(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["full", "pcgrad", "gems"])
 def test_t5_tiger_soon_knows_its_titles(method: str) -> None:
-    """With one rate for all weights it does not, whatever the rate: T5's q starts at 0.02 and its token table at 1."""
+    """No single learning rate for all weights achieves this: T5's q starts at 0.02, its token table at 1."""
     size = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0, "text_vocabulary": 400, "rank": 0.5}
     config = TrainConfig(backbone="t5-tiger", method=method, learning_rate=3e-2, **size)
     titles = [item.title for item in CATALOGUE]
@@ -421,7 +421,7 @@ def test_t5_tiger_soon_knows_its_titles(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["full", "pcgrad"])
 def test_relative_steps_are_as_long_as_the_weights_are_large(method: str) -> None:
-    """Adam's first step is the rate, for every number with a gradient."""
+    """Adam's first step equals the learning rate, for every number with a gradient."""
     config = TrainConfig(backbone="folder", method=method, relative_rate=True, weight_decay=0.0)
     model = make_t5(VOCABULARY.size, "v1.0")
     with torch.no_grad():

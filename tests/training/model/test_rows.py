@@ -1,4 +1,4 @@
-"""Added rows as weights of their own: the same losses and gradients, and nothing else moves."""
+"""Added rows as separate weights: the same losses and gradients, and no other weight changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_update_of_the_rows_is_in_the_model_at_once(arch: str) -> None:
     after = model.get_input_embeddings().weight
     assert torch.equal(after[:KNOWN], before[:KNOWN])
     assert not torch.equal(after[KNOWN:], before[KNOWN:])
-    with torch.inference_mode():  # as the engine and validation see it: without the rows
+    with torch.inference_mode():  # as in the engine and validation: without the rows
         again = sum(item_losses(model, VOCABULARY, a_part(), "level").values())
     assert float(again) < float(first.detach())
     assert torch.allclose(

@@ -1,4 +1,4 @@
-"""`gems train --item-embeddings alphafuse`: identifiers of vectors that fuse texts with people's choices."""
+"""`gems train --item-embeddings alphafuse`: identifiers from vectors that combine texts and behaviour."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WIDTH = 20
 
 
 def language_of(catalogue: Catalogue) -> NDArray[np.float32]:
-    """Vectors that know colour and thing of "red hat", with noise of the title: float32 [N, 20]."""
+    """Return vectors that encode colour and thing of "red hat", with noise by title: float32 [N, 20]."""
     words = {w: np.random.default_rng(k).standard_normal(WIDTH) for k, w in enumerate((*COLOURS, *THINGS))}
     rows = [
         sum(words.get(word, np.zeros(WIDTH)) for word in item.title.split())
@@ -51,7 +51,7 @@ def language_of(catalogue: Catalogue) -> NDArray[np.float32]:
 
 
 def with_strangers(data: DataSet) -> DataSet:
-    """The same, with two items that nobody has chosen."""
+    """Return the same data with two items that nobody has chosen."""
     strangers = [Item("unchosen-hat", "red hat unchosen"), Item("unchosen-coat", "blue coat unchosen")]
     return DataSet(data.info, Catalogue([*data.catalogue, *strangers]), data.users)
 
@@ -83,7 +83,7 @@ def run(data: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactor
 
 
 def meaning(vectors: NDArray[np.float32], of: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-    """The eight leading principal components of those `of` which they are: float64 [N, 8]."""
+    """Project vectors on the eight leading principal components of `of`: float64 [N, 8]."""
     space = SemanticSpace.of(vectors if of is None else of, semantic=8)
     return (vectors - space.mean) @ space.row_space
 
@@ -100,7 +100,7 @@ def replace_events(user: UserHistory, events: tuple[Event, ...]) -> UserHistory:
 
 
 def fuse(data: Path, config: TrainConfig, beside: Path) -> tuple[NDArray[np.float32], list[float]]:
-    """The fused vectors, and the loss of each epoch."""
+    """Return the fused vectors, and the loss of each epoch."""
     dataset = DataSet.load(data)
     source = fused_source(config, data, dataset, leave_one_out(dataset), beside, QUIET)
     vectors = source.make(QUIET)
@@ -122,7 +122,8 @@ def test_identifiers_are_codes_of_the_fused_vectors_and_the_run_and_the_bundle_s
     learned = used[:30, 8:] / np.linalg.norm(used[:30, 8:], axis=1, keepdims=True)
     cosines, colour = learned @ learned.T, np.arange(30) // 5
     alike = (colour[:, None] == colour) & ~np.eye(30, dtype=bool)
-    assert cosines[alike].mean() > cosines[colour[:, None] != colour].mean() + 0.1  # who likes red takes red
+    # People who like red choose red.
+    assert cosines[alike].mean() > cosines[colour[:, None] != colour].mean() + 0.1
     bundle = Bundle.open(run / "bundle")
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("alphafuse", "")
     assert "item_embeddings: alphafuse" in (run / "config.yaml").read_text()
@@ -167,8 +168,10 @@ def test_items_that_nobody_chose_have_no_learned_part_and_are_named_as_later_one
 
 
 def test_nothing_that_is_held_out_is_learned_from(data: Path, config: TrainConfig, tmp_path: Path) -> None:
-    """Other test events: the same vectors. Other validation events, too: the same losses (they choose the epoch).
-    Another training event: other ones."""
+    """Other test events give the same vectors. Other validation events give the same losses, up to the last epoch.
+
+    Another training event gives other vectors and losses.
+    """
     config = config.model_copy(update={"fused_epochs": 12})
     vectors, losses = fuse(data, config, tmp_path / "as-it-is" / "prepared")
     dataset = DataSet.load(data)
@@ -266,7 +269,7 @@ def test_what_cannot_be_fused_is_said_before_anything_is_written(
 
 
 def test_texts_are_fused_and_later_items_are_named_by_their_texts_alone(tmp_path: Path) -> None:
-    """MiniLM, whose 384 dimensions need more items than that."""
+    """MiniLM's 384 dimensions need more items than the other tests have."""
     dataset = DataSet.load(make_data(tmp_path / "walks", users=60))
     more = [Item(f"{c}-{t}-{k}", f"{c} {t} number {k}") for k in range(13) for c in COLOURS for t in THINGS]
     DataSet(dataset.info, Catalogue([*dataset.catalogue, *more]), dataset.users).save(tmp_path / "data")
@@ -281,4 +284,4 @@ def test_texts_are_fused_and_later_items_are_named_by_their_texts_alone(tmp_path
     assert "1 items added" in done.output, done.output
     codes = bundle.refreshed().index.trie.codes()
     twin = bundle.index.catalogue.row("red-hat-3")
-    assert np.array_equal(codes[-1, :-1], codes[twin, :-1])  # the same text, and nobody chose either
+    assert np.array_equal(codes[-1, :-1], codes[twin, :-1])  # the same text, and nobody chose either of them

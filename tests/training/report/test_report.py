@@ -1,4 +1,4 @@
-"""`gems report`: the page holds what the run logged, and nothing in a run can break it or reach out."""
+"""`gems report`: the page shows the logged figures; no text of a run can break it or load external files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weight(layer: int, kind: str) -> str:
 
 
 def step_records(steps: int = STEPS, gates: bool = True) -> Iterator[dict[str, Any]]:
-    """Step 7 has no search; validation after every tenth takes a minute."""
+    """Return records in which step 7 has no search, and validation after every tenth step takes a minute."""
     for step in range(1, steps + 1):
         record: dict[str, Any] = {
             "step": step, "epoch": step / 20,
@@ -80,7 +80,7 @@ def method_records() -> list[dict[str, Any]]:
 
 
 def evaluation() -> dict[str, Any]:
-    """As `training.evaluation.evaluate` returns it, for one metric of each kind."""
+    """Return an evaluation in the format of `training.evaluation.evaluate`, with one metric of each kind."""
     figures = {"hit@10": 0.3141, "ndcg@10": 0.2111, "mrr@10": 0.1777}
     floor = {"hit@10": 0.1222, "ndcg@10": 0.0888, "mrr@10": 0.0555}
     return {
@@ -115,7 +115,7 @@ def full_run(folder: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """Text by section, tables, every attribute; fails for tags that are not closed in order."""
+    """Parser of the page: text by section, tables, attributes. It fails if tags are not closed in order."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -187,7 +187,7 @@ def lines(drawing: ElementTree.Element) -> dict[str, list[tuple[float, float]]]:
 
 
 def cells(drawing: ElementTree.Element) -> list[tuple[float, tuple[int, ...]]]:
-    """(value, colour) of every cell, by value."""
+    """Return (value, colour) of every cell, sorted by value."""
     found = []
     for rect in drawing.iter(f"{SVG}rect"):
         if rect.get("class") == "cell":
@@ -469,7 +469,7 @@ def test_the_page_is_replaced_whole(tmp_path: Path) -> None:
     assert all(text.startswith("<!doctype html>") and text.endswith("</html>\n") for text in seen)
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     with pytest.raises(ReportError, match="--out"):
-        write_report(run, out.parent, None)  # a folder stands there
+        write_report(run, out.parent, None)  # there is a folder
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -65,7 +65,7 @@ def test_a_record_that_is_no_json_leaves_the_log_whole(tmp_path: Path) -> None:
 def test_tensorboard_that_is_not_installed_is_refused_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)  # how Python itself marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # marks a module that cannot be imported
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MetricsError, match=r"pip install 'gems-sr\[tensorboard\]'"):
@@ -105,9 +105,8 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path: Path
         for step in (1, 2, 3):
             log.write({"step": step, "loss": float(step)})
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "".join(path.read_text("utf-8").splitlines(keepends=True)[:1]), "utf-8"
-    )  # the checkpoint's
+    checkpointed = path.read_text("utf-8").splitlines(keepends=True)[:1]
+    path.write_text("".join(checkpointed), "utf-8")
     with MetricsLog(tmp_path, tensorboard=True) as log:
         log.write({"step": 2, "loss": 20.0})
     assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 20.0)]

@@ -1,4 +1,4 @@
-"""`gems sweep`: every variant and seed once, figures kept, a stopped sweep goes on, tables add up."""
+"""`gems sweep`: every variant and seed runs once, figures are kept, a stopped sweep continues, tables are correct."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_sweep_runs_all_and_goes_on_where_it_was(
     with pytest.raises(SystemExit):
         main()
     again = json.loads(spoiled.read_text())
-    assert again["validation"] == results[spoiled]["validation"]  # made anew, and the same
+    assert again["validation"] == results[spoiled]["validation"]  # made again, and equal
     assert all(p.stat().st_mtime_ns == t for p, t in times.items() if p != spoiled)
     capsys.readouterr()
 
@@ -111,7 +111,7 @@ def test_a_table_leaves_out_what_nobody_measured() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    """Seeds that differ by much, and a variant that is better by 0.5 ± little in each of them."""
+    """The seeds differ much, but the variant is better by about 0.5 in each of them."""
     figures = {"hit@10": 0.5, "ndcg@10": 0.25}
     shared = {
         "search": figures, "recommendation": figures, "conflict": None, "step_seconds": 0.5,

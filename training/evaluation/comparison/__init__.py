@@ -1,1 +1,1 @@
-"""`gems compare`: systems side by side on the same cases, and the table of them."""
+"""`gems compare`: a comparison of systems on the same cases, and its table."""

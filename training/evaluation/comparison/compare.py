@@ -1,4 +1,4 @@
-"""`gems compare`: systems side by side on the same cases, from the ranks that each left."""
+"""`gems compare`: a comparison of systems on the same cases, from the ranks that each of them saved."""
 
 from __future__ import annotations
 
@@ -26,26 +26,33 @@ EVERYONE = "all users"
 
 @dataclass(frozen=True)
 class Group:
-    """Which cases: those with at most `most` events in the history; None: all."""
+    """A group of cases: those with at most `most` events in the history; None: all cases."""
 
     name: str
     most: int | None
 
 
 def groups(cold: int) -> tuple[Group, Group]:
-    """All users, and the cold ones."""
+    """Return two groups: all users, and users with at most `cold` events in the history."""
     return Group(EVERYONE, None), Group(f"history of at most {cold}", cold)
 
 
 def compare(runs: Sequence[CaseRanks], *, cold: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Task → group → {cases, systems: name → figures}, JSON-ready.
+    """Compare runs. Returns task → group → {cases, systems: name → figures}, JSON-ready.
 
-    Runs of the same name are seeds of one system: each case counts with its mean over them. Only cases that every
-    run of a task has are compared. Figures: metric → mean; `intervals`: metric → [low, high], 95% bootstrap over
-    cases; `differences`: metric → [mean, low, high] from the first system, paired; `seeds`, and
-    `spread`: metric → standard deviation over seeds; `cost`: means over seeds.
+    Runs with the same name are seeds of one system: each case counts with its mean over the seeds. Only cases that
+    every run of a task has are compared. The figures of a system:
 
-    Raises `EvaluationError` where the runs are not of the same data and protocol.
+        <metric>       mean over the cases
+        intervals      metric → [low, high], 95% bootstrap over cases
+        differences    metric → [mean, low, high] of the system − the first system, paired
+        seeds          number of seeds
+        spread         metric → standard deviation over seeds
+        cost           means over seeds
+
+    cold: most events in the history of a cold user.
+    seed: seed of the bootstrap.
+    Raises `EvaluationError` if the runs are not of the same data and protocol.
     """
     if not runs:
         raise EvaluationError("nothing to compare: give the folders of two runs or more")
@@ -66,8 +73,10 @@ def compare(runs: Sequence[CaseRanks], *, cold: int = 5, seed: int = 0) -> dict[
 
 
 def floors_of(dataset: DataSet, runs: Sequence[CaseRanks]) -> list[CaseRanks]:
-    """The floors of every task that was run, on the cases of the first run of it. Raises `EvaluationError` if that
-    was on other data."""
+    """Rank the floors of every task, on the cases of the first run of the task.
+
+    Raises `EvaluationError` if that run was measured on other data.
+    """
     found = []
     for task in Task:
         like = next((run for run in runs if task in run.tasks), None)
@@ -123,7 +132,10 @@ def _compare_task(runs: Sequence[CaseRanks], task: Task, cold: int, seed: int) -
 
 
 def _figures(ranked: Mapping[str, Sequence[NDArray[np.int64]]], seed: int) -> dict[str, dict[str, Any]]:
-    """Of each system, whose seeds are lists of ranks of the same cases."""
+    """Return the figures of each system.
+
+    ranked: name → ranks of each seed, int64 [cases], all of the same cases.
+    """
     found: dict[str, dict[str, Any]] = {}
     reference: NDArray[np.float64] | None = None
     for name, seeds in ranked.items():
@@ -148,7 +160,7 @@ def _figures(ranked: Mapping[str, Sequence[NDArray[np.int64]]], seed: int) -> di
 
 
 def _of_users(ranks: TaskRanks, users: Sequence[str]) -> TaskRanks:
-    """The cases of these users, in their order."""
+    """Return the cases of these users, in the order of `users`."""
     row = {user: k for k, user in enumerate(ranks.users.tolist())}
     order = np.array([row[user] for user in users])
     return TaskRanks(ranks.users[order], ranks.targets[order], ranks.history[order], ranks.ranks[order])

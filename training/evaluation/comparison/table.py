@@ -1,4 +1,4 @@
-"""A comparison as Markdown, for people and for docs."""
+"""A comparison as a Markdown table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ SHOWN = ("hit@10", "ndcg@10", "hit@50")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """One table a task and group: means with 95% intervals over cases, paired differences from the first system
-    in Hit@10, and cost where it is known."""
+    """Return one table per task and group.
+
+    It shows means with 95% intervals over cases, the paired difference in Hit@10 from the first system, and the cost if
+    it is known.
+    """
     lines: list[str] = []
     for task in Task:
         for group, entry in result.get(task.value, {}).items():

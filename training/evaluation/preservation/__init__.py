@@ -1,1 +1,1 @@
-"""What training cost the model it started from: its predictions on general text before and after."""
+"""Preservation of general knowledge: the model's predictions on general text before and after training."""

@@ -1,4 +1,4 @@
-"""How well a model still predicts general text, token by token."""
+"""Figures of a model on general text, token by token."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from training.errors import EvaluationError
 from training.evaluation.ranking import Progress
 from training.model.forward import text_states
 
-ROWS = 256  # positions whose logits exist at one time; 50 MB with SmolLM2's vocabulary
+ROWS = 256  # positions whose logits exist at a time; 50 MB with SmolLM2's vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class GeneralFigures:
-    """Predictions of K tokens of each window: of all but the first, K = T − 1; by an encoder-decoder, which reads the
-    first half, of the second, K = T // 2.
+    """Predictions of K tokens in each of N windows of T tokens.
 
-    nll:   float64 [N, K], negative log-likelihood of each token in nats.
-    right: bool [N, K], whether the token was the most likely one.
+    A decoder predicts all tokens except the first, K = T − 1. An encoder-decoder reads the first half and predicts the
+    second, K = T // 2.
+
+    nll: negative log-likelihood of each token in nats, float64 [N, K].
+    right: whether the token was the most likely one, bool [N, K].
     """
 
     nll: NDArray[np.float64]
@@ -32,7 +34,7 @@ class GeneralFigures:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """Number of predicted tokens, N · K."""
         return self.nll.size
 
     @property
@@ -52,15 +54,20 @@ def general_figures(
     batch: int = 8,
     progress: Progress | None = None,
 ) -> GeneralFigures:
-    """Teacher-forced next-token prediction, the softmax over the first `known_tokens` tokens alone.
+    """Measure teacher-forced next-token prediction, with the softmax over the first `known_tokens` tokens only.
 
-    windows: int64 [N, T], ids below `known_tokens`. The tokens a backbone gained for items are left out
-    of the softmax, so that models before and after they are trained answer the same question:
+    The softmax leaves out the tokens that were added for items, so that models before and after training are
+    comparable:
 
         p(x_t | x_<t) = exp(h_{t−1} · w_{x_t}) / Σ_{v < known_tokens} exp(h_{t−1} · w_v)
 
-    `batch` windows share a forward pass. The model is measured in evaluation mode and returned to the
-    mode it was in. Raises `EvaluationError` for windows that cannot be measured and weights that diverged.
+    The model is measured in evaluation mode; its mode is restored at the end.
+
+    windows: token ids below `known_tokens`, int64 [N, T].
+    known_tokens: size of the vocabulary before items were added.
+    batch: windows in one forward pass.
+    progress: called with the number of finished windows and of all windows.
+    Raises `EvaluationError` if the windows cannot be measured or the weights have diverged.
     """
     count, length = windows.shape
     if not count or length < 2:

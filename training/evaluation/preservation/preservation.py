@@ -1,7 +1,7 @@
-"""What training a catalogue into a language model cost: its predictions before and after, token by token.
+"""The loss of general knowledge by training: predictions of the model before and after it, token by token.
 
-*Before* is the extended backbone that a run started from, *after* its bundle. A model that keeps what it
-knew predicts the held-out articles of `training.data.general_text` as well as before.
+*Before* is the extended backbone that a run started from, *after* is its bundle. A model that keeps its general
+knowledge predicts the held-out articles of `training.data.general_text` as well as before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.evaluation.preservation.general import GeneralFigures, general_fig
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.prepare.preparation import CODES, is_prepared, open_prepared
 
-Ranks = dict[Task, NDArray[np.int64]]  # rank of the target of each case, see `target_ranks`
+Ranks = dict[Task, NDArray[np.int64]]  # task → rank of each case's target, see `target_ranks`
 
 
 def preservation(
@@ -54,14 +54,20 @@ def preservation(
     threads: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Compare a finished run with what it started from. Returns a JSON-ready dictionary:
+    """Compare a finished run with the model it started from. Returns a JSON-ready dictionary:
 
         general                   perplexity, accuracy, shares of tokens that changed; see `compare_general`
         search, recommendation    Hit@10 and shares of test cases that changed; see `compare_ranks`
-        protocol                  what it was measured on
-        note                      only where the backbone was no whole language model: what that means
+        protocol                  description of the measurement
+        note                      only if the backbone was not a whole language model: what that means
 
-    Raises `UserError` where `run` is no finished run, or `data` is not what it was trained on.
+    run: the run folder.
+    data: folder of the data set that the run was trained on.
+    text_tokens: number of tokens of general text.
+    window: tokens of one window.
+    max_cases: number of test cases that are drawn.
+    batch: windows in one forward pass.
+    Raises `UserError` if `run` is not a finished run, or if `data` is another data set.
     """
     bundle, settings = _open_run(run)
     dataset = DataSet.load(data)
@@ -96,7 +102,7 @@ def preservation(
                 )
             )  # fmt: skip
             ranks.append(_rank(model, bundle, cases, beam_width, exclude_history, bar, when))
-            del model  # one in memory at a time
+            del model  # only one in memory at a time
     result: dict[str, Any] = {"general": compare_general(figures[0], figures[1])}
     for task in ranks[0]:
         result[task.value] = compare_ranks(ranks[0][task], ranks[1][task])
@@ -112,9 +118,18 @@ def preservation(
 
 
 def compare_general(before: GeneralFigures, after: GeneralFigures, seed: int = 0) -> dict[str, Any]:
-    """Two models on the same windows: perplexity (ratio: after / before) and top-1 accuracy of each, the
-    shares of tokens that one predicts and the other does not, and `nll_difference`: mean of after − before
-    in nats a token with its 95% interval (bootstrap over windows, as tokens of a window go together)."""
+    """Compare two models on the same windows. Returns a JSON-ready dictionary:
+
+        perplexity                  before, after, ratio = after / before
+        accuracy                    top-1 accuracy before and after
+        right_before_wrong_after    share of tokens that only the model before predicts
+        wrong_before_right_after    share of tokens that only the model after predicts
+        nll_difference              [mean, low, high] of after − before in nats per token; 95% bootstrap over windows,
+                                    because the tokens of a window are not independent
+        tokens                      number of predicted tokens
+
+    Raises `ValueError` if the windows differ in shape.
+    """
     if before.nll.shape != after.nll.shape:
         raise ValueError(f"not the same windows: {before.nll.shape} and {after.nll.shape}")
     difference = (after.nll - before.nll).mean(1)
@@ -129,8 +144,10 @@ def compare_general(before: GeneralFigures, after: GeneralFigures, seed: int = 0
 
 
 def compare_ranks(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
-    """Two models on the same cases (ranks: int64 [cases], see `target_ranks`): Hit@10 of each, and the shares
-    of cases that only one of them has among the first ten."""
+    """Compare two models on the same cases: Hit@10 of each, and the shares of cases that only one of them hits.
+
+    before, after: int64 [cases], see `target_ranks`.
+    """
     hits = [per_case(ranks)["hit@10"] > 0 for ranks in (before, after)]
     means = {when: float(hit.mean()) for when, hit in zip(("before", "after"), hits, strict=True)}
     return {"hit@10": means, **_changes(*hits), "cases": len(before)}
@@ -144,7 +161,7 @@ def _changes(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, f
 
 
 def backbone_note(settings: dict[str, Any]) -> str | None:
-    """Why the figures on general text say little, for a backbone that was no whole language model."""
+    """Return a warning about the figures on general text if the backbone was not a whole language model, else None."""
     if settings.get("backbone") in SCRATCH:
         what = "The backbone was built from scratch and knew no general text before"
     elif settings.get("layers") is not None:
@@ -155,7 +172,7 @@ def backbone_note(settings: dict[str, Any]) -> str | None:
 
 
 def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
-    """The bundle of a finished run, and the settings of the run."""
+    """Return the bundle of a finished run and the settings of the run. Raises `EvaluationError`."""
     if not (run / "config.yaml").is_file() or not (run / "environment.json").is_file():
         hint = (
             f"; that is a bundle, its run folder may be {run.parent}"
@@ -202,7 +219,7 @@ def _rank(
 
 
 def print_preservation(result: dict[str, Any], console: Console) -> None:
-    """One row a figure, before and after; below, the interval and the note."""
+    """Print a table with one row per figure; below it, the interval and the note."""
     table = Table(title="What training kept")
     for column in ("", "before", "after", "right → wrong", "wrong → right", "of"):
         table.add_column(column, justify="left" if not column else "right")
@@ -232,7 +249,7 @@ def print_preservation(result: dict[str, Any], console: Console) -> None:
 
 
 def save_preservation(result: dict[str, Any], path: Path) -> None:
-    """Write the figures: the whole file or nothing of it."""
+    """Write the figures atomically as JSON. Raises `EvaluationError` if that fails."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which engine serves: what is chosen, and how a choice is refused. What the vLLM engine does is in `tests/vllm`."""
+"""The choice of the engine, and choices that are refused. Tests of the vLLM engine itself are in `tests/vllm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine in its own process: the same rankings, and what happens when it dies, hangs or is refused."""
+"""The engine in its own process: it gives the same rankings, and it may die, hang or be refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def request(bundle: Bundle, limit: int = 5, allowed: Allowed | None = None) -> R
 
 
 def freeze(process: EngineProcess) -> int:
-    """Stop the process without ending it: whatever it is given now, it has in hand until it is killed."""
+    """Suspend the process: requests that it gets now are in flight until it is killed."""
     assert process.wait_running(20)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
@@ -134,7 +134,7 @@ def test_a_process_that_does_not_read_is_replaced(bundle: Bundle) -> None:
 
 
 def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, process: EngineProcess) -> None:
-    """It is stopped with the batch in hand, so that the word reaches it before it computes."""
+    """The process is suspended with the batch in flight, so that the cancellation arrives before it computes."""
     cancelled = threading.Event()
     pid = freeze(process)
     with ThreadPoolExecutor(1) as pool:
@@ -150,7 +150,7 @@ def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, proc
 
 
 class Answers:
-    """What the process said, group by group."""
+    """The answers of the process, group by group."""
 
     def __init__(self) -> None:
         self.groups: list[dict[Any, Outcome]] = []
@@ -164,7 +164,7 @@ class Answers:
 
 
 def test_requests_are_taken_while_others_are_in_hand(bundle: Bundle, process: EngineProcess) -> None:
-    """It is stopped meanwhile; what is done at the same time is told at once, whoever asked when."""
+    """The process is suspended meanwhile; answers of one step arrive together, whenever the requests came."""
     answers = Answers()
     pid = freeze(process)
     for limit in (3, 4, 5):
@@ -201,7 +201,7 @@ def test_all_that_is_in_hand_is_lost_with_the_process(bundle: Bundle, process: E
 
 
 def test_messages_that_fill_the_pipe_both_ways_do_not_block(bundle: Bundle, process: EngineProcess) -> None:
-    """Each is larger than the pipe holds, and so are the answers to all together."""
+    """Each request, and all answers together, are larger than the pipe's buffer."""
     answers = Answers()
     for number in range(8):
         many = {(number, k): request(bundle, 60) for k in range(40)}
@@ -221,7 +221,7 @@ def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:
         try:
             pid = freeze(fresh)
             tasks = [asyncio.create_task(scheduler.rank(request(bundle, k), 30)) for k in range(1, 7)]
-            while scheduler.depth != 4:  # two are in the engine's hands
+            while scheduler.depth != 4:  # two are in flight in the engine
                 await asyncio.sleep(0.005)
             os.kill(pid, signal.SIGKILL)
             while scheduler.running:
@@ -303,7 +303,7 @@ def test_a_bundle_that_cannot_be_served_is_refused_by_name(tiny_bundle: Path, tm
 
 
 def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA fails on everything after an illegal access; only another process can go on. The failed are told first."""
+    """An illegal access makes every later CUDA call fail, so a new process is needed. Failures are reported first."""
     ours, theirs = CONTEXT.Pipe()
     options = EngineOptions(threads=1)
     cancelled = CONTEXT.RawArray(ctypes.c_bool, 4)

@@ -1,4 +1,4 @@
-"""Requests that join while the torch engine ranks others: by steps, without clocks."""
+"""Requests that join while the torch engine ranks others, measured in steps instead of time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTHS = (1, 7, 30, 95)
 
 
 def make_engine(**options: int) -> TorchEngine:
-    """Its catalogue is so dense that a beam of ten takes exactly one step a level: nothing can be fed ahead."""
+    """Make an engine whose dense catalogue leaves no look-ahead: a beam of ten takes exactly one step per level."""
     rng = np.random.default_rng(0)
     every = np.stack(np.meshgrid(np.arange(40), *[np.arange(4)] * 3), axis=-1).reshape(-1, LEVELS)
     codes = rng.permutation(every)[:1700]
@@ -46,14 +46,14 @@ def ask(
     limit: int | None = None,
     cancelled: Callable[[], bool] = bool,
 ) -> RankRequest:
-    """limit: the whole beam if not given, so that nothing is dropped early."""
+    """Make a request. The default limit is the whole beam, so that no hypothesis is dropped early."""
     ids = np.random.default_rng([seed, length]).integers(1, 43, length).tolist()
     return RankRequest(ids, limit or width, width, cancelled=cancelled)
 
 
 @dataclass
 class Run:
-    """What became of requests that arrive before given steps. outcomes: with the step after which each was known."""
+    """Outcomes of requests that arrive before given steps, each with the step after which it was known."""
 
     engine: TorchEngine
     schedule: Mapping[int, Sequence[RankRequest]]  # by step; the first is 0
@@ -66,7 +66,7 @@ class Run:
         self._coming = [step for step in sorted(self.schedule) for _ in self.schedule[step]]
 
     def go(self, monkeypatch: pytest.MonkeyPatch, fails: int | None = None) -> Run:
-        """fails: a step whose forward pass does."""
+        """Run the engine. fails: a step whose forward pass fails."""
         forward = self.engine._backbone.forward
 
         def watched(feeds: Sequence[ForwardInput]) -> object:
@@ -77,7 +77,7 @@ class Run:
 
         with monkeypatch.context() as patch:
             patch.setattr(self.engine._backbone, "forward", watched)
-            while len(self.outcomes) < len(self.requests):  # a pause in which nothing is in hand ends `serve`
+            while len(self.outcomes) < len(self.requests):  # `serve` ends when no request is in flight
                 self.engine.serve({}, self._arrivals, self._answered)
         return self
 
@@ -137,7 +137,7 @@ def test_who_arrives_during_a_batch_is_answered_without_waiting_for_its_end(
     waited = Run(make_engine(join_rows=0), schedule).go(monkeypatch)
     for run in (joined, waited):
         assert [run.last_step(number) for number in (0, 1)] == [LEVELS - 1] * 2
-    assert joined.last_step(2) == LEVELS  # one step later than those that began one step before
+    assert joined.last_step(2) == LEVELS  # one step later than the requests that began one step earlier
     assert waited.last_step(2) == 2 * LEVELS - 1
 
 
@@ -150,7 +150,7 @@ def test_requests_that_fit_one_by_one_are_answered_one_by_one(monkeypatch: pytes
 def test_a_long_prompt_neither_waits_for_ever_nor_keeps_others_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Short ones come with every step; the long one does not fit beside them, and none overtakes it."""
+    """Short requests come with every step. The long one does not fit next to them, but none overtakes it."""
     schedule = {step: [ask(7, step)] for step in range(20)}
     schedule[2] = [ask(95), ask(7, 99)]
     run = Run(make_engine(join_rows=60), schedule).go(monkeypatch)

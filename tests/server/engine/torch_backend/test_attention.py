@@ -1,4 +1,4 @@
-"""The ways to attend to a request's slots, against one plain masked softmax in float64."""
+"""The implementations of attention to a request's slots, compared with a plain masked softmax in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: 
 
 @st.composite
 def beams(draw: st.DrawFn) -> tuple[int, Tensor]:
-    """A prompt's length, and the own slots of the rows of a last level, whose ancestors lie between."""
+    """Return the length of a prompt, and the slots of the rows of a last level, with their ancestors in between."""
     shared, levels, rows = draw(st.integers(1, 40)), draw(st.integers(0, 3)), draw(st.integers(1, 20))
     ancestors = torch.tensor(
         [[draw(st.integers(shared + 9 * j, shared + 9 * j + 8)) for j in range(levels)] for _ in range(rows)],
@@ -66,7 +66,7 @@ def test_every_way_attends_to_the_same_slots(
 )
 @pytest.mark.parametrize("known", [0, 37])
 def test_a_prompt_longer_than_a_block(device: str, dtype: torch.dtype, tolerance: float, known: int) -> None:
-    """Whole, and the rest of a prompt whose beginning is known; then beams behind it."""
+    """The whole prompt, the rest of a prompt with a cached prefix, and beams after it."""
     torch.manual_seed(0)
     rows, d = 300, 16
     memory = KeyValues(1, known + rows + 5)

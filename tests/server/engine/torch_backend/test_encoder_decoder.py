@@ -1,4 +1,4 @@
-"""The engine with T5 against `transformers.generate`, brute force and the model's own forward."""
+"""The engine with T5, compared with `transformers.generate`, brute force and the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[float]]:
-    """Beam search by transformers, constrained to the catalogue: items and summed log-probabilities."""
+    """Run constrained beam search of transformers; return items and summed log-probabilities."""
     output = w.model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -80,7 +80,7 @@ def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[floa
 
 
 def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
-    """log p(identifier | prompt) of every item, by the model's own teacher-forced logits."""
+    """Return log p(identifier | prompt) of every item, from the model's teacher-forced logits."""
     tokens = torch.from_numpy(w.tokens)
     start = torch.full((len(tokens), 1), START)
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bias_of_positions_counts_depth_not_place_in_the_flattened_beam(kind: str) -> None:
-    """Many rows of one depth in one pass are what each of them is alone; a bias by place would tell them apart."""
+    """Many rows of one depth in one pass equal each row alone; a bias by position in the beam would differ."""
     w = world(kind)
     forward = EncoderDecoder(w.model)
     layers = w.model.config.num_decoder_layers

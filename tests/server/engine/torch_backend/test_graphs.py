@@ -1,4 +1,4 @@
-"""Padded passes against passes without padding: the same answers, whatever the shapes, joins and neighbours."""
+"""Padded passes compared with passes without padding: equal answers for any shapes, joins and neighbours."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 def served(
     engine: TorchEngine, requests: Mapping[int, RankRequest], steps: Mapping[int, int]
 ) -> dict[int, Outcome]:
-    """What becomes of requests that arrive before these steps."""
+    """Return the outcomes of requests that arrive before these steps."""
     outcomes: dict[int, Outcome] = {}
     step = -1
 
@@ -56,7 +56,7 @@ def served(
         step += 1
         return {number: requests[number] for number in requests if steps[number] == step}
 
-    for _ in range(max(steps.values()) + 1):  # it ends whenever nothing is in hand
+    for _ in range(max(steps.values()) + 1):  # it ends when no request is in flight
         engine.serve({}, arrivals, outcomes.update)
     return outcomes
 
@@ -73,7 +73,7 @@ requests = st.builds(
 @given(st.lists(st.tuples(requests, st.integers(0, 6)), min_size=1, max_size=7), st.data())
 @settings(max_examples=25, deadline=None)
 def test_padding_changes_no_answer(asked: list[tuple[RankRequest, int]], data: st.DataObject) -> None:
-    """Requests of all sizes that join others at any step, with few shapes kept; the prefix cache in between."""
+    """Requests of all sizes join others at any step, with few kept shapes and the prefix cache."""
     arch = data.draw(st.sampled_from(["llama", "gpt-neox", "qwen3"]))
     padded = engine(arch, cuda_graphs=2, join_rows=10_000, cache_bytes=1 << 20)
     plain = engine(arch)
@@ -97,7 +97,7 @@ def decoder(seed: int = 0) -> Decoder:
 def feeds(
     sizes: list[tuple[int, int, int]], seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> list[ForwardInput]:
-    """For (prompt, capacity, rows): random beams of the second level behind random keys and values."""
+    """Return, for each (prompt, capacity, rows), a random beam of the second level after random keys and values."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for length, capacity, rows in sizes:
@@ -140,7 +140,7 @@ def test_a_padded_pass_gives_and_writes_what_a_plain_one_does(
 
 
 def test_more_padding_changes_nothing() -> None:
-    """The same rows in shapes that only neighbours or capacity make larger."""
+    """Rows stay the same in shapes that neighbours or capacity make larger."""
     alone = [(50, 80, 7)]
     with torch.inference_mode():
         expected = passes().forward(feeds(alone))
@@ -193,7 +193,7 @@ def test_numbers_that_are_not_finite_stay_with_their_request() -> None:
 
 
 def test_an_engine_whose_padded_passes_are_wrong_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a GPU does not replay what was captured: here all rows attend to nothing."""
+    """All rows attend to nothing, like on a GPU that does not replay the captured pass."""
     monkeypatch.setattr(graphs, "attention_in_parts", lambda query, *_: torch.zeros_like(query))
     model = make_model(VOCABULARY.size)
     TorchEngine(model, Trie.build(CODES), VOCABULARY, options=EngineOptions(precision="float32"))
@@ -230,7 +230,8 @@ def test_captured_graphs_replay_what_a_cpu_computes(precision: Precision, tolera
     dtype = dtype_of(precision)
     there = Decoder.of(make_model(VOCABULARY.size).to("cuda", dtype), precision)
     padded = PaddedPasses(there, torch.device("cuda"), 3, 4096, cuda_graphs=2)
-    kinds = [[(50, 80, 7)], [(20, 60, 8)] * 3, [(100, 300, 3)]]  # more than are kept: captured anew each time
+    # More shapes than are kept, so that shapes are captured again.
+    kinds = [[(50, 80, 7)], [(20, 60, 8)] * 3, [(100, 300, 3)]]
     for seed, asked in enumerate([*kinds, *kinds, kinds[-1], kinds[-2]]):
         with torch.inference_mode():
             found = padded.forward(feeds(asked, seed, "cuda", dtype))

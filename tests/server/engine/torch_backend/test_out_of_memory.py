@@ -1,4 +1,4 @@
-"""Memory that runs out for real: the batch fails, the engine goes on."""
+"""Real exhaustion of memory: the batch fails, and the engine continues."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_a_batch_that_does_not_fit_the_memory_fails_and_the_next_is_answered(pro
             outcomes = outcomes_of(process, batch)
             assert [type(each) for each in outcomes] == [EngineError] * len(batch)
             assert all("not enough memory" in str(each) for each in outcomes)
-            assert_answered(process.rank([request()])[0], expected, 0)  # what was kept was given back
+            assert_answered(process.rank([request()])[0], expected, 0)  # the cached memory was released
             assert_answered(process.rank([request()])[0], expected, 59)
     assert process.pid == pid
 
 
 def test_what_waits_behind_a_batch_that_does_not_fit_is_answered(process: EngineProcess) -> None:
-    """Its beam is so wide, by its own word, that it may not be ranked beside the huge one."""
+    """The declared beam of the waiting request is too wide to be ranked together with the huge one."""
     wide = RankRequest(request().prompt, 5, 60_000)
     expected = process.rank([wide])[0]
     assert process.pid is not None
@@ -82,7 +82,7 @@ def test_what_waits_behind_a_batch_that_does_not_fit_is_answered(process: Engine
 
 
 def test_a_model_that_does_not_fit_the_memory_is_refused_by_name(tmp_path: Path) -> None:
-    """At its file, and at the copy that the engine makes of it."""
+    """The limit is reached at the model's file, and at the copy that the engine makes."""
     path = make_bundle(tmp_path / "bundle", hidden=1024)  # 74 MiB
     for extra in (32, 100, 170):
         ours, theirs = CONTEXT.Pipe()

@@ -1,4 +1,4 @@
-"""The prefix cache against a plain list of what was put into it."""
+"""The prefix cache, compared with a plain list of its entries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.engine.torch_backend.prefix_cache import BLOCK, PrefixCache
 
 
 def states(ids: list[int]) -> torch.Tensor:
-    """Stand-ins that tell whose they are: [1 layer, 2, 1 head, tokens, 1]."""
+    """Return stand-ins for keys and values that identify their prompt: [1 layer, 2, 1 head, tokens, 1]."""
     return torch.tensor(ids, dtype=torch.float32).expand(1, 2, 1, -1).unsqueeze(-1)
 
 

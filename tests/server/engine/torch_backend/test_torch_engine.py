@@ -1,4 +1,4 @@
-"""The torch engine against `transformers.generate` and against brute force over the whole catalogue."""
+"""The torch engine, compared with `transformers.generate` and with brute force over the whole catalogue."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def world(arch: str = "llama", items: int = 120, levels: int = 3, seed: int = 0)
 
 
 def draw_allowed(data: st.DataObject, trie: Trie) -> tuple[Allowed, list[int]]:
-    """Any choice of items with any exclusions, and the catalogue rows that they leave."""
+    """Draw a choice of items with exclusions; return it with the remaining catalogue rows."""
     some = st.sets(st.integers(0, trie.items - 1))
     chosen, excluded = data.draw(st.none() | some), data.draw(some)
     slots = None
@@ -83,7 +83,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[float]]:
-    """Beam search by transformers, constrained to the catalogue: items and summed log-probabilities."""
+    """Run constrained beam search of transformers; return items and summed log-probabilities."""
     tokens = w.vocabulary.tokens(w.codes)
     output = w.model.generate(
         torch.tensor([ids]),
@@ -108,7 +108,7 @@ def generate(w: World, ids: list[int], width: int) -> tuple[list[int], list[floa
 
 
 def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
-    """log p(identifier | prompt) of every item: one plain forward each."""
+    """Return log p(identifier | prompt) of every item, with one plain forward pass each."""
     tokens = torch.from_numpy(w.vocabulary.tokens(w.codes))
     full = torch.cat([torch.tensor([ids]).expand(len(tokens), -1), tokens], dim=1)
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
 
 
 def assert_same(ranking: Ranking, items: list[int], scores: list[float], tolerance: float = 1e-3) -> None:
-    """The same items in the same order; items whose scores agree to fp32 rounding may change places."""
+    """Check for equal items in the same order. Items may change places if their scores agree up to rounding of fp32."""
     assert sorted(ranking.items) == sorted(items)
     score_of = dict(zip(items, scores, strict=True))
     assert np.allclose([score_of[item] for item in ranking.items], scores, rtol=0, atol=1e-5)
@@ -171,7 +171,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(shapes: list[tuple[int, int
 
 
 def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
-    """Later requests of the same history: one more event, another question, another person in between."""
+    """Later requests with the same history have one more event, another query, or another user in between."""
     w = world()
     plain, caching = w.engine("level"), w.engine("level", cache_bytes=1 << 20)
     history, other = prompt(70, 1), prompt(80, 2)
@@ -186,13 +186,13 @@ def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
     assert cached == [0, 40, 0, 40, 60, 79]
     before = len(caching.cache)
     caching.rank([RankRequest(prompt(50, 7), 5, 5, shared_tokens=0)])
-    assert len(caching.cache) == before  # nothing of it is worth keeping
+    assert len(caching.cache) == before  # no part of it is worth caching
 
 
 def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A model that is sure of itself: the last pass needs only the best hypotheses."""
+    """A confident model needs only the best hypotheses in the last pass."""
     codes = np.unique(np.random.default_rng(0).integers(0, 20, (2000, 3)), axis=0)
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, (20, 20, 20))
     model = make_model(vocabulary.size, positions=128)
@@ -224,7 +224,7 @@ def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
 
 
 def passes_of(engine: TorchEngine, request: RankRequest) -> tuple[Ranking, list[int]]:
-    """The answer, and the rows of each forward pass that it took."""
+    """Return the answer, and the number of rows of each forward pass."""
     rows: list[int] = []
     forward = engine._backbone.forward
     with pytest.MonkeyPatch.context() as patch:
@@ -237,21 +237,21 @@ def passes_of(engine: TorchEngine, request: RankRequest) -> tuple[Ranking, list[
 
 
 def test_what_the_trie_makes_certain_is_fed_ahead() -> None:
-    """Eight first codes, of which each leads to 40 items whose other three codes are their own."""
+    """Each of eight first codes leads to 40 items with three codes of their own."""
     rng = np.random.default_rng(0)
     codes = np.column_stack([np.repeat(np.arange(8), 40), np.tile(rng.permutation(64)[:40], 8)])
     codes = np.column_stack([codes, rng.integers(0, 64, (320, 2))])
     vocabulary = IdentifierVocabulary(TEXT_TOKENS, (8, 64, 64, 64))
     trie = Trie.build(codes)
     engine = TorchEngine(make_model(vocabulary.size, positions=128), trie, vocabulary)
-    # The first codes beside the prompt; then of 20 items all that is left.
+    # The first codes with the prompt; then all other codes of 20 items.
     assert passes_of(engine, RankRequest(prompt(30), 20, 20))[1] == [30 + 8, 20 + 20]
     # Few candidates are scored with the prompt, in one pass.
     few = Allowed.of(trie, SlotSet.of_members(trie.slot_of_item[[3, 50, 51, 319]], trie.items))
     ranking, rows = passes_of(engine, RankRequest(prompt(30), 4, 4, few))
     assert sorted(ranking.items) == [3, 50, 51, 319]
     assert rows == [30 + 3 + 4 + 4]
-    # A beam of one cannot hold what is fed ahead of it: only the few first codes are worth it.
+    # A beam of one has no room for look-ahead, except for the few first codes.
     assert passes_of(engine, RankRequest(prompt(30), 1, 1))[1] == [30 + 8, 1 + 1]
 
 
@@ -301,7 +301,7 @@ def test_fewer_bits_move_scores_a_little(arch: str, precision: Precision, tolera
 
 
 def test_an_engine_that_is_not_packed_follows_its_model() -> None:
-    """Validation during training ranks with weights that change."""
+    """Validation ranks with weights that change during training."""
     w = world()
     model = make_model(w.vocabulary.size, positions=128)
     engine = TorchEngine(model, Trie.build(w.codes), w.vocabulary)
@@ -344,7 +344,7 @@ def test_only_allowed_items_come_back_and_as_many_as_there_are(data: st.DataObje
 
 
 def test_each_request_is_answered_from_its_own_version_of_the_index() -> None:
-    """In one batch: the catalogue that the engine was opened with, a larger and a smaller one."""
+    """One batch has three catalogues: the one at the opening of the engine, a larger and a smaller one."""
     w = world(items=60)
     engine = w.engine("level")
     sizes = (60, 75, 8)
@@ -388,7 +388,7 @@ def test_equal_scores_come_in_leaf_order() -> None:
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_catalogue_is_ranked_as_brute_force_does(data: st.DataObject) -> None:
-    """From a single item up; levels with one code; items that share an identifier."""
+    """Catalogues have one item or more, levels with one code, and items that share an identifier."""
     shape = data.draw(st.tuples(st.integers(1, 25), st.integers(1, 4)))
     codes = data.draw(arrays(np.int32, shape, elements=st.integers(0, 4)))
     sizes = tuple(int(k) for k in codes.max(0) + 1)

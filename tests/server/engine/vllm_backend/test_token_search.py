@@ -1,4 +1,4 @@
-"""The search that only asks what may follow, answered by plain forward passes, against the torch engine."""
+"""The search that requests next-token scores, answered by plain forward passes, compared with the torch engine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def world(normalisation: str, spelled: bool) -> tuple[TorchEngine, PreTrainedMod
 
 
 def search(engine: TorchEngine, model: PreTrainedModel, request: RankRequest) -> Ranking:
-    """Answer every question by a forward pass of its own."""
+    """Run the search; each of its requests takes one forward pass."""
     allowed = request.allowed or engine.everything
     rows = len(model.get_output_embeddings().weight)
     running = TokenSearch(request, allowed, engine.vocabulary, engine.normalisation, rows)

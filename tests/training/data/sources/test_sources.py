@@ -1,4 +1,4 @@
-"""MovieLens and Amazon Beauty: counts, simulation, splits; and what happens without the source."""
+"""MovieLens and Amazon Beauty: counts, simulation, splits, and a missing source."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_another_pickle_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_dropping_goes_on_until_nothing_is_left_to_drop() -> None:
-    # Film 9 falls first; then person 3 has one rating left, and with person 3 film 2 falls to one.
+    # Film 9 is dropped first; then person 3 has one rating left, and without person 3 film 2 has one.
     ratings = [Rating(1, 1, 0), Rating(1, 4, 0), Rating(2, 1, 0), Rating(2, 4, 0), Rating(2, 2, 0)]
     ratings += [Rating(3, 2, 0), Rating(3, 9, 0)]
     assert at_least(ratings, 2) == ratings[:4]
@@ -156,7 +156,7 @@ def test_beauty_is_tested_both_ways_and_has_the_known_floor(beauty: DataSet) -> 
             seen[event.item] += 1
     top = sorted(range(len(seen)), key=seen.__getitem__)[-10:]
     hits = sum(case.target in top for case in split.test) / len(split.test)
-    assert round(hits, 3) == 0.011  # the floor that the set's own README states
+    assert round(hits, 3) == 0.011  # the minimum that the README of the data set states
 
 
 def test_without_the_source_the_message_names_the_folder(tmp_path: Path) -> None:

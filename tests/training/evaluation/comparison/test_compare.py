@@ -1,4 +1,4 @@
-"""Ranks on disk, `gems compare`, ranks from scores, and the split by users in time."""
+"""Ranks on disk, `gems compare`, ranks from scores, and the chronological split of users."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ USERS = [f"u{k}" for k in range(40)]
 
 
 def run_of(system: str, ranks: Sequence[int], seed: int = 0, users: Sequence[str] = USERS) -> CaseRanks:
-    """User k has k + 1 events and target k."""
+    """Make a run in which user k has k + 1 events and target k."""
     cases = [Case(u, tuple(Event(0) for _ in range(int(u[1:]) + 1)), int(u[1:]), None) for u in users]
     ranked = TaskRanks.of(cases, np.array(ranks, np.int64))
     return CaseRanks(system, seed, "data", PROTOCOL, {Task.RECOMMENDATION: ranked}, {"parameters": 10.0})
@@ -96,7 +96,7 @@ def test_too_many_negatives_are_refused_before_anything_is_trained(tmp_path: Pat
 
 
 def test_every_item_is_drawn_as_often() -> None:
-    """1,000 persons, 5 of 20 items each: 250 times each, with a standard deviation of 14."""
+    """An item is drawn 250 times by 1,000 users with 5 of 20 items each, with a standard deviation of 14."""
     drawn = np.zeros(21)
     for k in range(1000):
         drawn[Candidates(negatives=5).rows(Case(f"person {k}", (), 20, None), 21)] += 1

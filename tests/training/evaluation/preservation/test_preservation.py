@@ -1,4 +1,4 @@
-"""What a run kept: figures on general text against their definition, and the command on a real run."""
+"""Preservation: figures on general text compared with their definition, and the command on a real run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def windows() -> NDArray[np.int64]:
 def test_figures_equal_a_whole_softmax_over_the_known_tokens(arch: str, windows: NDArray[np.int64]) -> None:
     model = make_model(100, arch).train()
     figures = general_figures(model, windows, KNOWN, batch=4)
-    assert model.training  # given back as it was
+    assert model.training  # its mode is restored
     ids = torch.from_numpy(windows)
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids).logits[:, :-1, :KNOWN].double()
@@ -61,7 +61,7 @@ def test_figures_equal_a_whole_softmax_over_the_known_tokens(arch: str, windows:
     assert figures.perplexity == pytest.approx(math.exp(expected.mean()), rel=1e-4)
     assert figures.accuracy == figures.right.sum() / figures.right.size
     everything = general_figures(model, windows, 100, batch=4)
-    assert (everything.nll > figures.nll).all()  # the restriction matters: other tokens take their share
+    assert (everything.nll > figures.nll).all()  # the restriction matters: other tokens have some probability
 
 
 def test_rows_of_item_tokens_do_not_matter(windows: NDArray[np.int64]) -> None:
@@ -236,5 +236,5 @@ def test_a_file_that_cannot_be_written_is_said(run: Path, data: Path, tmp_path: 
     output, error = command(run, "--data", data, *options, "--json", tmp_path / "file" / "x.json")
     assert isinstance(error, EvaluationError)
     assert "cannot be written" in str(error)
-    assert "perplexity" in output  # the figures were shown all the same
+    assert "perplexity" in output  # the figures were still shown
     assert (tmp_path / "file").read_text() == "precious"

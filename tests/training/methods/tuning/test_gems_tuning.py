@@ -1,4 +1,4 @@
-"""GEMS and its baselines in the trainer: on a pretrained backbone, to a bundle, with every switch."""
+"""GEMS and its baselines in the trainer: from a pretrained backbone to a bundle, with every option."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama in a folder: to the trainer, a pretrained language model."""
+    """A tiny Llama in a folder, which stands for a pretrained language model."""
     folder = tmp_path_factory.mktemp("backbone")
     tokenizer = make_tokenizer(DataSet.load(data).catalogue.texts())
     make_model(len(tokenizer), "llama", positions=256).save_pretrained(folder)
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_keeps_the_checkpoint
 
 
 def test_two_processes_train_as_one_does(data: Path, backbone: Path, tmp_path: Path) -> None:
-    """torchrun with two CPU processes over gloo: every method's sums are those of the whole batch."""
+    """The sums of every method in two CPU processes over gloo equal those of the whole batch."""
     for method in ("gems", "full"):
         config = settings(backbone, method=method, epochs=1, part_tokens=256, refresh_every=2, gate="prior")
         config.save(tmp_path / f"{method}.yaml")

@@ -1,4 +1,4 @@
-"""LoRA: injected in place, trained beside the rows, folded into plain weights; and helpers for method tests."""
+"""LoRA: injected in place, trained with the added rows, folded into plain weights; and helpers for method tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SplitEmbedding(nn.Module):
 
 
 def frozen_model(arch: str) -> tuple[PreTrainedModel, list[nn.Parameter]]:
-    """A model that waits for adapters, in training mode, and its trainable rows."""
+    """Return a frozen model in training mode and its trainable rows; adapters are still to be added."""
     model = make_model(VOCABULARY.size, arch).train()
     model.requires_grad_(False)
     embedding = SplitEmbedding(model.get_input_embeddings().weight, VOCABULARY.first_added)
@@ -59,7 +59,7 @@ def shares_of(batch: Batch) -> dict[Task, float]:
 
 
 def train_step(method: Any, model: PreTrainedModel, batch: Batch, rate: float = 1e-2) -> dict[str, float]:
-    """A step as the trainer does it; the figures also hold the loss before it."""
+    """Run a step as in the trainer; the figures also contain the loss before it."""
     shares, mean = shares_of(batch), 0.0
     for part in batch.parts:
         losses = losses_of(model, part, batch)
@@ -69,7 +69,7 @@ def train_step(method: Any, model: PreTrainedModel, batch: Batch, rate: float = 
 
 
 def in_rows(batch: Batch) -> Batch:
-    """The same batch, each sequence a part of its own."""
+    """Return the same batch with each sequence as a part of its own."""
     parts = [
         Part(*(x[k : k + 1] for x in (part.ids, part.level, part.task)))
         for part in batch.parts
@@ -79,7 +79,7 @@ def in_rows(batch: Batch) -> Batch:
 
 
 def only(batch: Batch, task: Task) -> Batch:
-    """The same batch with the targets of one task alone."""
+    """Return the same batch with the targets of one task only."""
     parts = [
         Part(
             part.ids,
@@ -113,7 +113,7 @@ def through_a_file(state: Any) -> Any:
 
 
 def directions(method: AdamWTuning) -> list[Tensor]:
-    """The clipped gradients of the first step, read from the optimizer's first moment (1 − 0.9) g."""
+    """Return the clipped gradients of the first step, from the optimizer's first moment (1 − 0.9) g."""
     state = method.state_dict()
     return [entry["exp_avg"] / 0.1 for entry in state.get("optimizer", state)["state"].values()]
 
@@ -121,7 +121,7 @@ def directions(method: AdamWTuning) -> list[Tensor]:
 def check_bad_gradients_change_nothing(
     method: Any, twin: Any, model: PreTrainedModel, twin_model: Any
 ) -> None:
-    """`twin` is the same method on an equal model; it never sees the bad gradient."""
+    """Check that a bad gradient has no effect. `twin`, the same method on an equal model, never sees it."""
     for m, net in ((method, model), (twin, twin_model)):
         train_step(m, net, BATCHES[0])
     before, state = snapshot(model), through_a_file(method.state_dict())
@@ -138,7 +138,7 @@ def check_bad_gradients_change_nothing(
 
 
 def check_resume(method: Any, model: PreTrainedModel, twin: Any, twin_model: PreTrainedModel) -> None:
-    """`twin` takes over after two steps, from what a checkpoint holds."""
+    """Check that `twin`, which continues from a checkpoint after two steps, makes the same steps."""
     for batch in BATCHES[:2]:
         train_step(method, model, batch)
     saved = through_a_file([model.state_dict(), method.state_dict(), torch.get_rng_state()])
@@ -154,7 +154,7 @@ def check_resume(method: Any, model: PreTrainedModel, twin: Any, twin_model: Pre
 
 
 def check_costs(method: AdamWTuning, trained: int, gradients: int = 1) -> None:
-    """AdamW: two moments a weight and a step count a tensor, all float32."""
+    """Check the costs of AdamW: two moments per weight and a step count per tensor, all float32."""
     tensors = len(directions(method))
     assert method.costs() == {
         "state_bytes": 8 * trained + 4 * tensors,
@@ -224,7 +224,7 @@ def test_merging_folds_the_adapters_into_plain_weights(arch: str, tmp_path: Path
     assert {type(m).__module__.split(".")[0] for m in model.modules()} <= {"torch", "transformers", __name__}
     assert not any(torch.equal(m.weight, plain[f"{n}.weight"]) for n, m in block_linears(model).items())
 
-    embedding = model.get_input_embeddings()  # the rows are the caller's to fold
+    embedding = model.get_input_embeddings()  # the caller folds the rows
     table = nn.Embedding(*embedding.weight.shape)
     table.weight = nn.Parameter(torch.cat([embedding.weight[: -len(embedding.rows)], embedding.rows]))
     model.config.tie_word_embeddings = False
@@ -266,7 +266,7 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
 
 
 def test_processes_that_share_a_batch_step_like_one() -> None:
-    """Each process has half of the sequences; `reduce` is called once a step with all gradients."""
+    """Each process has half of the sequences; `reduce` is called once per step with all gradients."""
     whole_model, _, whole = make(clip=0.5)
     train_step(whole, whole_model, BATCHES[0])
     rows = in_rows(BATCHES[0])

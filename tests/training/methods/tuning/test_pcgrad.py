@@ -1,4 +1,4 @@
-"""PCGrad: the surgery against its definition, over all weights at once, and steps with it."""
+"""PCGrad: the surgery compared with its definition, over all weights together, and steps with it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make(arch: str = "llama", **options: Any) -> tuple[PreTrainedModel, PcgradTu
 
 
 def gradients_of(model: PreTrainedModel, batch: Batch) -> dict[Task, list[Tensor]]:
-    """The gradient of each task's share · loss by plain autograd."""
+    """Return the gradient of share · loss for each task, from plain autograd."""
     losses, shares = losses_of(model, batch.parts[0], batch), shares_of(batch)
     return {
         task: list(torch.autograd.grad(shares[task] * loss, list(model.parameters()), retain_graph=True))
@@ -65,7 +65,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def by_the_book(gradients: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Algorithm 1 of the paper on flat vectors."""
+    """Run Algorithm 1 of the paper on flat vectors."""
     result = []
     for i, gradient in enumerate(gradients):
         changed = gradient.clone()
@@ -134,7 +134,7 @@ def test_a_gradient_too_small_to_square_is_not_divided_by() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_step_goes_along_the_gradients_after_surgery(arch: str, sign: int) -> None:
-    """With the sign of one loss turned, the same batch gives agreement and conflict."""
+    """The same batch gives agreement, and conflict if the sign of one loss is reversed."""
     model, method = make(arch, clip=1e9)
     batch = BATCHES[0]
     gradients = gradients_of(model, batch)
