@@ -28,7 +28,7 @@ def validation(run: RunLog, baseline: RunLog | None) -> str:
     """Loss, and where it was ranked Hit@10, of the held-out items; the baseline dashed."""
     losses = _by_task(run, baseline, "loss")
     if not losses:
-        return note("No validation yet: 'gems train' validates every --validate-every epochs.")
+        return note("No validation yet: 'gems train' validates every --validation.every epochs.")
     drawn = figure(line_chart("Validation loss by task", losses, "step", "loss (nats an item)"))
     hits = _by_task(run, baseline, "hit@10")
     if hits:
