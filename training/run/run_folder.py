@@ -50,8 +50,8 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
     old = config.renamed(recorded)
     if old:
         raise RunError(
-            f"{out} was started by an older version, whose settings had other names; choose another --out. "
-            + "; ".join(old)
+            f"{out} was started by an older version, whose settings had other names ({'; '.join(old[:3])}"
+            f"{'; …' if len(old) > 3 else ''}); finish it with that version, or choose another --out"
         )
     before, now = flat(recorded), flat(config.model_dump(mode="json"))
     changed = [name for name in now if before.get(name) != now[name]]
