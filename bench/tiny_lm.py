@@ -3,7 +3,7 @@
 Three layers of GPT-NeoX, 128 wide, with a BPE vocabulary of 8,000 words, pretrained on the knowledge articles
 of the `wikipedia` asset. It is no good language model, but it is one: its perplexity on the held-out
 articles means something, which that of the first layers of a larger model does not. The result is a
-Hugging Face folder for `--backbone DIR`.
+Hugging Face folder for `--backbone.name DIR`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def validation(run: RunLog, baseline: RunLog | None) -> str:
     hits = _by_task(run, baseline, "hit@10")
     if hits:
         return drawn + figure(line_chart("Validation Hit@10 by task", hits, "step", "Hit@10"))
-    return drawn + note("No ranking in validation: train with --stop-on ndcg@10 for Hit@10 curves.")
+    return drawn + note(
+        "No ranking in validation: train with --validation.stop-on ndcg@10 for Hit@10 curves."
+    )
 
 
 def gate(run: RunLog, baseline: RunLog | None) -> str:
