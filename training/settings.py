@@ -18,9 +18,8 @@ class SettingsGroup(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    alternatives: ClassVar[
-        tuple[tuple[str, str], ...]
-    ] = ()  # pairs of which a later value replaces the other
+    # pairs of settings of which only one is used: a later value of one replaces an earlier value of the other
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
 
 
 class RunSettings(SettingsGroup):
@@ -76,9 +75,10 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 def merged(
     settings: Mapping[str, Any], changes: Mapping[str, Any], model: type[SettingsGroup] | None = None
 ) -> dict[str, Any]:
-    """Return the settings with changes, group by group; both are in groups.
+    """Return the settings with changes, group by group.
 
-    model: its pairs of alternatives are respected: a change of one drops the other.
+    settings, changes: in groups, without dotted names.
+    model: model of the settings. A change of one of its `alternatives` drops the other.
     """
     found = dict(settings)
     for one, other in model.alternatives if model is not None else ():

@@ -47,7 +47,7 @@ def test_an_old_key_is_refused_with_its_new_name(old: str, tmp_path: Path) -> No
         SweepSpec.load(tmp_path / "sweep.yaml")
 
 
-def test_a_rank_of_old_may_be_a_count_or_a_share_and_stale_moments_are_turned_round() -> None:
+def test_the_refusal_names_both_ranks_the_opposite_and_every_old_name() -> None:
     with pytest.raises(ConfigError, match=r"gems\.rank \(a count .*gems\.rank_share \(a share"):
         TrainConfig.load(None, {"rank": 0.5})
     with pytest.raises(ConfigError, match="opposite"):
@@ -56,8 +56,8 @@ def test_a_rank_of_old_may_be_a_count_or_a_share_and_stale_moments_are_turned_ro
         TrainConfig.load(None, {"learning_rate": 0.5, "epochs": 3})
 
 
-def test_every_setting_of_today_is_old_and_renamed_or_new() -> None:
-    """The seven that changed more than their place, and the two ranks, are those of the list."""
+def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
+    """Three names stayed, and the two shares are new."""
     assert set(KNOWN) - set(RENAMED.values()) == {
         "method", "seed", "threads", "gems.rank_share", "gems.task_rank_share",
     }  # fmt: skip

@@ -345,6 +345,18 @@ def test_a_run_with_a_single_step_has_a_page(tmp_path: Path) -> None:
     assert "Training loss" in report(only_validation).notes
 
 
+def test_a_run_of_an_older_version_is_shown_with_the_names_of_today(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "old", list(step_records(3)))
+    old = {"backbone": "scratch", "method": "full", "batch_size": 7, "deflation": True, "stale_moments": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(old), "utf-8")
+    page = report(run)
+    assert page.row("backbone.name") == ["backbone.name", "scratch", "smollm2-135m"]
+    assert page.row("optimiser.batch_size") == ["optimiser.batch_size", "7", "128"]
+    assert page.row("gems.transport") == ["gems.transport", "False", "True"]
+    assert "gems.deflate" not in page.sections["Settings"]  # as by default
+    assert RunLog.read(run).backbone == "scratch"
+
+
 def test_hostile_names_are_escaped_everywhere(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>\"'&\x00\ud800"
     place = f"model.layers.2.{hostile.replace('.', '')}.weight"
