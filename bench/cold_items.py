@@ -57,10 +57,13 @@ def main(
     if not (out / "data").exists():
         _without(dataset, cold).save(out / "data")
     given: dict[str, Any] = {
-        name: value for name, value in (("minutes", minutes), ("scheme", scheme)) if value
+        name: value
+        for name, value in (("optimiser.minutes", minutes), ("identifiers.scheme", scheme))
+        if value
     }
     settings = TrainConfig.load(Path(config), given)
-    if settings.scheme == "atomic":
+    used = settings.identifiers.scheme
+    if used == "atomic":
         raise SystemExit("atomic identifiers cannot name later items; use semantic or text ones")
     published = train(out / "data", out / "run", settings, resume=(out / "run").exists(), console=console)
     if published is None:
@@ -71,7 +74,7 @@ def main(
         update_index(bundle, items, [], new_item_vectors(bundle.info, items))
         bundle = bundle.refreshed()
     figures: dict[str, Any] = {
-        "scheme": settings.scheme, "items": len(dataset.catalogue), "cold_items": len(cold), "beam_width": beam_width,
+        "scheme": used, "items": len(dataset.catalogue), "cold_items": len(cold), "beam_width": beam_width,
     }  # fmt: skip
     figures |= _measure(dataset, bundle, cold, cases, beam_width)
     console.print_json(json.dumps(figures))

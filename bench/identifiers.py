@@ -74,7 +74,8 @@ def main(
     sizes = [int(size) for size in codebooks.split(",")]
     dataset = DataSet.load(data)
     catalogue = dataset.catalogue
-    config = TrainConfig(item_vectors=item_vectors, fused_epochs=fused_epochs, seed=seed, threads=1)
+    identifiers = {"vectors": item_vectors, "fused_epochs": fused_epochs}
+    config = TrainConfig.combined({"identifiers": identifiers, "seed": seed, "threads": 1})
     if fused is None:
         source = vector_source(config, catalogue)
     else:

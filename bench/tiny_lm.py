@@ -3,7 +3,7 @@
 The model has three layers of GPT-NeoX, 128 wide, and a BPE vocabulary of 8,000 tokens. It is pretrained on the
 knowledge articles of the `wikipedia` asset. It is not a good language model, but its perplexity on the held-out
 articles is meaningful, in contrast to that of the first layers of a larger model. The result is a Hugging Face folder
-for `--backbone DIR`.
+for `--backbone.name DIR`.
 """
 
 from __future__ import annotations

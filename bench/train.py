@@ -39,11 +39,11 @@ from training.model.extension import extend_backbone
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "full-joint": {"method": "full"},
-    "lora": {"method": "lora", "lora_rank": 32},
-    "subspace": {"method": "subspace", "rank": 0.125},
-    "gems": {"method": "gems", "rank": 0.125},
-    "gems-uniform": {"method": "gems", "rank": 0.125, "gate": "uniform"},
-    "gems-joint-gradients": {"method": "gems", "rank": 0.125, "joint_gradients": True},
+    "lora": {"method": "lora", "lora.rank": 32},
+    "subspace": {"method": "subspace", "gems.rank_share": 0.125},
+    "gems": {"method": "gems", "gems.rank_share": 0.125},
+    "gems-uniform": {"method": "gems", "gems.rank_share": 0.125, "gems.gate": "uniform"},
+    "gems-joint-gradients": {"method": "gems", "gems.rank_share": 0.125, "gems.joint": True},
 }
 CODEBOOKS = (256, 256, 256)
 ITEMS = 10_000
@@ -83,7 +83,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the figures of one method. It needs its own process, because the peak of memory is one per process."""
     torch.set_num_threads(threads)
-    config = TrainConfig(layers=layers, null_space=False, refresh_every=1000, **SETTINGS[name])
+    common = {"backbone.layers": layers, "knowledge.null_space": False, "gems.refresh_every": 1000}
+    config = TrainConfig.combined(common, SETTINGS[name])
     backbone = load_backbone(config, [])
     codes = np.random.default_rng(0).integers(0, 256, (ITEMS, 3)).astype(np.int32)
     identifiers = Identifiers("semantic", codes, CODEBOOKS)
@@ -94,7 +95,7 @@ def measure(
     first_code = [int(code) for code in vocabulary.first_code]
     loaded = _reset_peak()
     times: dict[bool, list[float]] = {False: [], True: []}
-    for step in range(config.stagger + steps):
+    for step in range(config.gems.stagger + steps):
         part = batch(codes, first_code, rows, tokens, step)
         begin = time.perf_counter()
         sums = item_losses(backbone.model, vocabulary, part, "level", method.rows)

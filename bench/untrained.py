@@ -42,7 +42,7 @@ def publish_untrained(
     """
     identifiers = identifiers or random_identifiers(items)
     catalogue = Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
-    loaded = load_backbone(TrainConfig(backbone=backbone, layers=layers), [])
+    loaded = load_backbone(TrainConfig.combined({"backbone": {"name": backbone, "layers": layers}}), [])
     vocabulary = extend_backbone(
         loaded,
         identifiers,

@@ -22,7 +22,7 @@ from gems.errors import GemsError
 from gems.gate import Gate
 from gems.gradients import HeldGradients
 from gems.knowledge import KnowledgeBasis
-from gems.layers import SHARED, Rank, find_linears, ranks_of
+from gems.layers import SHARED, Ranks, find_linears, ranks_of
 from gems.linear import Route, RoutedLinear
 from gems.numerics import magnitude
 from gems.schedule import RefreshSchedule
@@ -30,29 +30,38 @@ from gems.weight import ProjectedWeight, Rules
 
 
 class GEMS(torch.optim.Optimizer):
-    """Tunes the linear layers of a model in subspaces; its other trainable parameters by plain AdamW.
+    """Optimizer for a model on several tasks: linear layers in subspaces, other trainable parameters by AdamW.
 
     model: any module; frozen parameters (`requires_grad=False`) stay as they are.
-    tasks: names of the tasks; none for plain subspace tuning (GaLore) of one loss.
-    lr: η; the plain parameters' rate, too. `scale`: s, on the subspace updates only.
-    rank: directions of the shared basis: a count, or (float) a share of each layer's inputs.
-    task_rank: of each task's basis; half the shared one if not given.
-    linears: name → layer to be projected; all trainable `nn.Linear` but the output head if not given.
-    plain: parameters to be trained by AdamW; all other trainable ones of the model if not given.
-    refresh_every, stagger: see `RefreshSchedule`.
-    knowledge: basis of directions that are not to be touched; `energy` and `cap` (share of the inputs)
-        say how many.
-    gate: `hypergradient`, `prior` or `uniform`; `temperature`: τ.
-    deflate: task bases complement the shared one. transport: moments move to new bases.
-    joint: one backward pass of the summed loss between refreshes instead of one for each task; the task
+    tasks: names of the tasks; none for subspace tuning (GaLore) of a single loss.
+    lr: learning rate η, also of the plain parameters.
+    rank: size of the shared basis as a count of directions.
+    rank_share: the same as a share of each layer's inputs, in (0, 1]. Give exactly one of the two.
+    task_rank, task_rank_share: size of each task's basis in the same way; half of the shared basis if not given.
+    scale: factor s on the subspace updates.
+    betas, eps: Adam's, for subspaces and plain parameters.
+    weight_decay: decoupled weight decay of the projected weights.
+    linears: name → layer to be projected; all trainable `nn.Linear` except the output head if not given.
+    plain: parameters to be trained by AdamW; all other trainable parameters of the model if not given.
+    refresh_every, stagger: steps between refreshes, and groups that take turns; see `RefreshSchedule`.
+    knowledge: basis of directions that must not change.
+    energy: share of the inputs' energy that the protected directions hold.
+    cap: largest number of protected directions, as a share of a layer's inputs.
+    gate: `hypergradient`, `prior` or `uniform`.
+    temperature: τ of the gate's softmax.
+    deflate: whether task bases complement the shared one.
+    transport: whether moments move to new bases.
+    joint: one backward pass of the summed loss between refreshes instead of one for each task. The task
         families then see the joint gradient through their own bases.
     rank_scaling, growth_limit: see `ProjectedWeight.update`.
-    relative: steps of every weight, projected or plain, are multiplied by its magnitude.
-    clip: largest norm of each family's projected gradient (the plain parameters count with the shared one).
-    process_group: gradients are summed over it: projected ones, and full ones of weights that refresh.
-        Losses must be each process's contribution to the global loss.
+    relative: whether the steps of every weight are multiplied by its magnitude.
+    clip: largest norm of each family's projected gradient. The plain parameters count with the shared family.
+    process_group: processes over which gradients are summed. Each process passes its contribution to the
+        global loss.
+    seed: seed of range finding, rounding and the gate.
 
-    Raises `GemsError` for what does not fit. Steps: `backward(losses)` once or more, then `step()`.
+    Call `backward(losses)` once or more, then `step()`.
+    Raises `GemsError` for settings that do not fit the model or each other.
     """
 
     def __init__(
@@ -61,8 +70,10 @@ class GEMS(torch.optim.Optimizer):
         tasks: Sequence[str] = (),
         *,
         lr: float,
-        rank: Rank,
-        task_rank: Rank | None = None,
+        rank: int | None = None,
+        rank_share: float | None = None,
+        task_rank: int | None = None,
+        task_rank_share: float | None = None,
         scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
@@ -113,9 +124,10 @@ class GEMS(torch.optim.Optimizer):
             energy,
             seed,
         )
+        sizes = Ranks(rank, rank_share, task_rank, task_rank_share)
         self.weights: list[ProjectedWeight] = []
         for index, (name, linear) in enumerate(linears.items()):
-            ranks, limit = ranks_of(name, linear, self.tasks, rank, task_rank, cap, knowledge, energy)
+            ranks, limit = ranks_of(name, linear, self.tasks, sizes, cap, knowledge, energy)
             parameter = cast(nn.Parameter, linear.weight)
             self.weights.append(ProjectedWeight(name, index, parameter, ranks, limit, rules))
         projected = {id(weight.parameter) for weight in self.weights}

@@ -80,7 +80,7 @@ ALLOWED = {
         "index.catalogue index.embeddings index.identifiers index.sequence training.data training.errors "
         "training.evaluation training.run training.settings"
     ),
-    "training.cli.common": "",
+    "training.cli.common": "index.extensions",
     "training.data.sources": "index.catalogue index.sequence training.data",
     "training.model": "index.identifiers index.sequence training.config training.data training.errors",
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
@@ -90,7 +90,7 @@ ALLOWED = {
     ),
     "training.prepare": (
         "gems index.catalogue index.identifiers index.sequence training.baselines training.config "
-        "training.data training.model training.run"
+        "training.data training.model training.run training.settings"
     ),
     "training.pipeline": (
         "gems index.bundle index.sequence index.trie server.engine.torch_backend training.config "
@@ -108,7 +108,7 @@ ALLOWED = {
         "index.bundle index.sequence server.engine.torch_backend training.config training.data "
         "training.errors training.evaluation training.model training.prepare"
     ),
-    "training.report": "index.sequence training.config training.errors",
+    "training.report": "index.sequence training.config training.errors training.settings",
     "training.sweep": (
         "index.sequence training.config training.data training.errors training.evaluation "
         "training.evaluation.preservation training.loop training.pipeline training.prepare training.run"

@@ -1,4 +1,4 @@
-"""`gems demo`: the main job end to end, from nothing to a server that has answered both endpoints."""
+"""`gems demo`: the main job end to end, from an empty folder to a server that has answered both endpoints."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from training.run.server_process import ServerProcess
 
 
 def demo(out: Path, *, started: float, serve: bool, port: int, console: Console) -> None:
-    """Data → training → bundle → evaluation → a server and its answers; writes `out/summary.json`.
+    """Run data → training → bundle → evaluation → server and its answers, and write `out/summary.json`.
 
-    started: when the command began (Unix time), so that `seconds.total` holds the set-up too.
+    started: Unix time at which the command began, so that `seconds.total` includes the set-up.
     serve: leave the server running until Ctrl-C.
+    port: port of the server that is left running.
+    Raises `UserError` if `out` holds other files, or if the port is taken.
     """
     if out.exists() and any(out.iterdir()) and not is_data_set(out / "data"):
         raise UserError(f"{out} is not empty and no demo of ours; choose another --out")
@@ -97,7 +99,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
 
 
 def example(dataset: DataSet) -> tuple[dict[str, Any], str]:
-    """A request body with the last five events of the first testable person, and a query of theirs."""
+    """Return a request body with the last five events of the first test user, and a query of the same user."""
     cases: list[Case] = [case for case in leave_one_out(dataset).test if case.query]
     if not cases:
         raise UserError("the data set has nobody with three interactions and a query")

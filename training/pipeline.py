@@ -1,7 +1,7 @@
 """`gems train`: data set → item vectors → identifiers → backbone → training → bundle.
 
-What can be refused is refused first: nothing is written before data, settings and backbone are known
-to fit. The run folder then records everything (see docs/training.md).
+Errors come first: nothing is written before data, settings and backbone are known to fit. The run folder then
+records everything (see docs/training.md).
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ from training.run.run_folder import RunError, check_run, record_run
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training in memory; `record` is what the bundle will say of it."""
+    """A finished training in memory.
+
+    record: facts about the training for the manifest of the bundle.
+    """
 
     dataset: DataSet
     split: Split
@@ -64,9 +67,13 @@ class Trained:
 def train(
     data: Path, out: Path, config: TrainConfig, *, resume: bool = False, console: Console
 ) -> Path | None:
-    """Train and publish; returns the bundle's folder, or None for a method that leaves no plain weights.
+    """Train and publish. Return the folder of the bundle, or None for a method that leaves no plain weights.
 
-    Under `torchrun` every process calls it, and the first one writes. Raises `UserError` with what to mend.
+    data: folder of a data set.
+    out: the run folder.
+    resume: continue the run in `out`.
+    Under `torchrun` every process calls it, and the first one writes.
+    Raises `UserError` that says what to change.
     """
     parallel = Parallel.start()
     bundle = out / "bundle"
@@ -102,10 +109,11 @@ def fit(
     parallel: Parallel | None = None,
     preparations: Path | None = None,
 ) -> Trained | None:
-    """Prepare and train, without publishing; None where a bundle is published already.
+    """Prepare and train, without publishing. Return None if a bundle is published already.
 
-    preparations: where identifiers and extended backbone are kept, if not in `out`; several runs may share
-    them (see `training.prepare.preparation.SHAPED_BY`).
+    parallel: the processes that train together.
+    preparations: folder of identifiers and extended backbone, if not in `out`; runs that agree in
+        `training.prepare.preparation.SHAPED_BY` may share it.
     """
     parallel = parallel or Parallel()
     if not parallel.main:
@@ -133,36 +141,36 @@ def fit(
                 None if continued else partial(record_run, out, config, dataset, data, config.threads),
             )
     parallel.wait()
-    prepared = open_prepared(folder, config.scheme)
+    prepared = open_prepared(folder, config.identifiers.scheme)
     knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
     encoder = prepared.encoder(config)
     engine = TorchEngine(
         prepared.model,
         Trie.build(prepared.identifiers.codes),
         prepared.vocabulary,
-        normalisation=config.normalisation,
-    )  # refuses what could not be served before it is trained
-    pairs = Pairs.of(prepared.model, encoder, config.targets)
+        normalisation=config.identifiers.normalisation,
+    )  # raises an error before the training if the model could not be served
+    pairs = Pairs.of(prepared.model, encoder, config.sequence.targets)
     batches = BatchSource(
         encoder,
         split.train,
         [item.title for item in dataset.catalogue],
-        batch_size=config.batch_size,
-        part_tokens=config.part_tokens,
-        title_queries=config.title_queries,
-        query_dropout=config.query_dropout,
+        batch_size=config.optimiser.batch_size,
+        part_tokens=config.optimiser.part_tokens,
+        title_queries=config.sequence.title_queries,
+        query_dropout=config.sequence.query_dropout,
         seed=config.seed,
         min_parts=parallel.size,
         pairs=pairs,
     )
     linears = find_linears(prepared.model)
     validator = Validator(prepared.model, encoder, engine, split.validation, config, pairs)
-    torch.manual_seed(config.seed)  # adapters start alike whether the backbone was just made or read back
+    torch.manual_seed(config.seed)  # adapters start with the same weights in new and resumed runs
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
     probe = (
         ConflictProbe(prepared.model, encoder, validator.cases, weights, config, pairs)
-        if config.conflict_cases
+        if config.validation.conflict_cases
         else None
     )
     trainer = Trainer(
@@ -187,7 +195,7 @@ def fit(
     validation = trainer.train()
     record = {
         "method": config.method,
-        "backbone": config.backbone,
+        "backbone": config.backbone.name,
         "steps": trainer.progress.step,
         "best_step": trainer.progress.best_step,
         "seconds": round(trainer.progress.seconds, 1),
@@ -195,16 +203,15 @@ def fit(
     }
     conflict = probe() if probe is not None and parallel.main else {}
     if conflict:
-        record["conflict"] = round(
-            float(np.mean(list(conflict.values()))), 4
-        )  # of the model that is published
+        # conflict of the published model
+        record["conflict"] = round(float(np.mean(list(conflict.values()))), 4)
     return Trained(dataset, split, prepared, engine, method, record)
 
 
 def _source(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
 ) -> VectorSource:
-    if config.item_embeddings == ALPHAFUSE:
+    if config.identifiers.embeddings == ALPHAFUSE:
         return fused_source(config, data, dataset, split, folder, console)
     return vector_source(config, dataset.catalogue)
 
@@ -217,19 +224,26 @@ def _prepare(
     console: Console,
     record: Callable[[], None] | None,
 ) -> None:
-    """Fill `folder` with what is missing; `record` the run once nothing can be refused any more."""
+    """Fill `folder` with the missing preparations.
+
+    record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
+    """
     backbone = source = None
     if not is_prepared(folder):
         backbone = _checked_backbone(config, dataset)
         source = make_source()
     elif record is not None:  # a new run on old preparations
-        _check_method(open_prepared(folder, config.scheme).model, config)
+        _check_method(open_prepared(folder, config.identifiers.scheme).model, config)
     if record is not None:
         record()
     if backbone is not None and source is not None:
         prepare(folder, dataset.catalogue, backbone, source, config, console)
-    if uses_knowledge(config) and config.knowledge is None and not knowledge_path(folder, config).exists():
-        collect(folder, open_prepared(folder, config.scheme), config, console)
+    if (
+        uses_knowledge(config)
+        and config.knowledge.basis is None
+        and not knowledge_path(folder, config).exists()
+    ):
+        collect(folder, open_prepared(folder, config.identifiers.scheme), config, console)
 
 
 def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
@@ -238,25 +252,26 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
     taken = {f"<|{name}|>" for name in MARKERS} & set(backbone.tokenizer.get_vocab())
     if taken:
         raise BackboneError(
-            f"backbone {config.backbone!r} already knows {min(taken)}; use one that is no bundle"
+            f"backbone {config.backbone.name!r} already knows {min(taken)}; use one that is no bundle"
         )
     _check_method(backbone.model, config)
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
-    if positions is not None and config.max_tokens > positions:
+    if positions is not None and config.sequence.max_tokens > positions:
         raise BackboneError(
-            f"--max-tokens {config.max_tokens} exceeds the backbone's context of {positions} positions"
+            f"--sequence.max-tokens {config.sequence.max_tokens} exceeds the backbone's context of {positions} "
+            "positions"
         )
     return backbone
 
 
 def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Raises `GemsError` where the settings of GEMS do not fit the backbone."""
+    """Raise `GemsError` if the settings of GEMS do not fit the backbone."""
     check_method(model, config)
     if uses_knowledge(config):
-        if config.knowledge is None:
+        if config.knowledge.basis is None:
             assets.fetch("wikipedia")
         else:
-            KnowledgeBasis.load(config.knowledge).check(find_linears(model))
+            KnowledgeBasis.load(config.knowledge.basis).check(find_linears(model))
 
 
 def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
@@ -265,13 +280,13 @@ def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
     origin = trained.prepared.origin if trained.prepared.identifiers.codebooks else VectorOrigin("")
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
-        scheme=config.scheme,
+        scheme=config.identifiers.scheme,
         codebook_sizes=vocabulary.codebook_sizes,
         first_added_token=vocabulary.first_added,
-        normalisation=config.normalisation,
-        max_tokens=config.max_tokens,
-        max_events=config.max_events,
-        max_query_tokens=config.max_query_tokens,
+        normalisation=config.identifiers.normalisation,
+        max_tokens=config.sequence.max_tokens,
+        max_events=config.sequence.max_events,
+        max_query_tokens=config.sequence.max_query_tokens,
         created=created.isoformat(timespec="seconds"),
         code_version=package_version(),
         item_embeddings=origin.embeddings,

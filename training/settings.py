@@ -1,18 +1,99 @@
-"""Settings of a run: pydantic models that are checked, recorded in the run folder and compared on resume."""
+"""Settings of a run: pydantic models that are checked, recorded in the run folder and compared on resume.
+
+A setting in a group is named by its path with a dot, `gems.rank_share`, in YAML, flags, messages and tables alike.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 
-class RunSettings(BaseModel):
-    """Base of the settings of a training and of a baseline; unknown names are refused, values cannot change."""
+class SettingsGroup(BaseModel):
+    """Base of every settings model: unknown names are refused, and values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    # pairs of settings of which only one is used: a later value of one replaces an earlier value of the other
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+
+class RunSettings(SettingsGroup):
+    """Base of the settings of a training and of a baseline."""
+
+    @classmethod
+    def renamed(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Return a sentence for every name of an older version among the settings, with its new name."""
+        return []
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), "utf-8")
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without groups: `{"gems": {"rank": 4}}` becomes `{"gems.rank": 4}`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": each for inner, each in flat(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in groups: `{"gems.rank": 4}` becomes `{"gems": {"rank": 4}}`.
+
+    Groups and dotted names may be mixed. Raises `ValueError` if a setting is given twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, dot, inner = str(name).partition(".")
+        if dot:
+            value = nested({inner: value})
+        elif isinstance(value, Mapping):
+            value = nested(value)
+        else:
+            group = name
+        if group not in found:
+            found[group] = value
+            continue
+        if not isinstance(found[group], dict) or not isinstance(value, dict):
+            raise ValueError(f"{name} is given twice")
+        twice = flat(found[group]).keys() & flat(value).keys()
+        if twice:
+            raise ValueError(f"{group}.{min(twice)} is given twice")
+        found[group] = merged(found[group], value)
+    return found
+
+
+def merged(
+    settings: Mapping[str, Any], changes: Mapping[str, Any], model: type[SettingsGroup] | None = None
+) -> dict[str, Any]:
+    """Return the settings with changes, group by group.
+
+    settings, changes: in groups, without dotted names.
+    model: model of the settings. A change of one of its `alternatives` drops the other.
+    """
+    found = dict(settings)
+    for one, other in model.alternatives if model is not None else ():
+        for changed, dropped in ((one, other), (other, one)):
+            if changes.get(changed) is not None and dropped not in changes:
+                found.pop(dropped, None)
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(found.get(name), Mapping):
+            value = merged(found[name], value, group_of(model, name))
+        found[name] = value
+    return found
+
+
+def group_of(model: type[SettingsGroup] | None, name: str) -> type[SettingsGroup] | None:
+    """Return the model of a group; None for a setting without one."""
+    field = None if model is None else model.model_fields.get(name)
+    kind = None if field is None else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None

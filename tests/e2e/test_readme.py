@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from support.paths import ROOT
 
 from index.bundle.bundle import Bundle
@@ -161,16 +162,26 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
     [
         ("data import --items nowhere.jsonl --interactions interactions.jsonl --out data/x", "nowhere.jsonl"),
         ("train --data nowhere --out runs/x", "nowhere"),
-        ("train --data data/mine --out runs/x --epochs -3", "epochs"),
+        ("train --data data/mine --out runs/x --optimiser.epochs -3", "optimiser.epochs"),
         ("train --data data/mine --out runs/x --config nothing", "Recipes"),
-        ("train --data data/mine --out runs/x --backbone ./no-such-folder", "no-such-folder"),
-        ("train --data data/mine --out runs/x --backbone scratch --hidden 30 --heads 4", "multiple"),
-        ("train --data data/mine --out runs/x --backbone smollm2-135m --max-tokens 10000", "context"),
-        ("train --data data/mine --out runs/x --max-tokens 384 --backbone runs/mine/bundle", "already knows"),
+        ("train --data data/mine --out runs/x --backbone.name ./no-such-folder", "no-such-folder"),
+        (
+            "train --data data/mine --out runs/x --backbone.name scratch --backbone.hidden 30 --backbone.heads 4",
+            "multiple",
+        ),
+        (
+            "train --data data/mine --out runs/x --backbone.name smollm2-135m --sequence.max-tokens 10000",
+            "context",
+        ),
+        (
+            "train --data data/mine --out runs/x --sequence.max-tokens 384 --backbone.name runs/mine/bundle",
+            "already knows",
+        ),
         ("evaluate nowhere --data data/mine", "nowhere"),
         ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
         ("assets fetch nothing", "nothing"),
-        ("train --data data/mine --out runs/x --config small --rank 4000", "too large"),
+        ("train --data data/mine --out runs/x --config small --gems.rank 4000", "too large"),
+        ("train --data data/mine --out runs/x --learning-rate 1", "is now --optimiser.learning-rate"),
         ("baseline sasrec --data data/mine --out runs/x --heads 3", "divide"),
         ("baseline sasrec --data data/mine --out runs/x --items alphafuse", "too few"),
         ("baseline ncf --data nowhere --out runs/x", "nowhere"),
@@ -200,6 +211,16 @@ def test_mistakes_get_one_clear_message(
     assert not (shop / "data" / "x").exists()
 
 
+def settings_of(model: type[BaseModel], group: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting of a model by its dotted name."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from settings_of(inner, f"{name}.")
+        else:
+            yield f"{group}{name}", field
+
+
 @pytest.mark.parametrize(
     ("settings", "guide"),
     [
@@ -211,7 +232,7 @@ def test_mistakes_get_one_clear_message(
 )
 def test_every_setting_is_documented_with_its_default(settings: type[BaseModel], guide: str) -> None:
     text = (ROOT / "docs" / guide).read_text("utf-8")
-    for name, field in settings.model_fields.items():
+    for name, field in settings_of(settings):
         default = field.default
         shown = (
             "none"

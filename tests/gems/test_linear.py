@@ -14,7 +14,8 @@ from gems.linear import RoutedLinear
 
 
 def optimizer_of(model: nn.Module, **settings: object) -> GEMS:
-    return GEMS(model, TASKS, **{"lr": 1e-2, "rank": 4, "refresh_every": 50, "stagger": 1} | settings)  # type: ignore[arg-type]
+    size = {} if "rank_share" in settings else {"rank": 4}
+    return GEMS(model, TASKS, **{"lr": 1e-2, "refresh_every": 50, "stagger": 1} | size | settings)  # type: ignore[arg-type]
 
 
 def test_projected_gradients_are_those_of_the_full_ones() -> None:
@@ -48,7 +49,7 @@ def test_projected_gradients_are_those_of_the_full_ones() -> None:
 
 def test_a_language_model_computes_no_full_gradient_between_refreshes() -> None:
     model, linears, _ = language_model()
-    optimizer = optimizer_of(model, linears=linears, rank=0.25)
+    optimizer = optimizer_of(model, linears=linears, rank_share=0.25)
     optimizer.backward(token_losses(model, 0))
     optimizer.step()
     saved = []

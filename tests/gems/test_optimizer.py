@@ -21,7 +21,8 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def make(model: nn.Module, tasks: tuple[str, ...] = TASKS, **settings: Any) -> GEMS:
-    return GEMS(model, tasks, **{"lr": 1e-2, "rank": 4, "refresh_every": 5, "stagger": 1} | settings)
+    size = {} if "rank_share" in settings else {"rank": 4}
+    return GEMS(model, tasks, **{"lr": 1e-2, "refresh_every": 5, "stagger": 1} | size | settings)
 
 
 def test_full_rank_and_one_loss_is_adamw_in_the_rotated_basis() -> None:
@@ -89,7 +90,7 @@ def test_updates_leave_the_knowledge_directions_alone(dtype: torch.dtype) -> Non
     before = weights_of(model)
     optimizer = make(
         model,
-        rank=0.25,
+        rank_share=0.25,
         linears=linears,
         knowledge=knowledge,
         energy=0.9,
@@ -113,7 +114,7 @@ def test_without_knowledge_the_same_directions_do_change() -> None:
     """The control: the property above is not true of any update."""
     model, linears, knowledge = language_model()
     before = weights_of(model)
-    optimizer = make(model, rank=0.25, linears=linears)
+    optimizer = make(model, rank_share=0.25, linears=linears)
     for step in range(20):
         optimizer.backward(token_losses(model, step))
         optimizer.step()
@@ -125,7 +126,7 @@ def test_without_knowledge_the_same_directions_do_change() -> None:
 
 def test_every_refresh_leaves_orthonormal_bases_in_the_null_space() -> None:
     model, linears, knowledge = language_model()
-    optimizer = make(model, rank=0.25, linears=linears, knowledge=knowledge, refresh_every=4, stagger=2)
+    optimizer = make(model, rank_share=0.25, linears=linears, knowledge=knowledge, refresh_every=4, stagger=2)
     refreshed = 0
     for step in range(13):
         optimizer.backward(token_losses(model, step))
@@ -290,7 +291,7 @@ def test_no_gradient_of_a_projected_weight_survives_the_backward_pass() -> None:
 
 def test_only_one_group_holds_full_gradients_at_a_time() -> None:
     model, linears, _ = language_model()
-    optimizer = make(model, linears=linears, rank=0.25, refresh_every=14, stagger=7)
+    optimizer = make(model, linears=linears, rank_share=0.25, refresh_every=14, stagger=7)
     for step in range(15):
         optimizer.backward(token_losses(model, step))
         assert sum(bool(weight.full) for weight in optimizer.weights) == (
@@ -393,6 +394,18 @@ def test_mistakes_are_named() -> None:
         make(model, rank=-1)
     with pytest.raises(GemsError, match="share"):
         make(model, rank=1.5)
+    with pytest.raises(GemsError, match=r"write rank_share=0\.25 for a share"):
+        make(model, rank=0.25)
+    with pytest.raises(GemsError, match=r"task_rank 1\.0 must be a count"):
+        make(model, task_rank=1.0)
+    with pytest.raises(GemsError, match="rank or rank_share, not both"):
+        make(model, rank=4, rank_share=0.25)
+    with pytest.raises(GemsError, match="task_rank or task_rank_share, not both"):
+        make(model, task_rank=4, task_rank_share=0.25)
+    with pytest.raises(GemsError, match="write rank for a count"):
+        make(model, rank_share=4)
+    with pytest.raises(GemsError, match=r"give rank .* or rank_share"):
+        GEMS(model, lr=1e-2)
     with pytest.raises(GemsError, match="differ"):
         make(model, tasks=("a", "a"))
     with pytest.raises(GemsError, match="gate"):

@@ -54,7 +54,7 @@ def train(rank: int, world: int, settings: dict[str, Any]) -> dict[str, Any]:
     basis = torch.randn(3, 12, generator=torch.Generator().manual_seed(2)).double()
     knowledge = collect_knowledge(model, [general @ basis], linears)
     group = dist.group.WORLD if world > 1 else None
-    common = {"lr": 3e-3, "rank": 0.25, "refresh_every": 4, "stagger": 2, "energy": 0.9, "clip": 0.5}
+    common = {"lr": 3e-3, "rank_share": 0.25, "refresh_every": 4, "stagger": 2, "energy": 0.9, "clip": 0.5}
     optimizer = GEMS(
         model, TASKS, linears=linears, knowledge=knowledge, process_group=group, **(common | settings)
     )

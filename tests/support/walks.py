@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from index.catalogue import Catalogue, Item
 from index.sequence.events import Event, Task
+from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataInfo
 
-SETTINGS = {
-    "backbone": "scratch", "hidden": 32, "heads": 2, "layers": 1, "dropout": 0.1, "text_vocabulary": 400,
-    "codebooks": (4, 4), "max_events": 8, "max_tokens": 128, "batch_size": 16, "epochs": 12, "learning_rate": 1e-2,
-    "validation_cases": 60, "title_queries": 0.2, "patience": 100, "threads": 1, "method": "gems", "rank": 0.5,
-    "refresh_every": 20,
+SETTINGS: dict[str, Any] = {
+    "method": "gems", "threads": 1,
+    "backbone": {"name": "scratch", "hidden": 32, "heads": 2, "layers": 1, "dropout": 0.1, "text_vocabulary": 400},
+    "identifiers": {"codebooks": (4, 4)},
+    "sequence": {"max_events": 8, "max_tokens": 128, "title_queries": 0.2},
+    "optimiser": {"batch_size": 16, "epochs": 12, "learning_rate": 1e-2},
+    "gems": {"rank_share": 0.5, "refresh_every": 20},
+    "validation": {"cases": 60, "patience": 100},
 }  # fmt: skip
 COLOURS = ("red", "green", "blue", "black", "white", "golden")
 THINGS = ("shoes", "hat", "scarf", "coat", "gloves")
+
+
+def settings(*changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings with changes, in groups or by dotted names: `settings({"optimiser.epochs": 3})`."""
+    return TrainConfig.combined(SETTINGS, *changes)
 
 
 def make_data(folder: Path, users: int = 120) -> Path:

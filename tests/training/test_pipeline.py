@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from support.bundles import make_model, make_tokenizer
-from support.walks import SETTINGS, make_data
+from support.walks import make_data, settings
 
 from index.bundle.bundle import Bundle
 from index.catalogue import Catalogue, Item
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(data, out, TrainConfig(**SETTINGS), console=Console(quiet=True))
+    train(data, out, settings(), console=Console(quiet=True))
     return out
 
 
@@ -92,8 +92,13 @@ def test_a_rank_among_sampled_negatives_is_that_of_the_whole_catalogue_without_t
 
 def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> None:
     """The model can copy the title from the query."""
-    text = {"scheme": "text", "spelling": 6, "method": "full", "epochs": 15, "validate_every": 15}
-    train(data, tmp_path, TrainConfig(**SETTINGS | text), console=Console(quiet=True))
+    text = {
+        "method": "full",
+        "identifiers": {"scheme": "text", "spelling": 6},
+        "optimiser.epochs": 15,
+        "validation.every": 15,
+    }
+    train(data, tmp_path, settings(text), console=Console(quiet=True))
     bundle = Bundle.open(tmp_path / "bundle")
     prompts = [bundle.encoder.prompt([], item.title).ids for item in bundle.index.catalogue]
     rankings = TorchEngine.open(bundle).rank([RankRequest(prompt, 1, 10) for prompt in prompts])
@@ -101,7 +106,7 @@ def test_text_identifiers_are_learned_and_served(data: Path, tmp_path: Path) -> 
 
 
 def test_the_run_folder_tells_all(run: Path, data: Path) -> None:
-    assert TrainConfig.load(run / "config.yaml", {}) == TrainConfig(**SETTINGS)
+    assert TrainConfig.load(run / "config.yaml", {}) == settings()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "learning_rate" in line]
     assert steps == list(range(1, len(steps) + 1))
@@ -134,9 +139,8 @@ def test_the_bundle_is_a_plain_checkpoint(run: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(run: Path, data: Path, tmp_path: Path) -> None:
-    settings = SETTINGS | {"checkpoint_every": 3e-3}
     config = tmp_path / "config.yaml"
-    TrainConfig(**settings).save(config)
+    settings({"run.checkpoint_every": 3e-3}).save(config)
     command = [
         sys.executable, "-m", "training.cli.main", "train", "--data", str(data), "--out", str(tmp_path / "run"),
         "--config", str(config),
@@ -187,16 +191,17 @@ def test_an_interrupted_run_finishes_its_step_and_resumes_to_the_same_weights(
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert steps == [f"step-{last:08d}"]
-    train(data, tmp_path / "run", TrainConfig(**SETTINGS), resume=True, console=Console(quiet=True))
+    train(data, tmp_path / "run", settings(), resume=True, console=Console(quiet=True))
     expected, found = weights(run), weights(tmp_path / "run")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_training_stops_when_validation_no_longer_improves(data: Path, tmp_path: Path) -> None:
-    settings = SETTINGS | {
-        "epochs": 500, "patience": 2, "stop_on": "ndcg@10", "normalisation": "vocabulary", "scheme": "atomic",
-    }  # fmt: skip
-    train(data, tmp_path / "run", TrainConfig(**settings), console=Console(quiet=True))
+    config = settings({
+        "optimiser.epochs": 500, "validation": {"patience": 2, "stop_on": "ndcg@10"},
+        "identifiers": {"normalisation": "vocabulary", "scheme": "atomic"},
+    })  # fmt: skip
+    train(data, tmp_path / "run", config, console=Console(quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scores = [line["validation"]["score"] for line in lines if "validation" in line]
     assert len(scores) < 100
@@ -213,8 +218,9 @@ def test_a_folder_with_a_causal_model_is_a_backbone(data: Path, tmp_path: Path) 
     model = make_model(padded, "gpt-neox", positions=128)  # output rows of its own
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    settings = SETTINGS | {"backbone": str(tmp_path / "model"), "layers": 1, "epochs": 2, "hidden": 128}
-    train(data, tmp_path / "run", TrainConfig(**settings), console=Console(quiet=True))
+    model_folder = {"name": str(tmp_path / "model"), "layers": 1, "hidden": 128}
+    config = settings({"backbone": model_folder, "optimiser.epochs": 2})
+    train(data, tmp_path / "run", config, console=Console(quiet=True))
     bundle = Bundle.open(tmp_path / "run" / "bundle")
     assert bundle.vocabulary.first_added == len(tokenizer)
     assert (
@@ -224,43 +230,44 @@ def test_a_folder_with_a_causal_model_is_a_backbone(data: Path, tmp_path: Path) 
 
 def test_a_run_that_cannot_start_leaves_nothing(data: Path, tmp_path: Path) -> None:
     console = Console(quiet=True)
-    for wrong in ({"hidden": 30, "heads": 4}, {"backbone": str(tmp_path / "nothing")}):
+    for wrong in ({"hidden": 30, "heads": 4}, {"name": str(tmp_path / "nothing")}):
         with pytest.raises(BackboneError):
-            train(data, tmp_path / "run", TrainConfig(**SETTINGS | wrong), console=console)
+            train(data, tmp_path / "run", settings({"backbone": wrong}), console=console)
     with pytest.raises(DataError):
-        train(tmp_path / "nowhere", tmp_path / "run", TrainConfig(**SETTINGS), console=console)
+        train(tmp_path / "nowhere", tmp_path / "run", settings(), console=console)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_keeps_its_data(run: Path, tmp_path: Path) -> None:
     other = make_data(tmp_path / "other", users=100)
     with pytest.raises(RunError, match="other data"):
-        train(other, run, TrainConfig(**SETTINGS), resume=True, console=Console(quiet=True))
+        train(other, run, settings(), resume=True, console=Console(quiet=True))
 
 
 def test_a_run_folder_is_not_overwritten(run: Path, data: Path, tmp_path: Path) -> None:
     console = Console(quiet=True)
     with pytest.raises(RunError, match="--resume"):
-        train(data, run, TrainConfig(**SETTINGS), console=console)
-    with pytest.raises(RunError, match="hidden"):
-        train(data, run, TrainConfig(**SETTINGS | {"hidden": 64}), resume=True, console=console)
+        train(data, run, settings(), console=console)
+    with pytest.raises(RunError, match=r"\(backbone\.hidden\)"):
+        train(data, run, settings({"backbone.hidden": 64}), resume=True, console=console)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(RunError, match="not empty"):
-        train(data, tmp_path, TrainConfig(**SETTINGS), console=console)
+        train(data, tmp_path, settings(), console=console)
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="epochs"):
-        TrainConfig.load(None, {"epochs": -1})
+    with pytest.raises(ConfigError, match=r"optimiser\.epochs"):
+        TrainConfig.load(None, {"optimiser.epochs": -1})
     with pytest.raises(ConfigError, match="no room"):
-        TrainConfig.load(None, {"max_tokens": 64, "max_query_tokens": 64})
-    with pytest.raises(ConfigError, match="codebooks"):
-        TrainConfig.load(None, {"codebooks": (0, 4)})
+        TrainConfig.load(None, {"sequence": {"max_tokens": 64, "max_query_tokens": 64}})
+    with pytest.raises(ConfigError, match=r"identifiers\.codebooks"):
+        TrainConfig.load(None, {"identifiers.codebooks": (0, 4)})
     with pytest.raises(ConfigError, match="colour"):
         TrainConfig.load(None, {"colour": "red"})
-    (tmp_path / "c.yaml").write_text("learning_rate: 0.5\nepochs: 3\n")
-    assert TrainConfig.load(tmp_path / "c.yaml", {"epochs": 4}).epochs == 4
+    (tmp_path / "c.yaml").write_text("optimiser:\n  learning_rate: 0.5\n  epochs: 3\n")
+    assert TrainConfig.load(tmp_path / "c.yaml", {"optimiser.epochs": 4}).optimiser.epochs == 4
+    assert TrainConfig.load(tmp_path / "c.yaml", {"optimiser.epochs": 4}).optimiser.learning_rate == 0.5
     (tmp_path / "c.yaml").write_text("- no\n- mapping\n")
     with pytest.raises(ConfigError, match="name: value"):
         TrainConfig.load(tmp_path / "c.yaml", {})

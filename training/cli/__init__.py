@@ -1,1 +1,1 @@
-"""The `gems` command line: `main` gathers the commands and prints errors that a person can mend."""
+"""The `gems` command line: `main` collects the commands, and prints errors that the user can fix."""

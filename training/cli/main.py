@@ -24,7 +24,7 @@ from training.cli.commands.preservation import preservation_command
 from training.cli.commands.report import report_command
 from training.cli.commands.serve import serve_command
 from training.cli.commands.sweep import sweep_command
-from training.cli.commands.train import train_command
+from training.cli.commands.train import TrainCommand, train_command
 from training.errors import UserError
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(index_app, name="index")
 app.add_typer(baseline_app, name="baseline")
-app.command("train")(train_command)
+app.command("train", cls=TrainCommand)(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("preservation")(preservation_command)
@@ -48,14 +48,22 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
     serve_command
 )
 
-MENDABLE = (UserError, BundleError, CatalogueError, EmbeddingError, IdentifierError, EngineError, GemsError)
+USER_ERRORS = (
+    UserError,
+    BundleError,
+    CatalogueError,
+    EmbeddingError,
+    IdentifierError,
+    EngineError,
+    GemsError,
+)
 
 
 def main() -> None:
-    """Run the command; an error that a person can mend is one paragraph on stderr and exit code 2."""
+    """Run the command. An error that the user can fix is one paragraph on stderr and exit code 2."""
     try:
         app()
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         print(f"gems: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 

@@ -65,13 +65,13 @@ def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
 
     Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError`, `AssetError`.
     """
-    if config.item_vectors is not None:
-        vectors = read_vectors(config.item_vectors, catalogue.item_ids)
+    if config.identifiers.vectors is not None:
+        vectors = read_vectors(config.identifiers.vectors, catalogue.item_ids)
         return VectorSource(VectorOrigin("file"), lambda _: vectors)
     check_texts(catalogue)
-    folder = encoder_folder(config.item_encoder)
+    folder = encoder_folder(config.identifiers.encoder)
     encoder = TextEncoder(folder)
-    origin = VectorOrigin("text", config.item_encoder, encoder_hash(folder))
+    origin = VectorOrigin("text", config.identifiers.encoder, encoder_hash(folder))
     return VectorSource(origin, lambda console: embed_items(encoder, catalogue, console))
 
 

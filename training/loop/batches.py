@@ -1,8 +1,8 @@
-"""From logged histories to padded parts of a step.
+"""Batches: padded parts of a step, made from logged histories.
 
-A step takes `batch_size` logged sequences, drawn anew each epoch, and a share of title queries. Its
-samples are sorted by length and cut into parts of alike lengths, so that little is computed on
-padding; every part is one forward and backward pass, and their gradients add up.
+A step takes `batch_size` logged sequences, in a new order each epoch, and a share of title queries. Its
+samples are sorted by length and cut into parts of similar length, so that there is little padding. Every
+part is one forward and backward pass, and the gradients of the parts add up.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from training.loop.pairs import Pairs
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of alike length, padded on the right.
+    """Samples of similar length, padded on the right.
 
-    ids: int64 [B, T]; level: int8 [B, T], -1 on padding; task: int8 [B, T].
-    prompt: int64 [B, P] and attended: bool [B, P], False on padding; None for a decoder-only model.
+    ids: tokens, int64 [B, T].
+    level: level of the identifier that a token belongs to, int8 [B, T]; -1 for other tokens and on padding.
+    task: index in `TASKS`, int8 [B, T].
+    prompt: tokens of the encoder, int64 [B, P]; None for a decoder-only model.
+    attended: bool [B, P], False on padding; None for a decoder-only model.
     """
 
     ids: Tensor
@@ -40,7 +43,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on; `targets` counts the items to be predicted, by task."""
+    """Training data of one step.
+
+    targets: number of items to be predicted, by task.
+    tokens: number of tokens without padding.
+    """
 
     parts: list[Part]
     targets: dict[Task, int]
@@ -48,7 +55,7 @@ class Batch:
 
 
 class BatchSource:
-    """The batches of each epoch, a pure function of (seed, epoch): a resumed run sees the same ones."""
+    """Batches of each epoch, a pure function of (seed, epoch), so that a resumed run sees the same ones."""
 
     def __init__(
         self,
@@ -64,8 +71,13 @@ class BatchSource:
         min_parts: int = 1,
         pairs: Pairs | None = None,
     ) -> None:
-        """min_parts: parts that a step has at least, so that every process has some to compute. pairs: what samples
-        are made of for an encoder-decoder."""
+        """Cut the histories into windows and count them.
+
+        histories: events of each user.
+        titles: titles of the items, in the order of the catalogue.
+        min_parts: smallest number of parts of a step, so that every process has one to compute.
+        pairs: makes the samples of an encoder-decoder.
+        """
         self._min_parts = min_parts
         self._pairs = pairs
         self._encoder = encoder
@@ -83,6 +95,7 @@ class BatchSource:
         self._titles_per_step = title_queries * sum(targets) / self.steps_per_epoch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
         windows = [window for history in self._histories for window in self._windows(history, rng)]
         order = rng.permutation(len(windows))
@@ -100,8 +113,10 @@ class BatchSource:
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
     ) -> list[tuple[Sequence[Event], int]]:
-        """Cut a long history into windows that fit the model; with `rng`, at other places each epoch. Of each: all
-        events up to its end, and how many of them are before it."""
+        """Cut a history into windows that fit the model; with `rng`, at other places each epoch.
+
+        Returns for each window all events up to its end, and the number of events before it.
+        """
         size = self._encoder.max_events
         first = size if rng is None else int(rng.integers(size // 2 + 1, size + 1))
         windows = self._encoder.windows(history, size if len(history) <= size else first)
@@ -114,7 +129,7 @@ class BatchSource:
         return [self._encoder.sample(self._hide_queries(life[begin:], rng))]
 
     def _hide_queries(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
-        """Query dropout: what was searched for was also wanted, so it may be recommended."""
+        """Hide the queries of some searches (query dropout): an item that was searched for may also be recommended."""
         if not self._query_dropout:
             return list(events)
         hidden = rng.random(len(events)) < self._query_dropout
@@ -129,8 +144,8 @@ class BatchSource:
         samples.sort(key=len)
         parts: list[list[Sample]] = []
         for sample in samples:
-            # A new part where padding would exceed an eighth, unless the part is still too small to be
-            # computed efficiently, and where the part would grow too large.
+            # A new part begins if this one would grow too large, or if padding would exceed an eighth of it,
+            # unless it is still too small to be computed efficiently.
             part = parts[-1] if parts else []
             tokens = len(sample) * (len(part) + 1)
             padded = tokens - sum(map(len, part)) - len(sample)
@@ -148,7 +163,7 @@ class BatchSource:
 
 
 def pad(samples: Sequence[Sample]) -> Part:
-    """Samples as one part; the padding holds token 0, and no target."""
+    """Pad samples to one part. The padding holds token 0, and no target."""
     ids = _stack([sample.ids for sample in samples], 0)
     level = _stack([sample.level for sample in samples], -1)
     task = _stack([sample.task for sample in samples], 0)

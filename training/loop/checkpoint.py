@@ -1,6 +1,6 @@
-"""Checkpoints of a run: written beside, then renamed, so that the newest whole one always stands.
+"""Checkpoints of a run. Each is written as a draft and then renamed, so that a complete one always exists.
 
-checkpoints/step-00000120/   weights, method state, progress: all of an exact resume
+checkpoints/step-00000120/   weights, method state, progress: everything for an exact resume
 best/step-00000100/          weights of the best validation so far
 """
 
@@ -27,7 +27,7 @@ class CheckpointError(UserError):
 
 
 def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress: dict[str, Any]) -> None:
-    """Write `checkpoints/step-N` (N = progress["step"]) and drop the older ones."""
+    """Write `checkpoints/step-N` (N = progress["step"]) and delete the older ones."""
 
     def write(draft: Path) -> None:
         save_model(model, str(draft / "weights.safetensors"))
@@ -39,7 +39,10 @@ def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress:
 
 
 def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[str, Any] | None:
-    """Put the newest checkpoint back; returns its progress, or None where there is none."""
+    """Restore the newest checkpoint. Return its progress, or None if there is no checkpoint.
+
+    Raises `CheckpointError` if it cannot be read.
+    """
     folder = _newest(run / "checkpoints")
     if folder is None:
         return None
@@ -54,18 +57,21 @@ def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[s
 
 
 def save_best(run: Path, model: PreTrainedModel, step: int) -> None:
-    """Write `best/step-N`. The one before stays until `drop_other_best`, which follows the next checkpoint: a
-    run that is killed in between goes on from an older one."""
+    """Write `best/step-N`. The previous one stays until `drop_other_best`.
+
+    That is called after the next checkpoint: a run that is killed in between goes on from an older checkpoint,
+    which needs the previous one.
+    """
     _write(run / "best", step, lambda draft: save_model(model, str(draft / "weights.safetensors")))
 
 
 def drop_other_best(run: Path, step: int) -> None:
-    """Drop all best weights but those of a step; nothing if those are not there."""
+    """Delete all best weights except those of a step. Do nothing if those do not exist."""
     _drop_others(run / "best" / f"step-{step:08d}")
 
 
 def load_best(run: Path, model: PreTrainedModel, step: int) -> None:
-    """Put the best weights back. Raises `CheckpointError` where there are none."""
+    """Restore the best weights. Raises `CheckpointError` if there are none."""
     path = run / "best" / f"step-{step:08d}" / "weights.safetensors"
     if not path.exists():
         raise CheckpointError(f"{run / 'best'} holds no weights of step {step}")
@@ -77,7 +83,7 @@ def _newest(parent: Path) -> Path | None:
 
 
 def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Write `parent/step-N` beside its place, sync it, and move it there."""
+    """Write `parent/step-N` as a draft, sync it, and rename it."""
     folder = parent / f"step-{step:08d}"
     draft = parent / f".step-{step:08d}.draft"
     try:
@@ -88,7 +94,9 @@ def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        if folder.exists():  # the same step again, after a resume; by the clock, its content may differ
+        if (
+            folder.exists()
+        ):  # the same step again after a resume; its content may differ if `minutes` ends the run
             os.rename(folder, draft.with_suffix(".old.draft"))
         os.rename(draft, folder)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -97,7 +105,7 @@ def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
 
 
 def _drop_others(folder: Path) -> None:
-    """Drop the other steps, and drafts of killed runs, beside a folder that is whole."""
+    """Delete the other steps and the drafts of killed runs, if the folder of this step is complete."""
     if folder.exists():
         for old in [*folder.parent.glob("step-*"), *folder.parent.glob(".step-*.draft")]:
             if old != folder:

@@ -1,7 +1,7 @@
-"""The two-task loss from one forward pass: every item that a part's tokens write is a target.
+"""Loss of both tasks from one forward pass: every item in a part is a target.
 
-For an item with identifier c_1 .. c_L after the tokens x (which an encoder reads, if there is one), with the
-head's rows E and the hidden state h of the last token before c_j:
+Let c_1 .. c_L be the identifier of an item, E the rows of the head, and h the hidden state of the last token before
+c_j. The tokens before the identifier are read by the encoder if there is one.
 
     level:       nll = −Σ_j log softmax(E_level(j) h)[c_j]      (softmax over the codebook of level j)
     vocabulary:  nll = −Σ_j log softmax(E h)[token(c_j)]        (softmax over all tokens)
@@ -31,16 +31,19 @@ def item_losses(
     normalisation: str,
     rows: AddedRows | None = None,
 ) -> dict[Task, Tensor]:
-    """Summed negative log-likelihood (nats) of the items of each task in a part; scalars with gradient.
+    """Return the summed negative log-likelihood (nats) of the items of each task; scalars with gradient.
 
-    A task without an item in the part is left out. Only the needed rows of the head are computed. `rows`:
-    where the added rows are weights of their own.
+    normalisation: "level" or "vocabulary", see above.
+    rows: the added token rows if they are weights of their own.
+    A task without an item in the part is left out. Only the needed rows of the head are computed.
     """
     hidden = _states(model, part)[:, :-1]  # [B, T-1, d]
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
-    levels: dict[tuple[int, int], list[int]] = {}  # those that share a softmax, by its rows
+    levels: dict[
+        tuple[int, int], list[int]
+    ] = {}  # levels that share a softmax, by the rows of the head that it covers
     for j in range(vocabulary.levels):
         span = vocabulary.span(j) if normalisation == "level" else (0, len(head))
         levels.setdefault(span, []).append(j)

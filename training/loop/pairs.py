@@ -1,11 +1,11 @@
-"""Training pairs of an encoder-decoder: its encoder reads a request, its decoder writes the item that answers it.
+"""Training pairs of an encoder-decoder: the encoder reads a request, the decoder writes the item.
 
     encoder:  history <|recommendation|>    or    history <|search|> query tokens <|item|>
     decoder:  start c1 .. cL
 
-A causal model has the loss at every item of a sequence from one pass. An encoder reads in both directions, so that each
-target needs a pass of its own over all that came before it. Of the items of a logged sequence, `targets` are drawn
-anew each epoch; their histories reach back beyond the sequence, as they do when the model is asked.
+A causal model computes the loss at every item of a sequence in one pass. An encoder reads in both directions, so each
+target needs its own pass over everything before it. `targets` items of each logged sequence are drawn in each epoch.
+Their histories reach back beyond the sequence, as they do in a request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from index.sequence.language_model import is_encoder_decoder, start_token
 
 @dataclass(frozen=True)
 class Pairs:
-    """start: the decoder's start token. targets: of one logged sequence, at most."""
+    """Maker of training pairs.
+
+    start: start token of the decoder.
+    targets: largest number of items of one logged sequence that are drawn.
+    """
 
     encoder: SequenceEncoder
     start: int
@@ -31,14 +35,18 @@ class Pairs:
 
     @classmethod
     def of(cls, model: PreTrainedModel, encoder: SequenceEncoder, targets: int) -> Pairs | None:
-        """None for a decoder-only model, which learns from whole sequences."""
+        """Return the maker of pairs for a model; None for a decoder-only model, which learns from whole sequences."""
         return cls(encoder, start_token(model), targets) if is_encoder_decoder(model) else None
 
     def draw(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
-        """Pairs for items of a life from its event `begin` on, drawn without replacement."""
+        """Draw items among the events from `begin` on, without replacement, and make their pairs.
+
+        life: all events of a user up to the end of the sequence.
+        """
         count = len(life) - begin
         chosen = begin + np.sort(rng.permutation(count)[: self.targets])
         return [self.pair(life[:k], life[k]) for k in chosen.tolist()]
 
     def pair(self, history: Sequence[Event], event: Event) -> Sample:
+        """Make the pair of one event and the history before it."""
         return self.encoder.pair(history, event, self.start)

@@ -1,4 +1,4 @@
-"""How much the two tasks disagree about each weight, on the same cases all through a run."""
+"""Measurement of the conflict of the two tasks, on the same cases throughout a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.loop.validation import held_out_parts
 
 
 class ConflictProbe:
-    """ρ = 1 − cos(g_search, g_recommendation) of the given weights, whatever method trains them.
+    """Conflict ρ = 1 − cos(g_search, g_recommendation) of the given weights, for every method.
 
-    weights: of the plain model, taken before a method wraps its layers.
+    weights: weights of the plain model by name, taken before a method wraps its layers.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class ConflictProbe:
     ) -> None:
         self._model = model
         self._vocabulary = encoder.vocabulary
-        self._normalisation = config.normalisation
+        self._normalisation = config.identifiers.normalisation
         self._weights = weights
-        chosen = {task: cases_of(task, cases)[: config.conflict_cases] for task in Task}
+        chosen = {task: cases_of(task, cases)[: config.validation.conflict_cases] for task in Task}
         self._parts = {
             task: held_out_parts(encoder, found, task, pairs) for task, found in chosen.items() if found
         }
 
     def __call__(self) -> dict[str, float]:
-        """ρ by weight name; empty where a task has no case. Leaves the model as it was."""
+        """Return ρ by weight name; empty if a task has no case. The model stays as it was."""
         if len(self._parts) < 2:
             return {}
         before = [weight.requires_grad for weight in self._weights.values()]

@@ -34,7 +34,7 @@ from training.run.parallel import Parallel
 
 
 class TrainingError(UserError):
-    """Training cannot go on; the last checkpoint stays good."""
+    """Training cannot go on; the last checkpoint stays usable."""
 
 
 class DivergedError(TrainingError):
@@ -43,7 +43,7 @@ class DivergedError(TrainingError):
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands; what a checkpoint remembers beside weights and method state."""
+    """Progress of a run, which a checkpoint holds in addition to the weights and the state of the method."""
 
     step: int = 0
     seconds: float = 0.0
@@ -54,7 +54,10 @@ class TrainingProgress:
 
 
 class Trainer:
-    """Runs `config.epochs` over a batch source, into a run folder."""
+    """Training loop of a run: steps, validations and checkpoints.
+
+    run: the run folder.
+    """
 
     def __init__(
         self,
@@ -78,12 +81,14 @@ class Trainer:
         self.probe = probe
         self.parallel = parallel or Parallel()
         self.progress = TrainingProgress()
-        self.total_steps = max(1, round(config.epochs * batches.steps_per_epoch))
-        self._validate_every = max(1, round(config.validate_every * batches.steps_per_epoch))
+        self.total_steps = max(1, round(config.optimiser.epochs * batches.steps_per_epoch))
+        self._validate_every = max(1, round(config.validation.every * batches.steps_per_epoch))
+        self._checkpoint_seconds = 60 * config.run.checkpoint_every
+        self._normalisation = config.identifiers.normalisation
         self._last_checkpoint = 0.0
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint, if there is one. Returns whether there was."""
+        """Continue from the newest checkpoint. Return whether there was one."""
         found = load_checkpoint(self.run, self.model, self.method)
         if found is not None:
             self.progress = TrainingProgress(**found)
@@ -95,7 +100,7 @@ class Trainer:
         return found is not None
 
     def train(self) -> dict[str, float]:
-        """Train to the end and leave the best weights in the model. Returns the best validation figures."""
+        """Train to the end and leave the best weights in the model. Return the best validation figures."""
         begin = time.perf_counter() - self.progress.seconds
         columns = (
             TextColumn("{task.description}"),
@@ -132,8 +137,9 @@ class Trainer:
                     if self.probe is not None:
                         self._log(log, {"conflict": self._probe()})
                     self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
-                    self.progress.finished = done or self.progress.bad_validations >= self.config.patience
-                overdue = self.progress.seconds - self._last_checkpoint > 60 * self.config.checkpoint_every
+                    exhausted = self.progress.bad_validations >= self.config.validation.patience
+                    self.progress.finished = done or exhausted
+                overdue = self.progress.seconds - self._last_checkpoint > self._checkpoint_seconds
                 if validate or overdue or interrupted:
                     self._checkpoint(log)
                 if self.progress.finished:
@@ -147,7 +153,7 @@ class Trainer:
         return self.parallel.agree(self.validator() if self.parallel.main else {})
 
     def _remaining(self) -> Iterator[tuple[str, Batch]]:
-        """The batches from the current step on, epoch after epoch, and what to call each."""
+        """Yield the batches from the current step on, and the name of each for messages."""
         per_epoch = self.batches.steps_per_epoch
         epoch, skip = divmod(self.progress.step, per_epoch)
         while self.progress.step < self.total_steps and not self.progress.finished:
@@ -157,14 +163,17 @@ class Trainer:
             epoch, skip = epoch + 1, 0
 
     def _step(self, position: str, batch: Batch) -> dict[str, Any]:
-        """One update. The loss of each task is its mean over the items of the whole batch."""
+        """Make one update. Return the figures of the step.
+
+        The loss of each task is its mean over the items of the whole batch.
+        """
         items = sum(batch.targets.values())
         shares = {task: count / items for task, count in batch.targets.items() if count}
         means = torch.zeros(len(TASKS), dtype=torch.float64)
-        # dropout is a pure function of seed, step and process: nothing of it needs to be remembered
+        # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
         for part in self.parallel.share(batch.parts):
-            sums = item_losses(self.model, self.vocabulary, part, self.config.normalisation, self.method.rows)
+            sums = item_losses(self.model, self.vocabulary, part, self._normalisation, self.method.rows)
             losses = {task: total / batch.targets[task] for task, total in sums.items()}
             for task, loss in losses.items():
                 means[TASKS.index(task)] += float(loss.detach())
@@ -173,9 +182,9 @@ class Trainer:
         self.parallel.sum([means])
         if not bool(torch.isfinite(means).all()):
             raise self._diverged("the loss is not finite", position)
-        rate = self.config.learning_rate * rate_factor(
-            self._share(ahead=1), self.config.warmup, self.config.final_rate
-        )
+        optimiser = self.config.optimiser
+        factor = rate_factor(self._share(ahead=1), optimiser.warmup, optimiser.final_rate)
+        rate = optimiser.learning_rate * factor
         try:
             diagnostics = self.method.step(rate)
         except ArithmeticError as error:
@@ -186,14 +195,16 @@ class Trainer:
 
     def _diverged(self, what: str, position: str) -> DivergedError:
         return DivergedError(
-            f"{what} at step {self.progress.step + 1} ({position}); start a new run with a smaller --learning-rate. "
-            f"What was good until then is kept in {self.run / 'checkpoints'} and {self.run / 'best'}"
+            f"{what} at step {self.progress.step + 1} ({position}); start a new run with a smaller "
+            f"--optimiser.learning-rate. The last good weights are in "
+            f"{self.run / 'checkpoints'} and {self.run / 'best'}"
         )
 
     def _share(self, ahead: int = 0) -> float:
-        """Progress of the run in [0, 1]: by steps, or by the clock where `minutes` ends it sooner."""
+        """Return the progress of the run in [0, 1]: by steps, or by the clock if `minutes` ends it sooner."""
         by_steps = (self.progress.step + ahead) / self.total_steps
-        by_clock = self.progress.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        minutes = self.config.optimiser.minutes
+        by_clock = self.progress.seconds / (60 * minutes) if minutes else 0.0
         return min(1.0, max(by_steps, by_clock))
 
     def _validate(self) -> dict[str, float]:
@@ -221,11 +232,11 @@ class Trainer:
 
     @contextmanager
     def _open_log(self) -> Iterator[MetricsLog | None]:
-        """The run's log, in the main process."""
+        """Open the log of the run in the main process; None in the others."""
         if not self.parallel.main:
             yield None
             return
-        with MetricsLog(self.run, self.config.tensorboard) as log:
+        with MetricsLog(self.run, self.config.run.tensorboard) as log:
             yield log
 
     def _log(self, log: MetricsLog | None, figures: dict[str, Any]) -> None:
@@ -234,7 +245,7 @@ class Trainer:
             log.write({"step": self.progress.step, "epoch": round(epoch, 3), **figures})
 
     def _truncate_metrics(self, last: int) -> None:
-        """Drop what was logged after step `last`: those steps are run again."""
+        """Delete the records after step `last`: these steps are run again."""
         path = self.run / "metrics.jsonl"
         if not path.exists():
             return
@@ -252,7 +263,7 @@ class Trainer:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is finished before the run stops. Main thread only."""
+    """Collect SIGINT and SIGTERM, so that a step is finished before the run stops. Main thread only."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

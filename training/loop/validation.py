@@ -1,4 +1,4 @@
-"""Validation during training: mean loss of the held-out items, and if asked for, their ranking."""
+"""Validation during training: mean loss of the held-out items and, for `stop_on: ndcg@10`, their ranking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from training.loop.pairs import Pairs
 
 
 class Validator:
-    """Holds a fixed draw of validation cases and asks each of them both ways."""
+    """Validation on a fixed draw of cases, each as search and as recommendation.
+
+    engine: serving engine of the same model.
+    pairs: makes the samples of an encoder-decoder.
+    """
 
     def __init__(
         self,
@@ -32,20 +36,24 @@ class Validator:
         pairs: Pairs | None = None,
     ) -> None:
         self._pairs = pairs
-        self.cases = draw_cases(cases, config.validation_cases, config.seed)
+        self.cases = draw_cases(cases, config.validation.cases, config.seed)
         self._model = model
         self._encoder = encoder
         self._engine = engine
-        self._config = config
+        self._normalisation = config.identifiers.normalisation
+        self._stop_on = config.validation.stop_on
 
     def __call__(self) -> dict[str, float]:
-        """Figures by name: `<task>.loss`, where asked for `<task>.hit@10` and `<task>.ndcg@10`, and `score`,
-        which is what early stopping watches, better when higher."""
+        """Return figures by name.
+
+        `<task>.loss`; for `stop_on: ndcg@10` also `<task>.hit@10` and `<task>.ndcg@10`; and `score`, which early
+        stopping watches: higher is better.
+        """
         training = self._model.training
         self._model.eval()
         try:
             figures = self._losses()
-            if self._config.stop_on == "loss":
+            if self._stop_on == "loss":
                 score = -sum(value for name, value in figures.items() if name.endswith(".loss"))
             else:
                 figures |= self._rankings()
@@ -61,7 +69,7 @@ class Validator:
             cases = cases_of(task, self.cases)
             total = 0.0
             for part in held_out_parts(self._encoder, cases, task, self._pairs):
-                losses = item_losses(self._model, self._encoder.vocabulary, part, self._config.normalisation)
+                losses = item_losses(self._model, self._encoder.vocabulary, part, self._normalisation)
                 total += float(losses[task])
             if cases:
                 figures[f"{task.value}.loss"] = total / len(cases)
@@ -81,7 +89,10 @@ class Validator:
 def held_out_parts(
     encoder: SequenceEncoder, cases: Sequence[Case], task: Task, pairs: Pairs | None = None
 ) -> list[Part]:
-    """Sequences of the cases, asked as `task`, in which only the held-out item is a target; or pairs."""
+    """Return the cases as samples of a task, in which only the held-out item is a target.
+
+    pairs: makes the samples of an encoder-decoder.
+    """
     samples = []
     for case in cases:
         last = Event(case.target, task, case.query if task is Task.SEARCH else None)

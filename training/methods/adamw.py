@@ -1,4 +1,4 @@
-"""What the methods share: AdamW on a weighted sum of the tasks' losses, with clipping and a finite check."""
+"""AdamW on a weighted sum of the tasks' losses, with clipping; several methods share it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from gems.numerics import magnitude
 from index.sequence.events import Task
 from training.model.rows import AddedRows
 
-# Sums the given gradients in place over the data-parallel processes; every process passes the same shapes.
+# sums gradients in place over the data-parallel processes; every process passes the same shapes
 Reduce = Callable[[list[Tensor]], None]
 
 
 def split_by_decay(
     parameters: Iterable[nn.Parameter],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices, which decay, and the norms and biases, which do not."""
+    """Return the matrices, which decay, and the norms and biases, which do not."""
     known = list(parameters)
     return [p for p in known if p.ndim >= 2], [p for p in known if p.ndim < 2]
 
 
 class AdamWTuning:
-    """min Σ_task share_task · L_task over given weights, by AdamW with decoupled weight decay.
+    """AdamW with decoupled weight decay on min Σ_task share_task · L_task over the given weights.
 
-    A weight that no loss reached has a zero gradient, so that all processes always do the same. relative: the rate of
-    each weight is multiplied by its magnitude.
+    decayed, undecayed: weights with and without weight decay.
+    clip: largest norm of the gradient of all weights together.
+    relative: whether the rate of each weight is multiplied by its magnitude.
+    reduce: sums gradients over the processes.
+
+    A weight without gradient counts as one with a zero gradient, so that all processes do the same.
     """
 
     exportable = True
@@ -49,7 +53,7 @@ class AdamWTuning:
             {"params": list(decayed), "weight_decay": weight_decay},
             {"params": list(undecayed), "weight_decay": 0.0},
         ]
-        if relative:  # each weight with a rate of its own
+        if relative:  # each weight has its own rate
             groups = [group | {"params": [p]} for group in groups for p in group["params"]]
         self._parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
@@ -69,7 +73,7 @@ class AdamWTuning:
         return {"gradient_norm": self._update(learning_rate)}
 
     def merge(self) -> None:
-        """Nothing to fold: the trained weights are the model's own."""
+        """Do nothing: the trained weights belong to the model."""
 
     def costs(self) -> dict[str, int]:
         state = self._optimizer.state.values()
@@ -85,7 +89,7 @@ class AdamWTuning:
         self._optimizer.load_state_dict(state)
 
     def _update(self, learning_rate: float) -> float:
-        """Clip the gradients, apply and drop them; returns their norm before clipping."""
+        """Clip the gradients, apply and drop them. Return their norm before clipping."""
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip))
         finite = norm < float("inf")  # False for NaN, too
         if finite:

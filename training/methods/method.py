@@ -1,4 +1,4 @@
-"""What a tuning method is made from, and what it does with the losses of the two tasks."""
+"""Interface of the tuning methods: `Setup` is the input of a method's factory, `Method` is its result."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from training.run.parallel import Parallel
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is made from: a module of `training.methods.tuning` has a function `make(setup) -> Method`.
+    """Input of a method's factory: each module of `training.methods.tuning` has a function `make(setup) -> Method`.
 
-    model: the extended backbone, all of its weights trainable. first_added: token id from which its rows are new.
-    knowledge: basis of directions to leave alone, if there is one. parallel: processes that train together.
+    model: the extended backbone; all of its weights are trainable.
+    config: settings of the training.
+    first_added: id of the first added token; the rows from there on are new.
+    knowledge: basis of directions to leave alone, if there is one.
+    parallel: the processes that train together.
     """
 
     model: PreTrainedModel
@@ -32,25 +35,25 @@ class Setup:
 
     @property
     def adamw(self) -> dict[str, float]:
-        """Settings that every AdamW takes."""
-        config = self.config
+        """The settings that every AdamW takes, under their own names."""
+        optimiser = self.config.optimiser
         return {
-            "learning_rate": config.learning_rate,
-            "weight_decay": config.weight_decay,
-            "clip": config.clip,
+            "learning_rate": optimiser.learning_rate,
+            "weight_decay": optimiser.weight_decay,
+            "clip": optimiser.clip,
         }
 
     def freeze_backbone(self) -> AddedRows:
-        """Freeze all weights but the rows of added tokens, and return these."""
+        """Freeze all weights except the rows of added tokens, and return these rows."""
         self.model.requires_grad_(False)
         return AddedRows(self.model, self.first_added)
 
 
 class Method(Protocol):
-    """Turns losses into updates. A step is any number of calls of `backward`, then one of `step`.
+    """Turns losses into updates. A step is any number of calls of `backward`, then one call of `step`.
 
-    exportable: whether `merge` leaves a plain checkpoint. rows: where the added token rows are weights
-    of their own; the losses must then be computed with them.
+    exportable: whether `merge` leaves a plain checkpoint.
+    rows: the added token rows if they are weights of their own; the losses must then be computed with them.
     """
 
     exportable: bool
@@ -59,28 +62,30 @@ class Method(Protocol):
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         """Accumulate gradients of one part of the step.
 
-        losses: the part's contribution to the mean loss per item of each task (scalars; parts add up).
-        shares: each task's share of the items of the whole step; adds up to 1.
+        losses: scalars by task, the part's contribution to the mean loss per item; the parts add up.
+        shares: each task's share of the items of the whole step; they add up to 1.
         """
         ...
 
     def step(self, learning_rate: float) -> dict[str, Any]:
-        """Update the weights, drop the gradients; returns figures for `metrics.jsonl`, maybe nested.
+        """Update the weights and drop the gradients. Return figures for `metrics.jsonl`, which may be nested.
 
-        Raises `ArithmeticError` for gradients that are not finite, and leaves the weights as they are.
+        Raises `ArithmeticError` if a gradient is not finite; the weights stay as they are.
         """
         ...
 
     def merge(self) -> None:
-        """Fold what was trained into plain weights, once, after training."""
+        """Fold the trained updates into plain weights; called once, after training."""
         ...
 
     def costs(self) -> dict[str, int]:
-        """`state_bytes` of the optimizer, and `gradient_bytes` held between `backward` and `step`."""
+        """Return `state_bytes` of the optimizer, and `gradient_bytes` held between `backward` and `step`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs beside the weights: tensors and plain values."""
+        """Return everything that an exact resume needs in addition to the weights: tensors and plain values."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        ...

@@ -1,4 +1,4 @@
-"""Tuning methods by name: each file of `training.methods.tuning` is one."""
+"""Tuning methods by name: each file of `training.methods.tuning` is a method."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ def make_method(
 ) -> Method:
     """Make the method that the settings name, on a model whose added token rows begin at `first_added`.
 
-    `full` and `pcgrad` train every weight. The others keep a pretrained backbone's own rows, norms and
-    biases frozen and train the added rows by AdamW; with a backbone from scratch there is nothing to
-    keep, and `gems` and `subspace` train all that they do not project by AdamW. Raises `GemsError`.
+    `full` and `pcgrad` train every weight. The other methods keep the rows, norms and biases of a pretrained
+    backbone frozen and train the added rows by AdamW. A backbone from scratch has nothing to keep: `gems` and
+    `subspace` then train by AdamW everything that they do not project.
+
+    first_added: id of the first added token.
+    knowledge: basis of directions that `gems` leaves alone.
+    Raises `GemsError` if the settings do not fit the model.
     """
     setup = Setup(model, config, first_added, knowledge, parallel or Parallel())
     method: Method = load_choice(METHODS, config.method).make(setup)
@@ -31,7 +35,7 @@ def make_method(
 
 
 def check_method(model: nn.Module, config: TrainConfig) -> None:
-    """Raise what the method has against the settings or the model, before anything is written."""
+    """Raise an error if the method cannot train this model with these settings; nothing is written yet."""
     check = getattr(load_choice(METHODS, config.method), "check", None)
     if check is not None:
         check(model, config)

@@ -1,1 +1,1 @@
-"""Backbones as training sees them: loading, added tokens and rows, forward passes of both kinds."""
+"""Backbones for training: loading, added tokens and rows, forward passes of both kinds."""

@@ -37,7 +37,10 @@ class BackboneError(UserError):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model without identifier tokens yet. `pretrained` is False for random weights."""
+    """A model without identifier tokens.
+
+    pretrained: False for random weights.
+    """
 
     name: str
     model: PreTrainedModel
@@ -46,41 +49,48 @@ class Backbone:
 
 
 def load_backbone(config: TrainConfig, texts: Iterable[str]) -> Backbone:
-    """The backbone that the settings name. `texts` train the tokenizer of a 'scratch' backbone.
+    """Load or build the backbone that the settings name.
 
+    texts: texts of the catalogue; they train the tokenizer of a backbone from scratch.
     Raises `BackboneError` for unknown names, encoder-decoders other than T5, and slow tokenizers.
     """
-    if config.backbone == "scratch":
+    name, layers = config.backbone.name, config.backbone.layers
+    if name == "scratch":
         return _scratch(config, texts)
-    if config.backbone == "t5-tiger":
+    if name == "t5-tiger":
         return _tiger(config, texts)
-    source: str | Path = config.backbone
-    if config.backbone == "smollm2-135m":
+    source: str | Path = name
+    if name == "smollm2-135m":
         source = _smollm2()
     try:
         model = load_language_model(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # transformers raises OSError, ValueError, and the hub's own errors
         raise BackboneError(
-            f"backbone {config.backbone!r} cannot be loaded: {error}. Give 'smollm2-135m', 'scratch', "
+            f"backbone {name!r} cannot be loaded: {error}. Give 'smollm2-135m', 'scratch', "
             "'t5-tiger', a folder with a Hugging Face causal language model or T5, or (when connected) a model name"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise BackboneError(f"backbone {config.backbone!r} has no fast tokenizer, which is needed")
-    if config.layers is not None:
-        keep_first_layers(model, config.layers)
-    return Backbone(config.backbone, model, tokenizer, pretrained=True)
+        raise BackboneError(f"backbone {name!r} has no fast tokenizer, which is needed")
+    if layers is not None:
+        keep_first_layers(model, layers)
+    return Backbone(name, model, tokenizer, pretrained=True)
 
 
 def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
-    """Cut a model to its first layers, in place: fast, but no longer a language model by itself."""
+    """Cut a model to its first layers, in place. The result is fast, but no longer a language model by itself.
+
+    Raises `BackboneError` if the model has fewer layers.
+    """
     if is_encoder_decoder(model):
         _keep_first_blocks(model, layers)
         return
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     stack = next((s for s in stacks if len(s) == model.config.num_hidden_layers), None)
     if stack is None or layers > len(stack):
-        raise BackboneError(f"--layers {layers}: the backbone has {model.config.num_hidden_layers} layers")
+        raise BackboneError(
+            f"--backbone.layers {layers}: the backbone has {model.config.num_hidden_layers} layers"
+        )
     del stack[layers:]
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
@@ -88,11 +98,13 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
 
 
 def _keep_first_blocks(model: PreTrainedModel, layers: int) -> None:
-    """The same for the encoder and the decoder of a T5. Both keep block 0, which holds the bias of positions."""
+    """Cut encoder and decoder of a T5. Both keep block 0, which holds the position bias."""
     stacks = (model.encoder, model.decoder)
     shortest = min(len(stack.block) for stack in stacks)
     if layers > shortest:
-        raise BackboneError(f"--layers {layers}: the backbone's encoder or decoder has {shortest} layers")
+        raise BackboneError(
+            f"--backbone.layers {layers}: the backbone's encoder or decoder has {shortest} layers"
+        )
     for stack in stacks:
         del stack.block[layers:]
     for config in (model.config, model.encoder.config, model.decoder.config):
@@ -100,7 +112,7 @@ def _keep_first_blocks(model: PreTrainedModel, layers: int) -> None:
 
 
 def _smollm2() -> Path:
-    """SmolLM2 as a safetensors folder, converted once from the asset's GGUF file."""
+    """Return the folder of SmolLM2 as safetensors, converted once from the asset's GGUF file."""
     folder = assets.cache_folder() / "smollm2-135m-safetensors"
     if folder.is_dir():
         return folder
@@ -108,7 +120,7 @@ def _smollm2() -> Path:
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)  # the weights are plain floats by now; say so
+    settings.pop("quantization_config", None)  # the weights are plain floats now
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,25 +139,28 @@ def _smollm2() -> Path:
 
 
 def _scratch(config: TrainConfig, texts: Iterable[str]) -> Backbone:
-    """A small GPT-NeoX with random weights and a BPE tokenizer trained on the catalogue.
+    """Build a small GPT-NeoX with random weights and a BPE tokenizer trained on the catalogue.
 
-    GPT-NeoX because it has rotary positions and, unlike Llama, dropout on embeddings and block
+    It is GPT-NeoX because it has rotary positions and, unlike Llama, dropout on embeddings and block
     outputs, without which a model of this size overfits small logs.
     """
-    if config.hidden % config.heads:
-        raise BackboneError(f"--hidden {config.hidden} must be a multiple of --heads {config.heads}")
-    tokenizer = train_tokenizer(texts, config.text_vocabulary)
+    shape = config.backbone
+    if shape.hidden % shape.heads:
+        raise BackboneError(
+            f"--backbone.hidden {shape.hidden} must be a multiple of --backbone.heads {shape.heads}"
+        )
+    tokenizer = train_tokenizer(texts, shape.text_vocabulary)
     torch.manual_seed(config.seed)
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=len(tokenizer),
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers or 2,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.hidden,
-            hidden_dropout=config.dropout,
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers or 2,
+            num_attention_heads=shape.heads,
+            intermediate_size=4 * shape.hidden,
+            hidden_dropout=shape.dropout,
             attention_dropout=0.0,
-            max_position_embeddings=config.max_tokens,
+            max_position_embeddings=config.sequence.max_tokens,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -156,19 +171,22 @@ def _scratch(config: TrainConfig, texts: Iterable[str]) -> Backbone:
 
 
 def _tiger(config: TrainConfig, texts: Iterable[str]) -> Backbone:
-    """A T5 with random weights, by default of TIGER's size (Rajput et al. 2023, arXiv 2305.05065): four layers each,
-    d_model 128, six heads of 64, d_ff 1024."""
-    tokenizer = train_tokenizer(texts, config.text_vocabulary, padding="<pad>")
+    """Build a T5 with random weights, by default of TIGER's size (Rajput et al. 2023, arXiv 2305.05065).
+
+    That is: four layers in encoder and decoder, d_model 128, six heads of 64, d_ff 1024.
+    """
+    shape = config.backbone
+    tokenizer = train_tokenizer(texts, shape.text_vocabulary, padding="<pad>")
     torch.manual_seed(config.seed)
     model = T5ForConditionalGeneration(
         T5Config(
             vocab_size=len(tokenizer),
-            d_model=config.hidden,
+            d_model=shape.hidden,
             d_kv=64,
-            d_ff=8 * config.hidden,
-            num_layers=config.layers or 4,
-            num_heads=config.heads,
-            dropout_rate=config.dropout,
+            d_ff=8 * shape.hidden,
+            num_layers=shape.layers or 4,
+            num_heads=shape.heads,
+            dropout_rate=shape.dropout,
             feed_forward_proj="relu",
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
@@ -182,8 +200,11 @@ def _tiger(config: TrainConfig, texts: Iterable[str]) -> Backbone:
 def train_tokenizer(
     texts: Iterable[str], vocabulary_size: int, padding: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """Lower-casing byte-level BPE: any text can be written, frequent words are one token. `padding`: a token that no
-    text is written with."""
+    """Train a lower-casing byte-level BPE: it can write any text, and frequent words are a single token.
+
+    vocabulary_size: number of tokens.
+    padding: an extra token that occurs in no text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,4 +1,7 @@
-"""Gives a backbone its markers and identifier tokens, with informed initial rows (DESIGN §4)."""
+"""Gives a backbone its markers and identifier tokens, with informed initial rows.
+
+The sequence format that uses the markers is in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,16 @@ from training.model.backbones import Backbone
 def extend_backbone(
     backbone: Backbone, identifiers: Identifiers, titles: Sequence[str], item_vectors: NDArray[np.float32]
 ) -> IdentifierVocabulary:
-    """Add the tokens to the tokenizer and their rows to the model, in place.
+    """Add the tokens to the tokenizer and their rows to the model, in place. Return the vocabulary.
 
-    The row of a code is the mean over the items below it; text identifiers need no rows of codes. In a pretrained
-    backbone, an item is the mean of its title's token rows (of the same table: input and output rows may
-    differ); a random backbone knows no words, so that there an item is the leading principal components of its
-    `item_vectors` (float32 [N, d]). Raises `ValueError` if the tokenizer cannot take the tokens.
+    The row of a code is the mean over the items below it; text identifiers need no rows of codes. The row of an item
+    depends on the backbone:
+        pretrained     mean of the token rows of its title, in the same table, since input and output may differ
+        from scratch   leading principal components of its vector, since such a backbone has no words yet
+
+    titles: N titles, in the order of the catalogue.
+    item_vectors: float32 [N, d].
+    Raises `ValueError` if the tokenizer cannot take the tokens.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
     vocabulary = IdentifierVocabulary.for_tokenizer(
@@ -51,7 +58,10 @@ def extend_backbone(
 
 
 def _resize(model: PreTrainedModel, size: int) -> None:
-    """Lengthen the token tables; output rows of their own stay their own (resizing ties those of T5 v1.1 and Flan)."""
+    """Lengthen the token tables to `size` rows. Untied output rows stay untied.
+
+    `resize_token_embeddings` ties those of T5 v1.1 and Flan-T5.
+    """
     own = model.get_output_embeddings().weight.detach()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     model.resize_token_embeddings(size, mean_resizing=False)
@@ -64,7 +74,7 @@ def _resize(model: PreTrainedModel, size: int) -> None:
 
 
 def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequence[str]) -> Tensor:
-    """Mean token row of each text: float [len(texts), d]."""
+    """Return the mean token row of each text: float [len(texts), d]."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     encoded = backend.encode_batch(list(texts), add_special_tokens=False)
@@ -78,9 +88,9 @@ def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequen
 
 
 def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Leading principal components, scaled to unit mean square: [N, d] → float32 [N, width].
+    """Return the leading principal components, scaled to unit mean square: [N, d] → float32 [N, width].
 
-    With fewer dimensions than `width` the rest stays zero.
+    If there are fewer than `width`, the rest is zero.
     """
     centred = vectors - vectors.mean(0)
     _, values, directions = np.linalg.svd(centred.T @ centred)
@@ -91,7 +101,7 @@ def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[n
 
 
 def _code_means(identifiers: Identifiers, items: Tensor) -> list[Tensor]:
-    """Per level, the mean of the items below each code: float [codebook, d]."""
+    """Return for each level the mean of the items below each code: float [codebook, d]."""
     means = []
     for level, size in enumerate(identifiers.codebook_sizes):
         code = torch.from_numpy(identifiers.codes[:, level].astype(np.int64))

@@ -1,4 +1,4 @@
-"""Teacher-forced forward passes: the hidden states that the output rows are multiplied by."""
+"""Teacher-forced forward passes that return hidden states, which the output rows are multiplied by."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from index.sequence.language_model import is_encoder_decoder, output_scale, star
 
 
 def decoder_only_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """What follows each of the tokens int64 [B, T], as hidden states [B, T, d]."""
+    """Return the hidden states [B, T, d] that predict the token after each of `ids`, int64 [B, T]."""
     states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return states
 
 
 def encoder_decoder_states(model: PreTrainedModel, prompt: Tensor, attended: Tensor, ids: Tensor) -> Tensor:
-    """What follows each of the decoder's tokens int64 [B, T], after the encoder has read the prompts.
+    """Return the hidden states [B, T, d] of the decoder, scaled for the output rows.
 
-    prompt: int64 [B, P]. attended: bool [B, P], False on padding. Returns [B, T, d], scaled as the output rows need it.
+    prompt: tokens of the encoder, int64 [B, P].
+    attended: bool [B, P], False on padding.
+    ids: tokens of the decoder, int64 [B, T].
     """
     read = model.encoder(input_ids=prompt, attention_mask=attended).last_hidden_state
     states: Tensor = model.decoder(
@@ -28,17 +30,20 @@ def encoder_decoder_states(model: PreTrainedModel, prompt: Tensor, attended: Ten
 
 
 def halves(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Running text int64 [B, T] for an encoder-decoder: what the encoder reads [B, T // 2], and the decoder's tokens
-    [B, T // 2], from the start token on, which are followed by the rest."""
+    """Split running text, int64 [B, T], for an encoder-decoder.
+
+    Returns the first half for the encoder, and for the decoder the start token and the second half without
+    its last token; both are [B, T // 2].
+    """
     middle = ids.shape[1] // 2
     start = torch.full_like(ids[:, :1], start_token(model))
     return ids[:, :middle], torch.cat([start, ids[:, middle : 2 * middle - 1]], dim=1)
 
 
 def text_states(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Running text int64 [B, T]: hidden states [B, K, d], and the tokens that they are to predict [B, K].
+    """Read running text, int64 [B, T]. Return hidden states [B, K, d], and the tokens that they predict [B, K].
 
-    All but the first; by an encoder-decoder, those of the second half.
+    These are all tokens but the first; for an encoder-decoder, those of the second half.
     """
     if not is_encoder_decoder(model):
         return decoder_only_states(model, ids)[:, :-1], ids[:, 1:]

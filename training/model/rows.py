@@ -1,8 +1,8 @@
 """The rows of added tokens as weights of their own, while all other rows of the table stay frozen.
 
 A table [V, d] would get a dense gradient of its own size in every step, mostly zeros. Here the added
-rows are a parameter that shares the table's storage: it alone has a gradient, and what an optimizer
-does to it is in the table at once.
+rows are a parameter that shares the table's storage. Only this parameter has a gradient, and an update of
+it changes the table directly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 
 class AddedRows:
-    """Freezes the token tables of a model and makes the rows from `first` on trainable, in place.
+    """The added rows of a model's token tables: trainable, while the tables are frozen in place.
 
-    parameters: one [V − first, d] for a tied model, else those of the input and of the output table.
+    first: id of the first added token.
+    parameters: one tensor [V − first, d] for a tied model, else one of the input and one of the output table.
     """
 
     def __init__(self, model: PreTrainedModel, first: int) -> None:
@@ -29,17 +30,17 @@ class AddedRows:
         tied = head.weight is embedding.weight
         self._output = self._input if tied else _trainable(head.weight, first)
         self.parameters: list[nn.Parameter] = [self._input] if tied else [self._input, self._output]
-        for module in model.modules():  # T5's encoder and decoder each have a table that shares the weight
+        for module in model.modules():  # encoder and decoder of a T5 each have a table that shares the weight
             if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
                 module.register_forward_hook(self._look_up)
 
     def head(self, first: int, last: int) -> Tensor:
-        """Rows `first` to `last` of the output table [last − first, d], with gradient for the added ones.
+        """Return the rows `first` to `last` of the output table, [last − first, d]; the added ones have a gradient.
 
-        Raises `RuntimeError` where the model was moved or cast since: its table is another one then.
+        Raises `RuntimeError` if the model was moved or cast since: it has another table then.
         """
         if self._head.weight.data_ptr() != self._place:
-            raise RuntimeError("the model was moved or cast after its rows were taken; make AddedRows anew")
+            raise RuntimeError("the model was moved or cast after its rows were taken; make AddedRows again")
         if first >= self._first:
             return self._output[first - self._first : last - self._first]
         known = self._head.weight[first : min(last, self._first)].detach()

@@ -1,17 +1,18 @@
-"""Item vectors that fuse meaning with behaviour: an AlphaFuse SASRec is trained on the training events, whose items are
+"""Item vectors that fuse meaning with behaviour. An AlphaFuse SASRec is trained on the training events; its items are
 
     e_i = (c f_i, z_i)   f_i: standardised language vector in its row space; z_i: learned (`alphafuse`)
 
-Codes are spent on what varies most, and the standardised part varies alike in all directions: it would be noise to
-them. So what is quantised has the row space as the texts have it, and as much of what was learned:
+A quantiser spends codes on the directions of largest variance, and the standardised part varies equally in all
+directions, so it would be noise. The quantised vectors therefore keep the row space as the texts have it, and scale the
+learned part:
 
     (m_i, b z_i),   m_i = (x_i − μ)ᵀ U_s,   b such that m varies `MEANING` times as much as b z, over all directions
 
-Nothing is known of what people do with an item that nobody chose in training, or that comes later. Its z_i is zero,
-as for the cold items of the paper, so that both are named by the same rule: by their language vector x_i alone, of
-which m_i is an affine map. A bundle's codebooks have that map built in, and take language vectors.
+There is no behaviour for an item that nobody chose in training, or that is added later. Its z_i is zero, as for the
+cold items of the paper. Both kinds get their codes by the same rule: from the language vector x_i alone, of which m_i
+is an affine map. The codebooks of a bundle contain that map, and take language vectors.
 
-Beside the preparations of the run lies the training itself, under a hash of all that it depends on:
+The training is kept next to the preparations of the run, under a hash of everything that it depends on:
 
     fused-<hash>/language.parquet    language vectors of the items
     fused-<hash>/sasrec/             a run of `gems baseline sasrec`
@@ -46,25 +47,26 @@ from training.run.run_folder import fingerprint
 
 ALPHAFUSE: Final = "alphafuse"
 LANGUAGE = "language.parquet"
-MEANING = (
-    2.0  # with less, items that come later have codes of their own, far from those of items that are alike
-)
+# with less, items that are added later get codes far from those of similar items
+MEANING = 2.0
 
 
 def fused_source(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, beside: Path, console: Console
 ) -> VectorSource:
-    """Fused vectors of the catalogue, by a training in a folder beside `beside`, which goes on where it was stopped.
+    """Return the source of fused vectors of the catalogue.
 
-    data: folder of the data set; it is trained on `split.train` of the leave-one-out split. The language vectors are
-    made here, so that all can be checked before anything is written.
-    Raises what `vector_source` does, and `ItemVectorError` where the vectors cannot be fused.
+    data: folder of the data set; only `split.train` of the leave-one-out split is learned from.
+    beside: folder next to which the training is kept. A training that was stopped is continued there.
+
+    The language vectors are made here, so that everything is checked before anything is written.
+    Raises the errors of `vector_source`, and `ItemVectorError` if the vectors cannot be fused.
     """
     language_source = vector_source(config, dataset.catalogue)
     settings = SASRecSettings(
         items=ALPHAFUSE,
-        hidden=config.fused_hidden,
-        epochs=config.fused_epochs,
+        hidden=config.identifiers.fused_hidden,
+        epochs=config.identifiers.fused_epochs,
         seed=config.seed,
         threads=config.threads,
     )
@@ -79,14 +81,14 @@ def fused_source(
             )
     except AlphaFuseError as error:
         raise ItemVectorError(
-            f"--item-embeddings alphafuse with --fused-hidden {config.fused_hidden}: {error}"
+            f"--identifiers.embeddings alphafuse with --identifiers.fused-hidden {settings.hidden}: {error}"
         ) from error
     later = _projection(space, null)
     histories = item_rows(split.train)
     if not histories:
         raise ItemVectorError(
-            "--item-embeddings alphafuse: nobody has two training events (four, with those that are held out), so "
-            "there is no behaviour to learn from; use 'text'"
+            "--identifiers.embeddings alphafuse: nobody has two training events (four, with those that are held out), "
+            "so there is no behaviour to learn from; use 'text'"
         )
     chosen = np.unique(np.concatenate(histories))
 
@@ -108,17 +110,17 @@ def fused_source(
 
 
 def _key(config: TrainConfig, settings: SASRecSettings, dataset: DataSet, origin: VectorOrigin) -> str:
-    """Of all that shapes the fused vectors."""
+    """Return a hash of everything that shapes the fused vectors."""
     texts = dataset.catalogue.texts()
     shape = [settings.model_dump(mode="json"), origin.encoder_sha256, fingerprint(dataset), texts]
     digest = hashlib.sha256(json.dumps(shape).encode())
-    if config.item_vectors is not None:
-        digest.update(config.item_vectors.read_bytes())
+    if config.identifiers.vectors is not None:
+        digest.update(config.identifiers.vectors.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, console: Console) -> None:
-    """`run_baseline`, but threads and random state of this process stay as they are."""
+    """Run `run_baseline`, but keep threads and random state of this process."""
     if not (out / "environment.json").exists():  # killed before it was recorded as a run
         shutil.rmtree(out, ignore_errors=True)
     threads = torch.get_num_threads()
@@ -128,6 +130,6 @@ def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, cons
 
 
 def _projection(space: SemanticSpace, null: int) -> Layer:
-    """x ↦ ((x − μ)ᵀ U_s, 0): language vectors, float32 [N, d], to fused ones of items that nobody has chosen."""
+    """Return the map x ↦ ((x − μ)ᵀ U_s, 0) from language vectors, float32 [N, d], to fused ones without behaviour."""
     weight = np.pad(space.row_space, ((0, 0), (0, null)))
     return Layer(weight.astype(np.float32), (-space.mean @ weight).astype(np.float32))

@@ -24,21 +24,21 @@ BATCH = 8
 
 
 def uses_knowledge(config: TrainConfig) -> bool:
-    """Whether a null space is kept: a backbone from scratch knows nothing yet."""
-    return config.method == "gems" and config.null_space and not config.from_scratch
+    """Return whether a null space is kept: a backbone from scratch has no knowledge yet."""
+    return config.method == "gems" and config.knowledge.null_space and not config.from_scratch
 
 
 def knowledge_path(folder: Path, config: TrainConfig) -> Path:
-    """The basis that the settings name, or the one that is kept beside the prepared backbone."""
-    kept = f"knowledge-{config.knowledge_tokens}-{config.knowledge_cap:g}.safetensors"
-    return config.knowledge or folder / kept
+    """Return the file of the basis: the one that the settings name, or the one next to the prepared backbone."""
+    kept = f"knowledge-{config.knowledge.tokens}-{config.knowledge.cap:g}.safetensors"
+    return config.knowledge.basis or folder / kept
 
 
 def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Console) -> None:
-    """Collect the basis on `knowledge_tokens` tokens of the knowledge articles, and write it in one rename."""
+    """Collect the basis on `knowledge.tokens` tokens of the knowledge articles, and write it in one rename."""
     positions = getattr(prepared.model.config, "max_position_embeddings", WINDOW)
     windows = token_windows(
-        prepared.tokenizer, knowledge_articles(), min(WINDOW, positions), config.knowledge_tokens
+        prepared.tokenizer, knowledge_articles(), min(WINDOW, positions), config.knowledge.tokens
     )
     batches = [
         _inputs(prepared.model, torch.from_numpy(windows[k : k + BATCH]))
@@ -51,7 +51,7 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
             prepared.model.base_model,
             batches,
             linears,
-            keep=config.knowledge_cap,
+            keep=config.knowledge.cap,
             progress=lambda done, total: bar.update(row, completed=done, total=total),
         )
     path = knowledge_path(folder, config)
@@ -61,8 +61,10 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
 
 
 def _inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
-    """What the model is called with to read general text, int64 [B, T]; an encoder-decoder reads the first half and
-    goes on with the second."""
+    """Return the model's arguments for general text, int64 [B, T].
+
+    An encoder-decoder reads the first half with the encoder and continues with the second.
+    """
     if not is_encoder_decoder(model):
         return {"input_ids": ids, "use_cache": False}
     first, second = halves(model, ids)

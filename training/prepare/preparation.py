@@ -1,4 +1,4 @@
-"""What training starts from: item vectors, identifiers and the extended backbone, kept in the run folder."""
+"""Start of a training: item vectors, identifiers and the extended backbone, kept in the run folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,22 +23,20 @@ from training.config import TrainConfig
 from training.data.item_vectors import VectorOrigin, VectorSource
 from training.model.backbones import Backbone
 from training.model.extension import extend_backbone
+from training.settings import flat
 
-# the settings that shape what is prepared: runs that agree in them, and in the data, may share it
-SHAPED_BY = (
-    "backbone", "layers", "hidden", "heads", "dropout", "text_vocabulary", "scheme", "codebooks",
-    "item_embeddings", "item_encoder", "item_vectors", "fused_hidden", "fused_epochs", "quantiser", "code_capacity",
-    "spelling", "max_tokens", "seed",
-)  # fmt: skip
+# groups and settings that shape the preparation: runs that agree in them, and in the data, may share it
+SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
+NOT_SHAPED_BY = ("identifiers.normalisation",)
 
 VECTOR_ORIGIN = "vector_origin.json"
 CODEBOOKS = "codebooks"
-CODES = "codes.npz"  # written last: where it is, the folder is whole
+CODES = "codes.npz"  # written last: if it exists, the folder is complete
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Identifiers of the catalogue, where their vectors came from, and a backbone that can write them."""
+    """Identifiers of the catalogue, origin of their vectors, and a backbone that can write them."""
 
     identifiers: Identifiers
     origin: VectorOrigin
@@ -46,13 +45,14 @@ class Prepared:
     vocabulary: IdentifierVocabulary
 
     def encoder(self, config: TrainConfig) -> SequenceEncoder:
+        """Return the encoder of sequences and prompts."""
         return SequenceEncoder(
             self.tokenizer,
             self.vocabulary,
             self.identifiers.codes,
-            max_tokens=config.max_tokens,
-            max_events=config.max_events,
-            max_query_tokens=config.max_query_tokens,
+            max_tokens=config.sequence.max_tokens,
+            max_events=config.sequence.max_events,
+            max_query_tokens=config.sequence.max_query_tokens,
         )
 
 
@@ -73,7 +73,7 @@ def prepare(
     with console.status("identifiers and backbone"):
         titles = [item.title for item in catalogue]
         to_name = ItemsToName(titles, vectors, backbone.tokenizer)
-        identifiers = load_scheme(config.scheme).identifiers(to_name, config)
+        identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
         vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
         backbone.model.save_pretrained(folder / "backbone")
         backbone.tokenizer.save_pretrained(folder / "backbone")
@@ -90,12 +90,22 @@ def prepare(
     os.rename(draft, folder / CODES)
 
 
+def shape_of(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that shape the preparation, by their dotted names."""
+    return {
+        name: value
+        for name, value in flat(config.model_dump(mode="json")).items()
+        if name not in NOT_SHAPED_BY and (name in SHAPED_BY or name.split(".")[0] in SHAPED_BY)
+    }
+
+
 def is_prepared(folder: Path) -> bool:
+    """Return whether `prepare` has finished in a folder."""
     return (folder / CODES).exists()
 
 
 def open_prepared(folder: Path, scheme: str) -> Prepared:
-    """Read back what `prepare` wrote; a run starts from here whether it is new or resumed."""
+    """Read the files that `prepare` wrote. Every run starts from them, new or resumed."""
     stored = np.load(folder / CODES, allow_pickle=False)
     sizes = tuple(int(size) for size in stored["codebook_sizes"])
     source = folder / "backbone"

@@ -28,12 +28,14 @@ def validation(run: RunLog, baseline: RunLog | None) -> str:
     """Draw the validation loss, and Hit@10 if the validation ranked; the baseline is dashed."""
     losses = _by_task(run, baseline, "loss")
     if not losses:
-        return note("No validation yet: 'gems train' validates every --validate-every epochs.")
+        return note("No validation yet: 'gems train' validates every --validation.every epochs.")
     drawn = figure(line_chart("Validation loss by task", losses, "step", "loss (nats an item)"))
     hits = _by_task(run, baseline, "hit@10")
     if hits:
         return drawn + figure(line_chart("Validation Hit@10 by task", hits, "step", "Hit@10"))
-    return drawn + note("No ranking in validation: train with --stop-on ndcg@10 for Hit@10 curves.")
+    return drawn + note(
+        "No ranking in validation: train with --validation.stop-on ndcg@10 for Hit@10 curves."
+    )
 
 
 def gate(run: RunLog, baseline: RunLog | None) -> str:

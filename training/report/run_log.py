@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from training.config import modern
 from training.errors import UserError
 
 Points = list[tuple[float, float]]  # (step, value)
@@ -56,7 +57,7 @@ class RunLog:
         return cls(
             folder,
             _read_records(folder),
-            _read_mapping(folder / "config.yaml"),
+            modern(_read_mapping(folder / "config.yaml")),
             _read_mapping(folder / "environment.json"),
             _read_mapping(folder / "bundle" / "bundle.json"),
             _read_mapping(folder / "evaluation.json"),
@@ -73,11 +74,11 @@ class RunLog:
 
     @property
     def method(self) -> str:
-        return self._setting("method")
+        return self._setting("method", "method")
 
     @property
     def backbone(self) -> str:
-        return self._setting("backbone")
+        return self._setting("backbone.name", "backbone")
 
     @property
     def steps(self) -> int:
@@ -158,8 +159,9 @@ class RunLog:
         lengths = [(t1 - t0) / (s1 - s0) for (s0, t0), (s1, t1) in pairwise(times) if s1 > s0 and t1 >= t0]
         return statistics.median(lengths) if lengths else None
 
-    def _setting(self, name: str) -> str:
-        return str(self.config.get(name) or mapping(self.bundle.get("training")).get(name) or "unknown")
+    def _setting(self, name: str, in_bundle: str) -> str:
+        recorded = mapping(self.bundle.get("training"))
+        return str(self.config.get(name) or recorded.get(in_bundle) or "unknown")
 
 
 def number(value: object) -> float | None:

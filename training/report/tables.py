@@ -10,6 +10,7 @@ from index.sequence.events import Task
 from training.config import TrainConfig
 from training.report.markup import escape, note, table
 from training.report.run_log import SUBSPACE_FIGURES, RunLog, mapping, number
+from training.settings import flat
 
 RANKING = ("hit@10", "ndcg@10", "mrr@10")
 NOTHING = "–"
@@ -19,7 +20,7 @@ def settings(run: RunLog, baseline: RunLog | None) -> str:
     """Return a table of the method and of every setting that differs from its default in one of the runs."""
     if not run.config:
         return note("No settings: this folder has no config.yaml, which 'gems train' writes when it starts.")
-    defaults = TrainConfig().model_dump(mode="json")
+    defaults = flat(TrainConfig().model_dump(mode="json"))
     logs = [run] if baseline is None else [run, baseline]
     names = dict.fromkeys(["method", *(name for log in logs for name in log.config)])
     rows = []

@@ -1,4 +1,4 @@
-"""What a run is on disk and among processes: its folder, log, locks, data parallelism, a server to try it on.
+"""A run on disk and among processes: its folder, log, locks, data parallelism, and a server to try it on.
 
-Used by trainings, baselines and sweeps alike.
+Trainings, baselines and sweeps use it.
 """

@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process holds the lock file `path`; a process that dies lets go of it."""
+    """Lock the file `path`; yield whether this process holds the lock. A process that dies releases it.
+
+    wait: whether to wait for another process that holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run folder: one line a record, mirrored to TensorBoard where that is asked for."""
+"""`metrics.jsonl` of a run folder: one record a line, mirrored to TensorBoard if the settings say so."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.errors import UserError
 
 
 class MetricsError(UserError):
-    """The figures of a run cannot be logged the way that was asked for."""
+    """The figures of a run cannot be logged as requested."""
 
 
 class _Board(Protocol):
-    """What we use of TensorBoard's `SummaryWriter`."""
+    """Part of TensorBoard's `SummaryWriter` that is used here."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
     def flush(self) -> None: ...
@@ -26,14 +26,14 @@ class _Board(Protocol):
 
 
 class MetricsLog:
-    """Appends records to RUN/metrics.jsonl; every line is with the operating system once written.
+    """Log that appends records to RUN/metrics.jsonl; every line is handed to the operating system when written.
 
-    A record has a `step`; nested dictionaries group figures. Figures that are not finite become null,
-    since JSON has no word for them.
+    A record has a `step`; nested dictionaries group figures. Figures that are not finite become null, because
+    JSON cannot express them.
     """
 
     def __init__(self, run: Path, tensorboard: bool = False) -> None:
-        """Raises `MetricsError` where TensorBoard is asked for and not installed."""
+        """Open the log. Raises `MetricsError` if TensorBoard is requested and not installed."""
         path = run / "metrics.jsonl"
         if path.exists():
             _drop_torn_line(path)
@@ -41,7 +41,7 @@ class MetricsLog:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line; to TensorBoard, one scalar for every number, as `group/name`."""
+        """Write one line, and to TensorBoard one scalar for every number, as `group/name`."""
         finite = _finite(record)
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         if self._board is not None:
@@ -50,7 +50,7 @@ class MetricsLog:
                     self._board.add_scalar(tag, value, int(record["step"]))
 
     def flush_to_disk(self) -> None:
-        """What was written is on the disk when this returns."""
+        """Sync the records to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._board is not None:
@@ -74,7 +74,7 @@ class MetricsLog:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a killed run left without its end, lest the next record be glued to it."""
+    """Cut off an incomplete last line of a killed run, so that the next record starts on its own line."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
@@ -82,7 +82,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _next_step(path: Path) -> int | None:
-    """The step after the last record; none for a run that begins."""
+    """Return the step after the last record; None for a new run."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) + 1 if lines else None
 
@@ -94,7 +94,7 @@ def _open_board(run: Path) -> _Board:
         raise MetricsError(
             "logging to TensorBoard needs its package: pip install 'gems-sr[tensorboard]'"
         ) from error
-    # a resumed run repeats the steps after its checkpoint: TensorBoard must forget the first time
+    # a resumed run repeats the steps after its checkpoint: TensorBoard must drop their first records
     board: _Board = SummaryWriter(str(run / "tensorboard"), purge_step=_next_step(run / "metrics.jsonl"))
     return board
 

@@ -1,4 +1,4 @@
-"""Data parallelism under `torchrun`: every process takes its share of each batch's parts."""
+"""Data parallelism under `torchrun`: every process computes its share of the parts of a batch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process among `size`; gradients and figures are sums over all of them."""
+    """Place of this process among `size` processes, and sums over all of them."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def start(cls) -> Parallel:
-        """Join the processes that `torchrun` started, or be alone. By gloo: models are trained on CPUs so far."""
+        """Join the processes that `torchrun` started, if any. The backend is gloo, because training is on CPUs."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=timedelta(hours=2))  # one prepares while others wait
+            dist.init_process_group("gloo", timeout=timedelta(hours=2))  # others wait while one prepares
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def group(self) -> dist.ProcessGroup | None:
+        """The group of all processes; None for a single process."""
         return dist.group.WORLD if self.size > 1 else None
 
     def share(self, parts: Sequence[T]) -> Sequence[T]:
-        """This process's parts of a step."""
+        """Return the parts of a step that this process computes."""
         return parts[self.rank :: self.size]
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -51,7 +52,7 @@ class Parallel:
                 dist.all_reduce(tensor)
 
     def agree(self, value: T) -> T:
-        """The main process's value, which must be picklable, on every process."""
+        """Return the value of the main process, which must be picklable, on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -59,5 +60,6 @@ class Parallel:
         return box[0]
 
     def wait(self) -> None:
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()

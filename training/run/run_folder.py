@@ -1,4 +1,4 @@
-"""The run folder: what a training was asked to do, on what, and whether it may go on."""
+"""The run folder: record of settings, data and surroundings, and the check whether a run may be continued."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import yaml
 from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.errors import UserError
-from training.settings import RunSettings
+from training.settings import RunSettings, flat
 
 
 class RunError(UserError):
-    """The run folder does not allow what was asked for."""
+    """The run folder does not allow the requested run."""
 
 
 def fingerprint(dataset: DataSet) -> str:
-    """SHA-256 of the catalogue's ids and of every interaction, in order."""
+    """Return the SHA-256 of the catalogue's ids and of every interaction, in order."""
     digest = hashlib.sha256()
     for item in dataset.catalogue:
         digest.update(item.item_id.encode() + b"\x1f")
@@ -34,10 +34,11 @@ def fingerprint(dataset: DataSet) -> str:
 
 
 def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) -> bool:
-    """Whether `out` holds a run that is to be continued. Writes nothing.
+    """Return whether `out` holds a run that is to be continued. Nothing is written.
 
-    Raises `RunError` for a run without `resume`, for one with other settings or data, and for a folder
-    that is no run.
+    resume: whether an existing run may be continued.
+    Raises `RunError` for a run without `resume`, for other settings or data, for a run of an older version, and
+    for a folder that is no run.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -45,8 +46,14 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
         raise RunError(f"{out} is not empty and no run of ours; choose another --out")
     if not resume:
         raise RunError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
-    before = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
-    now = config.model_dump(mode="json")
+    recorded = yaml.safe_load((out / "config.yaml").read_text("utf-8")) or {}
+    old = config.renamed(recorded)
+    if old:
+        raise RunError(
+            f"{out} was started by an older version, whose settings had other names ({'; '.join(old[:3])}"
+            f"{'; …' if len(old) > 3 else ''}); finish it with that version, or choose another --out"
+        )
+    before, now = flat(recorded), flat(config.model_dump(mode="json"))
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise RunError(
@@ -59,7 +66,11 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
 
 
 def record_run(out: Path, config: RunSettings, dataset: DataSet, data: Path, threads: int | None) -> None:
-    """Make the run folder and write down settings and surroundings."""
+    """Make the run folder and record settings and surroundings.
+
+    data: folder of the data set.
+    threads: CPU threads; None for all cores.
+    """
     out.mkdir(parents=True, exist_ok=True)
     config.save(out / "config.yaml")
     environment = {

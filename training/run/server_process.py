@@ -1,4 +1,4 @@
-"""A server process for the length of a `with` block: what the demo and the end-to-end tests talk to."""
+"""Server process that lives as long as a `with` block, for the demo and the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from training.errors import UserError
 
 
 class ServingError(UserError):
-    """The server did not start; the message holds what it said."""
+    """The server did not start; the message holds its output."""
 
 
 class ServerProcess:
-    """`python -m server BUNDLE` as a child. Port 0 takes any free port; `url` says which it became."""
+    """Child process `python -m server BUNDLE`.
+
+    port: 0 for any free port; `url` holds the port in use.
+    patience: seconds to wait for the start.
+    """
 
     def __init__(self, bundle: Path, port: int = 0, patience: float = 120) -> None:
         self.url = ""
@@ -41,7 +45,7 @@ class ServerProcess:
             if record.get("message") == "ready":
                 self.url = record["url"]
                 self._ready.set()
-        self._ready.set()  # it ended
+        self._ready.set()  # the process has ended
 
     def __enter__(self) -> ServerProcess:
         if not self._ready.wait(self._patience) or not self.url:
@@ -59,7 +63,7 @@ class ServerProcess:
             self.process.kill()
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST JSON, get JSON. Raises `urllib.error.HTTPError` for an answer of 400 and above."""
+        """POST a JSON body and return the JSON answer. Raises `urllib.error.HTTPError` for a status from 400 on."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

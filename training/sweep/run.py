@@ -24,7 +24,7 @@ from training.evaluation.preservation.preservation import compare_general
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.loop.trainer import DivergedError
 from training.pipeline import Trained, fit
-from training.prepare.preparation import SHAPED_BY, open_prepared
+from training.prepare.preparation import open_prepared, shape_of
 from training.run.locks import claim
 from training.run.run_folder import fingerprint
 from training.sweep.spec import SweepError, SweepSpec
@@ -93,7 +93,7 @@ def _measure(
         with console.status("reading general text"):
             first = trained.prepared.vocabulary.first_added
             windows = token_windows(trained.prepared.tokenizer, held_out_articles(), WINDOW, spec.text_tokens)
-            before = general_figures(open_prepared(shared, config.scheme).model, windows, first)
+            before = general_figures(open_prepared(shared, config.identifiers.scheme).model, windows, first)
             result["general"] = compare_general(
                 before, general_figures(trained.prepared.model, windows, first)
             )
@@ -122,5 +122,5 @@ def _log_figures(folder: Path) -> dict[str, Any]:
 
 def _key(config: TrainConfig, dataset: str) -> str:
     """Return the name of the preparation. Runs with the same identifiers and extended backbone share it."""
-    shape = json.dumps([dataset, {name: config.model_dump(mode="json")[name] for name in SHAPED_BY}])
+    shape = json.dumps([dataset, shape_of(config)])
     return hashlib.sha256(shape.encode()).hexdigest()[:16]

@@ -17,7 +17,10 @@ class SweepError(UserError):
 
 
 class SweepSpec(BaseModel):
-    """A sweep file. `variants` maps a name to the settings that differ from `settings`."""
+    """A sweep file. `variants` maps a name to the settings in which it differs from `settings`.
+
+    Settings are in groups or have dotted names, as in the file of a training.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,6 +55,6 @@ class SweepSpec(BaseModel):
     def config(self, variant: str, seed: int) -> TrainConfig:
         """Return the settings of one run. Raises `SweepError` if they are invalid."""
         try:
-            return TrainConfig.load(None, self.settings | self.variants[variant] | {"seed": seed})
+            return TrainConfig.combined(self.settings, self.variants[variant], {"seed": seed})
         except UserError as error:
             raise SweepError(f"variant {variant!r}: {error}") from error

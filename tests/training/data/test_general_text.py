@@ -150,7 +150,9 @@ def test_no_text_becomes_a_special_token(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_smollm2_reads_the_text_back() -> None:
-    smollm2 = load_backbone(TrainConfig(backbone="smollm2-135m", layers=1), []).tokenizer
+    smollm2 = load_backbone(
+        TrainConfig.combined({"backbone": {"name": "smollm2-135m", "layers": 1}}), []
+    ).tokenizer
     article = held_out_articles()[0]
     ids = encode_plain(smollm2, article.text)
     assert smollm2.decode(ids) == article.text

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
-from support.walks import SETTINGS, make_data
+from support.walks import make_data, settings
 from typer.testing import CliRunner
 
 from index.bundle.bundle import Bundle
@@ -33,8 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data") / "walks", users=20)
 
 
-def trained(data: Path, out: Path, **settings: object) -> Path:
-    config = TrainConfig(**SETTINGS | {"epochs": 1, "validation_cases": 10, "conflict_cases": 0} | settings)
+def trained(data: Path, out: Path, **identifiers: object) -> Path:
+    short = {"optimiser.epochs": 1, "validation": {"cases": 10, "conflict_cases": 0}}
+    config = settings(short, {"identifiers": identifiers})
     bundle = train(data, out, config, console=Console(quiet=True))
     assert bundle is not None
     return bundle
@@ -47,7 +48,7 @@ def by_file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = np.random.default_rng(0).normal(size=(len(ids), 12))
     pl.DataFrame({"item_id": ids[::-1], "vector": vectors[::-1].tolist()}).write_parquet(folder / "v.parquet")
     np.save(folder / "v.npy", vectors)
-    return trained(data, folder / "run", item_vectors=folder / "v.parquet", quantiser="rqvae")
+    return trained(data, folder / "run", vectors=folder / "v.parquet", quantiser="rqvae")
 
 
 def test_vectors_from_a_file_are_those_of_the_items(by_file: Path) -> None:
@@ -95,7 +96,7 @@ def test_new_items_are_embedded_by_the_encoder_of_the_bundle_and_by_no_other(
     data: Path, tmp_path: Path
 ) -> None:
     encoder = Path(shutil.copytree(assets.fetch("minilm"), tmp_path / "encoder"))
-    bundle = Bundle.open(trained(data, tmp_path / "run", item_encoder=str(encoder)))
+    bundle = Bundle.open(trained(data, tmp_path / "run", encoder=str(encoder)))
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("text", str(encoder))
     encoder.rename(tmp_path / "moved")
     with pytest.raises(ItemVectorError, match="cannot be had"):
@@ -131,7 +132,7 @@ def test_sources_that_cannot_be_are_refused_before_anything_is_written(data: Pat
         encoder_folder("no such encoder")
     np.save(tmp_path / "v.npy", np.ones((7, 3)))
     with pytest.raises(VectorFileError, match="7 vectors for 30 items"):
-        trained(data, tmp_path / "run", item_vectors=tmp_path / "v.npy")
+        trained(data, tmp_path / "run", vectors=tmp_path / "v.npy")
     assert not (tmp_path / "run").exists()
     with pytest.raises(EmbeddingError, match=r"item 'b' \(row 2\) has no text"):
         vector_source(TrainConfig(), Catalogue([Item("a", "title"), Item("b", "  ")]))

@@ -26,7 +26,7 @@ from training.methods.registry import make_method
 
 def make(seed: int = 0, method: str = "full"):  # type: ignore[no-untyped-def]
     model = make_model(64, "gpt-neox", seed=seed)
-    return model, make_method(model, TrainConfig(backbone="scratch", method=method), 40)
+    return model, make_method(model, TrainConfig.combined({"backbone.name": "scratch", "method": method}), 40)
 
 
 @pytest.mark.parametrize("name", ["gems", "subspace", "full", "lora", "lora-moe", "pcgrad"])

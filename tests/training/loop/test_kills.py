@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.walks import SETTINGS, make_data
+from support.walks import make_data, settings
 
-from training.config import TrainConfig
 from training.pipeline import train
 
 
@@ -34,7 +33,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
     The first ones are killed while they write a checkpoint.
     """
     data = make_data(tmp_path / "walks")
-    config = TrainConfig(**SETTINGS | {"checkpoint_every": 1e-3, "epochs": 8, "stagger": 3})
+    config = settings({"run.checkpoint_every": 1e-3, "optimiser.epochs": 8, "gems.stagger": 3})
     config.save(tmp_path / "config.yaml")
     train(data, tmp_path / "whole", config, console=Console(quiet=True))
     expected = sha(tmp_path / "whole")

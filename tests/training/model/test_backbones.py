@@ -41,7 +41,7 @@ def test_smollm2_is_a_language_model(whole) -> None:  # type: ignore[no-untyped-
 
 
 def test_the_first_layers_compute_what_they_did_in_the_whole(whole) -> None:  # type: ignore[no-untyped-def]
-    cut = load_backbone(TrainConfig(layers=2), [])
+    cut = load_backbone(TrainConfig.combined({"backbone.layers": 2}), [])
     ids = torch.tensor([[5, 77, 1234]])
     with torch.inference_mode():
         states = whole.model(ids, output_hidden_states=True).hidden_states
@@ -49,11 +49,11 @@ def test_the_first_layers_compute_what_they_did_in_the_whole(whole) -> None:  # 
     assert torch.allclose(states[1], ours[1], atol=1e-5)
     assert cut.model.config.num_hidden_layers == 2
     with pytest.raises(BackboneError, match="30 layers"):
-        load_backbone(TrainConfig(layers=31), [])
+        load_backbone(TrainConfig.combined({"backbone.layers": 31}), [])
 
 
 def test_a_pretrained_backbone_starts_with_like_items_alike_and_old_words_untouched() -> None:
-    backbone = load_backbone(TrainConfig(layers=1), [])
+    backbone = load_backbone(TrainConfig.combined({"backbone.layers": 1}), [])
     before = backbone.model.get_input_embeddings().weight.detach().clone()
     vocabulary = extend_backbone(backbone, IDENTIFIERS, TITLES, VECTORS)
     after = backbone.model.get_input_embeddings().weight.detach()
@@ -67,11 +67,13 @@ def test_a_pretrained_backbone_starts_with_like_items_alike_and_old_words_untouc
 
 
 def test_a_cut_smollm2_learns_and_is_served() -> None:
-    backbone = load_backbone(TrainConfig(layers=2), [])
+    backbone = load_backbone(TrainConfig.combined({"backbone.layers": 2}), [])
     vocabulary = extend_backbone(backbone, IDENTIFIERS, TITLES, VECTORS)
     encoder = SequenceEncoder(backbone.tokenizer, vocabulary, IDENTIFIERS.codes)
     part = pad([encoder.sample([Event(k, Task.SEARCH, TITLES[k]), Event(k)]) for k in range(8)])
-    method = make_method(backbone.model, TrainConfig(learning_rate=3e-4, method="full"), 0)
+    method = make_method(
+        backbone.model, TrainConfig.combined({"optimiser.learning_rate": 3e-4, "method": "full"}), 0
+    )
     losses = []
     for _ in range(25):
         sums = item_losses(backbone.model, vocabulary, part, "level")
@@ -85,7 +87,9 @@ def test_a_cut_smollm2_learns_and_is_served() -> None:
 
 
 def test_a_scratch_backbone_writes_any_text_and_starts_from_the_item_vectors() -> None:
-    config = TrainConfig(backbone="scratch", hidden=32, heads=2, text_vocabulary=300)
+    config = TrainConfig.combined(
+        {"backbone": {"name": "scratch", "hidden": 32, "heads": 2, "text_vocabulary": 300}}
+    )
     backbone = load_backbone(config, TITLES)
     text = "Ünïcode 星 & <|search|>"
     assert backbone.tokenizer.decode(backbone.tokenizer(text).input_ids).strip() == text.lower()
@@ -98,4 +102,6 @@ def test_a_scratch_backbone_writes_any_text_and_starts_from_the_item_vectors() -
     again = load_backbone(config, TITLES)
     assert again.tokenizer.get_vocab() == train_tokenizer(TITLES, 300).get_vocab()
     with pytest.raises(BackboneError, match="multiple"):
-        load_backbone(TrainConfig(backbone="scratch", hidden=30, heads=4), TITLES)
+        load_backbone(
+            TrainConfig.combined({"backbone": {"name": "scratch", "hidden": 30, "heads": 4}}), TITLES
+        )

@@ -30,7 +30,7 @@ from index.trie.trie import Trie
 from server.engine.contract import EngineError, RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from server.engine.vllm_backend.engine import VllmEngine
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import evaluate
 from training.evaluation.preservation.general import general_figures
@@ -45,6 +45,7 @@ from training.pipeline import train
 from training.prepare.knowledge_basis import knowledge_path
 from training.prepare.preparation import open_prepared
 from training.run.server_process import ServerProcess
+from training.settings import merged
 
 CATALOGUE = make_catalogue(60)
 IDENTIFIERS = make_identifiers(60)
@@ -56,11 +57,13 @@ PAIRS = Pairs(ENCODER, start=0, targets=3)
 SHARES = dict.fromkeys(Task, 0.5)
 QUIET = Console(quiet=True)
 
-TIGER = {
-    "backbone": "t5-tiger", "hidden": 32, "heads": 2, "layers": 1, "text_vocabulary": 400, "codebooks": (4, 4),
-    "max_events": 8, "max_tokens": 128, "batch_size": 16, "targets": 8, "epochs": 8, "learning_rate": 1e-2,
-    "validation_cases": 40, "title_queries": 0.2, "patience": 100, "threads": 1, "method": "full",
-    "conflict_cases": 8, "validate_every": 2,
+TIGER: dict[str, Any] = {
+    "method": "full", "threads": 1,
+    "backbone": {"name": "t5-tiger", "hidden": 32, "heads": 2, "layers": 1, "text_vocabulary": 400},
+    "identifiers": {"codebooks": (4, 4)},
+    "sequence": {"max_events": 8, "max_tokens": 128, "targets": 8, "title_queries": 0.2},
+    "optimiser": {"batch_size": 16, "epochs": 8, "learning_rate": 1e-2},
+    "validation": {"cases": 40, "patience": 100, "conflict_cases": 8, "every": 2},
 }  # fmt: skip
 
 
@@ -223,7 +226,7 @@ def folder(path: Path, kind: str, layers: int = 2) -> Path:
 def test_a_folder_keeps_its_rows_its_head_and_its_scale_when_it_gains_tokens(
     kind: str, tmp_path: Path
 ) -> None:
-    backbone = load_backbone(TrainConfig(backbone=str(folder(tmp_path / "t5", kind))), [])
+    backbone = load_backbone(TrainConfig.combined({"backbone.name": str(folder(tmp_path / "t5", kind))}), [])
     model = backbone.model
     known = len(backbone.tokenizer)
     ids, written = torch.tensor([[5, 77, 123]]), torch.tensor([[0, 9]])
@@ -253,9 +256,10 @@ def test_a_folder_keeps_its_rows_its_head_and_its_scale_when_it_gains_tokens(
 def test_every_method_lowers_the_loss_and_keeps_to_its_weights(name: str, kind: str, tmp_path: Path) -> None:
     make_t5(VOCABULARY.size, kind).save_pretrained(tmp_path)
     model = load_language_model(tmp_path)
-    config = TrainConfig(
-        backbone="folder", method=name, null_space=False, rank=0.25, lora_rank=4, refresh_every=5
-    )
+    config = TrainConfig.combined({
+        "backbone.name": "folder", "method": name, "knowledge.null_space": False, "lora.rank": 4,
+        "gems": {"rank_share": 0.25, "refresh_every": 5},
+    })  # fmt: skip
     method = make_method(model, config, VOCABULARY.first_added)
     known = model.shared.weight[: VOCABULARY.first_added].detach().clone()
     linears = {
@@ -295,13 +299,13 @@ def settings(data: Path) -> dict[str, Any]:
     """Return settings with item vectors from a file, so that no encoder has to be loaded."""
     file = data.parent / "vectors.npy"
     np.save(file, text_vectors(DataSet.load(data).catalogue.texts()))
-    return TIGER | {"item_vectors": file}
+    return merged(TIGER, {"identifiers": {"codebooks": (4, 4), "vectors": file}})
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(data, out, TrainConfig(**settings), console=QUIET)
+    train(data, out, TrainConfig.combined(settings), console=QUIET)
     return out
 
 
@@ -337,7 +341,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_weights(
         if epoch == 4:
             raise MemoryError("killed")
 
-    config = TrainConfig(**settings | {"checkpoint_every": 1e-4})
+    config = TrainConfig.combined(settings, {"run.checkpoint_every": 1e-4})
     monkeypatch.setattr(BatchSource, "epoch", broken)
     with pytest.raises(MemoryError):
         train(data, tmp_path / "run", config, console=QUIET)
@@ -356,9 +360,9 @@ def test_gems_on_a_folder_leaves_what_general_text_uses_alone(
     tokenizer = make_tokenizer(catalogue.texts())
     make_t5(len(tokenizer) + 8, "v1.1").save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    config = TrainConfig(**settings | {
-        "backbone": str(tmp_path / "t5"), "layers": 1, "method": "gems", "rank": 0.25, "epochs": 2,
-        "knowledge_tokens": 2048, "conflict_cases": 0, "validate_every": 2,
+    config = TrainConfig.combined(settings, {
+        "backbone": {"name": str(tmp_path / "t5"), "layers": 1}, "method": "gems", "gems.rank_share": 0.25,
+        "optimiser.epochs": 2, "knowledge.tokens": 2048, "validation": {"conflict_cases": 0, "every": 2},
     })  # fmt: skip
     train(data, tmp_path / "run", config, console=QUIET)
     bundle = Bundle.open(tmp_path / "run" / "bundle")
@@ -396,8 +400,11 @@ def test_general_text_is_predicted_half_from_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["full", "pcgrad", "gems"])
 def test_t5_tiger_soon_knows_its_titles(method: str) -> None:
     """No single learning rate for all weights achieves this: T5's q starts at 0.02, its token table at 1."""
-    size = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0, "text_vocabulary": 400, "rank": 0.5}
-    config = TrainConfig(backbone="t5-tiger", method=method, learning_rate=3e-2, **size)
+    size = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0, "text_vocabulary": 400}
+    config = TrainConfig.combined({
+        "method": method, "backbone": {"name": "t5-tiger"} | size, "optimiser.learning_rate": 3e-2,
+        "gems.rank_share": 0.5,
+    })  # fmt: skip
     titles = [item.title for item in CATALOGUE]
 
     def last_loss(config: TrainConfig) -> float:
@@ -409,20 +416,22 @@ def test_t5_tiger_soon_knows_its_titles(method: str) -> None:
         for _ in range(30):
             loss = item_losses(backbone.model, vocabulary, part, "level")[Task.SEARCH] / len(titles)
             method.backward({Task.SEARCH: loss}, {Task.SEARCH: 1.0})
-            method.step(config.learning_rate)
+            method.step(config.optimiser.learning_rate)
         return float(loss.detach())
 
     assert last_loss(config) < 0.2
     if method == "full":
         for rate in (1e-3, 3e-3, 1e-2, 3e-2):
-            plain = config.model_copy(update={"relative_rate": False, "learning_rate": rate})
+            changes = {"optimiser": {"relative": False, "learning_rate": rate}}
+            plain = TrainConfig.combined(config.model_dump(), changes)
             assert last_loss(plain) > 1, rate
 
 
 @pytest.mark.parametrize("method", ["full", "pcgrad"])
 def test_relative_steps_are_as_long_as_the_weights_are_large(method: str) -> None:
     """Adam's first step equals the learning rate, for every number with a gradient."""
-    config = TrainConfig(backbone="folder", method=method, relative_rate=True, weight_decay=0.0)
+    optimiser = {"relative": True, "weight_decay": 0.0}
+    config = TrainConfig.combined({"backbone.name": "folder", "method": method, "optimiser": optimiser})
     model = make_t5(VOCABULARY.size, "v1.0")
     with torch.no_grad():
         model.encoder.final_layer_norm.weight.zero_()  # the smallest step lets it begin
@@ -442,23 +451,27 @@ def test_relative_steps_are_as_long_as_the_weights_are_large(method: str) -> Non
 
 
 def test_adapters_have_no_relative_rate() -> None:
+    adapters = {"backbone.name": "t5-tiger", "method": "lora"}
     with pytest.raises(ValueError, match="adapters start at zero"):
-        TrainConfig(backbone="t5-tiger", method="lora")
-    TrainConfig(backbone="t5-tiger", method="lora", relative_rate=False, learning_rate=1e-3)
+        TrainConfig(backbone={"name": "t5-tiger"}, method="lora")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="adapters start at zero"):
+        TrainConfig.combined(adapters)
+    TrainConfig.combined(adapters, {"optimiser": {"relative": False, "learning_rate": 1e-3}})
 
 
 def test_t5_tiger_has_the_sizes_of_the_paper_unless_told_otherwise() -> None:
-    config = TrainConfig(backbone="t5-tiger", text_vocabulary=300)
+    config = TrainConfig.combined({"backbone": {"name": "t5-tiger", "text_vocabulary": 300}})
     model: PreTrainedModel = load_backbone(config, CATALOGUE.texts()).model
     shape = model.config
     assert (shape.d_model, shape.d_ff, shape.num_heads, shape.d_kv) == (128, 1024, 6, 64)
     assert (len(model.encoder.block), len(model.decoder.block)) == (4, 4)
     assert (shape.dropout_rate, shape.feed_forward_proj) == (0.1, "relu")
-    other = TrainConfig(backbone="t5-tiger", text_vocabulary=300, hidden=64, heads=2, layers=1, dropout=0.0)
+    size = {"text_vocabulary": 300, "hidden": 64, "heads": 2, "layers": 1, "dropout": 0.0}
+    other = TrainConfig.combined({"backbone": {"name": "t5-tiger"} | size})
     smaller = load_backbone(other, CATALOGUE.texts())
     assert smaller.model.config.d_model == 64
     assert smaller.tokenizer("<pad>", add_special_tokens=False).input_ids == [0]
-    assert TrainConfig(backbone="scratch").heads == 4
+    assert TrainConfig.combined({"backbone.name": "scratch"}).backbone.heads == 4
 
 
 def test_other_encoder_decoders_and_too_many_layers_are_refused(tmp_path: Path) -> None:
@@ -469,11 +482,11 @@ def test_other_encoder_decoders_and_too_many_layers_are_refused(tmp_path: Path) 
     with pytest.raises(LanguageModelError, match="only T5"):
         load_language_model(tmp_path / "bart")
     with pytest.raises(BackboneError, match="bart is an encoder-decoder of which only T5"):
-        load_backbone(TrainConfig(backbone=str(tmp_path / "bart")), [])
+        load_backbone(TrainConfig.combined({"backbone.name": str(tmp_path / "bart")}), [])
     path = folder(tmp_path / "t5", "v1.0")
     with pytest.raises(BackboneError, match="2 layers"):
-        load_backbone(TrainConfig(backbone=str(path), layers=3), [])
-    cut = load_backbone(TrainConfig(backbone=str(path), layers=1), []).model
+        load_backbone(TrainConfig.combined({"backbone": {"name": str(path), "layers": 3}}), [])
+    cut = load_backbone(TrainConfig.combined({"backbone": {"name": str(path), "layers": 1}}), []).model
     cut.save_pretrained(tmp_path / "cut")
     again = load_language_model(tmp_path / "cut")
     ids, written = torch.tensor([[5, 77, 123]]), torch.tensor([[0, 9]])

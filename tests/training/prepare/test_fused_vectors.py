@@ -1,10 +1,11 @@
-"""`gems train --item-embeddings alphafuse`: identifiers from vectors that combine texts and behaviour."""
+"""`gems train --identifiers.embeddings alphafuse`: identifiers from vectors that combine texts and behaviour."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file
-from support.walks import COLOURS, SETTINGS, THINGS, make_data
+from support.walks import COLOURS, THINGS, make_data, settings
 from typer.testing import CliRunner
 
 from index.bundle.bundle import Bundle
@@ -32,10 +33,11 @@ from training.prepare.preparation import open_prepared
 from training.run.run_folder import RunError
 
 QUIET = Console(quiet=True)
-FUSED = SETTINGS | {
-    "item_embeddings": "alphafuse", "fused_hidden": 16, "fused_epochs": 60, "epochs": 1, "conflict_cases": 0,
-    "validation_cases": 10,
-}  # fmt: skip
+FUSED: dict[str, Any] = {
+    "identifiers": {"embeddings": "alphafuse", "fused_hidden": 16, "fused_epochs": 60},
+    "optimiser.epochs": 1,
+    "validation": {"conflict_cases": 0, "cases": 10},
+}
 WIDTH = 20
 
 
@@ -72,7 +74,7 @@ def language(data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(language: Path) -> TrainConfig:
-    return TrainConfig(**FUSED, item_vectors=language)
+    return settings(FUSED, {"identifiers.vectors": language})
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +128,11 @@ def test_identifiers_are_codes_of_the_fused_vectors_and_the_run_and_the_bundle_s
     assert cosines[alike].mean() > cosines[colour[:, None] != colour].mean() + 0.1
     bundle = Bundle.open(run / "bundle")
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("alphafuse", "")
-    assert "item_embeddings: alphafuse" in (run / "config.yaml").read_text()
+    assert "embeddings: alphafuse" in (run / "config.yaml").read_text()
     assert np.array_equal(
         bundle.index.trie.codes(), open_prepared(run / "prepared", "semantic").identifiers.codes
     )
-    alone = TrainConfig(**FUSED | {"item_embeddings": "text"}, item_vectors=language)
+    alone = settings(FUSED, {"identifiers": {"embeddings": "text", "vectors": language}})
     train(data, run.parent / "text", alone, console=QUIET)
     by_text = open_prepared(run.parent / "text" / "prepared", "semantic").identifiers.codes
     assert not np.array_equal(by_text[:, :-1], bundle.index.trie.codes()[:, :-1])
@@ -172,7 +174,7 @@ def test_nothing_that_is_held_out_is_learned_from(data: Path, config: TrainConfi
 
     Another training event gives other vectors and losses.
     """
-    config = config.model_copy(update={"fused_epochs": 12})
+    config = TrainConfig.combined(config.model_dump(), {"identifiers.fused_epochs": 12})
     vectors, losses = fuse(data, config, tmp_path / "as-it-is" / "prepared")
     dataset = DataSet.load(data)
 
@@ -233,8 +235,8 @@ def test_a_finished_fusion_is_found_by_its_hash(
     assert np.array_equal(vectors, np.load(run / "prepared" / "item_vectors.npy"))
     assert weights.stat().st_mtime_ns == before
     dataset = DataSet.load(data)
-    for changes in ({"seed": 1}, {"fused_hidden": 12}, {}):
-        other = config.model_copy(update={"fused_epochs": 3} | changes)
+    for changes in ({"seed": 1}, {"identifiers.fused_hidden": 12}, {}):
+        other = TrainConfig.combined(config.model_dump(), {"identifiers.fused_epochs": 3}, changes)
         fused_source(other, data, dataset, leave_one_out(dataset), tmp_path / "prepared", QUIET).make(QUIET)
     assert len(list(tmp_path.glob("fused-*"))) == 4
     assert {p.name for p in folder.iterdir()} == {".lock", LANGUAGE, "sasrec"}
@@ -245,27 +247,30 @@ def test_what_cannot_be_fused_is_said_before_anything_is_written(
 ) -> None:
     def refused(**changes: object) -> str:
         with pytest.raises(ItemVectorError) as caught:
-            train(data, tmp_path / "run", TrainConfig(**FUSED | changes), console=QUIET)
+            train(data, tmp_path / "run", settings(FUSED, {"identifiers": changes}), console=QUIET)
         assert not (tmp_path / "run").exists()
-        assert "--item-embeddings alphafuse with --fused-hidden" in str(caught.value)
+        assert "--identifiers.embeddings alphafuse with --identifiers.fused-hidden" in str(caught.value)
         return str(caught.value)
 
     assert "32 items are too few for language vectors of 384 dimensions" in refused()
-    assert "no room for more than as many" in refused(item_vectors=language, fused_hidden=22)
-    assert "leaves no null space" in refused(item_vectors=language, fused_hidden=40)
+    assert "no room for more than as many" in refused(vectors=language, fused_hidden=22)
+    assert "leaves no null space" in refused(vectors=language, fused_hidden=40)
     np.save(tmp_path / "same.npy", np.ones((32, 8), np.float32))
-    assert "no variance" in refused(item_vectors=tmp_path / "same.npy", fused_hidden=4)
+    assert "no variance" in refused(vectors=tmp_path / "same.npy", fused_hidden=4)
     users = [replace_events(user, user.events[:3]) for user in DataSet.load(data).users]
     DataSet(DataSet.load(data).info, DataSet.load(data).catalogue, users).save(tmp_path / "short")
     with pytest.raises(ItemVectorError, match="nobody has two training events"):
         train(
-            tmp_path / "short", tmp_path / "run", TrainConfig(**FUSED, item_vectors=language), console=QUIET
+            tmp_path / "short",
+            tmp_path / "run",
+            settings(FUSED, {"identifiers.vectors": language}),
+            console=QUIET,
         )
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"fused_hidden: .* multiple of 2"):
-        TrainConfig.load(None, {"fused_hidden": 15})
+        TrainConfig.load(None, {"identifiers.fused_hidden": 15})
     with pytest.raises(ConfigError, match=r"'alphafuse' is for semantic identifiers; atomic ones"):
-        TrainConfig.load(None, {"item_embeddings": "alphafuse", "scheme": "atomic"})
+        TrainConfig.load(None, {"identifiers": {"embeddings": "alphafuse", "scheme": "atomic"}})
 
 
 def test_texts_are_fused_and_later_items_are_named_by_their_texts_alone(tmp_path: Path) -> None:
@@ -273,7 +278,7 @@ def test_texts_are_fused_and_later_items_are_named_by_their_texts_alone(tmp_path
     dataset = DataSet.load(make_data(tmp_path / "walks", users=60))
     more = [Item(f"{c}-{t}-{k}", f"{c} {t} number {k}") for k in range(13) for c in COLOURS for t in THINGS]
     DataSet(dataset.info, Catalogue([*dataset.catalogue, *more]), dataset.users).save(tmp_path / "data")
-    config = TrainConfig(**FUSED | {"fused_epochs": 1})
+    config = settings(FUSED, {"identifiers.fused_epochs": 1})
     bundle = Bundle.open(train(tmp_path / "data", tmp_path / "run", config, console=QUIET) or Path())
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("alphafuse", "minilm")
     assert bundle.info.item_encoder_sha256

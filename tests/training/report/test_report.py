@@ -100,13 +100,13 @@ def make_run(folder: Path, records: list[dict[str, Any]], config: Mapping[str, A
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
     if config is not None:
-        settings = TrainConfig().model_dump(mode="json") | dict(config)
+        settings = TrainConfig.combined(config).model_dump(mode="json")
         (folder / "config.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     return folder
 
 
 def full_run(folder: Path) -> Path:
-    run = make_run(folder, [*step_records(), *method_records()], {"batch_size": 7, "rank": 16})
+    run = make_run(folder, [*step_records(), *method_records()], {"optimiser.batch_size": 7, "gems.rank": 16})
     (run / "environment.json").write_text(json.dumps({"data": "/data/films"}), "utf-8")
     (run / "evaluation.json").write_text(json.dumps(evaluation()), "utf-8")
     kept = {"general": {"perplexity": {"before": 20.5, "after": 21.25}, "nll_difference": [0.1, 0.05, 0.15]}}
@@ -254,8 +254,8 @@ def test_a_cell_that_was_not_measured_is_hollow() -> None:
 def test_tables_hold_settings_subspaces_cost_evaluation_and_preservation(tmp_path: Path) -> None:
     page = report(full_run(tmp_path / "run"))
     assert set(page.sections) == NAMED_SECTIONS
-    assert page.row("batch_size") == ["batch_size", "7", "128"]
-    assert page.row("rank") == ["rank", "16", page.row("rank")[2]]
+    assert page.row("optimiser.batch_size") == ["optimiser.batch_size", "7", "128"]
+    assert page.row("gems.rank") == ["gems.rank", "16", "none"]
     assert page.row("method")[1] == "gems"
     assert not any(row[0] == "epochs" for row in page.rows)  # as by default
     subspaces = [row for row in page.rows if row[0] == "q_proj" and len(row) == 4]
@@ -282,7 +282,7 @@ def test_tables_hold_settings_subspaces_cost_evaluation_and_preservation(tmp_pat
 
 def test_a_baseline_stands_beside_the_run_on_the_same_scales(tmp_path: Path) -> None:
     other = [*step_records(30, gates=False), {"step": 30, "epoch": 1, "conflict": {weight(0, "q_proj"): 1.9}}]
-    baseline = make_run(tmp_path / "plain", other, {"batch_size": 9})
+    baseline = make_run(tmp_path / "plain", other, {"optimiser.batch_size": 9})
     page = report(full_run(tmp_path / "run"), baseline)
     drawings = page.svgs()
     validation = drawings["Validation loss by task"]
@@ -299,7 +299,7 @@ def test_a_baseline_stands_beside_the_run_on_the_same_scales(tmp_path: Path) -> 
     assert cells(drawings[theirs]) == [(1.9, heat_colour(1.9))]
     assert len(cells(drawings[ours])) == LAYERS * len(KINDS)
     assert set(lines(drawings["Mean ρ over the weights"])) == {"mean ρ", "mean ρ, baseline"}
-    assert page.row("batch_size") == ["batch_size", "7", "9", "128"]
+    assert page.row("optimiser.batch_size") == ["optimiser.batch_size", "7", "9", "128"]
     assert page.row("optimizer state") == ["optimizer state", "3.21 MB", "–"]
     assert "not evaluated" in page.sections["Evaluation"]
     assert str(baseline) in page.source
@@ -343,6 +343,18 @@ def test_a_run_with_a_single_step_has_a_page(tmp_path: Path) -> None:
         tmp_path / "other", [{"step": 0, "epoch": 0, "validation": {"search.loss": 3.0}}]
     )
     assert "Training loss" in report(only_validation).notes
+
+
+def test_a_run_of_an_older_version_is_shown_with_the_names_of_today(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "old", list(step_records(3)))
+    old = {"backbone": "scratch", "method": "full", "batch_size": 7, "deflation": True, "stale_moments": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(old), "utf-8")
+    page = report(run)
+    assert page.row("backbone.name") == ["backbone.name", "scratch", "smollm2-135m"]
+    assert page.row("optimiser.batch_size") == ["optimiser.batch_size", "7", "128"]
+    assert page.row("gems.transport") == ["gems.transport", "False", "True"]
+    assert "gems.deflate" not in page.sections["Settings"]  # as by default
+    assert RunLog.read(run).backbone == "scratch"
 
 
 def test_hostile_names_are_escaped_everywhere(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from support.walks import SETTINGS, make_data
 
 from training.cli.main import main
 from training.run.locks import claim
+from training.settings import merged, nested
 from training.sweep.run import run_variant
 from training.sweep.spec import SweepError, SweepSpec
 from training.sweep.table import interval, markdown, summarise
@@ -25,9 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_file(folder: Path, **changed: object) -> Path:
-    settings = SETTINGS | {"codebooks": [4, 4], "epochs": 1, "text_vocabulary": 400, "max_tokens": 160}
+    changes = {"identifiers.codebooks": [4, 4], "optimiser.epochs": 1, "sequence.max_tokens": 160}
+    settings = merged(SETTINGS, nested(changes))
     spec = {
-        "settings": {k: v for k, v in settings.items() if k != "seed"},
+        "settings": settings,
         "variants": {"gems": {"method": "gems"}, "full": {"method": "full"}},
         "seeds": [0, 1],
         "cases": 20,
@@ -77,8 +79,8 @@ def test_a_run_in_other_hands_is_left_to_them(data: Path, tmp_path: Path) -> Non
 
 
 def test_mistakes_are_named_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match=r"variant 'bad'.*rank"):
-        SweepSpec.load(spec_file(tmp_path, variants={"bad": {"rank": -1}}))
+    with pytest.raises(SweepError, match=r"variant 'bad'.*gems\.rank"):
+        SweepSpec.load(spec_file(tmp_path, variants={"bad": {"gems.rank": -1}}))
     with pytest.raises(SweepError, match="variants"):
         SweepSpec.load(spec_file(tmp_path, variants={}))
     with pytest.raises(SweepError, match="slash"):
@@ -135,9 +137,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_results_of_other_settings_or_data_are_not_mixed_in(data: Path, tmp_path: Path) -> None:
     console, out = Console(quiet=True), tmp_path / "out"
-    settings = {
-        "settings": SweepSpec.load(spec_file(tmp_path)).settings | {"epochs": 0.3, "validate_every": 1}
-    }
+    changes = {"optimiser.epochs": 0.3, "validation.every": 1}
+    settings = {"settings": merged(SweepSpec.load(spec_file(tmp_path)).settings, nested(changes))}
     spec = SweepSpec.load(spec_file(tmp_path, **settings))
     first = run_variant(spec, "full", 0, data, out, console)
     assert first == run_variant(spec, "full", 0, data, out, console)
@@ -148,7 +149,10 @@ def test_results_of_other_settings_or_data_are_not_mixed_in(data: Path, tmp_path
 
 
 def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(data: Path, tmp_path: Path) -> None:
-    variants = {"wild": {"method": "full", "learning_rate": 1e20, "warmup": 0.0}, "calm": {"method": "full"}}
+    variants = {
+        "wild": {"method": "full", "optimiser": {"learning_rate": 1e20, "warmup": 0.0}},
+        "calm": {"method": "full"},
+    }
     spec = SweepSpec.load(spec_file(tmp_path, variants=variants))
     results = [run_variant(spec, v, 0, data, tmp_path / "out", Console(quiet=True)) for v in variants]
     assert results[0] is not None

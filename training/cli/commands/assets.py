@@ -1,4 +1,4 @@
-"""`gems assets`: what can be fetched, and fetching it."""
+"""`gems assets`: list and fetch models and data."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from training.baselines.settings import (
     SASRecSettings,
     settings_from,
 )
-from training.cli.common.flags import add_flags
+from training.cli.common.flags import add_flags, given
 from training.cli.common.quiet import quiet_libraries
 
 baseline_app = typer.Typer(
@@ -42,28 +42,24 @@ def sasrec_command(
     **flags: Any,
 ) -> None:
     """SASRec, for recommendation. OUT/item_vectors.parquet holds the item vectors that it ends with."""
-    _run(data, out, settings_from(SASRecSettings, _given(flags)), resume, system, language_vectors)
+    _run(data, out, settings_from(SASRecSettings, given(flags)), resume, system, language_vectors)
 
 
 @baseline_app.command("ncf")
 def ncf_command(data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any) -> None:
     """Neural matrix factorisation, for recommendation."""
-    _run(data, out, settings_from(NCFSettings, _given(flags)), resume, system)
+    _run(data, out, settings_from(NCFSettings, given(flags)), resume, system)
 
 
 @baseline_app.command("dense")
 def dense_command(data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any) -> None:
     """A dense bi-encoder (MiniLM, tuned on the logged searches), for search."""
-    _run(data, out, settings_from(DenseSettings, _given(flags)), resume, system)
+    _run(data, out, settings_from(DenseSettings, given(flags)), resume, system)
 
 
 add_flags(sasrec_command, SASRecSettings)
 add_flags(ncf_command, NCFSettings)
 add_flags(dense_command, DenseSettings)
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _run(

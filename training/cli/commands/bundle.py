@@ -1,4 +1,4 @@
-"""`gems bundle`: a bundle on disk."""
+"""`gems bundle`: check a bundle on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle.")
 
 @bundle_app.command("verify")
 def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")]) -> None:
-    """Check every file against its hash and every index version; show what takes how much room."""
+    """Check every file against its hash and every index version; show the size of each part."""
     # slow imports, not for --help
     from index.bundle.bundle import INDEX, Bundle
     from index.bundle.manifest import verify

@@ -20,7 +20,7 @@ def compare_command(
     ],
     data: Annotated[Path | None, typer.Option(help="folder of the data set, for the floors")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
-    cold: Annotated[int, typer.Option(min=1, help="users with at most so many events are cold")] = 5,
+    cold: Annotated[int, typer.Option(min=1, help="users with at most N events are cold")] = 5,
     seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
 ) -> None:
     """Compare systems on the cases that all of them ranked. Runs of one system with several seeds count as one."""

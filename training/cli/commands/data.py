@@ -1,4 +1,4 @@
-"""`gems data`: make and look at data sets."""
+"""`gems data`: make and show data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a data set that is
 
 @data_app.command("movielens")
 def movielens_command(out: Out, force: Force = False) -> None:
-    """MovieLens from the `movielens` asset, with simulated searches."""
+    """Make a data set of MovieLens from the `movielens` asset, with simulated searches."""
     check_writable(out, force)
     with Console().status("reading MovieLens"):
         dataset = movielens()
@@ -36,7 +36,7 @@ def amazon_beauty_command(
     out: Out,
     force: Force = False,
 ) -> None:
-    """Amazon Beauty 5-core (2014), with simulated searches; for measurements only."""
+    """Make a data set of Amazon Beauty 5-core (2014), with simulated searches; for measurements only."""
     check_writable(out, force)
     _save(amazon_beauty(source), out, force)
 
@@ -50,7 +50,7 @@ def import_command(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Keep the good rows, count the bad.")] = False,
     force: Force = False,
 ) -> None:
-    """Your own files. Every bad row is reported with file, line and reason."""
+    """Import your own files. Every bad row is reported with file, line and reason."""
     check_writable(out, force)
     dataset, bad = import_files(items, interactions, name or out.resolve().name, skip_bad)
     for row in bad:
@@ -64,7 +64,7 @@ def import_command(
 def describe_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")],
 ) -> None:
-    """Figures of a data set, what in it is simulated, and a few histories."""
+    """Show figures of a data set, its simulated parts, and a few histories."""
     describe(DataSet.load(folder), Console())
 
 

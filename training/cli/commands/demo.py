@@ -1,4 +1,4 @@
-"""`gems demo`: see it work."""
+"""`gems demo`: the whole system on MovieLens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gems evaluate`: ranking of both tasks, beside its floors."""
+"""`gems evaluate`: ranking of both tasks, and of its floors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate_command(
     ] = False,
     sampled_negatives: Annotated[
         int | None,
-        typer.Option(min=1, help="rank the target among so many sampled items only, as papers do with 99"),
+        typer.Option(min=1, help="rank the target among N sampled items only, as papers do with 99"),
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the draws and of the bootstrap")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores)")] = None,

@@ -1,4 +1,4 @@
-"""`gems index`: the items of a bundle, which may change without training."""
+"""`gems index`: show and change the items of a bundle, without training."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def update_command(
     ] = None,
     keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
 ) -> None:
-    """Add, change and remove items, as a new version of the bundle's index. A server takes it up by
-    `POST /admin/index/refresh`, or when it starts."""
+    """Add, change and remove items, as a new version of the bundle's index.
+
+    A server uses it after `POST /admin/index/refresh`, or when it starts.
+    """
     # slow imports, not for --help
     from index.bundle.bundle import Bundle
     from index.bundle.update import update_index
@@ -102,7 +104,7 @@ def describe_command(
     examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:
-    """Use of the codes, collisions, how much alike the items of one prefix are, and examples."""
+    """Show the use of the codes, collisions, the similarity of the items of one prefix, and examples."""
     from index.bundle.bundle import Bundle
     from index.bundle.describe import describe_index
 
@@ -137,7 +139,7 @@ def describe_command(
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig").split("\n")  # ids may hold any other separator
+        lines = path.read_text("utf-8-sig").split("\n")  # an id may contain any other separator
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return [line.removesuffix("\r") for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""`gems preservation`: what a run kept of the model it started from."""
+"""`gems preservation`: comparison of a trained model with its backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gems serve`: hands over to the server, which needs nothing of the training side."""
+"""`gems serve`: start the server, which does not need the training side."""
 
 from __future__ import annotations
 

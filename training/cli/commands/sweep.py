@@ -40,4 +40,4 @@ def sweep_command(
     console.print(markdown(summary), markup=False, highlight=False, soft_wrap=True)
     missing = len(plan.seeds) * len(plan.variants) - len(results)
     if missing:
-        console.print(f"{missing} runs are in other hands; call again when they are done")
+        console.print(f"{missing} runs belong to other processes; call again when they are done")

@@ -1,4 +1,4 @@
-"""`gems train`: every field of `TrainConfig` is a flag."""
+"""`gems train`: every setting of `TrainConfig` is a flag."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from training.cli.common.flags import add_flags
+from training.cli.common.flags import add_flags, given
 from training.cli.common.quiet import quiet_libraries
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig, new_flag
+
+
+class TrainCommand(TyperCommand):
+    """Command that refuses the flags of older versions with their new names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises `ConfigError` for old flags."""
+        old = [said for said in (new_flag(word.split("=")[0]) for word in args) if said]
+        if old:
+            raise ConfigError("; ".join(old))
+        return super().parse_args(ctx, args)
 
 
 def train_command(
@@ -26,12 +38,8 @@ def train_command(
     from training.pipeline import train  # torch and transformers load slowly; --help should not wait
 
     quiet_libraries()
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    if "codebooks" in given:
-        given["codebooks"] = given["codebooks"].split(",")
     console = Console()
-    bundle = train(data, out, TrainConfig.load(config, given), resume=resume, console=console)
+    bundle = train(data, out, TrainConfig.load(config, given(flags)), resume=resume, console=console)
     if bundle is not None:
         console.print(f"bundle: {bundle}")
 

@@ -1,1 +1,1 @@
-"""What several commands use: flags made from settings, and quiet libraries."""
+"""Shared parts of the commands: flags made from settings, and quiet libraries."""

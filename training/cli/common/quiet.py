@@ -1,4 +1,4 @@
-"""Keeps libraries from writing over our own progress."""
+"""Settings that keep libraries from printing over the progress bars."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no advice from transformers; its errors still show."""
+    """Turn off progress bars and advice of transformers; its errors still show."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()

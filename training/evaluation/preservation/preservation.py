@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
-from training.config import SCRATCH
+from training.config import SCRATCH, modern
 from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
 from training.data.splits import Case, leave_one_out
@@ -111,7 +111,7 @@ def preservation(
         "known_tokens": bundle.vocabulary.first_added, "split": "test", "ranking": WHOLE,
         "beam_width": beam_width, "exclude_history": exclude_history, "bundle": bundle.info.bundle_id,
         "data": bundle.info.data.get("name"), "method": settings.get("method"),
-        "backbone": settings.get("backbone"), "layers": settings.get("layers"),
+        "backbone": settings.get("backbone.name"), "layers": settings.get("backbone.layers"),
     }  # fmt: skip
     note = backbone_note(settings)
     return result | ({"note": note} if note else {})
@@ -162,10 +162,11 @@ def _changes(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, f
 
 def backbone_note(settings: dict[str, Any]) -> str | None:
     """Return a warning about the figures on general text if the backbone was not a whole language model, else None."""
-    if settings.get("backbone") in SCRATCH:
+    if settings.get("backbone.name") in SCRATCH:
         what = "The backbone was built from scratch and knew no general text before"
-    elif settings.get("layers") is not None:
-        what = f"The backbone was cut to its first {settings['layers']} layers and was no language model by itself"
+    elif settings.get("backbone.layers") is not None:
+        layers = settings["backbone.layers"]
+        what = f"The backbone was cut to its first {layers} layers and was no language model by itself"
     else:
         return None
     return f"{what}: the figures on general text say little about preservation."
@@ -190,7 +191,7 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
     if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
-    return bundle, yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    return bundle, modern(yaml.safe_load((run / "config.yaml").read_text("utf-8")))
 
 
 def _rank(

@@ -9,7 +9,7 @@ from training.methods.method import Setup
 
 
 class FullTuning(AdamWTuning):
-    """min Σ_task share_task · L_task with decoupled weight decay on matrices (not on norms and biases)."""
+    """AdamW on every weight of the model; matrices decay, norms and biases do not."""
 
     def __init__(
         self,
@@ -36,5 +36,5 @@ class FullTuning(AdamWTuning):
 def make(setup: Setup) -> FullTuning:
     """Train every weight."""
     return FullTuning(
-        setup.model, relative=setup.config.relative_rate, reduce=setup.parallel.sum, **setup.adamw
+        setup.model, relative=setup.config.optimiser.relative, reduce=setup.parallel.sum, **setup.adamw
     )

@@ -1,15 +1,16 @@
-"""GEMS: the tasks' gradients in subspaces of their own beside a shared one."""
+"""GEMS: one subspace for the gradients of each task, in addition to a shared one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gems import GEMS, find_linears
-from gems.layers import ranks_of
+from gems.layers import Ranks, ranks_of
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from training.config import TrainConfig
@@ -18,10 +19,13 @@ from training.model.rows import AddedRows
 
 
 class GemsTuning:
-    """The blocks' linear layers in subspaces, `plain` parameters (the added token rows) by AdamW.
+    """Linear layers of the blocks in subspaces, and `plain` parameters by AdamW.
 
-    With `multi_subspace` each task has a subspace of its own, gated, and a backward pass of its own;
-    without, there is one shared subspace and one pass over the summed loss.
+    plain: the added token rows; for a backbone from scratch, everything that is not projected.
+    rows: the added token rows if they are weights of their own.
+    multi_subspace: whether each task has its own gated subspace and its own backward pass. If not, there is
+        one shared subspace and one pass over the summed loss.
+    settings: further parameters of `GEMS`.
     """
 
     exportable = True
@@ -46,7 +50,7 @@ class GemsTuning:
         if not self._multi_subspace:
             self._optimizer.backward(sum(weighted.values(), start=next(iter(losses.values())).new_zeros(())))
             return
-        fresh = set(losses) - self._counted  # shares are those of the whole step: they count once
+        fresh = set(losses) - self._counted  # shares belong to the whole step, so they count once
         self._optimizer.backward(
             weighted,
             values={task.value: float(loss.detach()) for task, loss in losses.items()},
@@ -64,7 +68,7 @@ class GemsTuning:
         return figures | ({"subspaces": refreshed} if refreshed else {})
 
     def merge(self) -> None:
-        """Nothing to fold: the updates are in the weights."""
+        """Do nothing: the updates are in the weights already."""
 
     def costs(self) -> dict[str, int]:
         return self._optimizer.costs()
@@ -77,29 +81,44 @@ class GemsTuning:
 
 
 def make(setup: Setup) -> GemsTuning:
-    """Make GEMS with a subspace for each task, as far as `multi_subspace` is on."""
-    return in_subspaces(setup, multi_subspace=setup.config.multi_subspace)
+    """Make GEMS with a subspace for each task if `multi_subspace` is on."""
+    return in_subspaces(setup, multi_subspace=setup.config.gems.multi_subspace)
 
 
 def check(model: nn.Module, config: TrainConfig) -> None:
-    """Raise `GemsError` where a subspace is larger than its layer."""
-    check_ranks(model, config, multi_subspace=config.multi_subspace)
+    """Raise `GemsError` if a subspace is larger than its layer."""
+    check_ranks(model, config, multi_subspace=config.gems.multi_subspace)
 
 
 def check_ranks(model: nn.Module, config: TrainConfig, *, multi_subspace: bool) -> None:
-    """Raise `GemsError` where a subspace is larger than its layer."""
+    """Raise `GemsError` if a subspace is larger than its layer."""
     tasks = ("a", "b") if multi_subspace else ()
-    task_rank = None if config.task_rank is None else _rank(config.task_rank)
+    ranks = Ranks(**config.gems.model_dump(include={field.name for field in fields(Ranks)}))
     for name, linear in find_linears(model).items():
-        ranks_of(name, linear, tasks, _rank(config.rank), task_rank, config.knowledge_cap, None, 0.0)
+        ranks_of(name, linear, tasks, ranks, config.knowledge.cap, None, 0.0)
+
+
+def gems_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that go to `GEMS` under their own names.
+
+    Only `optimiser.learning_rate` has another name there: every optimizer of PyTorch calls it `lr`.
+    `multi_subspace` is not among them: it decides whether `GEMS` is given the tasks.
+    """
+    return {
+        "lr": config.optimiser.learning_rate,
+        **config.optimiser.model_dump(include={"relative", "clip"}),
+        **config.gems.model_dump(exclude={"multi_subspace"}),
+        **config.knowledge.model_dump(include={"energy", "cap"}),
+        "seed": config.seed,
+    }
 
 
 def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
-    """Make the optimizer from the settings; what is not projected is frozen, unless the backbone is new."""
-    model, config = setup.model, setup.config
+    """Make the optimizer from the settings. Freeze the weights that are not projected, unless the backbone is new."""
+    model = setup.model
     linears = find_linears(model)
     projected = {id(linear.weight) for linear in linears.values()}
-    if config.from_scratch:
+    if setup.config.from_scratch:
         rows = None
         plain = [p for p in model.parameters() if id(p) not in projected]
     else:
@@ -113,29 +132,7 @@ def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
         rows=rows,
         multi_subspace=multi_subspace,
         linears=linears,
-        lr=config.learning_rate,
-        rank=_rank(config.rank),
-        task_rank=None if config.task_rank is None else _rank(config.task_rank),
-        scale=config.scale,
-        refresh_every=config.refresh_every,
-        stagger=config.stagger,
         knowledge=setup.knowledge,
-        energy=config.knowledge_energy,
-        cap=config.knowledge_cap,
-        gate=config.gate,
-        temperature=config.gate_temperature,
-        deflate=config.deflation,
-        transport=not config.stale_moments,
-        joint=config.joint_gradients,
-        rank_scaling=config.rank_scaling,
-        growth_limit=config.growth_limit,
-        relative=config.relative_rate,
-        clip=config.clip,
         process_group=setup.parallel.group,
-        seed=config.seed,
+        **gems_settings(setup.config),
     )
-
-
-def _rank(number: float) -> int | float:
-    """Up to 1, a share of a layer's inputs; above, a count."""
-    return float(number) if number <= 1 else round(number)

@@ -20,8 +20,13 @@ from training.methods.method import Setup
 class LoraTuning(AdamWTuning):
     """AdamW on the adapters and on `rows`; no weight decay on the rows.
 
-    The model object stays the same; its linear maps are wrapped until `merge`, and the adapters are
-    weights of the model (of its `state_dict`). Making the rows plain weights again is up to the caller.
+    rows: the added token rows. The caller turns them into plain weights again.
+    rank: rank of an adapter.
+    alpha: adapters are scaled by alpha / rank.
+    dropout: share of an adapter's inputs that are dropped.
+
+    The model object stays the same. Its linear layers are wrapped until `merge`, and the adapters are part of
+    its `state_dict`.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class LoraTuning(AdamWTuning):
         wrapped = [model.get_submodule(name) for name in linears]
         for module, linear in zip(wrapped, linears.values(), strict=True):
             module.train(linear.training)
-        for row in rows:  # peft froze them, if they are weights of the model
+        for row in rows:  # peft has frozen those that are weights of the model
             row.requires_grad_(True)
         super().__init__(
             [p for module in wrapped for p in module.parameters() if p.requires_grad],
@@ -54,12 +59,12 @@ class LoraTuning(AdamWTuning):
         )
 
     def merge(self) -> None:
-        """W ← W + (alpha/rank) B A, and the linear maps are plain again; training cannot go on."""
+        """Set W ← W + (alpha/rank) B A and make the linear layers plain again; training cannot go on."""
         self._tuner.merge_and_unload()
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear maps of the transformer blocks by name: not the head, not the embeddings."""
+    """Return the linear layers of the transformer blocks by name, without head and embeddings."""
     names = {module: name for name, module in model.named_modules()}
     if is_encoder_decoder(model):
         blocks = [*model.encoder.block, *model.decoder.block]
@@ -92,8 +97,8 @@ def make(setup: Setup) -> LoraTuning:
     method = LoraTuning(
         setup.model,
         rows.parameters,
-        rank=setup.config.lora_rank,
-        alpha=setup.config.lora_alpha,
+        rank=setup.config.lora.rank,
+        alpha=setup.config.lora.alpha,
         dropout=0.0,
         reduce=setup.parallel.sum,
         **setup.adamw,

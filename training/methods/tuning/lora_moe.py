@@ -1,10 +1,10 @@
-"""A mixture of LoRA experts: a router weighs several low-rank updates anew for every token.
+"""A mixture of LoRA experts: a router weights several low-rank updates for every token.
 
 y = W x + (alpha/rank) Σ_e softmax(R x)_e B_e A_e x
 
-with W frozen, A_e [rank, n] random, B_e [m, rank] zero and R [experts, n] zero at the start: the first
-output is that of W alone, and the first routing is uniform. All experts are computed for all tokens
-(dense routing).
+with W frozen, and at the start A_e [rank, n] random, B_e [m, rank] zero and R [experts, n] zero. The first
+output is therefore that of W alone, and the first routing is uniform. All experts are computed for all
+tokens (dense routing).
 
 Sources: LoRA (arXiv 2106.09685); LoRAMoE (arXiv 2312.09979) for experts behind a dense softmax router,
 here in every linear map of the blocks and without its balancing loss. MOELoRA (arXiv 2310.18339)
@@ -28,9 +28,11 @@ from training.methods.tuning.lora import block_linears
 
 
 class ExpertLinear(nn.Module):
-    """A frozen linear map with routed low-rank experts beside it; the experts are at least float32.
+    """A frozen linear layer and its routed low-rank experts, whose weights are at least float32.
 
-    router: [experts, n]; down: [experts * rank, n], the A_e; up: [m, experts * rank], the B_e.
+    router: [experts, n].
+    down: the A_e, [experts * rank, n].
+    up: the B_e, [m, experts * rank].
     """
 
     def __init__(self, base: nn.Linear, *, rank: int, experts: int, alpha: float) -> None:
@@ -48,7 +50,7 @@ class ExpertLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the map itself; T5 asks its layers for their dtype."""
+        """The weight of the frozen layer, because T5 reads the dtype of its layers."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class ExpertLinear(nn.Module):
 
 
 class LoraMoeTuning(AdamWTuning):
-    """AdamW on experts and routers and on `rows`; no weight decay on the rows."""
+    """AdamW on experts, routers and `rows` (the added token rows); no weight decay on the rows."""
 
     exportable = False
 
@@ -89,7 +91,7 @@ class LoraMoeTuning(AdamWTuning):
 
     def merge(self) -> None:
         raise UserError(
-            "method 'lora-moe' cannot be exported: its router weighs the experts anew for every token, which "
+            "method 'lora-moe' cannot be exported: its router weights the experts for every token, which "
             "no plain weights can do. Train with another method, e.g. 'lora', for a bundle to serve"
         )
 
@@ -100,9 +102,9 @@ def make(setup: Setup) -> LoraMoeTuning:
     method = LoraMoeTuning(
         setup.model,
         rows.parameters,
-        rank=config.lora_rank,
-        experts=config.experts,
-        alpha=config.lora_alpha,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        experts=config.lora.experts,
         reduce=setup.parallel.sum,
         **setup.adamw,
     )

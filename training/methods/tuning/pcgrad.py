@@ -1,11 +1,11 @@
 """PCGrad, gradient surgery (arXiv 2001.06782, algorithm 1), on every trainable weight.
 
-With g_i = share_i ∇L_i over all weights together, for every task i and every other task j in random order:
+Let g_i = share_i ∇L_i over all weights together. For every task i and every other task j in random order:
 
     g_i^PC ← g_i^PC − (⟨g_i^PC, g_j⟩ / ‖g_j‖²) g_j   where ⟨g_i^PC, g_j⟩ < 0,   from g_i^PC = g_i
 
-and the step goes along Σ_i g_i^PC. Every g_i^PC is a combination of the g_j, so the surgery needs only
-their inner products, and no copy of a gradient.
+The step goes along Σ_i g_i^PC. Every g_i^PC is a linear combination of the g_j, so the surgery needs only
+their inner products and copies no gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.methods.method import Setup
 
 
 class PcgradTuning(AdamWTuning):
-    """AdamW on the sum of the tasks' gradients after surgery; holds one gradient a task."""
+    """AdamW on the sum of the tasks' gradients after surgery; holds one gradient for each task."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class PcgradTuning(AdamWTuning):
 
 
 def inner_products(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    """⟨g_i, g_j⟩ over all weights, float64 [tasks, tasks] on the CPU. Each gradient is a list of tensors."""
+    """Return ⟨g_i, g_j⟩ over all weights, float64 [tasks, tasks] on the CPU. Each gradient is a list of tensors."""
 
     def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         pairs = zip(first, second, strict=True)
@@ -103,7 +103,7 @@ def inner_products(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def conflict(gram: Tensor) -> dict[str, float]:
-    """The cosine between the tasks' gradients, where exactly two tasks have one."""
+    """Return the cosine between the tasks' gradients if exactly two tasks have one, else nothing."""
     present = gram.diagonal().nonzero().flatten()
     if len(present) != 2:
         return {}
@@ -112,7 +112,10 @@ def conflict(gram: Tensor) -> dict[str, float]:
 
 
 def surgery(gram: Tensor, generator: torch.Generator) -> Tensor:
-    """Row i: the coefficients of g_i^PC in the gradients with these inner products; float64 [tasks, tasks]."""
+    """Return the coefficients of the projected gradients, float64 [tasks, tasks]: row i holds those of g_i^PC.
+
+    gram: inner products of the gradients, float64 [tasks, tasks].
+    """
     tasks = len(gram)
     coefficients = torch.eye(tasks, dtype=torch.float64)
     for i in range(tasks):
@@ -124,7 +127,7 @@ def surgery(gram: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def combine(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ_i weights_i · tensors_i, in place of the first one."""
+    """Return Σ_i weights_i · tensors_i, computed in place of the first tensor."""
     total = tensors[0].mul_(float(weights[0]))
     for tensor, weight in zip(tensors[1:], weights[1:].tolist(), strict=True):
         total.add_(tensor, alpha=weight)
@@ -136,7 +139,7 @@ def make(setup: Setup) -> PcgradTuning:
     config = setup.config
     return PcgradTuning(
         setup.model,
-        relative=config.relative_rate,
+        relative=config.optimiser.relative,
         reduce=setup.parallel.sum,
         seed=config.seed,
         **setup.adamw,

@@ -10,10 +10,10 @@ from training.methods.tuning.gems import GemsTuning, check_ranks, in_subspaces
 
 
 def make(setup: Setup) -> GemsTuning:
-    """Make the optimizer without subspaces of tasks."""
+    """Make the optimizer without subspaces for the tasks."""
     return in_subspaces(setup, multi_subspace=False)
 
 
 def check(model: nn.Module, config: TrainConfig) -> None:
-    """Raise `GemsError` where a subspace is larger than its layer."""
+    """Raise `GemsError` if a subspace is larger than its layer."""
     check_ranks(model, config, multi_subspace=False)

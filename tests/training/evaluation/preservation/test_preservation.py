@@ -15,7 +15,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from support.bundles import make_model
-from support.walks import SETTINGS, make_data
+from support.walks import make_data, settings
 from typer.testing import CliRunner
 
 from index.catalogue import Catalogue, Item
@@ -83,7 +83,7 @@ def test_an_untouched_model_has_lost_nothing(windows: NDArray[np.int64]) -> None
 
 
 def test_a_disturbed_language_model_is_worse() -> None:
-    backbone = load_backbone(TrainConfig(backbone="smollm2-135m"), [])
+    backbone = load_backbone(TrainConfig(), [])
     model, known = backbone.model, len(backbone.tokenizer)
     text = token_windows(backbone.tokenizer, held_out_articles(), 64, 64 * 8)
     before = general_figures(model, text, known)
@@ -131,9 +131,9 @@ def test_windows_that_cannot_be_measured_are_refused(windows: NDArray[np.int64])
 
 
 def test_only_a_whole_language_model_goes_without_a_note() -> None:
-    assert backbone_note({"backbone": "smollm2-135m", "layers": None}) is None
-    assert "first 2 layers" in (backbone_note({"backbone": "smollm2-135m", "layers": 2}) or "")
-    assert "from scratch" in (backbone_note({"backbone": "scratch", "layers": 1}) or "")
+    assert backbone_note({"backbone.name": "smollm2-135m", "backbone.layers": None}) is None
+    assert "first 2 layers" in (backbone_note({"backbone.name": "smollm2-135m", "backbone.layers": 2}) or "")
+    assert "from scratch" in (backbone_note({"backbone.name": "scratch", "backbone.layers": 1}) or "")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(data, out, TrainConfig(**SETTINGS | {"method": "full", "epochs": 6}), console=QUIET)
+    train(data, out, settings({"method": "full", "optimiser.epochs": 6}), console=QUIET)
     return out
 
 
@@ -182,8 +182,8 @@ def test_the_command_compares_a_run_with_its_start(run: Path, data: Path) -> Non
 
 
 def test_a_bundle_without_training_has_lost_nothing(data: Path, tmp_path: Path) -> None:
-    settings = SETTINGS | {"method": "full", "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
-    train(data, tmp_path / "run", TrainConfig(**settings), console=QUIET)
+    still = {"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
+    train(data, tmp_path / "run", settings({"method": "full", "optimiser": still}), console=QUIET)
     result = preservation(tmp_path / "run", data, text_tokens=512, window=32, threads=1, console=QUIET)
     assert result["general"]["perplexity"]["ratio"] == pytest.approx(1, abs=1e-6)
     assert result["general"]["right_before_wrong_after"] == 0

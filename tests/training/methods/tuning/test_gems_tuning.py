@@ -12,8 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from support import walks
 from support.bundles import make_model, make_tokenizer
-from support.walks import SETTINGS, make_data
+from support.walks import make_data
 
 from gems import GemsError, KnowledgeBasis
 from index.bundle.bundle import Bundle
@@ -41,15 +42,14 @@ def backbone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(backbone: Path, **changed: Any) -> TrainConfig:
+def settings(backbone: Path, *changes: dict[str, Any], **changed: Any) -> TrainConfig:
     pretrained = {
-        "backbone": str(backbone),
-        "layers": None,
-        "epochs": 3,
-        "knowledge_tokens": 2048,
-        "lora_rank": 4,
+        "backbone": {"name": str(backbone), "layers": None},
+        "optimiser.epochs": 3,
+        "knowledge.tokens": 2048,
+        "lora.rank": 4,
     }
-    return TrainConfig(**SETTINGS | pretrained | changed)
+    return walks.settings(pretrained, *changes, changed)
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_every_method_ends_in_a_plain_bundle(method: str, data: Path, backbone: 
 
 
 def test_gems_keeps_the_directions_of_general_text(data: Path, backbone: Path, tmp_path: Path) -> None:
-    config = settings(backbone, rank=0.25, learning_rate=2e-2)
+    config = settings(backbone, {"gems.rank_share": 0.25, "optimiser.learning_rate": 2e-2})
     bundle = train(data, tmp_path / "run", config, console=QUIET)
     assert bundle is not None
     (path,) = (tmp_path / "run" / "prepared").glob("knowledge-*.safetensors")
@@ -94,7 +94,7 @@ def test_gems_keeps_the_directions_of_general_text(data: Path, backbone: Path, t
     before = load_file(tmp_path / "run" / "prepared" / "backbone" / "model.safetensors")
     for name in knowledge.site_of:
         change = weights[name] - before[name]
-        known = knowledge.directions(name, config.knowledge_energy, 8)
+        known = knowledge.directions(name, config.knowledge.energy, 8)
         assert known.shape[1] >= 1
         assert float((change @ known).norm() / change.norm()) < 1e-5
 
@@ -102,7 +102,7 @@ def test_gems_keeps_the_directions_of_general_text(data: Path, backbone: Path, t
 def test_the_log_of_gems_tells_gates_subspaces_and_conflict(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "run", settings(backbone, refresh_every=5, stagger=2), console=QUIET)
+    train(data, tmp_path / "run", settings(backbone, gems={"refresh_every": 5, "stagger": 2}), console=QUIET)
     steps = records(tmp_path / "run", "learning_rate")
     assert all(s["gate.search"] + s["gate.recommendation"] == pytest.approx(1) for s in steps)
     assert len({s["gate.search"] for s in steps}) > 5  # it moves
@@ -118,9 +118,9 @@ def test_the_log_of_gems_tells_gates_subspaces_and_conflict(
 @pytest.mark.parametrize(
     "switch",
     [
-        {"multi_subspace": False}, {"null_space": False}, {"gate": "uniform"}, {"gate": "prior"},
-        {"deflation": False}, {"stale_moments": True}, {"joint_gradients": True},
-        {"rank_scaling": True, "growth_limit": 1.05}, {"rank": 4, "task_rank": 3},
+        {"gems.multi_subspace": False}, {"knowledge.null_space": False}, {"gems.gate": "uniform"},
+        {"gems.gate": "prior"}, {"gems.deflate": False}, {"gems.transport": False}, {"gems.joint": True},
+        {"gems.rank_scaling": True, "gems.growth_limit": 1.05}, {"gems.rank": 4, "gems.task_rank": 3},
     ],
     ids=lambda s: "-".join(s),
 )  # fmt: skip
@@ -129,7 +129,8 @@ def test_every_switch_trains_and_changes_the_weights(
 ) -> None:
     weights = []
     for name, changed in (("default", {}), ("switched", switch)):
-        config = settings(backbone, epochs=1, refresh_every=2, conflict_cases=0, **{"rank": 0.25} | changed)
+        short = {"optimiser.epochs": 1, "validation.conflict_cases": 0}
+        config = settings(backbone, short, {"gems": {"refresh_every": 2, "rank_share": 0.25}}, changed)
         trained = fit(data, tmp_path / name, config, console=QUIET)
         assert trained is not None
         assert trained.record["validation"]["recommendation.loss"] < 10
@@ -138,7 +139,7 @@ def test_every_switch_trains_and_changes_the_weights(
 
 
 def test_lora_moe_trains_but_is_no_bundle(data: Path, backbone: Path, tmp_path: Path) -> None:
-    config = settings(backbone, method="lora-moe", experts=2)
+    config = settings(backbone, {"lora.experts": 2}, method="lora-moe")
     assert train(data, tmp_path / "run", config, console=QUIET) is None
     assert not (tmp_path / "run" / "bundle").exists()
     validations = [r["validation"]["recommendation.loss"] for r in records(tmp_path / "run", "validation")]
@@ -148,7 +149,7 @@ def test_lora_moe_trains_but_is_no_bundle(data: Path, backbone: Path, tmp_path: 
 def test_the_conflict_probe_leaves_training_as_it_is(data: Path, backbone: Path, tmp_path: Path) -> None:
     weights = []
     for cases in (0, 16):
-        config = settings(backbone, epochs=1, conflict_cases=cases)
+        config = settings(backbone, {"optimiser.epochs": 1, "validation.conflict_cases": cases})
         trained = fit(data, tmp_path / str(cases), config, console=QUIET)
         assert trained is not None
         weights.append(trained.prepared.model.state_dict())
@@ -159,34 +160,37 @@ def test_a_rank_that_no_layer_can_hold_is_refused_before_anything_is_written(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GemsError, match=r"too large for model\.layers\.0"):
-        train(data, tmp_path / "run", settings(backbone, rank=500), console=QUIET)
+        train(data, tmp_path / "run", settings(backbone, {"gems.rank": 500}), console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_knowledge_basis_of_another_backbone_is_refused_before_anything_is_written(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "run", settings(backbone, epochs=0.3), console=QUIET)
+    short = {"optimiser.epochs": 0.3}
+    train(data, tmp_path / "run", settings(backbone, short), console=QUIET)
     (path,) = (tmp_path / "run" / "prepared").glob("knowledge-*.safetensors")
-    again = train(data, tmp_path / "again", settings(backbone, epochs=0.3, knowledge=path), console=QUIET)
+    known = {"knowledge.basis": path}
+    again = train(data, tmp_path / "again", settings(backbone, short, known), console=QUIET)
     assert again is not None  # of the same one, it serves
     other = tmp_path / "other"
     make_model(300, "llama", positions=256, seed=1).save_pretrained(other)
     for file in backbone.glob("tokenizer*"):
         (other / file.name).write_bytes(file.read_bytes())
     with pytest.raises(GemsError, match="other weights"):
-        train(data, tmp_path / "third", settings(other, knowledge=path), console=QUIET)
+        train(data, tmp_path / "third", settings(other, known), console=QUIET)
     assert not (tmp_path / "third").exists()
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")
     with pytest.raises(GemsError, match="no knowledge basis"):
-        train(data, tmp_path / "third", settings(backbone, knowledge=broken), console=QUIET)
+        train(data, tmp_path / "third", settings(backbone, {"knowledge.basis": broken}), console=QUIET)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_batch_and_keeps_the_checkpoint(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    config = settings(backbone, learning_rate=1e20, warmup=0.5, epochs=40, validate_every=0.25, clip=1e30)
+    wild = {"learning_rate": 1e20, "warmup": 0.5, "epochs": 40, "clip": 1e30}
+    config = settings(backbone, {"optimiser": wild, "validation.every": 0.25})
     with pytest.raises(TrainingError, match=r"not finite at step \d+ \(batch \d+ of epoch \d+\)"):
         train(data, tmp_path / "run", config, console=QUIET)
     for kept in (tmp_path / "run" / "checkpoints").glob("step-*"):
@@ -196,7 +200,11 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_keeps_the_checkpoint
 def test_two_processes_train_as_one_does(data: Path, backbone: Path, tmp_path: Path) -> None:
     """The sums of every method in two CPU processes over gloo equal those of the whole batch."""
     for method in ("gems", "full"):
-        config = settings(backbone, method=method, epochs=1, part_tokens=256, refresh_every=2, gate="prior")
+        short = {
+            "optimiser": {"epochs": 1, "part_tokens": 256},
+            "gems": {"refresh_every": 2, "gate": "prior"},
+        }
+        config = settings(backbone, short, method=method)
         config.save(tmp_path / f"{method}.yaml")
         one, two = tmp_path / f"{method}-1", tmp_path / f"{method}-2"
         assert train(data, one, config, console=QUIET)
@@ -208,7 +216,7 @@ def test_two_processes_train_as_one_does(data: Path, backbone: Path, tmp_path: P
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert result.returncode == 0, result.stderr[-2000:]
         a, b = (load_file(run / "bundle" / "model.safetensors") for run in (one, two))
-        before = open_prepared(one / "prepared", config.scheme).model.state_dict()
+        before = open_prepared(one / "prepared", config.identifiers.scheme).model.state_dict()
         moved = sum(float((a[name] - before[name]).square().sum()) for name in a) ** 0.5
         apart = sum(float((a[name] - b[name]).square().sum()) for name in a) ** 0.5
         # Adam divides rounding noise by rounding noise where a gradient is about zero; tests/gems/test_distributed.py

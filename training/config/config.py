@@ -1,0 +1,161 @@
+"""Every setting of a training run, from YAML, from flags, and recorded in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from index.extensions import choices, one_of
+from index.identifiers.registry import load_scheme
+from training.config.groups import (
+    BackboneSettings,
+    GemsSettings,
+    IdentifierSettings,
+    KnowledgeSettings,
+    LoraSettings,
+    OptimiserSettings,
+    RunFolderSettings,
+    SchemeSettings,
+    SequenceSettings,
+    ValidationSettings,
+)
+from training.config.renamed import new_name, old_names
+from training.errors import UserError
+from training.settings import RunSettings, SettingsGroup, merged, nested
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+METHODS = "training.methods.tuning"  # package of the tuning methods
+
+SCRATCH = ("scratch", "t5-tiger")
+DEFAULTS: dict[str | None, dict[str, Any]] = {
+    "t5-tiger": {
+        "backbone": {"heads": 6, "dropout": 0.1},
+        "optimiser": {"relative": True, "learning_rate": 1e-2, "weight_decay": 0.0},
+    }
+}
+
+
+class ConfigError(UserError):
+    """A setting is unknown or out of range."""
+
+
+class TrainConfig(RunSettings):
+    """Settings of `gems train`, in groups."""
+
+    method: str = Field("gems", description="tuning method", json_schema_extra={"choices_of": METHODS})
+    seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+    backbone: BackboneSettings = BackboneSettings()
+    identifiers: IdentifierSettings = IdentifierSettings()
+    sequence: SequenceSettings = SequenceSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    gems: GemsSettings = GemsSettings()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
+    lora: LoraSettings = LoraSettings()
+    validation: ValidationSettings = ValidationSettings()
+    run: RunFolderSettings = RunFolderSettings()
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return one_of(method, choices(METHODS))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_and_complete(cls, settings: Any) -> Any:
+        """Refuse old names, and add the defaults of the backbone."""
+        if not isinstance(settings, dict):
+            return settings
+        old = cls.renamed(settings)
+        if old:
+            raise ValueError("; ".join(old))
+        given = {name: _as_dict(value) for name, value in settings.items()}
+        backbone = given.get("backbone")
+        name = backbone.get("name") if isinstance(backbone, dict) else None
+        return merged(DEFAULTS.get(name, {}), given)
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the backbone starts from random weights, and has no knowledge to keep."""
+        return self.backbone.name in SCRATCH
+
+    @property
+    def for_scheme(self) -> SchemeSettings:
+        """The settings that an identifier scheme may read."""
+        return SchemeSettings(**self.identifiers.model_dump(), seed=self.seed)
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainConfig:
+        levels = load_scheme(self.identifiers.scheme).levels(self.for_scheme)
+        room = self.sequence.max_query_tokens + levels + 2  # two markers
+        if self.sequence.max_tokens < room:
+            raise ValueError(
+                f"sequence.max_tokens {self.sequence.max_tokens} has no room for one search; at least {room}"
+            )
+        if self.identifiers.embeddings == "alphafuse" and self.identifiers.scheme != "semantic":
+            raise ValueError(
+                "identifiers.embeddings 'alphafuse' is for semantic identifiers; "
+                f"{self.identifiers.scheme} ones have no use for it"
+            )
+        if self.optimiser.relative and self.method in ("lora", "lora-moe"):
+            raise ValueError(
+                f"optimiser.relative is not for {self.method!r}, whose adapters start at zero; "
+                "turn it off, and give optimiser.learning_rate"
+            )
+        return self
+
+    @classmethod
+    def renamed(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Return a sentence for every name of an older version among the settings, with its new name."""
+        return [new_name(name) for name in old_names(settings)]
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+        """Read settings from a file, and apply overrides.
+
+        path: YAML file, or name of a recipe; None for the defaults.
+        overrides: in groups or by dotted names; they win over the file.
+        Raises `ConfigError` that names the setting.
+        """
+        settings: Any = {}
+        if path is not None:
+            recipe = RECIPES / f"{path}.yaml"
+            if not path.exists() and recipe.exists():
+                path = recipe
+            try:
+                settings = yaml.safe_load(path.read_text("utf-8")) or {}
+            except (OSError, yaml.YAMLError) as error:
+                known = ", ".join(sorted(r.stem for r in RECIPES.glob("*.yaml")))
+                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {known}") from error
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{path} must hold settings as 'name: value' lines")
+        return cls.combined(settings, overrides, source="" if path is None else f"{path}: ")
+
+    @classmethod
+    def combined(cls, *layers: Mapping[str, Any], source: str = "") -> TrainConfig:
+        """Combine layers of settings, of which later ones win. Raises `ConfigError` that begins with the source."""
+        settings: dict[str, Any] = {}
+        for layer in layers:
+            old = cls.renamed(layer)
+            if old:
+                raise ConfigError(source + "; ".join(old))
+            try:
+                settings = merged(settings, nested(layer), cls)
+            except ValueError as error:
+                raise ConfigError(f"{source}{error}") from error
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+            )
+            raise ConfigError(f"settings cannot be used: {problems}") from error
+
+
+def _as_dict(value: Any) -> Any:
+    """Return the values that a group was given."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, SettingsGroup) else value

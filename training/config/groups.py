@@ -1,0 +1,259 @@
+"""Groups of training settings. The description of each field is its help text.
+
+The names in `gems`, and `energy` and `cap` in `knowledge`, are those of the parameters of `gems.GEMS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from index.extensions import one_of
+from index.identifiers.registry import SCHEMES, scheme_names
+from training.settings import SettingsGroup
+
+
+class BackboneSettings(SettingsGroup):
+    """Language model that is trained."""
+
+    name: str = Field(
+        "smollm2-135m",
+        description="'smollm2-135m', 'scratch', 't5-tiger', or a Hugging Face name or folder",
+    )
+    layers: int | None = Field(
+        None, ge=1, description="keep the first N layers (from scratch: build N; 't5-tiger': 4)"
+    )
+    hidden: int = Field(128, ge=8, description="from scratch: width of the model")
+    heads: int = Field(4, ge=1, description="from scratch: attention heads ('t5-tiger': 6)")
+    dropout: float = Field(
+        0.3, ge=0, lt=1, description="from scratch: dropout on embeddings and block outputs ('t5-tiger': 0.1)"
+    )
+    text_vocabulary: int = Field(
+        8000, ge=300, description="from scratch: size of the BPE trained on the catalogue"
+    )
+
+
+class IdentifierSettings(SettingsGroup):
+    """Identifiers of the items, and the vectors that they are made from."""
+
+    scheme: str = Field(
+        "semantic", description="identifier scheme", json_schema_extra={"choices_of": SCHEMES}
+    )
+    codebooks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (256, 256),
+        min_length=1,
+        description="'semantic': codes per level, comma-separated; a level that separates collisions is added",
+    )
+    embeddings: Literal["text", "alphafuse"] = Field(
+        "text",
+        description="'semantic': vectors that are coded, of texts alone or fused with people's choices (AlphaFuse)",
+    )
+    encoder: str = Field(
+        "minilm",
+        description="text encoder of item vectors: 'minilm', or a sentence-transformers or Hugging Face "
+        "encoder by folder or name",
+    )
+    vectors: Path | None = Field(
+        None, description="file with item vectors (.parquet, .npz, .npy) in place of the encoder's"
+    )
+    fused_hidden: int = Field(
+        128,
+        ge=4,
+        multiple_of=2,
+        description="'alphafuse': width of fused vectors; half is meaning, half is learned",
+    )
+    fused_epochs: int = Field(
+        40, ge=1, description="'alphafuse': passes over the histories at most; it stops early"
+    )
+    quantiser: Literal["kmeans", "rqvae"] = Field(
+        "kmeans", description="'semantic': method that makes the codes of item vectors"
+    )
+    code_capacity: float = Field(
+        2.0,
+        ge=1,
+        description="'semantic': largest number of items of a code, as a multiple of the mean (approximate)",
+    )
+    spelling: int = Field(12, ge=4, description="'text': tokens of an identifier at most")
+    normalisation: Literal["level", "vocabulary"] = Field(
+        "level", description="softmax over the level's codebook, or over the whole vocabulary"
+    )
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, scheme: str) -> str:
+        return one_of(scheme, scheme_names())
+
+    @field_validator("codebooks", mode="before")
+    @classmethod
+    def _split(cls, codebooks: Any) -> Any:
+        """Split the comma-separated form of a flag."""
+        return codebooks.split(",") if isinstance(codebooks, str) else codebooks
+
+
+class SchemeSettings(IdentifierSettings):
+    """Settings that an identifier scheme may read: the group `identifiers`, and the seed of the run."""
+
+    seed: int = 0
+
+
+class SequenceSettings(SettingsGroup):
+    """Token sequences that are made from the histories."""
+
+    max_events: int = Field(50, ge=2, description="events of a sequence, including the one to be predicted")
+    max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
+    max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
+    targets: int = Field(
+        4,
+        ge=1,
+        description="encoder-decoder: items of a logged sequence to be predicted, drawn again each epoch",
+    )
+    title_queries: float = Field(
+        0.1,
+        ge=0,
+        le=10,
+        description="titles as extra search queries, as a share of the items to be predicted",
+    )
+    query_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of logged searches trained as recommendations, their query hidden"
+    )
+
+
+class OptimiserSettings(SettingsGroup):
+    """Learning rate, batches and length of the training, for every method."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate ('t5-tiger': 0.01)")
+    relative: bool = Field(
+        False, description="multiply the rate of each weight by its root mean square ('t5-tiger': True)"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled weight decay ('t5-tiger': 0; 'gems' and 'subspace' have none)"
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
+    final_rate: float = Field(
+        0.05, ge=0, le=1, description="learning rate at the end, as a share of the peak"
+    )
+    clip: float = Field(
+        1.0, gt=0, description="largest gradient norm (under 'gems', of each family of subspaces)"
+    )
+    batch_size: int = Field(128, ge=1, description="logged sequences a step")
+    part_tokens: int = Field(8192, ge=64, description="tokens of one forward pass; a step takes several")
+    epochs: float = Field(10, gt=0, description="passes over the logged sequences")
+    minutes: float | None = Field(
+        None, gt=0, description="length of training in minutes: the schedule ends then, if not before"
+    )
+
+
+class GemsSettings(SettingsGroup):
+    """Subspaces of the method 'gems'; 'subspace' uses the shared one."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("rank", "rank_share"),
+        ("task_rank", "task_rank_share"),
+    )
+
+    rank: int | None = Field(
+        None, ge=1, description="shared subspace: number of directions (in place of rank_share)"
+    )
+    rank_share: float | None = Field(
+        0.25, gt=0, le=1, description="shared subspace: directions as a share of a layer's inputs"
+    )
+    task_rank: int | None = Field(
+        None,
+        ge=1,
+        description="subspace of each task: number of directions (default: half of the shared one)",
+    )
+    task_rank_share: float | None = Field(
+        None, gt=0, le=1, description="subspace of each task: directions as a share of a layer's inputs"
+    )
+    scale: float = Field(1.0, gt=0, description="factor on the length of subspace updates")
+    rank_scaling: bool = Field(
+        False, description="lengthen a subspace update by sqrt(inputs / rank), to the length of Adam's"
+    )
+    growth_limit: float | None = Field(
+        None, gt=1, description="a subspace update grows by at most this factor a step"
+    )
+    refresh_every: int = Field(200, ge=1, description="steps between refreshes of a layer's subspaces")
+    stagger: int = Field(10, ge=1, description="groups of layers that take turns to refresh")
+    transport: bool = Field(True, description="move Adam's moments to the new bases at a refresh")
+    multi_subspace: bool = Field(True, description="a subspace for each task in addition to the shared one")
+    deflate: bool = Field(True, description="task subspaces complement the shared one")
+    joint: bool = Field(
+        False, description="gradients of each task at refreshes only, the joint one in between: cheaper"
+    )
+    gate: Literal["hypergradient", "prior", "uniform"] = Field(
+        "hypergradient", description="weighting of the tasks' updates"
+    )
+    temperature: float = Field(1.5, gt=0, description="softmax temperature of the gate")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_or_share(cls, settings: Any) -> Any:
+        """Drop the default share if a count is given."""
+        if isinstance(settings, dict) and settings.get("rank") is not None and "rank_share" not in settings:
+            return settings | {"rank_share": None}
+        return settings
+
+    @field_validator("rank", "task_rank", mode="before")
+    @classmethod
+    def _whole(cls, count: Any, info: ValidationInfo) -> Any:
+        if isinstance(count, float):
+            raise ValueError(
+                f"{count} is no count of directions; write {info.field_name}_share for a share of the inputs"
+            )
+        return count
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> GemsSettings:
+        for count, share in self.alternatives:
+            if getattr(self, count) is not None and getattr(self, share) is not None:
+                raise ValueError(f"give {count} or {share}, not both")
+        if self.rank is None and self.rank_share is None:
+            raise ValueError("give rank (a count of directions) or rank_share (a share of the inputs)")
+        return self
+
+
+class KnowledgeSettings(SettingsGroup):
+    """Knowledge of a pretrained backbone that 'gems' leaves alone."""
+
+    null_space: bool = Field(True, description="leave the directions of general text alone (pretrained only)")
+    basis: Path | None = Field(
+        None, description="file with a knowledge basis of this backbone (default: collect one)"
+    )
+    energy: float = Field(
+        0.9, gt=0, le=1, description="share of the inputs' energy on general text that is left alone"
+    )
+    cap: float = Field(
+        0.5, gt=0, lt=1, description="largest share of a layer's input directions that is left alone"
+    )
+    tokens: int = Field(65536, ge=256, description="tokens of general text for the knowledge basis")
+
+
+class LoraSettings(SettingsGroup):
+    """Adapters of the methods 'lora' and 'lora-moe'."""
+
+    rank: int = Field(32, ge=1, description="rank of an adapter")
+    alpha: float = Field(64, gt=0, description="adapters are scaled by alpha / rank")
+    experts: int = Field(4, ge=1, description="'lora-moe': experts of a layer")
+
+
+class ValidationSettings(SettingsGroup):
+    """Validation during training, and early stopping."""
+
+    every: float = Field(1.0, gt=0, description="epochs between validations")
+    cases: int = Field(1000, ge=1, description="validation cases, drawn once")
+    stop_on: Literal["loss", "ndcg@10"] = Field(
+        "loss", description="figure that early stopping watches; ndcg@10 ranks through the serving engine"
+    )
+    patience: int = Field(3, ge=1, description="validations without improvement before training stops")
+    conflict_cases: int = Field(
+        32, ge=0, description="validation cases on which the tasks' conflict is measured (0: not at all)"
+    )
+
+
+class RunFolderSettings(SettingsGroup):
+    """Files that are written during training."""
+
+    checkpoint_every: float = Field(5.0, gt=0, description="minutes between checkpoints")
+    tensorboard: bool = Field(False, description="mirror the figures to RUN/tensorboard")
