@@ -16,9 +16,6 @@ not inherited.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -30,10 +27,10 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.bundle.item_index import ItemIndex
-from index.bundle.manifest import BundleError, fsync, refusing, verify, write_manifest
+from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
 from index.catalogue import Catalogue
-from index.files import read_array
+from index.files import atomic_folder, read_array
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import SPELLED, Identifiers
 from index.sequence.encoder import SequenceEncoder
@@ -118,32 +115,26 @@ def publish(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and info.max_tokens > positions:
         raise BundleError(f"prompts of {info.max_tokens} tokens exceed the model's context of {positions}")
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
     try:
-        (draft / INDEX).mkdir(parents=True)
-        versions = Versions(draft / INDEX)
-        first = versions.next_name()
-        index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
-        versions.publish(first, index.save)
-        model.save_pretrained(draft)
-        (draft / "generation_config.json").unlink(missing_ok=True)
-        tokenizer.save_pretrained(draft)
-        if identifiers.codebooks is not None:
-            identifiers.codebooks.save(draft / CODEBOOKS)
-        if popularity is not None:
-            np.save(draft / POPULARITY, popularity.astype(np.int64))
-        (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
-        for path in draft.rglob("*.safetensors"):
-            path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
-        write_manifest(draft, apart=INDEX)
-        os.rename(draft, target)
+        with atomic_folder(target) as draft:
+            (draft / INDEX).mkdir()
+            versions = Versions(draft / INDEX)
+            first = versions.next_name()
+            index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
+            versions.publish(first, index.save)
+            model.save_pretrained(draft)
+            (draft / "generation_config.json").unlink(missing_ok=True)
+            tokenizer.save_pretrained(draft)
+            if identifiers.codebooks is not None:
+                identifiers.codebooks.save(draft / CODEBOOKS)
+            if popularity is not None:
+                np.save(draft / POPULARITY, popularity.astype(np.int64))
+            (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
+            for path in draft.rglob("*.safetensors"):
+                path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
+            write_manifest(draft, apart=INDEX)
     except Exception as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise BundleError(f"{target} was not published, nothing was left behind: {error}") from error
-    except BaseException:  # an interrupt leaves no draft behind either
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    fsync(target.parent)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ class BundleError(Exception):
 
 
 def write_manifest(folder: Path, apart: str | None = None) -> None:
-    """List every file of the folder in `manifest.json`, then sync all of it to disk.
+    """List every file of the folder, with its size and SHA-256, in `manifest.json`.
 
     apart: name of a folder inside that has manifests of its own.
     """
@@ -27,8 +26,6 @@ def write_manifest(folder: Path, apart: str | None = None) -> None:
     }
     text = json.dumps({"files": entries}, indent=2)  # no byte of it, at the end either, can go unnoticed
     (folder / MANIFEST).write_text(text, "utf-8")
-    for path in [*folder.rglob("*"), folder]:
-        fsync(path)
 
 
 def verify(folder: Path, apart: str | None = None) -> None:
@@ -66,15 +63,6 @@ def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = DAMAGE)
         yield
     except kinds as error:
         raise BundleError(f"{path} cannot be {what}: {error}") from error
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from index.bundle.manifest import MANIFEST, BundleError, fsync, sha256_of, verify, write_manifest
+from index.bundle.manifest import MANIFEST, BundleError, sha256_of, verify, write_manifest
+from index.files import atomic_folder, atomic_write
 
 POINTER = "current.json"
 NAME = re.compile(r"v([1-9]\d*)")
@@ -75,17 +76,9 @@ class Versions:
 
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` fill a draft folder, make it version `name`, and point to it."""
-        draft = self.folder / f".{name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)  # of a publish that was killed
-        try:
-            draft.mkdir()
+        with atomic_folder(self.folder / name, single_writer=True) as draft:
             write(draft)
             write_manifest(draft)
-            os.rename(draft, self.folder / name)
-            fsync(self.folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
         self.point_to(name)
 
     def point_to(self, name: str) -> None:
@@ -96,11 +89,8 @@ class Versions:
             raise BundleError(f"there is no index version {name!r}; there are: {known}")
         verify(path)
         record = {"version": name, "manifest_sha256": sha256_of(path / MANIFEST)}
-        draft = self.folder / f".{POINTER}.draft"
-        draft.write_text(json.dumps(record), "utf-8")
-        fsync(draft)
-        os.replace(draft, self.folder / POINTER)
-        fsync(self.folder)
+        with atomic_write(self.folder / POINTER, single_writer=True) as draft:
+            draft.write_text(json.dumps(record), "utf-8")
 
     def prune(self, keep: int, spared: str) -> list[str]:
         """Delete the oldest versions but for the newest `keep` and the `spared` one; their names."""

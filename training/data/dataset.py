@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue
+from index.files import atomic_folder
 from index.sequence.events import Event, Task
 from training.data.schema import (
     INFO_FILE,
@@ -87,26 +86,13 @@ class DataSet:
         """
         folder = Path(folder).resolve()  # a link stays, what it points to is replaced
         check_writable(folder, force)
-        temporary: Path | None = None
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            content = temporary / "new"
-            content.mkdir()
-            self.catalogue.save(content / ITEMS_FILE)
-            self._frame().write_parquet(content / INTERACTIONS_FILE)
-            self.info.save(content / INFO_FILE)
-            if folder.exists():
-                folder.rename(temporary / "old")
-            content.rename(folder)
+            with atomic_folder(folder, replace=True) as draft:
+                self.catalogue.save(draft / ITEMS_FILE)
+                self._frame().write_parquet(draft / INTERACTIONS_FILE)
+                self.info.save(draft / INFO_FILE)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"cannot write the data set to {folder}: {error}; nothing was changed") from error
-        finally:
-            if temporary:
-                old = temporary / "old"
-                if old.exists() and not folder.exists():
-                    old.rename(folder)  # the old one moved away and the new one did not arrive
-                shutil.rmtree(temporary, ignore_errors=True)
 
     def _frame(self) -> pl.DataFrame:
         ids = self.catalogue.item_ids

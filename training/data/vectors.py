@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from index.files import atomic_write
 from training.data.schema import DataError
 
 FORMATS = (".parquet", ".npz", ".npy")
@@ -59,10 +59,8 @@ def save_vectors(path: Path, item_ids: Sequence[str], vectors: NDArray[np.float3
             "vector": pl.Series(vectors.tolist(), dtype=pl.List(pl.Float32)),
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    frame.write_parquet(draft)
-    os.replace(draft, path)
+    with atomic_write(path) as draft:
+        frame.write_parquet(draft)
 
 
 def _order(path: Path, ids: Sequence[str], item_ids: Sequence[str]) -> list[int]:

@@ -183,7 +183,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("index.bundle.bundle.os.rename", interrupt)
+    monkeypatch.setattr("os.rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_bundle(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
