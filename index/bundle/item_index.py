@@ -57,6 +57,11 @@ class ItemIndex:
         filters = Filters.build(catalogue, trie, living)
         return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
 
+    @property
+    def living_count(self) -> int:
+        """Number of items that are not removed."""
+        return len(self.catalogue) - len(self.removed)
+
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
         (folder / "catalogue").mkdir()
