@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+REQUIRED_FIELDS = ("item_id", "title")
+FIELDS = (*REQUIRED_FIELDS, "description", "categories")  # any other field of a record is an attribute
 Attribute = str | int | float | bool | None | list[str] | list[int]
 
 
@@ -63,8 +65,7 @@ class Item:
             categories = []
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
-        known = {"item_id", "title", "description", "categories"}
-        attributes = {k: v for k, v in record.items() if k not in known and v is not None}
+        attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
         return cls(str(item_id), title.strip(), description or "", tuple(categories), attributes)  # type: ignore[arg-type]
 
 

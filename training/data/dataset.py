@@ -16,6 +16,7 @@ from training.data.schema import (
     INFO_FILE,
     INTERACTIONS_FILE,
     ITEMS_FILE,
+    REQUIRED_COLUMNS,
     SIMULATED_QUERY,
     DataError,
     DataInfo,
@@ -136,7 +137,7 @@ def histories(frame: pl.DataFrame, catalogue: Catalogue) -> list[UserHistory]:
     }
     rows = {item.item_id: row for row, item in enumerate(catalogue)}
     ordered = frame.sort("timestamp", maintain_order=True)
-    columns = ("user_id", "item_id", "timestamp", "behaviour", "query", SIMULATED_QUERY)
+    columns = (*REQUIRED_COLUMNS, SIMULATED_QUERY)
     for user, item_id, stamp, behaviour, query, simulated in zip(
         *(ordered[column].to_list() for column in columns), strict=True
     ):

@@ -18,13 +18,18 @@ from typing import Any
 
 import polars as pl
 
-from index.catalogue import Catalogue, CatalogueError, Item
+from index.catalogue import REQUIRED_FIELDS, Catalogue, CatalogueError, Item
 from index.sequence.events import Task
 from training.data.dataset import DataSet, histories
-from training.data.schema import BEHAVIOURS, SIMULATED_QUERY, DataError, DataInfo
+from training.data.schema import (
+    BEHAVIOURS,
+    INTERACTION_COLUMNS,
+    SIMULATED_QUERY,
+    TEXT_COLUMNS,
+    DataError,
+    DataInfo,
+)
 
-ITEM_COLUMNS = ("item_id", "title")
-INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 LARGEST = 2**63
@@ -103,7 +108,7 @@ def _items(path: Path) -> tuple[dict[str, Item], list[BadRow]]:
     bad: list[BadRow] = []
     kept: dict[str, Item] = {}
     numbers: dict[str, int] = {}
-    for number, row in read_rows(path, ITEM_COLUMNS):
+    for number, row in read_rows(path, REQUIRED_FIELDS):
         try:
             item = check_item(row)
             if item.item_id in kept:
@@ -138,8 +143,8 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, obje
 
 def check_item(row: object) -> Item:
     """Raises `RowError` with the reason."""
-    record = _record(row, ITEM_COLUMNS)
-    for key in ("item_id", "title"):
+    record = _record(row, REQUIRED_FIELDS)
+    for key in REQUIRED_FIELDS:
         if record[key] is None:
             raise RowError(f"{key!r} is missing")
     try:
@@ -255,5 +260,5 @@ def _shown(value: object) -> str:
 
 def _frame(events: list[dict[str, Any]]) -> pl.DataFrame:
     whole = all(isinstance(event["timestamp"], int) for event in events)
-    text = dict.fromkeys(("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY), pl.String)
+    text = dict.fromkeys(TEXT_COLUMNS, pl.String)
     return pl.DataFrame(events, schema={**text, "timestamp": pl.Int64 if whole else pl.Float64}, strict=False)

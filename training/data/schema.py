@@ -35,8 +35,10 @@ INTERACTIONS_FILE = "interactions.parquet"
 INFO_FILE = "data.json"
 FORMAT = 1
 
-REQUIRED_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour", "query")
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour")
+REQUIRED_COLUMNS = (*INTERACTION_COLUMNS, "query")
 SIMULATED_QUERY = "simulated_query"
+TEXT_COLUMNS = ("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY)
 BEHAVIOURS = tuple(task.value for task in Task)
 
 
@@ -125,7 +127,7 @@ def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
         raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}")
     if SIMULATED_QUERY not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(SIMULATED_QUERY))
-    for column in ("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY):
+    for column in TEXT_COLUMNS:
         if frame[column].dtype == pl.Null:  # a column without a single value
             frame = frame.with_columns(pl.col(column).cast(pl.String))
         if frame[column].dtype != pl.String:
