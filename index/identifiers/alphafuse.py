@@ -7,10 +7,10 @@ Embeddings*, arXiv 2504.19218. With language vectors x_1 .. x_N ∈ R^d of the i
     Σ = 1/N Σ_i (x_i − μ)(x_i − μ)ᵀ     covariance
     Σ = U S Uᵀ                          singular value decomposition, s_1 ≥ s_2 ≥ … ≥ s_d ≥ 0
 
-The first d_s columns of U, U_s, span the semantic *row space*. The others span the *null space*, in which the texts hold
-almost no information. The split is given by a threshold θ, d_s = #{k : s_k / s_1 > θ}, or by d_s itself. The row space
-is standardised, so that all of its directions have the same weight, and frozen. In the null space, d_n directions are
-kept and learned from behaviour:
+The first d_s columns of U, U_s, span the semantic *row space*. The others span the *null space*, in which the texts
+hold almost no information. The split is given by a threshold θ, d_s = #{k : s_k / s_1 > θ}, or by d_s itself. The row
+space is standardised, so that all of its directions have the same weight, and frozen. In the null space, d_n directions
+are kept and learned from behaviour:
 
     f_i = (x_i − μ)ᵀ U_s S_s^{−1/2}     ∈ R^{d_s}, covariance I
     e_i = (f_i, 0) + (0, z_i)           ∈ R^{d_s + d_n}, z_i learned
