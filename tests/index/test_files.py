@@ -1,4 +1,4 @@
-"""Atomic writes: the old content or the new one, whatever happens to the writer."""
+"""Atomic writes: a reader finds the old content or the new one, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -118,15 +118,13 @@ def test_a_killed_write_leaves_the_old_file_or_the_new_one(
         write(path, new, single_writer)  # the next write succeeds
         assert read(path) == new
         if single_writer:
-            assert [file.name for file in folder.iterdir()] == [
-                "file"
-            ]  # and removes the draft of the killed one
+            # it also removes the draft of the killed write
+            assert [file.name for file in folder.iterdir()] == ["file"]
         path.unlink()
         if old is not None:
             path.write_bytes(old)
-    assert (
-        len(seen) == 6
-    )  # before the write, half written, at the sync, the rename, the folder's sync; unharmed
+    # killed before the write, half written, at the sync, at the rename, at the folder's sync; then not killed
+    assert len(seen) == 6
     assert seen[0] == old
     assert seen[-1] == new
     changed = [content == new for content in seen]
