@@ -1,4 +1,4 @@
-"""How much the tasks disagree about a weight."""
+"""The conflict between the gradients of tasks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 def conflict(first: Tensor, second: Tensor) -> float:
-    """ρ = 1 − ⟨a, b⟩ / (‖a‖ ‖b‖): 0 aligned, 1 orthogonal, 2 opposed; NaN where a gradient is zero."""
+    """Return ρ = 1 − ⟨a, b⟩ / (‖a‖ ‖b‖): 0 aligned, 1 orthogonal, 2 opposed, NaN if a gradient is zero."""
     a, b = first.flatten().double(), second.flatten().double()
     norms = float(a.norm() * b.norm())
     return 1 - float(a @ b) / norms if norms > 0 else float("nan")
 
 
 def measure_conflict(losses: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """ρ of each weight between the tasks' gradients, the mean over pairs of tasks.
+    """Return the conflict ρ of each weight by name: the mean over all pairs of tasks.
 
-    One backward pass for each loss over the same graph; no `.grad` is touched and no gradient hook runs.
-    The gradients of `weights` are held once per task, so measure on a probe batch, not in every step.
-    A weight that a loss does not reach gives NaN. On a model under GEMS, compute the losses within
-    `plain_gradients()`.
+    losses: scalars by task, on one graph. Each gets a backward pass that changes no `.grad` and runs no gradient hook.
+    On a model under GEMS, compute them within `plain_gradients()`.
+    weights: parameters by name. Their gradients are held once per task: measure on a probe batch, not in every step.
+    A weight that a loss does not reach gives NaN.
     """
     gradients = [
         torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)

@@ -1,7 +1,7 @@
-"""What a caller of this library can mend."""
+"""Errors that the caller can correct."""
 
 from __future__ import annotations
 
 
 class GemsError(ValueError):
-    """A setting, a model, a knowledge basis or a state does not fit; the message says which and how."""
+    """A setting, a model, a knowledge basis or a state does not fit. The message says which one and how."""

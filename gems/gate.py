@@ -1,12 +1,12 @@
-"""The gate: how much of each task's own update is used.
+"""The gate: it weights each task's own update.
 
     α = softmax(o / τ),   o_t = f_φ(z_t) + b_t − (T · z_t[loss] − 1)
 
-z_t holds task t's share of (loss relative to its first value, gradient norm, samples), smoothed over
-steps; f_φ is a two-layer ReLU perceptron, the same for each task, whose last layer starts at zero, and b
-a bias for each task, zero too, since tasks may differ where their features do not. The last term is the
-prior of the paper (arXiv 2601.09496): the task with the higher loss gets the smaller weight. φ and b learn
-by the one-step hypergradient (docs/gems.md).
+z_t holds three figures of task t, smoothed over steps: its share of the losses (relative to their first values), of the
+gradient norms and of the samples. f_φ is a two-layer ReLU perceptron, the same for all tasks; its last layer starts at
+zero. b_t is a bias for each task, also zero at first: tasks may differ even if their features are equal. The last term
+is the prior of the paper (arXiv 2601.09496): the task with the higher loss gets the smaller weight. φ and b are trained
+with the one-step hypergradient (docs/gems.md).
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ KINDS = ("hypergradient", "prior", "uniform")
 
 
 class Gate:
-    """Weights α [T] of the tasks, adding up to 1.
+    """Weights α [T] of the tasks; their sum is 1.
 
-    kind: `hypergradient` learns φ and b, `prior` keeps them at their start, `uniform` is 1/T.
-    temperature: τ; learning_rate: of gradient descent on both; smoothing: decay of the features' moving average.
+    kind: `hypergradient` trains φ and b, `prior` keeps them at their start, `uniform` is 1/T.
+    temperature: τ.
+    learning_rate: rate of the gradient descent on φ and b.
+    smoothing: decay of the moving average of the features.
+    hidden: units of the perceptron.
+    Raises `GemsError` for an unknown kind or a temperature that is not above 0.
     """
 
     def __init__(
@@ -48,7 +52,8 @@ class Gate:
         self._temperature = temperature
         self._smoothing = smoothing
         generator = torch.Generator().manual_seed(seed)
-        first = nn.utils.skip_init(nn.Linear, 3, hidden)  # type: ignore[no-untyped-call]  # the caller's random state is left alone
+        # `skip_init` leaves the caller's random state alone
+        first = nn.utils.skip_init(nn.Linear, 3, hidden)  # type: ignore[no-untyped-call]
         last = nn.utils.skip_init(nn.Linear, hidden, 1)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             first.weight.copy_(torch.randn(hidden, 3, generator=generator) * 3**-0.5)
@@ -57,44 +62,47 @@ class Gate:
         self._perceptron = nn.Sequential(first, nn.ReLU(), last)
         self._bias = nn.Parameter(torch.zeros(len(tasks)))
         learned = [*self._perceptron.parameters(), self._bias]
-        self._optimizer = torch.optim.SGD(
-            learned, lr=learning_rate
-        )  # Adam would undo the brake α_i (1 − α_i)
+        # not Adam: it would cancel the factor α_i (1 − α_i), which slows down changes near 0 and 1
+        self._optimizer = torch.optim.SGD(learned, lr=learning_rate)
         even = 1.0 / max(1, len(tasks))
         self._features = torch.full((len(tasks), 3), even)
         self._initial = torch.full((len(tasks),), float("nan"))
         self._seen = 0
 
     def observe(self, losses: Tensor, norms: Tensor, samples: Tensor, present: Tensor) -> None:
-        """Take in the figures of a step: float [T] each; a task that is not `present` (bool [T]) keeps its own.
+        """Add the figures of a step to the features.
 
-        Shares of what is not positive in sum (no samples given, say) count as even.
+        losses, norms, samples: float [T]. If the sum of one of them is not above 0 (for example, no samples are
+        given), all tasks get equal shares of it.
+        present: bool [T], the tasks of the step. The features change only in steps with all tasks.
         """
         losses, norms, samples = (figure.float() for figure in (losses, norms, samples))
         fresh = present & self._initial.isnan()
         self._initial = torch.where(fresh, losses, self._initial)
         if not bool(present.all()):
-            return  # shares need every task
+            return  # shares need the figures of all tasks
         relative = losses / self._initial.clamp(min=1e-12)
         figures = torch.stack([relative, norms, samples], dim=1)  # [T, 3]
         total = figures.sum(0)
         shares = torch.where(total > 0, figures / total.clamp(min=1e-30), 1.0 / len(self.tasks))
-        decay = min(self._smoothing, self._seen / (self._seen + 1))  # a plain mean until there is a history
+        decay = min(self._smoothing, self._seen / (self._seen + 1))  # a plain mean in the first steps
         self._features = decay * self._features + (1 - decay) * shares
         self._seen += 1
 
     def weights(self) -> Tensor:
-        """α [T], without gradient."""
+        """Return α [T], without gradient."""
         with torch.no_grad():
             return torch.softmax(self._scores() / self._temperature, dim=0)
 
     @torch.enable_grad()
     def learn(self, sensitivity: Tensor) -> None:
-        """One step of φ and b from h [T], h_i = ∂L/∂α_i of the next batch's loss, at the weights last used.
+        """Train φ and b for one step. Call it before `observe`.
+
+        sensitivity: h [T], h_i = ∂L/∂α_i: the derivative of the next batch's loss at the weights α that were used last.
 
             ∂L/∂o_i = α_i (h_i − Σ_j α_j h_j) / τ
 
-        For two tasks this is α_1 α_2 (h_1 − h_2) / τ. Call it before `observe`.
+        For two tasks and i = 1 this is α_1 α_2 (h_1 − h_2) / τ.
         """
         if self.kind != "hypergradient":
             return
@@ -115,6 +123,7 @@ class Gate:
         return scores
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the parameters, their optimizer and the features."""
         return {
             "perceptron": self._perceptron.state_dict(),
             "bias": self._bias.detach(),
@@ -125,6 +134,7 @@ class Gate:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of `state_dict`."""
         self._perceptron.load_state_dict(state["perceptron"])
         with torch.no_grad():
             self._bias.copy_(state["bias"])

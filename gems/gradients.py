@@ -1,4 +1,4 @@
-"""What the backward passes of a step have left: projected gradients, plain ones, and figures of the tasks."""
+"""The gradients of a step: projected ones, plain ones, and figures of the tasks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gems.weight import ProjectedWeight
 class HeldGradients:
     """Sums, norms and clipping over all weights of an optimizer.
 
-    stats: fp64 [3, tasks]: loss, samples and number of passes of each task; alignment: ⟨g V, N⟩ of each learning
-    task's last update with this step's gradient of all tasks, summed over weights.
+    stats: fp64 [3, tasks]: loss, samples and number of backward passes of each task.
+    alignment: scalar product ⟨g V, N⟩ of this step's gradient of all tasks with the last update of each learning task,
+    summed over weights.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HeldGradients:
         self.drop()
 
     def drop(self) -> None:
+        """Set all sums to zero and free the gradients."""
         device = self._weights[0].parameter.device
         self.stats = torch.zeros(3, self._tasks, dtype=torch.float64)
         self.alignment = {
@@ -47,17 +49,22 @@ class HeldGradients:
             parameter.grad = None
 
     def present(self, tasks: Sequence[str]) -> list[str]:
-        """The tasks that had a backward pass."""
+        """Return the tasks that had a backward pass in this step."""
         return [task for k, task in enumerate(tasks) if self.stats[2, k] > 0]
 
     def reduce_stats(self) -> None:
+        """Sum the figures of the tasks over the processes."""
         if self._group is not None and self._tasks:
-            stats = self.stats.to(self._weights[0].parameter.device)  # NCCL knows no tensors on the CPU
+            stats = self.stats.to(self._weights[0].parameter.device)  # NCCL cannot sum tensors on the CPU
             dist.all_reduce(stats, group=self._group)
             self.stats = stats.cpu()
 
     def reduce(self, due: Sequence[ProjectedWeight], tasks: Sequence[str]) -> None:
-        """Sum over the processes: projected gradients, and the full ones of weights that are `due`."""
+        """Sum the gradients over the processes.
+
+        due: weights that refresh in this step; their full gradients are summed instead of the projected ones.
+        tasks: the tasks of this step.
+        """
         if self._group is None:
             return
         refreshing = {weight.name for weight in due}
@@ -79,20 +86,21 @@ class HeldGradients:
             dist.all_reduce(tensor, group=self._group)
 
     def finite(self) -> bool:
+        """Whether all gradients are finite."""
         tensors = [p.grad for p in self.plain if p.grad is not None]
         for weight in self._weights:
             tensors += [weight.subspaces.projected, *weight.full.values()]
         return bool(torch.isfinite(_total_norm(tensors)))
 
     def norm(self, family: str) -> float:
-        """‖R_family‖ over all weights; the plain parameters' gradients count with the shared family."""
+        """Return ‖R_family‖ over all weights; the gradients of plain parameters count with the shared family."""
         tensors = [w.subspaces.projected[:, w.subspaces.columns[family]] for w in self._weights]
         if family == SHARED:
             tensors += [p.grad for p in self.plain if p.grad is not None]
         return float(_total_norm(tensors))
 
     def clip(self, norms: Mapping[str, float], largest: float) -> None:
-        """Scale the gradient of each family whose norm exceeds `largest`."""
+        """Scale down the gradient of each family whose norm is above `largest`. norms: by family."""
         for family, norm in norms.items():
             if norm <= largest:
                 continue

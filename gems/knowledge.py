@@ -1,8 +1,8 @@
-"""The knowledge basis: which input directions general text uses at each linear layer.
+"""The knowledge basis: the input directions that general text uses at each linear layer.
 
-For a layer with inputs x ∈ R^n on general text, K = Σ x xᵀ. Its top eigenvectors U [n, k] span what the
-layer's knowledge answers to; an update Δ with Δ U = 0 leaves those answers as they were (docs/gems.md; as
-in Adam-NSCL, arXiv 2103.07113, and AlphaEdit, arXiv 2410.02355, on the input side).
+For a layer with inputs x ∈ R^n on general text, K = Σ x xᵀ. Its top eigenvectors U [n, k] span the inputs that the
+layer's knowledge depends on. An update Δ with Δ U = 0 does not change the layer's outputs for these inputs
+(docs/gems.md; the same idea, on the input side, in Adam-NSCL, arXiv 2103.07113, and AlphaEdit, arXiv 2410.02355).
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ Inputs = Mapping[str, Any] | Tensor
 class KnowledgeBasis:
     """Eigenvectors and eigenvalues of every input site of a backbone.
 
-    site_of: weight name → site; layers that read the very same input share a site (q, k and v, say).
-    eigenvalues: site → fp64 [n], descending; directions: site → fp32 [n, kept], read when asked for.
-    backbone: weight name → fingerprint of that weight when it was collected; tokens: how many inputs it saw.
+    site_of: weight name → site. Layers that read the same input (for example q, k and v) share a site.
+    eigenvalues: site → fp64 [n], descending.
+    directions: site → fp32 [n, kept]; called only when directions are needed.
+    backbone: weight name → fingerprint of the weight at the time of collection.
+    tokens: number of inputs in the sums.
     """
 
     def __init__(
@@ -47,14 +49,14 @@ class KnowledgeBasis:
         self._directions = directions
 
     def size(self, weight: str, energy: float, limit: int) -> int:
-        """How many directions hold the share `energy` of Σ‖x‖², at most `limit`."""
+        """Return the number of directions that hold the share `energy` of Σ‖x‖², at most `limit`."""
         values = self.eigenvalues[self._site(weight)]
         shares = values.cumsum(0) / values.sum().clamp(min=1e-300)
         needed = int((shares < energy - 1e-12).sum()) + 1 if energy > 0 else 0
         return min(needed, limit)
 
     def directions(self, weight: str, energy: float, limit: int) -> Tensor:
-        """U: fp32 [n, k], orthonormal, k = `size(...)`. Raises `GemsError` where fewer were kept."""
+        """Return U, fp32 [n, k], orthonormal, k = `size(...)`. Raises `GemsError` if fewer directions were kept."""
         site = self._site(weight)
         kept = self._directions(site)
         count = self.size(weight, energy, limit)
@@ -66,7 +68,7 @@ class KnowledgeBasis:
         return kept[:, :count]
 
     def check(self, linears: Mapping[str, nn.Linear]) -> None:
-        """Raises `GemsError` unless it was collected on this very backbone."""
+        """Raise `GemsError` unless the basis was collected on exactly this backbone."""
         for name, linear in linears.items():
             if name not in self.site_of or name not in self.backbone:
                 raise GemsError(f"the knowledge basis knows nothing of {name}; it is from another backbone")
@@ -76,7 +78,7 @@ class KnowledgeBasis:
                 )
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write the basis to one safetensors file."""
         tensors = {f"eigenvalues.{site}": values for site, values in self.eigenvalues.items()}
         tensors |= {f"directions.{site}": self._directions(site).contiguous() for site in self.eigenvalues}
         about = {
@@ -88,7 +90,10 @@ class KnowledgeBasis:
 
     @classmethod
     def load(cls, path: Path) -> KnowledgeBasis:
-        """Open a saved basis; directions stay on disk until they are asked for. Raises `GemsError`."""
+        """Open a saved basis; the directions stay on disk until they are needed.
+
+        Raises `GemsError` if the file is not a knowledge basis.
+        """
         try:
             file: Any = safe_open(path, framework="pt")
             about = file.metadata() or {}
@@ -107,7 +112,7 @@ class KnowledgeBasis:
 
 
 def fingerprint(linear: nn.Linear) -> str:
-    """SHA-256 of the shape, dtype and values of a layer's weight."""
+    """Return the SHA-256 of the shape, dtype and values of a layer's weight."""
     weight = linear.weight.detach().contiguous().cpu()
     digest = hashlib.sha256(f"{tuple(weight.shape)} {weight.dtype}".encode())
     digest.update(weight.view(torch.uint8).numpy().data)
@@ -125,14 +130,16 @@ def collect_knowledge(
     sites_at_once: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> KnowledgeBasis:
-    """Stream general text through the model and keep the leading input directions of `linears`.
+    """Run general text through the model and return the leading input directions of `linears`.
 
-    batches: what the model is called with: keyword arguments, or one tensor. Where they hold an
-    `attention_mask` [B, T], padding does not count; nor do the first `skip_positions` tokens of each row,
-    which transformers use as attention sinks (arXiv 2309.17453). Both rules apply to inputs [B, T, n].
-    keep: share of the n directions that is kept for later choices of energy.
-    sites_at_once: second moments held at a time, n² fp32 each; fewer need more passes over the text.
+    batches: arguments for calls of the model: keyword arguments, or one tensor. If they have an `attention_mask`
+    [B, T], padding does not count.
+    skip_positions: number of first tokens of each row that do not count, because transformers use them as attention
+    sinks (arXiv 2309.17453). This and the mask apply to inputs [B, T, n].
+    keep: share of the n directions that is kept, so that `energy` can be chosen later.
+    sites_at_once: number of second moments, n² fp32 each, in memory at a time; a smaller number needs more passes.
     progress: called with (batches done, batches in all).
+    Raises `GemsError` if no token counts, a layer is not used, or an activation is not finite.
     """
     if not batches:
         raise GemsError("a knowledge basis needs at least one batch of general text")
@@ -194,8 +201,8 @@ class _SecondMoment:
 
 
 def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
-    """Group layers by the tensors that they read: site (its first layer's name) → weight names."""
-    read: dict[str, list[Tensor]] = {}  # several where the model uses a layer more than once
+    """Return the layers grouped by the tensors that they read: site (name of its first layer) → weight names."""
+    read: dict[str, list[Tensor]] = {}  # more than one tensor if the model uses a layer more than once
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, inputs: read.setdefault(name, []).append(inputs[0])
@@ -231,7 +238,7 @@ def _call(model: nn.Module, batch: Inputs) -> None:
 
 
 def _counted(batch: Inputs, skip_positions: int) -> Tensor | None:
-    """Which tokens count: bool [B, T], or None where the batch says nothing about tokens."""
+    """Return a mask of the tokens that count: bool [B, T], or None if the batch does not show its tokens."""
     if isinstance(batch, Tensor):
         return None
     mask = batch.get("attention_mask")

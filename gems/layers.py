@@ -1,4 +1,4 @@
-"""Which layers are tuned in subspaces, and of what rank."""
+"""The layers that are tuned in subspaces, and the ranks of their subspaces."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ class Ranks:
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Weight name → layer, for every `nn.Linear` with a trainable weight except the output head.
+    """Return every `nn.Linear` with a trainable weight, by the name of its weight, without the output head.
 
-    A head is what `get_output_embeddings()` returns, or a layer that shares its weight with an embedding.
+    The output head is the layer that `get_output_embeddings()` returns, or a layer that shares its weight with an
+    embedding.
     """
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None

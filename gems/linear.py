@@ -1,10 +1,10 @@
-"""A linear layer whose weight gradient is born projected: the full one [m, n] is never computed.
+"""A linear layer that computes its weight gradient in projected form: the full gradient [m, n] never exists.
 
     y = x Wᵀ + b,   z = x V [tokens, q]          forward
     R = g V = δᵀ (x V) = δᵀ z [m, q]             backward, δ = ∂L/∂y [tokens, m]
 
-That is the product δᵀ x of a plain backward pass, n wide, replaced by two that are q wide. What z needs
-is kept for the backward pass instead of x.
+A plain backward pass computes the product δᵀ x, n wide. Here two products, q wide, take its place, and z is kept for
+the backward pass instead of x.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _routing = True
 
 @contextmanager
 def plain_gradients() -> Iterator[None]:
-    """Forward passes in here are those of plain layers, so that `torch.autograd.grad` sees their weights."""
+    """Let all layers run as plain ones inside the block, so that `torch.autograd.grad` sees their weights."""
     global _routing
     before, _routing = _routing, False
     try:
@@ -32,9 +32,10 @@ def plain_gradients() -> Iterator[None]:
 
 
 class Route:
-    """Where a layer's projected gradient goes.
+    """The connection of a layer to its optimizer.
 
-    basis: V [n, q], or None while the full gradient is wanted; receive: takes R [m, q].
+    basis: returns V [n, q], or None while the optimizer needs the full gradient.
+    receive: takes R [m, q].
     """
 
     def __init__(self, basis: Callable[[], Tensor | None], receive: Callable[[Tensor], None]) -> None:
@@ -42,27 +43,30 @@ class Route:
         self.receive = receive
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is a plain model."""
+        """Return None: a copy of the model is a plain model."""
         return None
 
 
 class RoutedLinear(nn.Linear):
-    """What `nn.Linear` becomes while an optimizer has a route for it; same parameters, same outputs."""
+    """An `nn.Linear` that an optimizer is connected to; it has the same parameters and outputs."""
 
     route: Route | None
 
     @classmethod
     def install(cls, linear: nn.Linear, route: Route) -> None:
+        """Turn a plain layer into a routed one, in place."""
         linear.__class__ = cls
         linear.route = route  # type: ignore[assignment]
 
     @staticmethod
     def remove(linear: nn.Linear) -> None:
+        """Turn a routed layer into a plain one, in place."""
         if isinstance(linear, RoutedLinear):
             del linear.route
             linear.__class__ = nn.Linear  # type: ignore[assignment]
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return y [.., m] for the input x [.., n]."""
         if self.route is not None and _routing and torch.is_grad_enabled() and self.weight.requires_grad:
             basis = self.route.basis()
             if basis is not None:

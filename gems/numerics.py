@@ -1,4 +1,4 @@
-"""Numerics of small updates: adding them to low-precision weights, and how large a weight is."""
+"""Numerics of small updates: their addition to low-precision weights, and the magnitude of a weight."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ SMALLEST = 1e-3
 
 @torch.no_grad()
 def add_(weight: Tensor, update: Tensor, generator: torch.Generator) -> None:
-    """weight += update, rounded stochastically where the weight is bf16: right on average.
+    """Add an update to a weight in place, with stochastic rounding if the weight is bf16.
 
-    A bf16 number is the upper half of an fp32 one. Adding a uniform 16-bit integer to the lower half and
-    cutting it off rounds up with the probability of the remainder, so that E[rounded] = exact.
-    weight: fp64, fp32 or bf16 of any shape; update: fp32 or fp64, same shape.
+    A bf16 number is the upper half of an fp32 number. A uniform 16-bit integer is added to the lower half, and the
+    lower half is cut off. This rounds up with a probability equal to the remainder, so that E[rounded] = exact.
+    weight: fp64, fp32 or bf16 of any shape.
+    update: fp32 or fp64, same shape.
+    generator: randomness of the rounding, on the device of the weight.
     """
     if weight.dtype != torch.bfloat16:
         weight.add_(update)
@@ -27,9 +29,9 @@ def add_(weight: Tensor, update: Tensor, generator: torch.Generator) -> None:
 
 
 def magnitude(weight: Tensor) -> float:
-    """max(RMS(W), 1e-3), by which Adafactor multiplies its rate (arXiv 1804.04235, section 8).
+    """Return max(RMS(W), 1e-3), the factor of Adafactor's rate (arXiv 1804.04235, section 8).
 
-    The bound lets weights that are zero begin.
+    Without the bound, a weight that is zero would never change.
     """
     mean_square = weight.detach().float().square().mean()
     return max(SMALLEST, float(mean_square.sqrt()))

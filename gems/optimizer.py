@@ -2,9 +2,9 @@
 
     W ← W − η s (D_shared + Σ_t α_t D_t)        D_f = N_f V_fᵀ,  N_f = Adam on R_f = g_f V_f
 
-with g_shared = Σ_t g_t, one orthonormal basis V_f for each family inside the null space of the knowledge
-basis, and gates α. Gradients are projected in hooks while the backward pass goes on: the full gradient of
-the model never exists.
+Here g_shared = Σ_t g_t, V_f is the orthonormal basis of family f, inside the null space of the knowledge basis, and
+α are the gate's weights. Hooks project each gradient during the backward pass: the full gradient of the model never
+exists.
 """
 
 from __future__ import annotations
@@ -164,11 +164,13 @@ class GEMS(torch.optim.Optimizer):
         values: Mapping[str, float] | None = None,
         samples: Mapping[str, float] | None = None,
     ) -> None:
-        """Accumulate the gradients of Σ_t losses[t]: one backward pass for each task over one graph.
+        """Accumulate the gradients of Σ_t losses[t], with one backward pass for each task over one graph.
 
-        losses: scalars by task, weighted as the objective wants them; several calls before a `step` add up.
-        A task that is missing in a step keeps its moments and count. One tensor is for no tasks.
-        values: unweighted losses for the gate, where `losses` are weighted; samples: by task, for the gate.
+        Several calls before a `step` add up. A task that is missing in a step keeps its moments and step count.
+        losses: scalars by task, with the weights of the objective; one tensor if the optimizer has no tasks.
+        values: unweighted losses by task, for the gate; needed if `losses` are weighted.
+        samples: number of samples by task, for the gate.
+        Raises `GemsError` for an unknown task, or one tensor where the optimizer has tasks.
         """
         if isinstance(losses, Tensor):
             if self.tasks:
@@ -198,7 +200,7 @@ class GEMS(torch.optim.Optimizer):
             self._current = None
 
     def _connect(self, k: int, linear: nn.Linear) -> None:
-        """Have the layer's gradient come here: projected while it is computed, or as a whole, by a hook."""
+        """Connect a layer: its gradient arrives projected from `RoutedLinear`, or whole from a hook."""
         weight = self.weights[k]
 
         def basis() -> Tensor | None:
@@ -209,7 +211,7 @@ class GEMS(torch.optim.Optimizer):
             weight.receive(gradient, self._families(self._task()), self._gradients.alignment)
 
         def take(parameter: nn.Parameter) -> None:
-            if parameter.grad is None:  # it came projected
+            if parameter.grad is None:  # it arrived projected
                 return
             task = self._task()
             weight.take(task, self._families(task), keep=self._is_due(k), alignment=self._gradients.alignment)
@@ -226,7 +228,7 @@ class GEMS(torch.optim.Optimizer):
         return self._current
 
     def close(self) -> None:
-        """Let go of the model: its layers are plain ones again, with gradients of their own."""
+        """Detach from the model: its layers are plain ones again and compute their own gradients."""
         for hook in self._hooks:
             hook.remove()
         for linear in self._routed:
@@ -234,13 +236,13 @@ class GEMS(torch.optim.Optimizer):
         self._hooks, self._routed = [], []
 
     def _families(self, task: str) -> list[str]:
-        """The families that a task's gradient is projected into."""
+        """Return the families whose bases a task's gradient is projected into."""
         if self._joint:
             return [SHARED, *self.tasks]
         return [SHARED] if task == SHARED else [SHARED, task]
 
     def _is_due(self, k: int) -> bool:
-        """Whether the weight's bases are refreshed in the coming step."""
+        """Whether the bases of weight k are refreshed in the next step."""
         return self._schedule.is_due(k, self.steps, self.weights[k].subspaces.ready)
 
     def _refreshing(self) -> bool:
@@ -250,10 +252,10 @@ class GEMS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Refresh what is due, learn the gate, clip, update. Drops the gradients.
+        """Refresh the bases that are due, train the gate, clip, update the weights, and drop the gradients.
 
-        Raises `ArithmeticError` for gradients that are not finite: nothing is changed then, and the
-        gradients are dropped.
+        Raises `ArithmeticError` if a gradient is not finite. Then no weight is changed, and the gradients are dropped.
+        Raises `GemsError` if no gradient has reached a weight.
         """
         held = self._gradients
         held.reduce_stats()
@@ -304,7 +306,7 @@ class GEMS(torch.optim.Optimizer):
         self.zero_grad()
 
     def _drive_gate(self, norms: Mapping[str, float]) -> None:
-        """Learn from how the last update served this batch, then take in this batch's figures."""
+        """Train the gate on the effect of the last update on this batch, then add this batch's figures to it."""
         if not self.tasks:
             return
         self.sensitivity = {}
@@ -312,7 +314,7 @@ class GEMS(torch.optim.Optimizer):
         moved = [sum(weight.moved.get(task, 0.0) for weight in self.weights) for task in alignment]
         length = norms[SHARED] * math.sqrt(sum(moved))
         if alignment and all(moved) and length > 0:
-            # one divisor for all tasks: their order stays that of the true derivatives
+            # one divisor for all tasks keeps the order of the true derivatives
             self.sensitivity = {task: -float(dot) / length for task, dot in alignment.items()}
             self.gate.learn(torch.tensor(list(self.sensitivity.values())))
         losses, samples, passes = self._gradients.stats
@@ -321,33 +323,35 @@ class GEMS(torch.optim.Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all that `backward` accumulated."""
+        """Drop the gradients that `backward` has accumulated."""
         self._gradients.drop()
 
     # ---- figures and state
 
     def figures(self) -> dict[str, float]:
-        """Of the last step: `gradient_norm` (projected, joint) and `gate.<task>`."""
+        """Return figures of the last step: `gradient_norm` (projected, joint) and `gate.<task>`."""
         return dict(self._figures)
 
     def refreshed(self) -> dict[str, dict[str, float]]:
-        """Weights whose bases the last step refreshed, and figures of each; see `ProjectedWeight.refresh`."""
+        """Return figures of each weight that the last step refreshed; see `ProjectedWeight.refresh`."""
         return self._refreshed
 
     def costs(self) -> dict[str, int]:
-        """Bytes of state (bases, moments), of gradients held between `backward` and `step`. Not counted:
-        full gradients of the group that refreshes, and the knowledge basis, which is read at refreshes."""
+        """Return the bytes of state (bases, moments) and of gradients held between `backward` and `step`.
+
+        Not counted: full gradients of the group that refreshes, and the knowledge basis, which is read at refreshes.
+        """
         spaces = [weight.subspaces for weight in self.weights]
         state = [t for s in spaces for t in (s.basis, s.first, s.second)]
         plain = self._plain.state.values() if self._plain is not None else ()
         state += [t for entry in plain for t in entry.values() if isinstance(t, Tensor)]
         gradients = [s.projected for s in spaces] + self._gradients.plain
-        if self._gradients.alignment:  # the last updates, which the gate compares with the gradients
+        if self._gradients.alignment:  # the gate compares the last updates with the gradients
             gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
         return {"state_bytes": _bytes(state), "gradient_bytes": _bytes(gradients)}
 
     def state_dict(self) -> dict[str, Any]:
-        """All of an exact resume beside the weights: tensors and plain values."""
+        """Return all that an exact resume needs in addition to the weights: tensors and plain values."""
         return {
             "steps": self.steps,
             "tasks": list(self.tasks),
@@ -358,7 +362,7 @@ class GEMS(torch.optim.Optimizer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `GemsError` for a state of another configuration."""
+        """Restore a state. Raises `GemsError` if it is from another configuration."""
         mine = [weight.name for weight in self.weights]
         if list(state["weights"]) != mine or tuple(state["tasks"]) != self.tasks:
             raise GemsError("the state is of an optimizer with other layers or tasks")

@@ -1,8 +1,8 @@
-"""The subspaces of one weight: orthonormal bases on its input side, and Adam's moments inside them.
+"""The subspaces of one weight: orthonormal bases on its input side, and Adam's moments in these bases.
 
-W is [m, n] (out × in), g = ∂L/∂W. A subspace has an orthonormal basis V [n, r]; the gradient is kept as
-R = g V [m, r], Adam runs on R, and the update of W is D = N Vᵀ with N = M̂ / (√V̂ + ε). Whatever Adam does
-elementwise, D x = 0 for every input x that is orthogonal to V (docs/gems.md; GaLore, arXiv 2403.03507).
+W is [m, n] (out × in), g = ∂L/∂W. A subspace has an orthonormal basis V [n, r]. The gradient is kept as
+R = g V [m, r], Adam runs on R, and the update of W is D = N Vᵀ with N = M̂ / (√V̂ + ε). For every N, D x = 0 for every
+input x that is orthogonal to V (docs/gems.md; GaLore, arXiv 2403.03507).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 def complement_basis(columns: Tensor, outside: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """Orthonormal basis [n, q] of `columns` [n, q] after removing the spans of `outside` ([n, k] each).
+    """Return an orthonormal basis [n, q] of `columns` [n, q] without the spans of `outside` ([n, k] each).
 
-    Columns count by direction, not by length. Those that vanish are replaced by random directions, so that
-    the basis is always complete. Needs q + Σ k ≤ n. Repeated until nothing is left to remove, so that
-    rounding errors do not grow.
+    Only the direction of a column matters, not its length. Columns that vanish are replaced by random directions, so
+    that the basis is always complete. The removal is repeated until there is nothing left to remove: otherwise rounding
+    errors would grow. Needs q + Σ k ≤ n.
     """
     columns = columns / columns.norm(dim=0).clamp(min=torch.finfo(columns.dtype).tiny)
     for _ in range(6):
         for other in outside:
             columns = columns - other @ (other.T @ columns)
         basis, triangle = torch.linalg.qr(columns)
-        size = triangle.diagonal().abs()  # what was left of each column
+        size = triangle.diagonal().abs()  # length of each column after the removal
         if bool(((size - 1).abs() < 1e-3).all()):
             break
         weak = size <= 1e-5
@@ -45,11 +45,13 @@ def leading_directions(
     oversampling: int = 8,
     generator: torch.Generator,
 ) -> Tensor:
-    """Top-`rank` right singular vectors [n, rank] of g P, where P removes the spans of `outside`.
+    """Return the top `rank` right singular vectors [n, rank] of g P, where P removes the spans of `outside`.
 
-    Subspace iteration on P gᵀg P, warm from `start` [n, ·] if given, and a Rayleigh-Ritz rotation at the
-    end (Halko, Martinsson & Tropp, arXiv 0909.4061). With `rank` + oversampling ≥ n − Σ k it is exact.
-    gradient: float [m, n], of the dtype that is to be computed in.
+    Runs subspace iteration on P gᵀg P and a Rayleigh-Ritz rotation at the end (Halko, Martinsson & Tropp,
+    arXiv 0909.4061). The result is exact if `rank` + `oversampling` ≥ n − Σ k.
+    gradient: g, float [m, n]; the computation runs in its dtype.
+    outside: orthonormal bases [n, k].
+    start: first guess [n, ·]; random if not given.
     """
     n = gradient.shape[1]
     width = min(rank + oversampling, n - sum(other.shape[1] for other in outside))
@@ -58,13 +60,11 @@ def leading_directions(
     basis = complement_basis(columns, outside, generator)
     for _ in range(iterations if width < n else 0):
         image = gradient @ basis
-        image = image / image.norm().clamp(
-            min=torch.finfo(image.dtype).tiny
-        )  # g may be tiny; keep it in range
+        # g may be tiny: keep its image in the range of the dtype
+        image = image / image.norm().clamp(min=torch.finfo(image.dtype).tiny)
         basis = complement_basis(gradient.T @ image, outside, generator)
-    triangle = torch.linalg.qr(
-        gradient @ basis, mode="r"
-    ).R  # keeps weak directions apart, as a Gram matrix would not
+    # QR keeps weak directions apart, a Gram matrix would not
+    triangle = torch.linalg.qr(gradient @ basis, mode="r").R
     rotation = torch.linalg.svd(triangle).Vh.T
     directions: Tensor = basis @ rotation[:, :rank]
     return directions
@@ -73,16 +73,17 @@ def leading_directions(
 def transport_moments(
     first: Tensor, second: Tensor, overlap: Tensor, count: int, betas: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Carry Adam's moments [m, r] over to a new basis (LDAdam, arXiv 2410.16103).
+    """Return Adam's moments [m, r] in a new basis (LDAdam, arXiv 2410.16103).
 
-    overlap: C = V_oldᵀ V_new [r, r]; count: steps that the moments have seen.
+    overlap: C = V_oldᵀ V_new [r, r].
+    count: number of steps in the moments.
 
         M' = M C
         V' = (1 − β₂ᵗ) · (|(V̂ − M̂²)(C∘C) + (M̂ C)²| + mean_row(V̂) (1 − Σ_i C_i²))
 
-    with M̂ and V̂ bias-corrected. The variance moves with squared coefficients, as if the coordinates were
-    uncorrelated. The last term is ours: the part of a new direction that the old basis did not hold has
-    no history, and would pass for one without gradient, with steps several times too long.
+    M̂ and V̂ are bias-corrected. The variance moves with squared coefficients, as if the coordinates were uncorrelated.
+    The last term is not in LDAdam. A new direction has a part outside the old basis, and this part has no history.
+    Without the term it would look like a part without gradient, and its steps would be several times too long.
     """
     if count == 0:
         return torch.zeros_like(first), torch.zeros_like(second)
@@ -96,10 +97,12 @@ def transport_moments(
 
 
 class Subspaces:
-    """The families of subspaces of one weight, side by side: shared first, then one for each task.
+    """The families of subspaces of one weight, in adjacent columns: the shared one first, then one for each task.
 
-    basis [n, q], first and second moment [m, q], projected gradient [m, q]; `columns[family]` is the slice
-    of a family, `counts[family]` its Adam steps. All fp32 (fp64 for fp64 weights).
+    basis [n, q], first and second moment [m, q], projected gradient [m, q]: fp32, or fp64 for an fp64 weight.
+    columns: slice of the q columns for each family.
+    counts: number of Adam steps of each family.
+    ready: whether the bases are set.
     """
 
     def __init__(self, weight: Tensor, ranks: dict[str, int]) -> None:
@@ -118,7 +121,10 @@ class Subspaces:
     def replace_basis(
         self, family: str, basis: Tensor, betas: tuple[float, float], *, transport: bool
     ) -> None:
-        """Set the basis [n, r] of a family; its moments are carried over, or kept as they are (stale)."""
+        """Set the basis [n, r] of a family.
+
+        transport: whether the moments move to the new basis; otherwise they stay as they are (stale).
+        """
         columns = self.columns[family]
         if transport:
             overlap = self.basis[:, columns].T @ basis
@@ -130,7 +136,7 @@ class Subspaces:
         self.basis[:, columns] = basis
 
     def adam(self, family: str, betas: tuple[float, float]) -> None:
-        """Take the projected gradient of a family into its moments."""
+        """Update the moments of a family with its projected gradient."""
         columns = self.columns[family]
         gradient = self.projected[:, columns]
         self.first[:, columns].lerp_(gradient, 1 - betas[0])
@@ -138,12 +144,13 @@ class Subspaces:
         self.counts[family] += 1
 
     def direction(self, family: str, betas: tuple[float, float], eps: float) -> Tensor:
-        """N = M̂ / (√V̂ + ε) [m, r] of a family; a copy."""
+        """Return N = M̂ / (√V̂ + ε) [m, r] of a family, as a new tensor."""
         columns, count = self.columns[family], self.counts[family]
         root = (self.second[:, columns] / (1 - betas[1] ** count)).sqrt_().add_(eps)
         return (self.first[:, columns] / (1 - betas[0] ** count)).div_(root)
 
     def state_dict(self) -> dict[str, object]:
+        """Return the bases, moments and step counts."""
         return {
             "basis": self.basis,
             "first": self.first,
@@ -153,7 +160,7 @@ class Subspaces:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raises `ValueError` for shapes or families of another configuration."""
+        """Restore a state. Raises `ValueError` if its shapes or families are from another configuration."""
         if set(state["counts"]) != set(self.counts):  # type: ignore[call-overload]
             raise ValueError(f"families {sorted(state['counts'])}, not {sorted(self.counts)}")  # type: ignore[call-overload]
         for name in ("basis", "first", "second"):

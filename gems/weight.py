@@ -1,4 +1,4 @@
-"""One weight under GEMS: gradients in, projected at once; bases refreshed; updates out."""
+"""One weight under GEMS: it projects its gradients, refreshes its bases and computes its updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gems.subspace import Subspaces, complement_basis, leading_directions
 
 @dataclass(frozen=True)
 class Rules:
-    """What all weights of an optimizer have in common; see `gems.optimizer.GEMS`."""
+    """Settings that all weights of an optimizer share; see `gems.optimizer.GEMS`."""
 
     tasks: tuple[str, ...]
     betas: tuple[float, float]
@@ -33,7 +33,11 @@ class Rules:
 
 
 class ProjectedWeight:
-    """A weight [m, n] whose gradient never leaves its subspaces, except while its bases are refreshed."""
+    """A weight [m, n] whose gradient is held in its subspaces only, except while its bases are refreshed.
+
+    full: full gradients [m, n] by task, only in a step that refreshes this weight.
+    moved: ‖N‖² of each task family whose update was applied in the last step.
+    """
 
     def __init__(
         self, name: str, index: int, parameter: nn.Parameter, ranks: dict[str, int], limit: int, rules: Rules
@@ -41,17 +45,21 @@ class ProjectedWeight:
         self.name = name
         self.parameter = parameter
         self.subspaces = Subspaces(parameter, ranks)
-        self.full: dict[str, Tensor] = {}  # [m, n] by task, held only in a step that refreshes this weight
+        self.full: dict[str, Tensor] = {}
         self._index = index
-        self._limit = limit  # most knowledge directions that leave room for all ranks
+        self._limit = limit  # largest number of knowledge directions that leaves room for all ranks
         self._rules = rules
-        self.moved: dict[str, float] = {}  # families whose update was applied in the last step, and ‖N‖²
-        self._length = 1.0  # what that update was multiplied by, beside the rate
-        self._directions: dict[str, Tensor] = {}  # N of those, from the first backward pass to the step
+        self.moved: dict[str, float] = {}
+        self._length = 1.0  # factor of the last update in addition to the rate
+        # N of the last update, from the first backward pass to the step
+        self._directions: dict[str, Tensor] = {}
         self._last_size = 0.0
 
     def take(self, task: str, families: list[str], *, keep: bool, alignment: Mapping[str, Tensor]) -> None:
-        """Project the parameter's gradient, see `receive`, and free it; `keep` it for a refresh in this step."""
+        """Project the parameter's full gradient, pass it to `receive`, and free it.
+
+        keep: whether to keep the full gradient for a refresh in this step.
+        """
         assert self.parameter.grad is not None
         gradient = self.parameter.grad.to(self.subspaces.basis.dtype)
         self.parameter.grad = None
@@ -61,8 +69,12 @@ class ProjectedWeight:
             self.receive(gradient @ self.subspaces.basis, [] if keep else families, alignment)
 
     def receive(self, gradient: Tensor, families: list[str], alignment: Mapping[str, Tensor]) -> None:
-        """Add a gradient in all bases, g V [m, q], to `families`, and to each task of `alignment`
-        ⟨g V, N⟩ with the task's last update (a scalar, in place)."""
+        """Add a projected gradient to the sums of this step.
+
+        gradient: g V [m, q], in the bases of all families.
+        families: the families whose gradient it is added to.
+        alignment: scalar by task; the scalar product ⟨g V, N⟩ with the task's last update is added in place.
+        """
         spaces = self.subspaces
         gradient = gradient.to(spaces.basis.dtype)
         for family in families:
@@ -76,12 +88,15 @@ class ProjectedWeight:
                 dot += (gradient[:, spaces.columns[task]] * self._directions[task]).sum().to(dot)
 
     def refresh(self, step: int, families: Mapping[str, list[str]]) -> dict[str, float]:
-        """New bases from the full gradients of this step, which are projected into them and freed.
+        """Compute new bases from the full gradients of this step, project these gradients, and free them.
 
-        families: which families each task's gradient goes to. Returns figures of the new bases: `energy`
-        (share of ‖Σ_t g_t‖² that the shared basis captures), `energy.<task>` (of ‖g_t‖² by the task's),
-        `overlap` (‖V_aᵀ V_b‖² / r of the first two tasks), `leak` (‖Uᵀ V‖ per direction), `conflict` (ρ of
-        the first two tasks' full gradients).
+        step: number of the step; it seeds the random directions.
+        families: the families that each task's gradient goes to.
+        Returns figures of the new bases:
+            energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis.
+            overlap: ‖V_aᵀ V_b‖² / r of the first two tasks.
+            leak: ‖Uᵀ V‖ per direction.
+            conflict: ρ of the full gradients of the first two tasks.
         """
         rules, spaces = self._rules, self.subspaces
         joint = torch.stack(list(self.full.values())).sum(0)
@@ -94,9 +109,8 @@ class ProjectedWeight:
         for family, columns in spaces.columns.items():
             old = spaces.basis[:, columns] if spaces.ready else None
             source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
-            if (
-                source is None
-            ):  # no gradient of this task in this step: keep its basis, outside the new shared one
+            if source is None:
+                # the task has no gradient in this step: keep its basis, outside the new shared one
                 assert old is not None
                 basis = complement_basis(old, outside, generator)
             else:
@@ -130,11 +144,15 @@ class ProjectedWeight:
     def update(
         self, rate: float, decay: float, coefficients: Mapping[str, float], generator: torch.Generator
     ) -> None:
-        """W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
+        """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
 
-        With rank scaling, c_f is multiplied by √(n / r_f): N Vᵀ is shorter than Adam's own update by about
-        that. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times what it was in the last step (Fira,
-        arXiv 2410.01623). Relative: N_f is multiplied by the magnitude of W.
+        rate: learning rate times scale.
+        decay: learning rate times weight decay.
+        coefficients: c_f by family.
+        generator: randomness of the stochastic rounding of bf16 weights.
+        With rank scaling, c_f is multiplied by √(n / r_f), because N Vᵀ is shorter than Adam's own update by about this
+        factor. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times its value in the last step (Fira,
+        arXiv 2410.01623). With relative steps, N_f is multiplied by the magnitude of W.
         """
         rules, spaces = self._rules, self.subspaces
         self.moved, self._directions = {}, {}
@@ -166,10 +184,12 @@ class ProjectedWeight:
             add_(self.parameter, (direction @ basis.T).mul_(-rate), generator)
 
     def state_dict(self) -> dict[str, object]:
+        """Return the subspaces and the figures of the last update."""
         last = {"moved": dict(self.moved), "length": self._length, "last_size": self._last_size}
         return self.subspaces.state_dict() | last
 
     def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore a state. Raises `ValueError` if it is from another configuration."""
         self.subspaces.load_state_dict(state)
         self._directions = {}
         self.moved = dict(state["moved"])  # type: ignore[call-overload]

@@ -1,6 +1,6 @@
-"""The item side: what can be found, and how the model names it.
+"""The item side: the items that can be found, and their identifiers.
 
-Here live the catalogue, item embeddings, popularity and titles, and reading and writing of files; in
-sub-rooms the trie, identifiers, token sequences, and the bundle on disk. Import from the modules; nothing
-here imports `gems`, `server` or `training`.
+This folder holds the catalogue, item embeddings, popularity, titles, and reading and writing of files. Its subfolders
+hold the trie, identifiers, token sequences, and the bundle on disk. Import from the modules. No part of it imports
+`gems`, `server` or `training`.
 """

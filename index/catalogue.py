@@ -1,7 +1,7 @@
 """Items and the catalogue that holds them.
 
-An item is referred to by its *row* (position in the catalogue, 0-based) inside the program
-and by its `item_id` (a string of the owner's choosing) outside of it.
+Inside the program an item is named by its *row*, its position in the catalogue, from 0. Outside the program it is named
+by its `item_id`, a string that the owner of the data chooses.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+REQUIRED_FIELDS = ("item_id", "title")
+FIELDS = (*REQUIRED_FIELDS, "description", "categories")  # any other field of a record is an attribute
 Attribute = str | int | float | bool | None | list[str] | list[int]
 
 
 class CatalogueError(ValueError):
-    """The items cannot form a catalogue; the message names the item and what to mend."""
+    """The items cannot form a catalogue. The message names the item and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that can be found.
+    """One item that can be found.
 
-    `categories` are free text labels or paths ("Beauty > Makeup > Nails"); `attributes` are any
-    further fields of the source file. Those that are strings belong to the item's text.
+    categories: labels or paths, as free text ("Beauty > Makeup > Nails").
+    attributes: all other fields of the source file. Strings among them are part of the item's text.
     """
 
     item_id: str
@@ -33,12 +35,13 @@ class Item:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The words that describe the item: what is embedded, and what a query is matched against."""
+        """Return the words that describe the item: this text is embedded, and queries are compared with it."""
         words = [self.title, *self.categories, self.description]
         words += [value for value in self.attributes.values() if isinstance(value, str)]
         return ". ".join(part.strip() for part in words if part.strip())
 
     def to_json(self) -> dict[str, object]:
+        """Return the record that `from_json` reads."""
         record: dict[str, object] = {"item_id": self.item_id, "title": self.title}
         if self.description:
             record["description"] = self.description
@@ -48,7 +51,7 @@ class Item:
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Item:
-        """Read one record. Raises `CatalogueError` naming the field that is missing or of a wrong type."""
+        """Read one record. Raises `CatalogueError` for a field that is missing or has a wrong type."""
         item_id = record.get("item_id")
         if not isinstance(item_id, str | int) or isinstance(item_id, bool) or item_id == "":
             raise CatalogueError(f"'item_id' must be a non-empty string or an integer, got {item_id!r}")
@@ -63,13 +66,15 @@ class Item:
             categories = []
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
-        known = {"item_id", "title", "description", "categories"}
-        attributes = {k: v for k, v in record.items() if k not in known and v is not None}
+        attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
         return cls(str(item_id), title.strip(), description or "", tuple(categories), attributes)  # type: ignore[arg-type]
 
 
 class Catalogue(Sequence[Item]):
-    """All items, in a fixed order. `catalogue[row]` is an item, `catalogue.row(item_id)` its row."""
+    """All items, in a fixed order. `catalogue[row]` is an item, `catalogue.row(item_id)` is its row.
+
+    Raises `CatalogueError` if there is no item, or two items have one id.
+    """
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items = list(items)
@@ -93,23 +98,26 @@ class Catalogue(Sequence[Item]):
         return self._items[row]
 
     def row(self, item_id: str) -> int | None:
-        """Row of the item, or None if the catalogue does not hold it."""
+        """Return the row of an item, or None if the catalogue does not hold it."""
         return self._rows.get(item_id)
 
     @property
     def item_ids(self) -> list[str]:
-        """In the order of the rows."""
+        """Ids of all items, in the order of the rows."""
         return [item.item_id for item in self]
 
     def texts(self) -> list[str]:
+        """Return the text of each item, in the order of the rows."""
         return [item.text() for item in self._items]
 
     def save(self, path: Path) -> None:
+        """Write the items as JSON Lines."""
         with path.open("w", encoding="utf-8") as file:
             for item in self._items:
                 file.write(json.dumps(item.to_json(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Catalogue:
+        """Read the items that `save` wrote."""
         with path.open(encoding="utf-8") as file:
             return cls(Item.from_json(json.loads(line)) for line in file if line.strip())

@@ -11,32 +11,35 @@ from numpy.typing import NDArray
 
 from index.catalogue import Item
 
-MAX_TOKENS = 64  # of a text
-FILES = (".json", ".txt", ".model", ".safetensors")  # what a model is made of, without pickles and pictures
+MAX_TOKENS = 64  # longer texts are cut
+FILES = (".json", ".txt", ".model", ".safetensors")  # the files of a model, without pickles and pictures
 
 
 class EmbeddingError(ValueError):
-    """Items cannot be embedded; the message names the encoder, or the item and its row, and what to mend."""
+    """Items cannot be embedded. The message names the encoder, or the item and its row, and the remedy."""
 
 
 class TextEncoder:
-    """A model of the sentence-transformers library, or a Hugging Face encoder (whose token vectors are averaged)."""
+    """A model of the sentence-transformers library, or a Hugging Face encoder, whose token vectors are averaged.
+
+    dimensions: d of its vectors.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises `EmbeddingError` where the folder holds no such model with safetensors weights."""
-        from sentence_transformers import SentenceTransformer  # slow, and only needed here
+        """Open the model. Raises `EmbeddingError` if the folder holds no such model with safetensors weights."""
+        from sentence_transformers import SentenceTransformer  # slow to import, and only needed here
 
         try:
             self._model = SentenceTransformer(
                 str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
             )
-        except Exception as error:  # the libraries raise all kinds
+        except Exception as error:  # the libraries raise many kinds
             raise EmbeddingError(f"{folder} cannot be opened as a sentence encoder: {error}") from error
         self._model.max_seq_length = min(MAX_TOKENS, self._model.max_seq_length or MAX_TOKENS)
         self.dimensions = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
-        """Unit vectors, float32 [len(texts), d]; equal texts get equal vectors."""
+        """Return unit vectors, float32 [len(texts), d]. Equal texts get equal vectors."""
         distinct = sorted(set(texts))
         row = {text: k for k, text in enumerate(distinct)}
         vectors = self._model.encode(
@@ -45,13 +48,13 @@ class TextEncoder:
         return np.asarray(vectors, np.float32)[[row[text] for text in texts]]
 
     def encode_items(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Vectors of the items' texts. Raises `EmbeddingError` for an item without any."""
+        """Return the vectors of the items' texts, float32 [N, d]. Raises `EmbeddingError` for an item without text."""
         check_texts(items)
         return self.encode([item.text() for item in items])
 
 
 def check_texts(items: Sequence[Item]) -> None:
-    """Raises `EmbeddingError` naming the first item that has no text to embed, and its row from 1."""
+    """Raise `EmbeddingError` if an item has no text. The message names the first one and its row, from 1."""
     bare = [row for row, item in enumerate(items) if not item.text()]
     if bare:
         raise EmbeddingError(
@@ -61,7 +64,7 @@ def check_texts(items: Sequence[Item]) -> None:
 
 
 def encoder_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of a model's files: another one makes other vectors."""
+    """Return the SHA-256 of the names and contents of a model's files. A different hash means different vectors."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in FILES and path.name[0] != "."):
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Which items have a title with these words: word prefixes, without case and accents.
+"""Search for items by the words of their titles: by word prefixes, without case and accents.
 
-All titles are kept in alphabetical order, and all of their words, too. A prefix is a range of the words, and their
-postings, the places of their titles in the order, are one slice of an array.
+All titles are in alphabetical order, and so are all of their words. A prefix is a range of the words. The postings of
+this range, that is, the places of the titles with these words, are one slice of an array.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
 _APOSTROPHES = str.maketrans("", "", "'’`")  # Schindler's is found by schindlers
-_LAST = "\U0010ffff"  # after every character of a word
+_LAST = "\U0010ffff"  # sorts after every character of a word
 
 
 def words_of(text: str) -> list[str]:
-    """Letters and digits in lower case, accents taken off: `Amélie (2001)` is `amelie`, `2001`."""
+    """Return the words of a text in lower case, without accents: `Amélie (2001)` gives `amelie`, `2001`."""
     plain = text.translate(_APOSTROPHES)
     if not plain.isascii():
         plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
@@ -31,8 +31,13 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class TitleIndex:
-    """rows: int64 [n], catalogue rows in the order of `titles`, which is alphabetical. words: every word once,
-    ascending; places[first[k] : first[k + 1]]: int32, the places in that order of the titles with words[k]."""
+    """Titles and their words in alphabetical order.
+
+    rows: int64 [n], the catalogue rows of `titles`.
+    titles: the words of each title, joined by spaces, ascending.
+    words: every word once, ascending.
+    first, places: places[first[k] : first[k + 1]], int32, are the places in `titles` of the titles with words[k].
+    """
 
     rows: NDArray[np.int64]
     titles: list[str]
@@ -42,7 +47,7 @@ class TitleIndex:
 
     @classmethod
     def build(cls, titles: Sequence[str], removed: Sequence[int] = ()) -> TitleIndex:
-        """titles: by catalogue row. removed: rows that are not to be found."""
+        """Build the index. titles: by catalogue row. removed: rows that are left out."""
         gone = set(removed)
         found = {row: words_of(title) for row, title in enumerate(titles) if row not in gone}
         folded = {row: " ".join(words) for row, words in found.items()}
@@ -61,28 +66,30 @@ class TitleIndex:
         )
 
     def find(self, text: str, limit: int) -> list[int]:
-        """At most `limit` catalogue rows of titles in which every word of `text` begins a word. Titles that begin
-        with the text come first, then the others, both in alphabetical order."""
-        asked = words_of(text)
-        if not asked:
+        """Return at most `limit` catalogue rows of titles in which every word of `text` begins a word.
+
+        Titles that begin with the text come first, then the others, both in alphabetical order.
+        """
+        wanted = words_of(text)
+        if not wanted:
             return []
         matching = np.ones(len(self.titles), bool)
-        for word in set(asked):
+        for word in set(wanted):
             begin, end = _range(self.words, word)
             of_word = np.zeros_like(matching)
             of_word[self.places[self.first[begin] : self.first[end]]] = True
             matching &= of_word
-        begin, end = _range(self.titles, " ".join(asked))
-        return [int(self.rows[place]) for place in islice(_in_turn(matching, begin, end), limit)]
+        begin, end = _range(self.titles, " ".join(wanted))
+        return [int(self.rows[place]) for place in islice(_within_first(matching, begin, end), limit)]
 
 
 def _range(ascending: Sequence[str], prefix: str) -> tuple[int, int]:
-    """Where the texts with this prefix begin and end."""
+    """Return the range [begin, end) of the texts with this prefix."""
     return bisect_left(ascending, prefix), bisect_left(ascending, prefix + _LAST)
 
 
-def _in_turn(matching: NDArray[np.bool_], begin: int, end: int) -> Iterator[int]:
-    """The matching places, those of [begin, end) first."""
+def _within_first(matching: NDArray[np.bool_], begin: int, end: int) -> Iterator[int]:
+    """Yield the matching places, those in [begin, end) first."""
     places = np.flatnonzero(matching)
     within = (places >= begin) & (places < end)
     yield from places[within]

@@ -68,29 +68,31 @@ ALLOWED = {
     "training.settings": "",
     "training.config": "index.extensions index.identifiers training.errors training.settings",
     "training.data": (
-        "index.bundle index.catalogue index.embeddings index.identifiers index.sequence training.config "
-        "training.errors"
+        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence "
+        "training.config training.errors"
     ),
     "training.run": "training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.sequence index.trie server.engine server.engine.torch_backend "
-        "training.data training.errors training.run"
+        "index.bundle index.catalogue index.files index.sequence index.trie server.engine "
+        "server.engine.torch_backend training.data training.errors training.run"
     ),
     "training.baselines": (
-        "index.catalogue index.embeddings index.identifiers index.sequence training.data training.errors "
-        "training.evaluation training.run training.settings"
+        "index.catalogue index.embeddings index.files index.identifiers index.sequence training.data "
+        "training.errors training.evaluation training.run training.settings"
     ),
     "training.cli.common": "index.extensions",
     "training.data.sources": "index.catalogue index.sequence training.data",
-    "training.model": "index.identifiers index.sequence training.config training.data training.errors",
+    "training.model": (
+        "index.files index.identifiers index.sequence training.config training.data training.errors"
+    ),
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
     "training.loop": (
-        "gems index.sequence server.engine training.config training.data training.errors "
+        "gems index.files index.sequence server.engine training.config training.data training.errors "
         "training.evaluation training.methods training.model training.run"
     ),
     "training.prepare": (
-        "gems index.catalogue index.identifiers index.sequence training.baselines training.config "
-        "training.data training.model training.run training.settings"
+        "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
+        "training.config training.data training.model training.run training.settings"
     ),
     "training.pipeline": (
         "gems index.bundle index.sequence index.trie server.engine.torch_backend training.config "
@@ -105,12 +107,12 @@ ALLOWED = {
         "index.sequence training.data training.errors training.evaluation training.run"
     ),
     "training.evaluation.preservation": (
-        "index.bundle index.sequence server.engine.torch_backend training.config training.data "
+        "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
         "training.errors training.evaluation training.model training.prepare"
     ),
-    "training.report": "index.sequence training.config training.errors training.settings",
+    "training.report": "index.files index.sequence training.config training.errors training.settings",
     "training.sweep": (
-        "index.sequence training.config training.data training.errors training.evaluation "
+        "index.files index.sequence training.config training.data training.errors training.evaluation "
         "training.evaluation.preservation training.loop training.pipeline training.prepare training.run"
     ),
     "training.cli.commands": (

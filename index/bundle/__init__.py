@@ -1,6 +1,6 @@
 """The bundle: one directory that a server can serve, and the versions of its item index.
 
-`bundle` publishes and opens it, `item_index` is the items at one moment, `versions` swaps them, `update`
-changes the living catalogue, `manifest` proves that files are whole; `sizes` and `describe` report. The
-highest room of `index`.
+`bundle` publishes and opens it. `item_index` holds the items at one moment, `versions` switches between versions,
+`update` adds, changes and removes items. `manifest` checks that files are complete. `sizes` and `describe` report. No
+other part of `index` imports this one.
 """

@@ -1,24 +1,20 @@
-"""The bundle: one directory that a server can serve (DESIGN §5).
+"""The bundle: one directory that a server can serve.
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
-    codebooks/codebooks.safetensors                       what names later items (semantic identifiers)
+    codebooks/codebooks.safetensors                       names later items (semantic identifiers)
     popularity.npy                                        interactions of each item in training, if published
-    bundle.json                                           what it is: `BundleInfo`
+    bundle.json                                           its description: `BundleInfo`
     manifest.json                                         SHA-256 and size of every file above
     index/current.json, index/v1/, ...                    the items and their identifiers (`Versions`, `ItemIndex`)
 
-Published by writing a sibling folder, fsync and one rename: a reader sees no bundle or the whole one. Of what
-is published only the index changes, version by version. A damaged bundle is refused by name of the file
-before anything of it is used. No pickle, no remote code, and the backbone's `generation_config.json` is
-not inherited.
+A bundle is published as a whole (see `atomic_folder`): a reader sees no bundle or the complete one. After that only the
+index changes, version by version. A damaged bundle is refused before any part of it is used, and the message names the
+damaged file. A bundle holds no pickle and no remote code. The backbone's `generation_config.json` is not copied.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -30,10 +26,10 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.bundle.item_index import ItemIndex
-from index.bundle.manifest import BundleError, fsync, refusing, verify, write_manifest
+from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
 from index.catalogue import Catalogue
-from index.files import read_array
+from index.files import atomic_folder, read_array
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import SPELLED, Identifiers
 from index.sequence.encoder import SequenceEncoder
@@ -49,13 +45,16 @@ NORMALISATIONS = ("level", "vocabulary")
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What `bundle.json` says.
+    """The content of `bundle.json`.
 
-    item_embeddings: where the vectors behind the identifiers come from: `text`, `file`, `alphafuse` (texts or a file,
-    fused with what people chose in training), or empty for none.
-    item_encoder, item_encoder_sha256: name or folder of the texts' encoder, and the hash of its files.
-    normalisation: `level` (softmax over the codebook of the level; also how it was trained) or
-    `vocabulary` (softmax over all tokens; what `transformers.generate` computes).
+    codebook_sizes: number of codes of each level.
+    first_added_token: first token id that the backbone's own tokenizer does not use.
+    normalisation: `level` (softmax over the codebook of the level, as in training) or `vocabulary` (softmax over all
+    tokens, as in `transformers.generate`).
+    max_tokens, max_events, max_query_tokens: limits of a prompt; see `SequenceEncoder`.
+    item_embeddings: source of the vectors behind the identifiers: `text`, `file`, `alphafuse` (texts or a file, fused
+    with the behaviour in the training data), or empty for none.
+    item_encoder, item_encoder_sha256: name or folder of the text encoder, and the hash of its files.
     data, training: free descriptions for people (data set, simulation notes, method, figures).
     """
 
@@ -78,6 +77,7 @@ class BundleInfo:
 
     @classmethod
     def load(cls, path: Path) -> BundleInfo:
+        """Read `bundle.json`. Raises `BundleError` for another format version or a missing or wrong field."""
         record = json.loads(path.read_text("utf-8"))
         if record.get("format_version") != FORMAT_VERSION:
             raise BundleError(
@@ -92,7 +92,7 @@ class BundleInfo:
         return cls(**{f.name: record[f.name] for f in fields(cls)})
 
     def vocabulary(self) -> IdentifierVocabulary:
-        """The tokens that its tokenizer has gained."""
+        """Return the vocabulary of the tokens that were added to its tokenizer."""
         return IdentifierVocabulary(
             self.first_added_token, self.codebook_sizes, spelled=self.scheme == SPELLED
         )
@@ -108,42 +108,37 @@ def publish(
     info: BundleInfo,
     popularity: NDArray[np.integer] | None = None,
 ) -> None:
-    """Write a bundle to `target`, which must not exist yet: all of it, or nothing.
+    """Write a bundle to `target`: all of it or nothing.
 
-    popularity: int [items], interactions of each item; without it a server cannot fall back to popularity.
-    Raises `BundleError` where `target` exists, the parts do not fit, or the disk does not take them.
+    target: must not exist yet.
+    popularity: int [items], interactions of each item. A server cannot answer by popularity without it.
+    Raises `BundleError` if `target` exists, the parts do not fit each other, or the disk is full.
     """
     if target.exists():
         raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and info.max_tokens > positions:
         raise BundleError(f"prompts of {info.max_tokens} tokens exceed the model's context of {positions}")
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
     try:
-        (draft / INDEX).mkdir(parents=True)
-        versions = Versions(draft / INDEX)
-        first = versions.next_name()
-        index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
-        versions.publish(first, index.save)
-        model.save_pretrained(draft)
-        (draft / "generation_config.json").unlink(missing_ok=True)
-        tokenizer.save_pretrained(draft)
-        if identifiers.codebooks is not None:
-            identifiers.codebooks.save(draft / CODEBOOKS)
-        if popularity is not None:
-            np.save(draft / POPULARITY, popularity.astype(np.int64))
-        (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
-        for path in draft.rglob("*.safetensors"):
-            path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
-        write_manifest(draft, apart=INDEX)
-        os.rename(draft, target)
+        with atomic_folder(target) as draft:
+            (draft / INDEX).mkdir()
+            versions = Versions(draft / INDEX)
+            first = versions.next_name()
+            index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
+            versions.publish(first, index.save)
+            model.save_pretrained(draft)
+            (draft / "generation_config.json").unlink(missing_ok=True)
+            tokenizer.save_pretrained(draft)
+            if identifiers.codebooks is not None:
+                identifiers.codebooks.save(draft / CODEBOOKS)
+            if popularity is not None:
+                np.save(draft / POPULARITY, popularity.astype(np.int64))
+            (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
+            for path in draft.rglob("*.safetensors"):
+                path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
+            write_manifest(draft, apart=INDEX)
     except Exception as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise BundleError(f"{target} was not published, nothing was left behind: {error}") from error
-    except BaseException:  # an interrupt leaves no draft behind either
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    fsync(target.parent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +154,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
-        """Verify and open. Raises `BundleError` for anything that is not a whole, undamaged bundle."""
+        """Check and open a bundle. Raises `BundleError` if it is not complete and undamaged."""
         path = Path(path)
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
@@ -172,7 +167,7 @@ class Bundle:
             return cls(path, info, index, tokenizer, vocabulary, _encoder(info, index, tokenizer, vocabulary))
 
     def refreshed(self) -> Bundle:
-        """This bundle with the index version that is now the current one; weights and tokenizer as they are.
+        """Return this bundle with the version of the index that is current now, and the same weights and tokenizer.
 
         Raises `BundleError` if that version is damaged or does not belong to this bundle.
         """
@@ -183,24 +178,26 @@ class Bundle:
             )
 
     def codebooks(self) -> Codebooks | None:
-        """What names items that come later; None where the identifier scheme cannot."""
+        """Return the codebooks that name later items; None if the identifier scheme has none."""
         folder = self.path / CODEBOOKS
         return Codebooks.open(folder) if folder.exists() else None
 
     def popularity(self) -> NDArray[np.int64] | None:
-        """Interactions of each item in training, int64 [rows at the time]; None where they were not published.
-        Raises `BundleError`."""
+        """Return the interactions of each item in training: int64 [rows at that time], or None if not published.
+
+        Raises `BundleError` if the file is damaged.
+        """
         path = self.path / POPULARITY
         with refusing(self.path, "opened"):
             return read_array(path) if path.exists() else None
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The weights, in evaluation mode."""
+        """Return the model, in evaluation mode."""
         return load_model(self.path, dtype)
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The weights of the bundle at `path`, in evaluation mode."""
+    """Return the model of the bundle at `path`, in evaluation mode."""
     return load_language_model(path, dtype, local=True)
 
 

@@ -1,7 +1,7 @@
-"""What the identifiers of an index are like: use of the codes, collisions, and whether items of one prefix are alike.
+"""Figures about the identifiers of an index: use of the codes, collisions, and similarity of items with one prefix.
 
-*Purity* of a depth: take two items of one prefix at random; how often do they share a category? Beside it the
-same for two items of the whole catalogue, which is what prefixes without any meaning would reach.
+*Purity* of a depth is the probability that two random items with the same prefix share a category. Compare it with the
+same probability for two random items of the whole catalogue: prefixes without meaning would reach this value.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ PAIRS = 20_000
 
 @dataclass(frozen=True)
 class LevelUse:
-    """used: codes that name an item, of `codebook`. perplexity: how many equally frequent codes would be as
-    diverse, exp of the entropy. largest: items under the most frequent code."""
+    """Use of the codes of one level.
+
+    codebook: number of codes.
+    used: number of codes with an item.
+    perplexity: exp of the entropy: the number of equally frequent codes with the same diversity.
+    largest: number of items with the most frequent code.
+    """
 
     codebook: int
     used: int
@@ -31,8 +36,13 @@ class LevelUse:
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Prefixes of one depth. shared: items that are not alone under theirs. purity: see above; None where no two
-    items share a prefix, or none has a category."""
+    """Prefixes of one depth.
+
+    count: number of distinct prefixes.
+    largest: number of items with the most frequent prefix.
+    shared: number of items that share their prefix with another item.
+    purity: see above; None if no two items share a prefix, or no item has a category.
+    """
 
     depth: int
     count: int
@@ -43,8 +53,13 @@ class Prefixes:
 
 @dataclass(frozen=True)
 class Description:
-    """collisions: items that share their whole identifier with another. chance: purity of the whole catalogue.
-    examples: titles of items of one prefix, for a few prefixes."""
+    """Figures about all identifiers of an index.
+
+    items: number of items, removed ones included.
+    collisions: number of items that share their whole identifier with another item.
+    chance: purity of the whole catalogue.
+    examples: titles of the items of one prefix, for a few prefixes.
+    """
 
     items: int
     removed: int
@@ -58,7 +73,11 @@ class Description:
 def describe_index(
     index: ItemIndex, codebook_sizes: Sequence[int], *, examples: int = 5, seed: int = 0
 ) -> Description:
-    """Figures and examples of all identifiers, removed items among them."""
+    """Return figures and examples of all identifiers, removed items included.
+
+    codebook_sizes: number of codes of each level.
+    examples: number of prefixes with example titles.
+    """
     codes = index.trie.codes()
     rng = np.random.default_rng(seed)
     labels = [frozenset(item.categories) for item in index.catalogue]
@@ -96,7 +115,10 @@ def _prefixes(
 def _purity(
     group: NDArray[np.int64], labels: Sequence[frozenset[str]], rng: np.random.Generator
 ) -> float | None:
-    """Share of random pairs within a group that have a label in common; items without one are left out."""
+    """Return the share of random pairs within a group that have a label in common.
+
+    Items without a label are left out.
+    """
     rows = np.array([row for row, label in enumerate(labels) if label], np.int64)
     rows = rows[np.argsort(group[rows], kind="stable")]
     first = np.flatnonzero(np.r_[True, np.diff(group[rows]) > 0]) if len(rows) else np.empty(0, np.int64)

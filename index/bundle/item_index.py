@@ -1,12 +1,12 @@
-"""The item side of a bundle at one moment: the items, their identifiers, their attributes, and which are gone.
+"""The items of a bundle at one moment: their texts, identifiers and attributes, and the removed ones.
 
-    catalogue/items.jsonl     every item that there is or was, row by row
+    catalogue/items.jsonl     every item, removed ones included, row by row
     trie/*.npy                their identifiers
     filters/                  the items of each attribute value
-    index.json                version, the bundle it belongs to, and the rows that are removed
+    index.json                version, the bundle it belongs to, and the removed rows
 
-A removed item keeps its row and its identifier, so that histories that hold it still mean something to the
-model, but it is never recommended. Rows are only ever added: a row means the same item in later versions.
+A removed item keeps its row and its identifier, so that the model still understands histories with this item. It is
+never returned. Rows are only added: a row means the same item in all later versions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from index.trie.trie import Trie
 
 @dataclass(frozen=True, eq=False)
 class ItemIndex:
-    """version: name, unique within the bundle. removed: rows, ascending. living: the other slots; None: all."""
+    """One version of a bundle's items.
+
+    version: its name, unique within the bundle.
+    created: ISO 8601 time.
+    removed: rows of removed items, ascending.
+    living: slots of the other items; None if no item is removed.
+    """
 
     bundle_id: str
     version: str
@@ -49,13 +55,23 @@ class ItemIndex:
         codes: NDArray[np.integer],
         removed: Sequence[int] = (),
     ) -> ItemIndex:
-        """codes: int [N, L], the identifiers of the catalogue's rows. Raises `BundleError`, `TrieError`."""
+        """Build the trie and the filters of a catalogue.
+
+        codes: int [N, L], the identifiers of the catalogue's rows.
+        removed: rows of removed items, in any order.
+        Raises `BundleError` if items and identifiers differ in number, `TrieError` for codes that form no trie.
+        """
         if len(codes) != len(catalogue):
             raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
         trie = Trie.build(codes)
-        rows, living = _alive(trie, removed)
+        rows, living = _split_removed(trie, removed)
         filters = Filters.build(catalogue, trie, living)
         return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
+
+    @property
+    def living_count(self) -> int:
+        """Number of items that are not removed."""
+        return len(self.catalogue) - len(self.removed)
 
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
@@ -71,26 +87,26 @@ class ItemIndex:
 
     @classmethod
     def open(cls, folder: Path) -> ItemIndex:
-        """Read what `save` wrote; arrays are memory-mapped. Raises `BundleError` where the parts do not fit."""
+        """Read an index that `save` wrote; arrays are memory-mapped. Raises `BundleError` if its parts do not fit."""
         record = json.loads((folder / "index.json").read_text("utf-8"))
         catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
         trie = Trie.open(folder / "trie")
         if trie.items != len(catalogue):
             raise BundleError(f"{folder}: {trie.items} identifiers for {len(catalogue)} items")
-        rows, living = _alive(trie, record["removed"])
+        rows, living = _split_removed(trie, record["removed"])
         filters = Filters.open(folder / "filters", trie.items, living)
         about = (record["bundle_id"], record["version"], record["created"])
         return cls(*about, catalogue, trie, filters, rows, living)
 
 
 def open_identifiers(folder: Path) -> tuple[Trie, SlotSet | None]:
-    """What an engine needs of a version: its trie, and `ItemIndex.living`."""
+    """Open the part of a version that an engine needs: its trie, and `ItemIndex.living`."""
     trie = Trie.open(folder / "trie")
-    return trie, _alive(trie, json.loads((folder / "index.json").read_text("utf-8"))["removed"])[1]
+    return trie, _split_removed(trie, json.loads((folder / "index.json").read_text("utf-8"))["removed"])[1]
 
 
-def _alive(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:
-    """Removed rows, ascending and once each, and the slots of the others."""
+def _split_removed(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:
+    """Return the removed rows, ascending and each once, and the slots of all other rows (None for all slots)."""
     rows = tuple(sorted(set(removed)))
     if not rows:
         return rows, None

@@ -1,10 +1,9 @@
-"""What makes a bundle whole: a manifest of every file's size and SHA-256, and writes that last."""
+"""The manifest of a folder: the size and SHA-256 of every file, so that damage is found."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,26 +12,25 @@ MANIFEST = "manifest.json"
 
 
 class BundleError(Exception):
-    """The bundle cannot be published or opened; the message names the file and the reason."""
+    """The bundle cannot be published or opened. The message names the file and the reason."""
 
 
 def write_manifest(folder: Path, apart: str | None = None) -> None:
-    """List every file of the folder in `manifest.json`, then sync all of it to disk.
+    """List every file of the folder, with its size and SHA-256, in `manifest.json`.
 
-    apart: name of a folder inside that has manifests of its own.
+    apart: name of a folder inside that is left out, because it has manifests of its own.
     """
     entries = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
         for name in _files(folder, apart)
     }
-    text = json.dumps({"files": entries}, indent=2)  # no byte of it, at the end either, can go unnoticed
+    # no newline at the end: a change of any byte must be found
+    text = json.dumps({"files": entries}, indent=2)
     (folder / MANIFEST).write_text(text, "utf-8")
-    for path in [*folder.rglob("*"), folder]:
-        fsync(path)
 
 
 def verify(folder: Path, apart: str | None = None) -> None:
-    """Check every file against the manifest. Raises `BundleError` naming the first that differs."""
+    """Check every file against the manifest. Raises `BundleError` that names the first file that differs."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
@@ -56,29 +54,20 @@ def verify(folder: Path, apart: str | None = None) -> None:
             )
 
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what damaged files may lead to
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # errors that damaged files may cause
 
 
 @contextmanager
 def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
-    """Errors of these kinds become `BundleError`. what: completes "PATH cannot be …"."""
+    """Turn errors of some kinds into `BundleError`. what: completes the message "PATH cannot be …"."""
     try:
         yield
     except kinds as error:
         raise BundleError(f"{path} cannot be {what}: {error}") from error
 
 
-def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""What takes how much room in a bundle on disk."""
+"""The disk space of each part of a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from index.bundle.versions import Versions
 
 
 def bundle_sizes(path: Path) -> dict[str, int]:
-    """Bytes by part, which together are all of the bundle. The index parts are those of the current version."""
+    """Return the bytes of each part. Their sum is the size of the bundle.
+
+    The parts `catalogue`, `trie` and `filters` are those of the current version of the index.
+    """
     current = Versions(path / INDEX).current().relative_to(path).parts
     parts = dict.fromkeys(
         ("weights", "tokenizer and settings", "codebooks", "catalogue", "trie", "filters", "other"), 0

@@ -1,9 +1,9 @@
-"""A living catalogue: items are added, changed and removed without training.
+"""Updates of the catalogue: items are added, changed and removed without training.
 
-A new item gets the codes of its vector from the fixed codebooks, and the first free number behind them; where no
-number is free, the next nearest code of the last level. Text identifiers spell its title. A changed item keeps its
-identifier, which is what the model knows of it. A removed one keeps its row (see `ItemIndex`), and comes back if
-it is added again.
+A new item gets the codes of its vector from the fixed codebooks, and the first free number after them. If no number is
+free, the last code is replaced by the next nearest one. A text identifier spells the new title. A changed item keeps
+its identifier, because the model knows the item by it. A removed item keeps its row (see `ItemIndex`) and is living
+again if it is added again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did. version: the current one now; pruned: the versions that were deleted."""
+    """The result of an update.
+
+    version: name of the version that is current after it.
+    added, changed, removed: numbers of items.
+    pruned: names of the deleted versions.
+    """
 
     version: str
     added: int
@@ -44,25 +49,28 @@ class Update:
 def update_index(
     bundle: Bundle, items: Sequence[Item], removed: Sequence[str], embed: Embed, *, keep: int = 3
 ) -> Update:
-    """Publish the next version of a bundle's index and point to it; requests see all of it or nothing.
+    """Publish the next version of a bundle's index and point to it. Requests see all of the update or no part of it.
 
-    items: new ones, and changed ones under their old id. removed: item ids. embed: items → float32 [N, d], as the
-    items of the bundle were embedded (see `BundleInfo`). keep: newest versions that are not deleted; the version
-    that was current before is not, either. Where nothing would change, nothing is published.
-    Raises `CatalogueError` for an item that is given twice or is not there to be removed, `IdentifierError`
-    for one that the codebooks cannot name, `BundleError` if another update is at work or the disk is full.
+    items: new items, and changed items under their old id.
+    removed: item ids.
+    embed: items → float32 [N, d], with the encoder of the bundle's items (see `BundleInfo`).
+    keep: number of newest versions to keep; the version that was current before is existing as well.
+    If no item changes, no version is published.
+    Raises `CatalogueError` for an item that is given twice, or is to be removed and unknown.
+    Raises `IdentifierError` for an item that the codebooks cannot name.
+    Raises `BundleError` if another update is running or the disk is full.
     """
     versions = Versions(bundle.path / INDEX)
     with refusing(bundle.path, "updated", (OSError,)), versions.locked():
         now = bundle.refreshed().index
         given = _by_id(items)
-        gone = set(_rows(now, removed, given)) - set(now.removed)
-        known = {
+        leaving = set(_rows_to_remove(now, removed, given)) - set(now.removed)
+        existing = {
             row: item for item_id, item in given.items() if (row := now.catalogue.row(item_id)) is not None
         }
-        changed = [row for row, item in known.items() if item != now.catalogue[row] or row in now.removed]
+        changed = [row for row, item in existing.items() if item != now.catalogue[row] or row in now.removed]
         new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
-        if not new and not changed and not gone:
+        if not new and not changed and not leaving:
             return Update(now.version, 0, 0, 0)
         codes = now.trie.codes()
         if new:
@@ -72,18 +80,18 @@ def update_index(
             bundle.info.bundle_id,
             version,
             datetime.now(UTC).isoformat(timespec="seconds"),
-            Catalogue([*(known.get(row, item) for row, item in enumerate(now.catalogue)), *new]),
+            Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new]),
             codes,
-            sorted((set(now.removed) - set(known)) | gone),
+            sorted((set(now.removed) - set(existing)) | leaving),
         )
         versions.publish(version, index.save)
-        return Update(version, len(new), len(changed), len(gone), versions.prune(keep, now.version))
+        return Update(version, len(new), len(changed), len(leaving), versions.prune(keep, now.version))
 
 
 def rollback_index(path: Path, version: str) -> None:
-    """Make another version the current one, also where the current one is damaged.
+    """Make another version the current one, even if the current one is damaged.
 
-    Raises `BundleError` for a version that is not there, is damaged, or belongs to another bundle.
+    Raises `BundleError` for a version that is missing, is damaged, or belongs to another bundle.
     """
     versions = Versions(path / INDEX)
     with refusing(path, "rolled back"):
@@ -105,8 +113,8 @@ def _by_id(items: Sequence[Item]) -> dict[str, Item]:
     return given
 
 
-def _rows(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> list[int]:
-    """Rows of the items to remove. Removing what is removed already changes nothing."""
+def _rows_to_remove(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> list[int]:
+    """Return the rows of the items to remove. An item that is already removed is no error."""
     rows = []
     for item_id in removed:
         row = now.catalogue.row(item_id)
@@ -119,7 +127,7 @@ def _rows(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> lis
 
 
 def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: Embed) -> NDArray[np.int64]:
-    """Identifiers of new items: int64 [new, L]."""
+    """Return identifiers for new items: int64 [new, L]."""
     if bundle.vocabulary.spelled:
         return _spell(new, codes, bundle)
     codebooks = bundle.codebooks()
@@ -134,7 +142,7 @@ def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: 
             f"vectors of {vectors.shape[-1]} dimensions cannot be named: the codebooks are of {codebooks.dimensions}"
         )
     prefixes = codebooks.quantise(vectors)
-    near = np.isin(codes[:, 0], prefixes[:, 0])  # no other can be in the way
+    near = np.isin(codes[:, 0], prefixes[:, 0])  # other identifiers cannot collide
     taken = set(map(tuple, codes[near].tolist()))
     numbers = bundle.info.codebook_sizes[-1]
     named = []

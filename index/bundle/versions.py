@@ -1,10 +1,10 @@
-"""Versions of the item index in a bundle: built off to the side, swapped in by a pointer, rolled back by it.
+"""Versions of the item index in a bundle, and a pointer to the current one.
 
     index/v1/ …, index/v2/ …     complete versions, each with its manifest
-    index/current.json           which one is served, and the SHA-256 of its manifest
+    index/current.json           name of the current version, and the SHA-256 of its manifest
 
-A version is written to a draft folder, synced, renamed, and only then pointed to, by replacing `current.json`:
-whoever reads at any moment, or after a crash at any moment, finds the old version or the new one.
+A new version is written as a whole (see `atomic_folder`). Then `current.json` is replaced. A reader therefore finds the
+old version or the new one at any moment, also after a crash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from index.bundle.manifest import MANIFEST, BundleError, fsync, sha256_of, verify, write_manifest
+from index.bundle.manifest import MANIFEST, BundleError, sha256_of, verify, write_manifest
+from index.files import atomic_folder, atomic_write
 
 POINTER = "current.json"
 NAME = re.compile(r"v([1-9]\d*)")
@@ -32,12 +33,12 @@ class Versions:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """Complete versions, oldest first."""
+        """Return the names of all complete versions, oldest first."""
         found = [path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
         return sorted(found, key=lambda name: int(name[1:]))
 
     def current(self) -> Path:
-        """Folder of the version that is served, checked. Raises `BundleError` naming what is damaged."""
+        """Check the current version and return its folder. Raises `BundleError` that names the damaged file."""
         name, manifest = self._pointer()
         path = self.folder / name
         verify(path)
@@ -48,17 +49,17 @@ class Versions:
         return path
 
     def current_name(self) -> str:
-        """Name of the version that is served, whole or not. Raises `BundleError` for a damaged pointer."""
+        """Return the name of the current version without a check. Raises `BundleError` for a damaged pointer."""
         return self._pointer()[0]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What `index.json` says of a version, which is checked first. Raises `BundleError`."""
+        """Check a version and return the content of its `index.json`. Raises `BundleError` if it is damaged."""
         verify(self.folder / name)
         record: dict[str, Any] = json.loads((self.folder / name / "index.json").read_text("utf-8"))
         return record
 
     def _pointer(self) -> tuple[str, str]:
-        """Version, and SHA-256 of its manifest."""
+        """Return the name of the current version, and the SHA-256 of its manifest."""
         pointer = self.folder / POINTER
         try:
             record = json.loads(pointer.read_text("utf-8"))
@@ -70,51 +71,42 @@ class Versions:
         return name, manifest
 
     def next_name(self) -> str:
+        """Return the name of the next version."""
         names = self.names()
         return f"v{int(names[-1][1:]) + 1 if names else 1}"
 
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a draft folder, make it version `name`, and point to it."""
-        draft = self.folder / f".{name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)  # of a publish that was killed
-        try:
-            draft.mkdir()
+        """Make version `name` and point to it. write: fills the folder that it is called with."""
+        with atomic_folder(self.folder / name, single_writer=True) as draft:
             write(draft)
             write_manifest(draft)
-            os.rename(draft, self.folder / name)
-            fsync(self.folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
         self.point_to(name)
 
     def point_to(self, name: str) -> None:
-        """Serve this version from now on. Raises `BundleError` for one that is not there or damaged."""
+        """Make a version the current one. Raises `BundleError` if it is missing or damaged."""
         path = self.folder / name
         if name not in self.names():
             known = ", ".join(self.names()) or "none"
             raise BundleError(f"there is no index version {name!r}; there are: {known}")
         verify(path)
         record = {"version": name, "manifest_sha256": sha256_of(path / MANIFEST)}
-        draft = self.folder / f".{POINTER}.draft"
-        draft.write_text(json.dumps(record), "utf-8")
-        fsync(draft)
-        os.replace(draft, self.folder / POINTER)
-        fsync(self.folder)
+        with atomic_write(self.folder / POINTER, single_writer=True) as draft:
+            draft.write_text(json.dumps(record), "utf-8")
 
     def prune(self, keep: int, spared: str) -> list[str]:
-        """Delete the oldest versions but for the newest `keep` and the `spared` one; their names."""
+        """Delete old versions and return their names. The newest `keep` and the version `spared` stay."""
         names = self.names()
-        gone = [name for name in names[:-keep] if name != spared]
-        for name in gone:
-            os.rename(self.folder / name, self.folder / f".{name}.gone")  # half a version is none
+        old = [name for name in names[:-keep] if name != spared]
+        for name in old:
+            # renamed first: readers must not find half a version
+            os.rename(self.folder / name, self.folder / f".{name}.gone")
         for path in self.folder.glob(".*.gone"):
             shutil.rmtree(path)
-        return gone
+        return old
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One writer at a time. Raises `BundleError` if another process is writing."""
+        """Keep other writers out during the block. Raises `BundleError` if another process is writing."""
         descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

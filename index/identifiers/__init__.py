@@ -1,6 +1,6 @@
-"""From items to identifiers: what a scheme is, and the quantisers that schemes use.
+"""Identifiers of items: the schemes, and the quantisers that they use.
 
-`identifiers` says what a scheme is given and makes, `registry` finds a scheme by its name, `schemes` holds
-one file for each. `codebooks`, `kmeans`, `rqvae` and `balancing` quantise vectors; `alphafuse` fuses vectors
-of text and behaviour.
+`identifiers` defines the input and the output of a scheme, `registry` finds a scheme by its name, and `schemes` holds
+one file for each scheme. `codebooks`, `kmeans`, `rqvae` and `balancing` quantise vectors. `alphafuse` fuses vectors of
+text and behaviour.
 """

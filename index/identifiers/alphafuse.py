@@ -1,4 +1,4 @@
-"""AlphaFuse: item vectors that carry meaning and behaviour, each in directions of its own.
+"""AlphaFuse: item vectors that hold meaning and behaviour in separate directions.
 
 Source: Hu et al., *AlphaFuse: Learn ID Embeddings for Sequential Recommendation in Null Space of Language
 Embeddings*, arXiv 2504.19218. With language vectors x_1 .. x_N ∈ R^d of the items:
@@ -7,10 +7,10 @@ Embeddings*, arXiv 2504.19218. With language vectors x_1 .. x_N ∈ R^d of the i
     Σ = 1/N Σ_i (x_i − μ)(x_i − μ)ᵀ     covariance
     Σ = U S Uᵀ                          singular value decomposition, s_1 ≥ s_2 ≥ … ≥ s_d ≥ 0
 
-The first d_s columns of U, U_s, span the semantic *row space*, the others the *null space*, in which the texts say
-next to nothing. Which are which is decided by a threshold θ, d_s = #{k : s_k / s_1 > θ}, or by naming d_s.
-The row space is standardised, so that all of its directions weigh the same, and frozen; of the null space,
-d_n directions are kept and learned from behaviour:
+The first d_s columns of U, U_s, span the semantic *row space*. The others span the *null space*, in which the texts
+hold almost no information. The split is given by a threshold θ, d_s = #{k : s_k / s_1 > θ}, or by d_s itself. The row
+space is standardised, so that all of its directions have the same weight, and frozen. In the null space, d_n directions
+are kept and learned from behaviour:
 
     f_i = (x_i − μ)ᵀ U_s S_s^{−1/2}     ∈ R^{d_s}, covariance I
     e_i = (f_i, 0) + (0, z_i)           ∈ R^{d_s + d_n}, z_i learned
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5)  # the range that the paper searches
-ROUNDING = 1e-10  # a direction with less of the first one's variance than this has none but rounding errors
+ROUNDING = 1e-10  # below this share of the first direction's variance there are only rounding errors
 
 
 class AlphaFuseError(ValueError):
-    """The language vectors cannot be split as asked; the message says why and what to change."""
+    """The language vectors cannot be split as requested. The message names the reason and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,12 @@ class SemanticSpace:
     def of(
         cls, vectors: NDArray[np.floating], *, threshold: float | None = None, semantic: int | None = None
     ) -> SemanticSpace:
-        """Split by relative singular value, or at a fixed dimension: give one of the two.
+        """Split vectors by relative singular value or at a fixed dimension.
 
-        vectors: float [N, d], one language vector an item, N > d. Raises `AlphaFuseError` for vectors that are not
-        finite, too few or all the same, and for a split that leaves no row space or no null space.
+        vectors: float [N, d], one language vector for each item, N > d.
+        threshold: θ; semantic: d_s. Give one of the two.
+        Raises `AlphaFuseError` for vectors that are not finite, too few or all the same, and for a split without a row
+        space or without a null space.
         """
         if (threshold is None) == (semantic is None):
             raise AlphaFuseError("give either a threshold or the dimensions of the row space")
@@ -79,7 +81,7 @@ class SemanticSpace:
 
     @property
     def dimensions(self) -> int:
-        """d of the language vectors."""
+        """d, the dimensions of the language vectors."""
         return len(self.mean)
 
     @property
@@ -93,26 +95,30 @@ class SemanticSpace:
         return self.directions[:, self.semantic :]
 
     def standardised(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-        """f = (x − μ)ᵀ U_s S_s^{−1/2} of each row: float32 [N, d_s]. Over the vectors of `of`, mean 0 and
-        covariance I."""
+        """Return f = (x − μ)ᵀ U_s S_s^{−1/2} of each row: float32 [N, d_s].
+
+        For the vectors that were given to `of`, the mean is 0 and the covariance I.
+        """
         scale = np.sqrt(self.singular_values[: self.semantic])
         centred = np.asarray(vectors, np.float64) - self.mean
         return (centred @ self.row_space / scale).astype(np.float32)
 
 
 class FusedVectors(nn.Module):
-    """e = (f, 0) + (0, z) of every item: `forward()` gives float32 [N, d_s + d_n]. Only z has gradients.
+    """Fused vectors e = (f, 0) + (0, z) of every item. Only z has gradients.
 
-    The two parts never overlap, so the sum is a concatenation.
+    The two parts do not overlap, so the sum is a concatenation.
     """
 
     frozen: Tensor  # f, float32 [N, d_s]
 
     def __init__(self, space: SemanticSpace, vectors: NDArray[np.floating], null: int, std: float) -> None:
-        """vectors: float [N, d] of the items, those of `space` or others of the same encoder. null: d_n, at most
-        the dimensions of the null space. std: of the normal distribution from which z starts (0: from zeros).
+        """Standardise the vectors and draw the first z.
 
-        Raises `AlphaFuseError` for a null space that is larger than there is, and for vectors that do not fit.
+        vectors: float [N, d], the language vectors of the items, from the same encoder as those of `space`.
+        null: d_n, at most the dimensions of the null space.
+        std: standard deviation of the normal distribution of the first z (0: zeros).
+        Raises `AlphaFuseError` if d_n is too large or the vectors do not fit the space.
         """
         super().__init__()
         available = space.dimensions - space.semantic
@@ -130,13 +136,15 @@ class FusedVectors(nn.Module):
         self.learned = nn.Parameter(torch.randn(len(vectors), null) * std)
 
     def forward(self) -> Tensor:
+        """Return e: float32 [N, d_s + d_n]."""
         return torch.cat([self.frozen, self.learned], dim=1)
 
 
 def random_cosines(vectors: NDArray[np.floating], pairs: int, seed: int = 0) -> NDArray[np.float64]:
-    """Cosines of random pairs of different items: how far they lie apart before and after they are standardised.
+    """Return the cosines of random pairs of different items: float64 [pairs].
 
-    vectors: float [N, d], N > 1. Returns float64 [pairs].
+    They show how similar the vectors are, for example before and after they are standardised.
+    vectors: float [N, d], N > 1.
     """
     rng = np.random.default_rng(seed)
     one = rng.integers(len(vectors), size=pairs)
@@ -149,7 +157,7 @@ def random_cosines(vectors: NDArray[np.floating], pairs: int, seed: int = 0) -> 
 def _decompose(
     vectors: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """μ, U and the diagonal of S."""
+    """Return μ, U and the diagonal of S."""
     _check_finite(vectors)
     count, width = vectors.shape
     if count <= width:

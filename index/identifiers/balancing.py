@@ -1,15 +1,15 @@
-"""Codes that share the items evenly: no code of a level names more than `capacity` times the mean.
+"""Balanced codes: no code of a level has more than `capacity` times the mean number of items.
 
-In many dimensions the k-means objective hardly cares how many items a code has: n nearly orthogonal residuals of
-norm σ lower it by σ² as one cluster, and so does a single outlier. Many codes then name one item, a few name
-hundreds. A limit costs next to no distortion, and is an optimal transport with bounded marginals:
+In many dimensions the k-means objective hardly depends on the number of items of a code: a cluster of n nearly
+orthogonal residuals of norm σ lowers it by σ², and so does a single outlier. Then many codes have one item, and a few
+have hundreds. A limit adds almost no distortion. It is an optimal transport with bounded marginals:
 
     min_assignment Σ_i ‖v_i − b_{c_i}‖²   such that every code has at most `limit` items
 
-Its dual variables are prices p_k ≥ 0, one a code and zero below the limit, and the assignment they lead to is
-argmin_k ‖v − b_k‖² + p_k: a rule that holds for items that come later, too (cells of a power diagram). They are
-found by Sinkhorn iterations (Cuturi, arXiv 1306.0895) with falling temperature, clipped at zero because the
-marginals are bounds; alternated with means, they make balanced k-means.
+Its dual variables are prices p_k ≥ 0, one for each code, and zero below the limit. They lead to the assignment
+argmin_k ‖v − b_k‖² + p_k, a rule that also works for later items (cells of a power diagram). The prices are found by
+Sinkhorn iterations (Cuturi, arXiv 1306.0895) with falling temperature, clipped at zero because the marginals are
+bounds. Alternating these with k-means updates of the codes gives balanced k-means.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 
 from index.identifiers.codebooks import costs
 
-ROUNDS = 6  # of prices and means
-STEPS = 20  # of Sinkhorn at each temperature
+ROUNDS = 6  # rounds of prices and means
+STEPS = 20  # Sinkhorn steps at each temperature
 COARSE, FINE = (0.1,), (0.1, 0.03, 0.01, 0.003)  # temperatures, as a share of the spread of an item's costs
 
 
 def balance(
     vectors: NDArray[np.float32], book: NDArray[np.float32], capacity: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Move the codes of a level, and price them, until none names more than about `capacity` times the mean.
+    """Move and price the codes of a level until none has more than about `capacity` times the mean number of items.
 
-    vectors: float32 [N, h]. book: float32 [K, h]. capacity: 1 or more; infinity leaves codes as they are.
-    Codes that name nothing start anew elsewhere; equal vectors share a code whatever it costs.
+    vectors: float32 [N, h].
+    book: float32 [K, h], the codes.
+    capacity: 1 or more; with infinity the codes do not change.
+    A code without items restarts at another place. Equal vectors always share a code, even above the limit.
     Returns the codes and their prices, float32 [K, h] and [K].
     """
     prices = np.zeros(len(book), np.float32)
@@ -46,7 +48,11 @@ def balance(
 def _prices(
     cost: NDArray[np.float32], limit: float, prices: NDArray[np.float32], temperatures: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """Dual variables of the bounded transport, from a first guess: float32 [N, K], [K] → [K]."""
+    """Return the dual variables of the bounded transport, float32 [K].
+
+    cost: float32 [N, K].
+    prices: float32 [K], the first guess.
+    """
     spread = float(cost.std(axis=1).mean())
     for temperature in temperatures:
         scale = max(temperature * spread, 1e-12)
@@ -63,7 +69,7 @@ def _prices(
 def _moved(
     vectors: NDArray[np.float32], code: NDArray[np.int64], book: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Each code at the mean of its vectors; one without any at a vector that lies far from its own code."""
+    """Return each code at the mean of its vectors; a code without vectors moves to a vector far from its own code."""
     count = np.bincount(code, minlength=len(book))
     order = np.argsort(code, kind="stable")
     first = np.searchsorted(code[order], np.arange(len(book)))

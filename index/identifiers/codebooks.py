@@ -2,9 +2,9 @@
 
     r_0 = encode(x);   c_j = argmin_k ‖r_j − b_{j,k}‖² + p_{j,k};   r_{j+1} = r_j − b_{j,c_j}
 
-`encode` is a projection (residual k-means) or a small perceptron (RQ-VAE). The price p keeps popular codes from
-naming too many items (see `balancing`). All of it stays fixed after training, so that an item that comes later is
-named by the rule that named the others. Only NumPy is needed here.
+`encode` is a projection (residual k-means) or a small perceptron (RQ-VAE). The price p keeps popular codes from naming
+too many items (see `balancing`). After training nothing changes any more: the same rule names later items. This module
+needs only NumPy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 FILE = "codebooks.safetensors"
-ROWS = 65_536  # at a time, to bound the memory of distances
+ROWS = 65_536  # vectors at a time, to bound the memory of distances
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """x ↦ x · weight + bias. weight: float32 [in, out]; bias: float32 [out]."""
+    """The map x ↦ x · weight + bias.
+
+    weight: float32 [in, out].
+    bias: float32 [out].
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -30,8 +34,11 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """encoder: layers with a ReLU between each two, from d dimensions to h.
-    levels: b_j, float32 [K_j, h] each. prices: p_j ≥ 0, float32 [K_j] each.
+    """The encoder, codes and prices that turn vectors into codes.
+
+    encoder: layers with a ReLU between each two, from d dimensions to h.
+    levels: b_j, float32 [K_j, h] each.
+    prices: p_j ≥ 0, float32 [K_j] each.
     """
 
     encoder: tuple[Layer, ...]
@@ -40,18 +47,18 @@ class Codebooks:
 
     @property
     def dimensions(self) -> int:
-        """d: of the vectors that are quantised."""
+        """d, the dimensions of the vectors that are quantised."""
         return len(self.encoder[0].weight)
 
     def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 [N, d] → [N, h]."""
+        """Return the encoded vectors: float32 [N, d] → [N, h]."""
         hidden = vectors
         for depth, layer in enumerate(self.encoder):
             hidden = (np.maximum(hidden, 0) if depth else hidden) @ layer.weight + layer.bias
         return hidden
 
     def quantise(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Codes of every level but the one that separates collisions: float32 [N, d] → int32 [N, levels]."""
+        """Return the codes of all levels except the collision level: float32 [N, d] → int32 [N, levels]."""
         codes = np.empty((len(vectors), len(self.levels)), np.int32)
         for start in range(0, len(vectors), ROWS):
             residual = self.encode(vectors[start : start + ROWS])
@@ -62,7 +69,7 @@ class Codebooks:
         return codes
 
     def alternatives(self, vector: NDArray[np.float32]) -> NDArray[np.int32]:
-        """All codes of the last level for a vector, float32 [d], the best first: int32 [K]."""
+        """Return all codes of the last level for a vector, float32 [d], the best first: int32 [K]."""
         residual = self.encode(vector[None])
         for book, code in zip(self.levels[:-1], self.quantise(vector[None])[0], strict=False):
             residual = residual - book[code]
@@ -70,7 +77,7 @@ class Codebooks:
         return order.astype(np.int32)
 
     def behind(self, layer: Layer) -> Codebooks:
-        """Codebooks that name x as these name x · weight + bias: the two maps become one."""
+        """Return codebooks that give x the codes that these give to x · weight + bias."""
         first, *others = self.encoder
         weight = layer.weight.astype(np.float64) @ first.weight
         bias = layer.bias.astype(np.float64) @ first.weight + first.bias
@@ -87,7 +94,7 @@ class Codebooks:
 
     @classmethod
     def open(cls, folder: Path) -> Codebooks:
-        """Read what `save` wrote."""
+        """Read the codebooks that `save` wrote."""
         stored = load_file(folder / FILE)
         depths = range(sum(name.endswith(".weight") for name in stored))
         levels = range(sum(name.startswith("level_") for name in stored))
@@ -101,7 +108,12 @@ class Codebooks:
 def costs(
     vectors: NDArray[np.float32], book: NDArray[np.float32], price: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """‖v − b‖² + p − ‖v‖²: float32 [N, K]."""
+    """Return ‖v − b‖² + p − ‖v‖² of each vector and code: float32 [N, K].
+
+    vectors: float32 [N, h].
+    book: float32 [K, h].
+    price: float32 [K].
+    """
     cost: NDArray[np.float32] = vectors @ (-2 * book.T)
     cost += (book**2).sum(axis=1) + price
     return cost

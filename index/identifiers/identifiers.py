@@ -1,9 +1,9 @@
-"""What an identifier scheme is given, and what it makes: items → codes.
+"""The input and the output of an identifier scheme: items → codes.
 
 A scheme is a module of `index.identifiers.schemes` with two functions:
 
-    levels(settings) -> int                       L, codes of an identifier at most
-    identifiers(items, settings) -> Identifiers   identifiers of a catalogue
+    levels(settings) -> int                       L, the most codes of an identifier
+    identifiers(items, settings) -> Identifiers   the identifiers of a catalogue
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from transformers import PreTrainedTokenizerFast
 
 from index.identifiers.codebooks import Codebooks
 
-SPELLED = "text"  # the scheme whose identifiers are
+SPELLED = "text"  # the scheme with spelled identifiers
 
 
 class IdentifierError(ValueError):
-    """Identifiers cannot be made from these items; the message says why and what to mend."""
+    """Identifiers cannot be made from these items. The message names the reason and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Identifiers:
     """Identifiers of a catalogue.
 
-    scheme: its name.
-    codes: int32 [N, L], one row an item, no two alike.
-    codebook_sizes: number of codes of each level, L of them.
-    codebooks: what names items that come later; None for a scheme that cannot.
+    scheme: name of the scheme.
+    codes: int32 [N, L], one row for each item, all different.
+    codebook_sizes: number of codes of each level, length L.
+    codebooks: codebooks that name later items; None for a scheme without codebooks.
     """
 
     scheme: str
@@ -48,11 +48,11 @@ class Identifiers:
 
 @dataclass(frozen=True, eq=False)
 class ItemsToName:
-    """What a scheme may read of the items, in the order of the catalogue.
+    """The input of a scheme: the items, in the order of the catalogue.
 
-    titles: N of them.
+    titles: one for each of N items.
     vectors: float32 [N, d], finite.
-    tokenizer: of the backbone, without added tokens.
+    tokenizer: the backbone's tokenizer, without added tokens.
     """
 
     titles: Sequence[str]
@@ -61,7 +61,7 @@ class ItemsToName:
 
 
 class SchemeSettings(Protocol):
-    """Settings of all schemes; each reads its own."""
+    """Settings of all schemes. Each scheme reads its own."""
 
     @property
     def codebooks(self) -> tuple[int, ...]: ...

@@ -1,9 +1,9 @@
 """Residual k-means of the leading principal components of the vectors, with balanced codes.
 
-How many components: codebooks of K_1, K_2, … can tell Σ log2 K_j bits. Reverse water-filling (Cover & Thomas,
-Elements of Information Theory, 10.3.3) says which components of a Gaussian so many bits are best spent on: those
-whose variance λ exceeds the level θ where Σ ½ log2(λ / θ) is the number of bits. The others are noise to
-the codes: they would drown what items have in common.
+The number of components: codebooks of K_1, K_2, … codes hold Σ log2 K_j bits. Reverse water-filling (Cover & Thomas,
+Elements of Information Theory, 10.3.3) gives the components of a Gaussian that these bits are best spent on: all with a
+variance λ above the level θ at which Σ ½ log2(λ / θ) is the number of bits. The other components are noise for the
+codes: they would hide the similarities of items.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sklearn.cluster import KMeans
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, Layer, costs
 
-ITEMS_PER_CODE = 256  # more do not move the codes of a large catalogue noticeably, so that a sample will do
-STARTS = 3  # of k-means, the best of which is taken
+ITEMS_PER_CODE = 256  # in a large catalogue a sample is enough: more items hardly change the codes
+STARTS = 3  # runs of k-means, of which the best is kept
 
 
 def fit_kmeans(
@@ -29,9 +29,12 @@ def fit_kmeans(
     *,
     components: int | None = None,
 ) -> Codebooks:
-    """Codebooks for vectors, float32 [N, d]; a level gets fewer codes where fewer residuals are distinct.
+    """Return codebooks for vectors.
 
-    capacity: see `balance`. components: principal components that are quantised; None: by water-filling.
+    vectors: float32 [N, d].
+    sizes: number of codes of each level. A level with fewer distinct residuals gets fewer codes.
+    capacity: see `balance`.
+    components: number of principal components that are quantised; None: by water-filling.
     """
     vectors = sample(vectors, sizes, seed)
     mean = vectors.mean(axis=0, dtype=np.float64)
@@ -39,9 +42,8 @@ def fit_kmeans(
     variance, directions = np.linalg.eigh(centred.T @ centred / len(vectors))
     if components is None:
         components = filled(variance[::-1], float(np.log2(np.asarray(sizes, float)).sum()))
-    scale = 2.0 ** np.round(
-        np.log2(max(float(centred.std()), 1e-30))
-    )  # vectors of any length; changes no digit
+    # a power of two: brings vectors of any length into range without rounding errors
+    scale = 2.0 ** np.round(np.log2(max(float(centred.std()), 1e-30)))
     weight = (directions[:, ::-1][:, :components] / scale).astype(np.float32)
     encoder = (Layer(weight, (-mean @ weight).astype(np.float32)),)
     return fit_levels(encoder, vectors, sizes, capacity, seed)
@@ -55,7 +57,12 @@ def fit_levels(
     seed: int,
     books: Sequence[NDArray[np.float32]] | None = None,
 ) -> Codebooks:
-    """Codes of what an encoder makes of the vectors, level by level. books: where to start; None: by k-means."""
+    """Return codebooks for encoded vectors, fitted level by level.
+
+    encoder: maps d dimensions to h.
+    vectors: float32 [N, d].
+    books: first codes of each level, float32 [K, h]; None: found by k-means.
+    """
     residual = Codebooks(encoder, (), ()).encode(vectors)
     levels, prices = [], []
     for level, size in enumerate(sizes):
@@ -68,7 +75,7 @@ def fit_levels(
 
 
 def k_means(vectors: NDArray[np.float32], size: int, seed: int) -> NDArray[np.float32]:
-    """Centres, float32 [K, h]; K is `size`, or the number of distinct vectors where they are fewer."""
+    """Return the centres of k-means, float32 [K, h]; K is `size` or the number of distinct vectors, if smaller."""
     distinct = len(np.unique(vectors.round(6), axis=0))
     kmeans = KMeans(min(size, distinct), n_init=STARTS, max_iter=50, random_state=seed).fit(vectors)
     centres: NDArray[np.float32] = kmeans.cluster_centers_.astype(np.float32)
@@ -76,7 +83,7 @@ def k_means(vectors: NDArray[np.float32], size: int, seed: int) -> NDArray[np.fl
 
 
 def filled(variance: NDArray[np.floating], bits: float) -> int:
-    """Components that get some of so many bits. variance: of each, descending. At least 1."""
+    """Return the number of components that get some of `bits` bits, at least 1. variance: of each, descending."""
     for k in range(1, len(variance)):
         if variance[k] <= 0:
             return k
@@ -87,7 +94,7 @@ def filled(variance: NDArray[np.floating], bits: float) -> int:
 
 
 def sample(vectors: NDArray[np.float32], sizes: Sequence[int], seed: int) -> NDArray[np.float32]:
-    """As many of the vectors as are worth to fit such codebooks on, in their order."""
+    """Return a random sample of the vectors that is large enough for codebooks of these sizes, in the same order."""
     most = ITEMS_PER_CODE * max(sizes)
     if len(vectors) <= most:
         return vectors

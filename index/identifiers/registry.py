@@ -1,4 +1,4 @@
-"""Identifier schemes by name: each file of `index.identifiers.schemes` is one."""
+"""Identifier schemes by name: each file of `index.identifiers.schemes` is a scheme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCHEMES = "index.identifiers.schemes"
 
 
 class Scheme(Protocol):
-    """A module of the package; see `index.identifiers.identifiers`."""
+    """A module of `index.identifiers.schemes`; see `index.identifiers.identifiers`."""
 
     def levels(self, settings: SchemeSettings) -> int:
         """Return L, the number of codes of an identifier."""
@@ -28,5 +28,5 @@ def scheme_names() -> list[str]:
 
 
 def load_scheme(name: str) -> Scheme:
-    """Import a scheme. Raises `ValueError` that lists the schemes for a name that is none."""
+    """Import a scheme. Raises `ValueError`, with the list of schemes, for an unknown name."""
     return cast(Scheme, load_choice(SCHEMES, name))

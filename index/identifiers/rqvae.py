@@ -3,10 +3,9 @@
     z = encode(x),   q = Σ_j b_{j,c_j}   (codes of z, see `codebooks`),   x̂ = decode(z + sg[q − z])
     loss = ‖x − x̂‖² + β Σ_j ‖r_j − sg[b_{j,c_j}]‖²
 
-The codes follow their residuals as moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1). They
-start from residual k-means of a plain autoencoder's latent vectors, codes that nobody uses start anew at a random
-residual, and at the end they are balanced. The decoder is only needed here: what names items is the encoder and
-the codes, as arrays.
+The codes are moving averages of their residuals (van den Oord et al., arXiv 1711.00937, appendix A.1). They start from
+residual k-means of a plain autoencoder's latent vectors. Unused codes restart at a random residual. At the end the
+codes are balanced. The decoder is used only here: the encoder and the codes, as arrays, name the items.
 """
 
 from __future__ import annotations
@@ -21,20 +20,22 @@ from torch import Tensor, nn
 from index.identifiers.codebooks import Codebooks, Layer
 from index.identifiers.kmeans import fit_levels, sample
 
-STEPS, EPOCHS = 2000, 500  # whichever is fewer
-PLAIN = 0.2  # share of the steps before there are codes
+STEPS, EPOCHS = 2000, 500  # the smaller of the two counts
+PLAIN = 0.2  # share of the steps before codes are used
 BATCH = 1024
 HIDDEN, LATENT = 256, 32
 RATE = 1e-3
 COMMITMENT = 0.25  # β
-DECAY = 0.99  # of the moving averages
-REVIVE_EVERY, DEAD = 50, 0.05  # steps; a code with less than this share of the mean use is dead
+DECAY = 0.99  # decay of the moving averages
+REVIVE_EVERY, DEAD = 50, 0.05  # steps; a code with less than this share of the mean use counts as unused
 
 
 def fit_rqvae(vectors: NDArray[np.float32], sizes: Sequence[int], capacity: float, seed: int) -> Codebooks:
-    """Codebooks for vectors, float32 [N, d]; a level gets fewer codes where fewer residuals are distinct.
+    """Return codebooks for vectors. The same vectors and seed give the same codebooks.
 
-    capacity: see `balance`. Repeatable: the same vectors and seed give the same codebooks.
+    vectors: float32 [N, d].
+    sizes: number of codes of each level. A level with fewer distinct residuals gets fewer codes.
+    capacity: see `balance`.
     """
     vectors = sample(vectors, sizes, seed)
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -82,7 +83,10 @@ class _MovingBook:
 
     @torch.no_grad()
     def choose(self, residual: Tensor, revive: torch.Generator | None) -> Tensor:
-        """The nearest code of each residual, [B, h]; codes move towards theirs. With `revive`, dead ones jump."""
+        """Return the nearest code of each residual, float [B, h], and move the codes towards their residuals.
+
+        revive: randomness for moving unused codes to random residuals; None: they stay.
+        """
         chosen = torch.cdist(residual, self.codes).argmin(1)
         count = torch.bincount(chosen, minlength=len(self.codes)).float()
         total = torch.zeros_like(self.codes).index_add_(0, chosen, residual)
@@ -100,7 +104,7 @@ class _MovingBook:
 def _quantise(
     latent: Tensor, books: Sequence[_MovingBook], revive: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the codes, [B, h], and the commitment loss."""
+    """Return the sum of the codes, float [B, h], and the commitment loss."""
     residual, quantised, commitment = latent, torch.zeros_like(latent), torch.zeros(())
     for book in books:
         code = book.choose(residual.detach(), revive)
@@ -110,7 +114,7 @@ def _quantise(
 
 
 def _layers(encoder: nn.Sequential, mean: NDArray[np.float32], scale: float) -> tuple[Layer, ...]:
-    """The encoder as arrays, for vectors that are neither centred nor scaled."""
+    """Return the encoder as arrays, for vectors that are neither centred nor scaled."""
     first, second = (
         Layer(linear.weight.detach().T.numpy().copy(), linear.bias.detach().numpy().copy())
         for linear in encoder

@@ -1,11 +1,11 @@
-"""A person's life as one token sequence; a request is its continuation (DESIGN §3).
+"""A person's history as one token sequence; a request continues it (docs/architecture.md).
 
     history  =  [<|recommendation|> c1 .. cL]  [<|search|> query tokens <|item|> c1 .. cL]  ...
     request  =  history <|recommendation|>                  → the model writes c1 .. cL
     request  =  history <|search|> query tokens <|item|>    → the model writes c1 .. cL
 
-Spelled identifiers may end before L (see `IdentifierVocabulary`). User text never becomes a control or item
-token: it is tokenised as a segment of its own with special tokens disabled (see `plain_text`).
+Spelled identifiers may end before L (see `IdentifierVocabulary`). User text never becomes a control or item token: it
+is tokenised separately, with special tokens disabled (see `plain_text`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class SequenceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a request, and how many of the oldest events were dropped to fit.
+    """The tokens of a request.
 
-    history: how many of the tokens are the history, which the next request of this person begins with, too.
+    ids: token ids.
+    dropped_events: number of oldest events that did not fit.
+    history: number of first tokens that are the history; the next request of this person begins with them, too.
     """
 
     ids: list[int]
@@ -46,7 +48,7 @@ class Sample:
     ids:    int64 [T], token ids; for an encoder-decoder, those of the decoder.
     level:  int8 [T], identifier level that token t writes, -1 for markers and query text.
     task:   int8 [T], index into `TASKS` of the event that token t belongs to.
-    prompt: int64 [P], what an encoder reads; empty for a decoder-only model.
+    prompt: int64 [P], the tokens that an encoder reads; empty for a decoder-only model.
     """
 
     ids: NDArray[np.int64]
@@ -62,13 +64,13 @@ TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
 
 
 class SequenceEncoder:
-    """Writes histories and requests as token ids.
+    """Encoder of histories and requests as token ids.
 
-    tokenizer: the bundle's tokenizer, identifier tokens and markers added.
+    tokenizer: the bundle's tokenizer, with identifier tokens and markers.
     codes: int [N, L], the identifiers of the catalogue's items.
-    max_tokens: prompt budget P; the oldest events are dropped beyond it.
-    max_events: budget in events, the one that answers a request among them: the model never saw more.
-    max_query_tokens: longer queries are cut.
+    max_tokens: most tokens of a sequence; the oldest events are dropped to fit.
+    max_events: most events of a sequence, together with the event that answers a request; training used no more.
+    max_query_tokens: most tokens of a query; longer queries are cut.
     """
 
     def __init__(
@@ -96,9 +98,9 @@ class SequenceEncoder:
         self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of user text, cut to `max_query_tokens`; never a control or item token.
+        """Return the token ids of user text, cut to `max_query_tokens`, without control or item tokens.
 
-        Raises `SequenceError` for text without any token.
+        Raises `SequenceError` for a text without any token.
         """
         ids = self._encode(text)
         if not ids:
@@ -106,7 +108,7 @@ class SequenceEncoder:
         return ids
 
     def has_tokens(self, text: str) -> bool:
-        """Whether `encode_text` finds anything in the text."""
+        """Whether the text has a token."""
         return bool(self._encode(text))
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
@@ -114,7 +116,7 @@ class SequenceEncoder:
         return tuple(ids[: self.max_query_tokens])
 
     def identifier(self, item: int) -> list[int]:
-        """The tokens that write an item, at most L."""
+        """Return the tokens of an item's identifier, at most L. item: catalogue row."""
         written: list[int] = self.tokens[item, : self._lengths[item]].tolist()
         return written
 
@@ -123,7 +125,10 @@ class SequenceEncoder:
         return [*self._request(query), *self.identifier(event.item)]
 
     def _task(self, event: Event) -> Task:
-        """A past search whose query has no token (invisible characters, say) is written as a recommendation."""
+        """Return the task of a past event.
+
+        A search whose query has no token (for example, only invisible characters) is written as a recommendation.
+        """
         return event.behaviour if event.query and self._encode(event.query) else Task.RECOMMENDATION
 
     def _request(self, query: str | None) -> list[int]:
@@ -133,7 +138,7 @@ class SequenceEncoder:
         return [markers["search"], *self.encode_text(query), markers["item"]]
 
     def _newest(self, events: Sequence[Event], count: int, budget: int) -> list[list[int]]:
-        """The newest events that fit a count and a budget of tokens, oldest first."""
+        """Return the tokens of the newest events that fit a number of events and of tokens, the oldest event first."""
         kept: list[list[int]] = []
         for event in reversed(events[max(0, len(events) - count) :]):
             tokens = self._event(event)
@@ -144,9 +149,9 @@ class SequenceEncoder:
         return kept[::-1]
 
     def prompt(self, history: Sequence[Event], query: str | None = None) -> Prompt:
-        """The request as token ids: search if a query is given, recommendation otherwise.
+        """Return a request as token ids: a search if a query is given, a recommendation otherwise.
 
-        Room for the identifier to be written is left within `max_tokens`.
+        The prompt leaves room within `max_tokens` for the identifier that the model writes.
         """
         tail = self._request(query)
         kept = self._newest(
@@ -156,8 +161,10 @@ class SequenceEncoder:
         return Prompt(ids + tail, len(history) - len(kept), len(ids))
 
     def windows(self, events: Sequence[Event], first: int) -> list[Sequence[Event]]:
-        """Cut a history into stretches that `sample` keeps whole: the first of at most `first` events, the
-        others as long as the budgets allow."""
+        """Cut a history into parts that `sample` keeps whole.
+
+        first: most events of the first part. The other parts are as long as `max_events` and `max_tokens` allow.
+        """
         windows: list[Sequence[Event]] = []
         start, tokens, count = 0, 0, min(first, self.max_events)
         for position, event in enumerate(events):
@@ -169,21 +176,24 @@ class SequenceEncoder:
         return [*windows, events[start:]]
 
     def sample(self, events: Sequence[Event]) -> Sample:
-        """The newest events that fit, as one training sequence: every item in it is a target."""
+        """Return the newest events that fit, as one training sequence in which every item is a target."""
         kept = self._newest(events, self.max_events, self.max_tokens)
         answered = events[len(events) - len(kept) :]
         ids = np.fromiter((i for event in kept for i in event), np.int64)
         level = np.full(len(ids), -1, np.int8)
         ends = np.cumsum([len(tokens) for tokens in kept])
-        for event, end in zip(answered, ends, strict=True):  # an identifier ends its event
+        for event, end in zip(answered, ends, strict=True):  # each event ends with its identifier
             written = self._lengths[event.item]
             level[end - written : end] = np.arange(written)
         tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
         return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]))
 
     def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
-        """For an encoder-decoder: the request that `event` answers, and its item, which the decoder writes from its
-        token `start` on."""
+        """Return a training sample for an encoder-decoder.
+
+        The encoder reads the request that `event` answers; the decoder writes the item of `event` after its token
+        `start`.
+        """
         task = self._task(event)
         written = self.identifier(event.item)
         length = 1 + len(written)

@@ -1,4 +1,4 @@
-"""What a person did: interactions, oldest first."""
+"""The events of a person's history: interactions, oldest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Task(StrEnum):
-    """The two things the model does; also the behaviour that an interaction shows."""
+    """The two tasks of the model. An interaction has one of them as its behaviour."""
 
     SEARCH = "search"
     RECOMMENDATION = "recommendation"
@@ -15,7 +15,12 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One interaction of a history: the item's catalogue row and, if it was searched for, the query."""
+    """One interaction of a history.
+
+    item: catalogue row.
+    query: text of the search; None for a recommendation.
+    Raises `ValueError` for a search without a query.
+    """
 
     item: int
     behaviour: Task = Task.RECOMMENDATION

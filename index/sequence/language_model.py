@@ -1,7 +1,7 @@
 """The language models that write identifiers: decoder-only ones, and T5 (v1.0, v1.1, Flan) as encoder-decoder.
 
-A decoder-only model reads one sequence and goes on with it. In an encoder-decoder the encoder reads the prompt, in both
-directions, and the decoder writes the identifier from its start token on.
+A decoder-only model reads one sequence and continues it. In an encoder-decoder, the encoder reads the prompt in both
+directions, and the decoder writes the identifier after its start token.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 
 class LanguageModelError(ValueError):
-    """A model of a kind that is not supported."""
+    """The model is of a kind that is not supported."""
 
 
 def load_language_model(
     source: str | Path, dtype: torch.dtype = torch.float32, *, local: bool = False
 ) -> PreTrainedModel:
-    """A checkpoint's weights in evaluation mode, by folder or by a name on the hub. local: from a folder that we wrote,
-    where weights are safetensors and never a pickle.
+    """Load a checkpoint in evaluation mode.
 
-    Raises `LanguageModelError` for encoder-decoders other than T5, else what transformers raises.
+    source: a folder, or a name on the hub.
+    local: whether it is a folder that this program wrote. Then weights must be safetensors, never a pickle.
+    Raises `LanguageModelError` for an encoder-decoder other than T5; errors of transformers go to the caller.
     """
-    safetensors = True if local else None  # None: where there are any
+    safetensors = True if local else None  # None: if there are any
     config = AutoConfig.from_pretrained(source, local_files_only=local)
     if not config.is_encoder_decoder:
         model = AutoModelForCausalLM.from_pretrained(
@@ -50,18 +51,19 @@ def load_language_model(
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Whether the model is an encoder-decoder."""
     return bool(model.config.is_encoder_decoder)
 
 
 def start_token(model: PreTrainedModel) -> int:
-    """The token that an encoder-decoder's decoder starts from."""
+    """Return the token that the decoder of an encoder-decoder starts with."""
     return int(model.config.decoder_start_token_id)
 
 
 def output_scale(model: PreTrainedModel) -> float:
-    """What an encoder-decoder's hidden states are multiplied by before they meet the output rows.
+    """Return the factor of an encoder-decoder's hidden states before the product with the output rows.
 
-    d^-0.5 in T5 v1.0, whose output rows are its input rows; 1 in v1.1 and Flan.
+    It is d^-0.5 in T5 v1.0, whose output rows are its input rows, and 1 in v1.1 and Flan.
     """
     config = model.config
     scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)

@@ -1,4 +1,4 @@
-"""Text of people and catalogues as tokens: never a control or item token."""
+"""Text of people and catalogues as tokens, without control and item tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from transformers import PreTrainedTokenizerFast
 
 
 class UnsafeTokenizerError(RuntimeError):
-    """The tokenizer turned plain text into a control or item token; such a bundle must not be served."""
+    """The tokenizer turned plain text into a control or item token. Such a bundle must not be served."""
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerFast, text: str, first_added: int) -> list[int]:
-    """Token ids of a text without white space around it, all below `first_added`; empty for a blank one.
+    """Return the token ids of a text, all below `first_added`; none for a blank text.
 
-    Raises `UnsafeTokenizerError` where the tokenizer does otherwise.
+    White space around the text is removed.
+    Raises `UnsafeTokenizerError` if the tokenizer returns another token.
     """
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # "<|search|>" typed by a person is plain text

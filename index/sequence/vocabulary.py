@@ -1,8 +1,7 @@
-"""The tokens that write identifiers, and those that a backbone gains: three markers and the tokens of codes.
+"""The tokens of identifiers, and the tokens that are added to a backbone: three markers and the tokens of codes.
 
-Semantic and atomic identifiers have one new token for each (level, code). Text identifiers are *spelled* in
-tokens that the backbone has already; all that is new is `<|end|>`, which ends an identifier of fewer than L
-tokens.
+Semantic and atomic identifiers have one new token for each (level, code). Text identifiers are *spelled* in tokens that
+the backbone already has. Their only new token is `<|end|>`, which ends an identifier of fewer than L tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ END = "end"
 
 @dataclass(frozen=True)
 class IdentifierVocabulary:
-    """Which token id stands for which marker and which code. Added ids are contiguous from `first_added`:
-    the markers in the order of `MARKERS`, then the codes of level 0, of level 1, ...; where identifiers are
-    spelled, the markers and `<|end|>`, and a code *is* a token id of the whole vocabulary, on every level.
+    """The token ids of markers and codes.
+
+    Added ids are contiguous from `first_added`: the markers in the order of `MARKERS`, then the codes of level 0, of
+    level 1, and so on. If identifiers are spelled, the added ids are the markers and `<|end|>`, and a code *is* a token
+    id of the whole vocabulary, on every level.
 
     first_added: the first id that the backbone's own tokenizer does not use.
     codebook_sizes: number of codes of each level, length L.
-    spelled: whether identifiers are written in the backbone's own tokens. Those that end early are filled up
-    with the code of `<|end|>`, of which the first is written.
+    spelled: whether identifiers are written in the backbone's own tokens. A shorter identifier is padded with the code
+    of `<|end|>`; only the first of these is written.
     """
 
     first_added: int
@@ -37,42 +38,47 @@ class IdentifierVocabulary:
 
     @classmethod
     def spelling(cls, first_added: int, levels: int) -> IdentifierVocabulary:
-        """That of text identifiers of up to `levels` tokens."""
+        """Return the vocabulary of text identifiers of up to `levels` tokens."""
         return cls(first_added, (first_added + len(MARKERS) + 1,) * levels, spelled=True)
 
     @property
     def levels(self) -> int:
+        """L, the number of codes of an identifier."""
         return len(self.codebook_sizes)
 
     @property
     def size(self) -> int:
-        """One more than the last added id: the vocabulary size of the extended model."""
+        """Vocabulary size of the extended model: the last added id plus one."""
         return self.first_added + len(MARKERS) + (1 if self.spelled else sum(self.codebook_sizes))
 
     @cached_property
     def markers(self) -> dict[str, int]:
+        """Token id of each marker, by name."""
         return {name: self.first_added + k for k, name in enumerate(MARKERS)}
 
     @property
     def end(self) -> int | None:
-        """The token, and code, that ends a spelled identifier early; None where all have L tokens."""
+        """Token id, and code, of `<|end|>`; None if identifiers are not spelled."""
         return self.size - 1 if self.spelled else None
 
     @cached_property
     def first_code(self) -> NDArray[np.int64]:
-        """int64 [L]: token id of code 0 of each level."""
+        """Token id of code 0 of each level: int64 [L]."""
         if self.spelled:
             return np.zeros(self.levels, np.int64)
         start = self.first_added + len(MARKERS)
         return start + np.cumsum((0, *self.codebook_sizes[:-1]), dtype=np.int64)
 
     def span(self, level: int) -> tuple[int, int]:
-        """Token ids [first, last) of the codes of a level."""
+        """Return the range [first, last) of the token ids of a level's codes."""
         first = int(self.first_code[level])
         return first, first + self.codebook_sizes[level]
 
     def tokens(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Token ids of identifiers: int [N, L] → int64 [N, L]."""
+        """Return the token ids of identifiers: int [N, L] → int64 [N, L].
+
+        Raises `ValueError` for a wrong shape, or a code outside its codebook.
+        """
         if codes.ndim != 2 or codes.shape[1] != self.levels:
             raise ValueError(f"identifiers must have shape [N, {self.levels}], got {list(codes.shape)}")
         if len(codes) and (codes.min() < 0 or (codes.max(0) >= np.array(self.codebook_sizes)).any()):
@@ -80,13 +86,14 @@ class IdentifierVocabulary:
         return codes.astype(np.int64) + self.first_code
 
     def lengths(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
-        """How many tokens of each identifier are written: int [N, L] → int64 [N]."""
+        """Return the number of written tokens of each identifier: int [N, L] → int64 [N]."""
         if self.end is None:
             return np.full(len(codes), self.levels)
         lengths: NDArray[np.int64] = np.minimum((codes != self.end).sum(axis=1) + 1, self.levels)
         return lengths
 
     def token_names(self) -> list[str]:
+        """Return the names of all added tokens, in the order of their ids."""
         names = [f"<|{name}|>" for name in MARKERS]
         if self.spelled:
             return [*names, f"<|{END}|>"]
@@ -95,7 +102,10 @@ class IdentifierVocabulary:
         return names
 
     def add_to(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Register every added token as a special token, so that user text cannot produce it."""
+        """Add every token to a tokenizer as a special token, so that user text cannot produce it.
+
+        Raises `ValueError` if the tokenizer already has one of them, or numbers them differently.
+        """
         if len(tokenizer) != self.first_added:
             raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, expected {self.first_added}")
         names = self.token_names()
@@ -111,5 +121,5 @@ class IdentifierVocabulary:
     def for_tokenizer(
         cls, tokenizer: PreTrainedTokenizerFast, codebook_sizes: Sequence[int], *, spelled: bool = False
     ) -> IdentifierVocabulary:
-        """That of a tokenizer which holds none of the added tokens yet."""
+        """Return the vocabulary for a tokenizer without any of the added tokens."""
         return cls(len(tokenizer), tuple(int(size) for size in codebook_sizes), spelled)

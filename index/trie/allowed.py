@@ -1,8 +1,8 @@
-"""Which items may come back: known before the beam chooses, so that it never runs into a dead end.
+"""The items that a request may return: known before the beam search, so that it never runs into a dead end.
 
-Every node of the trie covers a contiguous range of slots [lo, hi) (see `Trie`). With a set of chosen slots as
-ranked bits, a node is alive iff rank(hi) > rank(lo) (DESIGN §4). A few excluded slots need no bits: a
-node is dead iff those within its range fill it.
+Every node of the trie covers a contiguous range of slots [lo, hi) (see `Trie`). The chosen slots are a set of ranked
+bits: a node has one below it iff rank(hi) > rank(lo). A few excluded slots need no bits: a node is dead iff they fill
+its whole range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ Children = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class SlotSet:
-    """Chosen slots of `total`. bits: over all slots; members: the same, int32, ascending."""
+    """A set of slots.
+
+    total: number of all slots of the trie.
+    bits: the set as bits over all slots.
+    members: the slots of the set, int32, ascending.
+    """
 
     total: int
     bits: RankedBits
@@ -30,12 +35,12 @@ class SlotSet:
 
     @classmethod
     def of(cls, member: NDArray[np.bool_]) -> SlotSet:
-        """The slots where `member`, bool [slots], is true."""
+        """Return the set of slots where `member`, bool [slots], is true."""
         return cls(len(member), RankedBits.of(member), np.flatnonzero(member).astype(np.int32))
 
     @classmethod
     def of_members(cls, slots: NDArray[np.integer], total: int) -> SlotSet:
-        """Some of so many slots, in any order, repeated or not."""
+        """Return the set of the given slots, which may repeat, in any order. total: number of all slots."""
         member = np.zeros(total, bool)
         member[slots] = True
         return cls.of(member)
@@ -45,6 +50,7 @@ class SlotSet:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in memory."""
         return self.bits.nbytes + self.members.nbytes
 
     def __and__(self, other: SlotSet) -> SlotSet:
@@ -55,7 +61,11 @@ class SlotSet:
 
 @dataclass(frozen=True, eq=False)
 class Allowed:
-    """The slots of `chosen` (None: all) but for the `excluded` ones: int64, ascending, of `chosen` only."""
+    """The slots that a request may return.
+
+    chosen: the slots that fit filter and candidates; None for all slots.
+    excluded: int64, ascending, slots of `chosen` that must not be returned.
+    """
 
     trie: Trie
     chosen: SlotSet | None
@@ -63,7 +73,11 @@ class Allowed:
 
     @classmethod
     def of(cls, trie: Trie, chosen: SlotSet | None = None, excluded: Sequence[int] = ()) -> Allowed:
-        """chosen: slots of this trie. excluded: catalogue rows, in any order, repeated or not."""
+        """Return the chosen slots without excluded items.
+
+        chosen: slots of this trie; None for all.
+        excluded: catalogue rows, which may repeat, in any order.
+        """
         slots = np.empty(0, np.int64)
         if len(excluded):
             slots = np.unique(trie.slot_of_item[np.asarray(excluded, np.int64)]).astype(np.int64)
@@ -72,12 +86,12 @@ class Allowed:
         return cls(trie, chosen, slots)
 
     def without(self, rows: Sequence[int]) -> Allowed:
-        """The same but for these catalogue rows, in place of those excluded before."""
+        """Return the chosen slots without these catalogue rows, which replace the excluded ones."""
         return Allowed.of(self.trie, self.chosen, rows)
 
     @cached_property
     def count(self) -> int:
-        """Allowed items."""
+        """Number of allowed items."""
         return (self.trie.items if self.chosen is None else len(self.chosen)) - len(self.excluded)
 
     def holds(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -89,9 +103,10 @@ class Allowed:
         return self._any(*self.trie.slots(depth, nodes))
 
     def expand(self, depth: int, nodes: NDArray[np.int64]) -> Children:
-        """As `Trie.expand`, without children below which nothing is chosen; excluded slots are not looked at.
+        """Return the children of nodes like `Trie.expand`, without children that have no chosen slot below them.
 
-        Costs as much as the smaller of two: the children of the nodes, or the chosen slots below them.
+        Excluded slots are ignored. The cost is proportional to the number of children of the nodes, or to the number of
+        chosen slots below them, whichever is smaller.
         """
         trie, chosen = self.trie, self.chosen
         if chosen is None:
@@ -105,7 +120,7 @@ class Allowed:
             return parent[alive], child[alive], code[alive]
         parent, member = ranges(first, last)
         child = trie.node_at(depth + 1, chosen.members[member])
-        new = np.ones(len(child), bool)  # slots ascend, so that those below one child lie side by side
+        new = np.ones(len(child), bool)  # slots ascend: the slots below one child are adjacent
         new[1:] = (child[1:] != child[:-1]) | (parent[1:] != parent[:-1])
         child = child[new]
         return parent[new], child, trie.code[depth][child].astype(np.int64)

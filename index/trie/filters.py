@@ -1,14 +1,14 @@
-"""Attribute filters: which items have the asked-for attributes.
+"""Attribute filters: the items that have the requested attributes.
 
     {"genres": "Comedy"}                    equality; a list attribute matches by any of its values
     {"genres": ["Comedy", "Drama"]}         any of a set
     {"year": {"gte": 1990, "lt": 2000}}     a range of numbers: gt, gte, lt, lte
 
-All attributes of a filter must match. A category path "A > B > C" is found by "A" and "A > B", too.
+All attributes of a filter must match. A category path "A > B > C" is also found by "A" and "A > B".
 
-Compiled when the bundle is made, as a search engine does: for each value of each attribute the slots of its
-items (posting lists), and the slots of numbers in the order of the numbers, so that a filter touches only
-the items that it names.
+The index is made with the bundle, like the index of a search engine. It holds posting lists: for each value of each
+attribute, the slots of its items. Numbers are sorted, with their slots. A filter therefore touches only the items that
+match one of its conditions.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ Value = str | int | float | bool
 Condition = Value | list[Value] | Mapping[str, int | float]
 BOUNDS = ("gt", "gte", "lt", "lte")
 PATH = " > "
-MAX_TEXT_CHARS = 512  # longer texts are no attribute that one filters by
+MAX_TEXT_CHARS = 512  # nobody filters by longer texts
 MAX_NAMED = 20  # attributes in a message
-COMPILED_BYTES = 2**28  # of filters that are kept for the next request that asks the same
+COMPILED_BYTES = 2**28  # size of the cache of filters that requests have used
 
 
 class FilterError(ValueError):
-    """A filter that this catalogue cannot answer; the message names what is known."""
+    """The catalogue cannot answer a filter. The message names the known attributes or bounds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
     """The items of each value of an attribute.
 
-    terms: strings and truth values as JSON, ascending. term_slots[term_first[k] : term_first[k + 1]]: int32,
-    the slots of terms[k]. numbers: float64, ascending; number_slots: int32, the slot of each.
+    terms: strings and booleans as JSON, ascending.
+    term_first, term_slots: term_slots[term_first[k] : term_first[k + 1]], int32, are the slots of terms[k].
+    numbers: float64, ascending.
+    number_slots: int32, the slot of each number.
     """
 
     terms: list[str]
@@ -59,7 +61,7 @@ class Attribute:
 
     @classmethod
     def of(cls, found: list[tuple[int, Value]]) -> Attribute:
-        """found: (slot, value) of every item that has the attribute, once for each value."""
+        """Build the lists of an attribute. found: pairs (slot, value), one for each value of each item."""
         numbers = sorted((float(value), slot) for slot, value in found if not isinstance(value, str | bool))
         of_term: dict[str, list[int]] = {}
         for slot, value in found:
@@ -75,7 +77,10 @@ class Attribute:
         )
 
     def slots(self, condition: Condition) -> NDArray[np.int32]:
-        """Slots that meet a condition, in no order, perhaps repeated. Raises `FilterError`."""
+        """Return the slots that meet a condition, in any order; a slot may repeat.
+
+        Raises `FilterError` for an unknown bound, or a range without one.
+        """
         if isinstance(condition, list):
             return np.concatenate([np.empty(0, np.int32), *(self._equal(value) for value in condition)])
         if isinstance(condition, Mapping):
@@ -106,7 +111,11 @@ class Attribute:
 
 
 class Filters:
-    """The attributes of a catalogue, by name. living: slots of the items that may come back; None for all."""
+    """The attributes of a catalogue, by name.
+
+    slots: number of all slots.
+    living: slots of the items that are not removed; None for all.
+    """
 
     def __init__(self, attributes: Mapping[str, Attribute], slots: int, living: SlotSet | None) -> None:
         self._attributes = dict(attributes)
@@ -116,12 +125,15 @@ class Filters:
 
     @property
     def names(self) -> list[str]:
+        """Names of all attributes, ascending."""
         return sorted(self._attributes)
 
     @classmethod
     def build(cls, catalogue: Catalogue, trie: Trie, living: SlotSet | None = None) -> Filters:
-        """Every attribute and the categories. Left out: texts longer than `MAX_TEXT_CHARS`, and what is neither
-        text, truth nor a number that a double can hold."""
+        """Build the filters of all attributes and of the categories.
+
+        Only booleans, texts of at most `MAX_TEXT_CHARS`, and numbers that a double can hold are indexed.
+        """
         found: dict[str, list[tuple[int, Value]]] = {}
         for slot, item in zip(trie.slot_of_item.tolist(), catalogue, strict=True):
             for name, value in _values(item):
@@ -129,7 +141,11 @@ class Filters:
         return cls({name: Attribute.of(values) for name, values in found.items()}, trie.items, living)
 
     def select(self, asked: Mapping[str, Condition]) -> SlotSet:
-        """Slots of the living items that meet every condition. Raises `FilterError` for an unknown attribute."""
+        """Return the slots of the living items that meet every condition.
+
+        asked: condition by attribute.
+        Raises `FilterError` for an unknown attribute or bound.
+        """
         key = json.dumps(asked, sort_keys=True)
         if key not in self._compiled:
             member = (
@@ -166,7 +182,7 @@ class Filters:
 
     @classmethod
     def open(cls, folder: Path, slots: int, living: SlotSet | None = None) -> Filters:
-        """Memory-map what `save` wrote, over so many slots."""
+        """Memory-map the arrays that `save` wrote. slots, living: see the class."""
         terms: dict[str, list[str]] = json.loads((folder / "attributes.json").read_text("utf-8"))
         parts = ("term_first", "term_slots", "numbers", "number_slots")
         return cls(
@@ -180,7 +196,7 @@ class Filters:
 
 
 def _values(item: Item) -> Iterator[tuple[str, Value]]:
-    """(attribute, value) of an item, each once."""
+    """Yield the pairs (attribute, value) of an item, each once."""
     paths = {prefix for category in item.categories for prefix in _prefixes(category)}
     yield from (("categories", path) for path in sorted(paths) if _fits(path))
     for name, value in item.attributes.items():
@@ -191,7 +207,7 @@ def _values(item: Item) -> Iterator[tuple[str, Value]]:
 def _fits(value: object) -> TypeGuard[Value]:
     if isinstance(value, str):
         return len(value) <= MAX_TEXT_CHARS
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN, too
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # also False for NaN
 
 
 def _mask(slots: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
@@ -201,6 +217,6 @@ def _mask(slots: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
 
 
 def _prefixes(path: str) -> Iterator[str]:
-    """ "A > B > C" → "A", "A > B", "A > B > C"."""
+    """Yield the prefixes of a path: "A > B > C" gives "A", "A > B" and "A > B > C"."""
     parts = path.split(PATH)
     return (PATH.join(parts[:end]) for end in range(1, len(parts) + 1))

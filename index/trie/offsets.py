@@ -1,9 +1,9 @@
-"""Offsets of ranges that follow each other, in little more than one byte an entry.
+"""Offsets of consecutive ranges, in little more than one byte per entry.
 
     offsets[v] = base[v // 64] + v % 64 + excess[v]
 
-Where no range is empty, offsets grow by at least one an entry; only what they grow beyond that, since the
-last multiple of 64, is stored for each entry. Deep in a trie most nodes have one child, so that a byte will do.
+No range is empty, so offsets grow by at least one per entry. Only the growth beyond this, since the last multiple of
+64, is stored for each entry. Deep in a trie most nodes have one child, so that one byte is enough.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ BLOCK = 1 << BLOCK_BITS
 
 @dataclass(frozen=True, eq=False)
 class Offsets:
-    """Strictly increasing integers. base: int32 [ceil(n / 64)]; excess: uint8, uint16 or uint32 [n]."""
+    """Strictly increasing integers.
+
+    base: int32 [ceil(n / 64)].
+    excess: uint8, uint16 or uint32 [n].
+    """
 
     base: NDArray[np.int32]
     excess: NDArray[np.unsignedinteger]
@@ -30,30 +34,31 @@ class Offsets:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in memory."""
         return self.base.nbytes + self.excess.nbytes
 
     @classmethod
     def of(cls, values: NDArray[np.integer]) -> Offsets:
-        """Offsets that hold the given values: int [n], strictly increasing, within 0 … 2³¹−1."""
+        """Pack values: int [n], strictly increasing, within 0 … 2³¹−1."""
         base = values[::BLOCK]
         within = np.arange(len(values), dtype=values.dtype) & (BLOCK - 1)
         excess = values - np.repeat(base, BLOCK)[: len(values)] - within
         return cls(base.astype(np.int32), excess.astype(np.min_scalar_type(int(excess.max(initial=0)))))
 
     def __getitem__(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Values at the given positions: int64, same shape as `index`."""
+        """Return the values at the given positions: int64, same shape as `index`."""
         value: NDArray[np.int64] = self.base[index >> BLOCK_BITS].astype(np.int64)
         value += index & (BLOCK - 1)
         value += self.excess[index]
         return value
 
     def spans(self, ranges: int, end: int) -> bool:
-        """Whether these are the offsets of so many ranges that end at `end`."""
+        """Whether these are the offsets of `ranges` ranges, the last of which ends at `end`."""
         fit = len(self) == ranges + 1 and len(self.base) == -(-len(self) // BLOCK)
         return fit and int(self[np.array([ranges])][0]) == end
 
     def values(self) -> NDArray[np.int64]:
-        """All of them: int64 [n]."""
+        """Return all values: int64 [n]."""
         return self[np.arange(len(self))]
 
     def save(self, folder: Path, name: str) -> None:

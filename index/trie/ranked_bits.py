@@ -1,4 +1,4 @@
-"""A set of small integers as a bitset that can count: how many members lie before a position, at once."""
+"""A set of small integers as a bitset that counts the members before a position in constant time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ WORD = 1 << WORD_BITS
 
 @dataclass(frozen=True, eq=False)
 class RankedBits:
-    """A subset of 0 … n − 1. words: uint64 [n // 64 + 1], where k is bit k % 64 of word k // 64;
-    before: int32, same length, members before each word."""
+    """A subset of 0 … n − 1.
+
+    words: uint64 [n // 64 + 1]; k is bit k % 64 of word k // 64.
+    before: int32, same length, number of members before each word.
+    """
 
     words: NDArray[np.uint64]
     before: NDArray[np.int32]
 
     @classmethod
     def of(cls, member: NDArray[np.bool_]) -> RankedBits:
-        """The positions where `member`, bool [n], is true."""
+        """Return the set of positions where `member`, bool [n], is true."""
         padded = np.zeros((len(member) // WORD + 1) * WORD, bool)
         padded[: len(member)] = member
         words = np.packbits(padded, bitorder="little").view(np.uint64)
@@ -31,10 +34,11 @@ class RankedBits:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in memory."""
         return self.words.nbytes + self.before.nbytes
 
     def spans(self, n: int, members: int) -> bool:
-        """Whether this is a subset of 0 … n − 1 with so many members."""
+        """Whether this is a subset of 0 … n − 1 with `members` members."""
         words = n // WORD + 1
         return len(self.words) == len(self.before) == words and self.rank(np.array([n]))[0] == members
 
@@ -44,7 +48,7 @@ class RankedBits:
         np.save(folder / f"{name}_before.npy", self.before)
 
     def rank(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many members are smaller than each position in 0 … n: int64, same shape."""
+        """Return the number of members below each position in 0 … n: int64, same shape."""
         word = positions >> WORD_BITS
         below = (np.uint64(1) << (positions & (WORD - 1)).astype(np.uint64)) - np.uint64(1)
         count: NDArray[np.int64] = np.bitwise_count(self.words[word] & below).astype(np.int64)

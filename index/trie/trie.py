@@ -1,15 +1,15 @@
-"""All identifiers as a prefix tree, packed into flat arrays (DESIGN §4).
+"""All identifiers as a prefix tree, packed into flat arrays (docs/architecture.md).
 
-Nodes of a depth are numbered breadth-first, so that *an edge's index is its child's id*:
+The nodes of a depth are numbered breadth-first, so that *the index of an edge is the id of its child*:
 
     depth 0: the root, node 0
     children of node v at depth j:  edges first_edge[j][v] .. first_edge[j][v + 1] - 1,
                                     and edge e leads to node e at depth j + 1
     code[j][e]: the code written by edge e; ascending among the children of one node
 
-Leaves (nodes at depth L) are therefore sorted by identifier. The items, in the order of their leaves, take
-consecutive *slots*: leaf l holds the slots leaf_first[l] .. leaf_first[l + 1] - 1, slot s the item
-slot_items[s], and every node covers one contiguous range of slots.
+Leaves (nodes at depth L) are therefore sorted by identifier. The items, in the order of their leaves, have consecutive
+*slots*: leaf l holds the slots leaf_first[l] .. leaf_first[l + 1] - 1, slot s holds the item slot_items[s], and every
+node covers one contiguous range of slots.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ class TrieError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Trie:
-    """code: per level, uint16 or uint32 [edges]; first_edge: per level, offsets [nodes + 1];
-    first_slots: per depth from 1 on, the slots at which a node begins; leaf_first: offsets [leaves + 1];
-    slot_items: int32 [items].
+    """The prefix tree of the identifiers of all items.
+
+    code: for each level, uint16 or uint32 [edges].
+    first_edge: for each level, offsets [nodes + 1].
+    first_slots: for each depth from 1 on, the set of slots at which a node begins.
+    leaf_first: offsets [leaves + 1].
+    slot_items: int32 [items], the catalogue row of each slot.
     """
 
     code: tuple[NDArray[np.unsignedinteger], ...]
@@ -46,19 +50,22 @@ class Trie:
 
     @property
     def levels(self) -> int:
+        """L, the number of codes of an identifier."""
         return len(self.code)
 
     @property
     def leaves(self) -> int:
+        """Number of distinct identifiers."""
         return len(self.leaf_first) - 1
 
     @property
     def items(self) -> int:
+        """Number of items, removed ones included."""
         return len(self.slot_items)
 
     @property
     def node_bytes(self) -> int:
-        """Bytes of the prefix tree itself."""
+        """Bytes of the prefix tree without the items."""
         return sum(
             self.code[level].nbytes + self.first_edge[level].nbytes + self.first_slots[level].nbytes
             for level in range(self.levels)
@@ -71,8 +78,9 @@ class Trie:
 
     @classmethod
     def build(cls, codes: NDArray[np.integer]) -> Trie:
-        """Trie over identifiers, int [N, L] (row = item). Items with one identifier share a leaf.
+        """Build the trie of identifiers. Items with the same identifier share a leaf.
 
+        codes: int [N, L], one row for each item.
         Raises `TrieError` for an empty table, negative codes, or codes of 2³² and above.
         """
         if codes.ndim != 2 or 0 in codes.shape:
@@ -106,17 +114,17 @@ class Trie:
     def expand(
         self, depth: int, nodes: NDArray[np.integer]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """All children of a batch of nodes of one depth.
+        """Return all children of a batch of nodes of one depth.
 
-        Returns (parent, child, code), each int64 [edges]: position in `nodes`, node id at
-        depth + 1, and code written. Ordered by position in `nodes`, then by code.
+        Returns (parent, child, code), each int64 [edges]: position of the parent in `nodes`, node id of the child at
+        depth + 1, and its code. Ordered by position in `nodes`, then by code.
         """
         begin, end = self._edges(depth, nodes)
         parent, child = ranges(begin, end)
         return parent, child, self.code[depth][child].astype(np.int64)
 
     def child_count(self, depth: int, nodes: NDArray[np.integer]) -> int:
-        """How many children the nodes have together."""
+        """Return the number of children of all the nodes together."""
         begin, end = self._edges(depth, nodes)
         return int((end - begin).sum())
 
@@ -125,7 +133,7 @@ class Trie:
         return self.first_edge[depth][nodes], self.first_edge[depth][nodes + 1]
 
     def slots(self, depth: int, nodes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Slots [lo, hi) below each node of a depth; int64, same shape as `nodes`."""
+        """Return the ranges [lo, hi) of slots below nodes of one depth: two int64 arrays, same shape as `nodes`."""
         first = np.asarray(nodes, np.int64)
         return self._first_slot(depth, first), self._first_slot(depth, first + 1)
 
@@ -135,7 +143,7 @@ class Trie:
         return self.leaf_first[nodes]
 
     def node_at(self, depth: int, slots: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The node of a depth, 1 or more, that covers each slot: int64, same shape."""
+        """Return the node of a depth, 1 or more, that covers each slot: int64, same shape."""
         return self.first_slots[depth - 1].rank(np.asarray(slots, np.int64) + 1) - 1
 
     @cached_property
@@ -146,12 +154,12 @@ class Trie:
         return slot
 
     def items_of(self, leaf: int) -> NDArray[np.int32]:
-        """Catalogue rows of the items on a leaf, ascending."""
+        """Return the catalogue rows of a leaf's items, ascending."""
         first, last = self.leaf_first[np.array([leaf, leaf + 1])]
         return self.slot_items[first:last]
 
     def codes(self) -> NDArray[np.int64]:
-        """The identifiers that the trie was built from: int64 [items, levels]."""
+        """Return the identifiers that the trie was built from: int64 [items, levels]."""
         slots = np.asarray(self.slot_of_item, np.int64)
         return np.stack(
             [code[self.node_at(level + 1, slots)].astype(np.int64) for level, code in enumerate(self.code)],
@@ -206,9 +214,9 @@ class Trie:
 
 
 def ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The integers of several ranges [begin, end), one range after the other.
+    """Return the integers of several ranges [begin, end), one range after the other.
 
-    Returns (range, integer), each int64: which range it is, and the integer itself.
+    Returns (range, integer), each int64: the number of the range, and the integer.
     """
     count = end - begin
     owner = np.repeat(np.arange(len(count)), count)

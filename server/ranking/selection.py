@@ -38,7 +38,7 @@ def why_fewer(found: int, limit: int, allowed: Allowed, index: ItemIndex) -> str
         return None
     if found < allowed.count:
         return f"the beam search ended with {found} items"
-    items = len(index.catalogue) - len(index.removed)
+    items = index.living_count
     if allowed.count == items:
         return f"the catalogue holds only {items} items"
     return f"filter, candidates and exclusions leave {allowed.count} of the catalogue's {items} items"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
-from index.bundle.bundle import Bundle
 from server.api import openapi
 from server.api.errors import NotFoundError
 from server.api.responses import BundleState, IndexState
@@ -40,7 +39,7 @@ def administration(deployments: Deployments, settings: Settings) -> APIRouter:
             bundle_id=bundle.info.bundle_id,
             index_version=bundle.index.version,
             previous_version=before.index.version,
-            items=_items(bundle),
+            items=bundle.index.living_count,
         )
 
     @router.post("/bundle/refresh", summary="Serve the bundle that is now at the path of the command line")
@@ -50,11 +49,7 @@ def administration(deployments: Deployments, settings: Settings) -> APIRouter:
             bundle_id=bundle.info.bundle_id,
             previous_bundle_id=before.info.bundle_id,
             index_version=bundle.index.version,
-            items=_items(bundle),
+            items=bundle.index.living_count,
         )
 
     return router
-
-
-def _items(bundle: Bundle) -> int:
-    return len(bundle.index.catalogue) - len(bundle.index.removed)

@@ -54,7 +54,7 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
         index_version=bundle.index.version,
         created=info.created,
         code_version=info.code_version,
-        items=len(bundle.index.catalogue) - len(bundle.index.removed),
+        items=bundle.index.living_count,
         scheme=info.scheme,
         codebook_sizes=list(info.codebook_sizes),
         normalisation=info.normalisation,

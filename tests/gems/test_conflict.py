@@ -1,4 +1,4 @@
-"""ρ = 1 − cos of the tasks' gradients."""
+"""Conflict of two tasks: ρ = 1 − cos of their gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes on half of each batch do what one does on the whole, and send projected gradients only."""
+"""Two processes, each on half of a batch, give the results of one process; they send only projected gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found, by settings."""
+    """Return the results of each of two processes, by settings."""
     folder = tmp_path_factory.mktemp("two")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),

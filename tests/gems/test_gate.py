@@ -1,4 +1,4 @@
-"""The gate: weights, prior, features, and learning by the hypergradient."""
+"""The gate: weights, prior, features, and training by the hypergradient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def everyone(tasks: int = 2) -> Tensor:
 def observed(
     losses: list[tuple[float, ...]], kind: str = "hypergradient", temperature: float = 1.5, seed: int = 0
 ) -> Gate:
-    """A gate that has seen losses (the first are what later ones are relative to), norms and samples."""
+    """Return a gate that has observed losses, norms and samples. Later losses are relative to the first ones."""
     tasks = tuple(f"task {k}" for k in range(len(losses[0])))
     gate = Gate(tasks, kind, temperature=temperature, seed=seed)
     for row in losses:
@@ -122,7 +122,7 @@ def test_an_untrained_learning_gate_is_the_prior_exactly(
 
 
 def softmax_of_scores(gate: Gate, temperature: float) -> Tensor:
-    """α with its graph, written down from the formulas of the module's docstring."""
+    """Return α with its graph, computed from the formulas of the module's docstring."""
     features = gate.state_dict()["features"]
     scores = gate._perceptron(features).squeeze(1) + gate._bias - (features.shape[0] * features[:, 0] - 1)
     return torch.softmax(scores / temperature, dim=0)
@@ -131,7 +131,7 @@ def softmax_of_scores(gate: Gate, temperature: float) -> Tensor:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 4), st.integers(0, 1000), st.floats(0.2, 4.0))
 def test_the_gradient_is_that_of_the_linearised_loss(tasks: int, seed: int, temperature: float) -> None:
-    """∂/∂φ of Σ_i h_i α_i(φ), by autograd through the softmax and the perceptron."""
+    """Return ∂/∂φ of Σ_i h_i α_i(φ), by autograd through the softmax and the perceptron."""
     rng = torch.Generator().manual_seed(seed)
     rows = [tuple((torch.rand(tasks, generator=rng) + 0.1).tolist()) for _ in range(3)]
     gate = observed(rows, temperature=temperature)
@@ -150,7 +150,7 @@ def test_the_gradient_is_that_of_the_linearised_loss(tasks: int, seed: int, temp
 
 
 def test_two_tasks_follow_the_formula_of_the_design() -> None:
-    """∂L/∂o_a = α_a α_b (h_a − h_b) / τ = −∂L/∂o_b."""
+    """Check ∂L/∂o_a = α_a α_b (h_a − h_b) / τ = −∂L/∂o_b."""
     gate = observed([(1.0, 1.0), (0.3, 0.9)], temperature=0.8)
     a, b = gate.weights().tolist()
     gate.learn(tensor(-0.5, 0.2))
@@ -175,7 +175,7 @@ def test_a_task_whose_updates_help_more_gains_weight(winner: int) -> None:
         history.append(float(gate.weights()[winner]))
     assert history == sorted(history)
     assert history[-1] > 0.9
-    for _ in range(200):  # and it is no one-way street
+    for _ in range(200):  # the gate can also turn back
         gate.learn(-h)
     assert float(gate.weights()[winner]) < 0.5
 

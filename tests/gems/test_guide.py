@@ -1,4 +1,4 @@
-"""The guide's examples run as they stand, and do what it says."""
+"""The examples of the guide: they run unchanged and do what the guide says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The knowledge basis: what is counted, which layers share inputs, how much is kept, and the file."""
+"""The knowledge basis: tokens that count, layers that share inputs, kept directions, and the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gems.knowledge import fingerprint
 
 
 class TokenWise(nn.Module):
-    """Two linear layers on each token by itself: what one token is changes nothing at the others."""
+    """Two linear layers on each token separately: a token does not change the outputs of other tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def tokens(*shape: int, seed: int = 0, most: int = 50) -> Tensor:
 
 
 def spectrum(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of Σ x xᵀ over rows, descending, in fp64."""
+    """Return the eigenvalues and eigenvectors of Σ x xᵀ over rows, descending, in fp64."""
     rows = inputs.detach().reshape(-1, inputs.shape[-1]).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     return values.flip(0), vectors.flip(1)
@@ -377,7 +377,7 @@ def test_a_plain_network_with_tensors_for_batches() -> None:
 
 
 def test_answers_to_general_text_stay_and_others_change() -> None:
-    """What the basis is for: inputs inside it get the same output after training, at full energy exactly."""
+    """Purpose of the basis: inputs inside it get the same output after training; at full energy exactly the same."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 5, bias=False))
     general = torch.randn(40, 4) @ torch.randn(4, 16)  # general inputs live in four directions

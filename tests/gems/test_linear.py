@@ -1,4 +1,4 @@
-"""Layers whose gradient is born projected: the same outputs and gradients as plain ones."""
+"""Layers that compute projected gradients: the same outputs and gradients as plain layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stochastic rounding: right on average, never further than the next bf16 number."""
+"""Stochastic rounding: exact on average, and never further than the next bf16 number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def rounded(exact: Tensor, seed: int = 0, start: Tensor | None = None) -> Tensor:
-    """`exact` written into bf16 by way of an update, fp32 numbers of the result."""
+    """Write `exact` into bf16 with an update and return the result as fp32."""
     weight = torch.zeros_like(exact, dtype=torch.bfloat16) if start is None else start.clone()
     add_(weight, exact - weight.float(), generator(seed))
     assert weight.dtype == torch.bfloat16
@@ -28,7 +28,7 @@ def rounded(exact: Tensor, seed: int = 0, start: Tensor | None = None) -> Tensor
 
 
 def neighbours(exact: Tensor) -> tuple[Tensor, Tensor]:
-    """The bf16 numbers next to fp32 ones: cut off towards zero, and one step further from zero."""
+    """Return the two bf16 neighbours of fp32 numbers: cut off towards zero, and one step further from zero."""
     bits = exact.view(torch.int32) & -0x10000
     away = torch.where(bits.view(torch.float32) == exact, bits, bits + 0x10000)
     return bits.view(torch.float32), away.view(torch.float32)
@@ -59,7 +59,7 @@ def test_it_is_right_on_average(value: float) -> None:
 
 
 def test_tiny_updates_add_up() -> None:
-    """A thousand updates of a sixteenth of a bf16 step: rounding to nearest would lose every one."""
+    """Apply a thousand updates of 1/16 of a bf16 step: rounding to nearest would lose every one."""
     weight = torch.ones(4000, dtype=torch.bfloat16)
     lost = weight.clone()
     update = torch.full((4000,), 2.0**-11)  # the step at 1 is 2⁻⁷

@@ -1,4 +1,4 @@
-"""The optimizer against references: AdamW, subspace tuning, brute force; and its invariants."""
+"""The optimizer against references (AdamW, subspace tuning, brute force), and its invariants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(model: nn.Module, tasks: tuple[str, ...] = TASKS, **settings: Any) -> G
 
 
 def test_full_rank_and_one_loss_is_adamw_in_the_rotated_basis() -> None:
-    """N Vᵀ of Adam on g V: rotate the weights by V, run AdamW there, and rotate back."""
+    """Compute N Vᵀ of Adam on g V: rotate the weights by V, run AdamW there, and rotate back."""
     layer = nn.Linear(6, 9, bias=False, dtype=torch.float64)
     inputs = torch.randn(30, 6, dtype=torch.float64)
     target = torch.randn(30, 9, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_full_rank_and_one_loss_is_adamw_in_the_rotated_basis() -> None:
 
 
 def test_the_shared_subspace_alone_is_subspace_tuning() -> None:
-    """GaLore written down plainly: SVD basis of the joint gradient, Adam inside, stale moments."""
+    """Plain GaLore: SVD basis of the joint gradient, Adam in this basis, stale moments."""
     model = nn.Linear(10, 8, bias=False, dtype=torch.float64)
     plain = copy.deepcopy(model)
     optimizer = GEMS(model, lr=1e-2, rank=3, refresh_every=4, stagger=1, transport=False)
@@ -85,7 +85,7 @@ def test_the_shared_subspace_alone_is_subspace_tuning() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_updates_leave_the_knowledge_directions_alone(dtype: torch.dtype) -> None:
-    """‖ΔU‖ / ‖Δ‖ over 100 steps of a language model, every layer; Δ is the difference of the weights."""
+    """Check ‖ΔU‖ / ‖Δ‖ of every layer after 100 steps of a language model; Δ is the change of the weights."""
     model, linears, knowledge = language_model(dtype)
     before = weights_of(model)
     optimizer = make(
@@ -111,7 +111,7 @@ def test_updates_leave_the_knowledge_directions_alone(dtype: torch.dtype) -> Non
 
 
 def test_without_knowledge_the_same_directions_do_change() -> None:
-    """The control: the property above is not true of any update."""
+    """Control experiment: the property above does not hold for every update."""
     model, linears, knowledge = language_model()
     before = weights_of(model)
     optimizer = make(model, rank_share=0.25, linears=linears)
@@ -162,7 +162,7 @@ def test_a_step_descends() -> None:
 
 
 class Stored(nn.Module):
-    """y = (W x + b) / unit with weights stored `unit` times as large: the same function in every unit."""
+    """A layer y = (W x + b) / unit with weights stored `unit` times as large: the same function for every unit."""
 
     def __init__(self, unit: float) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_only_relative_steps_are_the_same_in_every_unit_of_the_weights(relative:
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_hypergradient_is_that_of_finite_differences(relative: bool) -> None:
-    """dL_{t+1}/dα_i = −η s Σ ⟨g_{t+1} V_i, N_i⟩, by moving α of the last update."""
+    """Check dL_{t+1}/dα_i = −η s Σ ⟨g_{t+1} V_i, N_i⟩ by a small change of α in the last update."""
     rate, scale = 1e-3, 2.0
     model = network(torch.float64)
     optimizer = make(model, lr=rate, scale=scale, clip=None, relative=relative)
@@ -233,7 +233,7 @@ def test_the_hypergradient_is_that_of_finite_differences(relative: bool) -> None
 
 @pytest.mark.parametrize("settings", [{}, {"joint": True}, {"deflate": False}])
 def test_parts_of_a_batch_add_up(settings: dict[str, Any]) -> None:
-    """Gradient accumulation is exact, for the gate too, also where a part has one task only."""
+    """Gradient accumulation is exact, also for the gate, and also if a part of the batch has only one task."""
     models = [network(torch.float64) for _ in range(2)]
     whole, split = (make(model, clip=0.1, **settings) for model in models)
     for step in range(12):
@@ -450,7 +450,7 @@ def test_a_knowledge_basis_of_another_backbone_is_refused() -> None:
 
 
 def test_the_state_is_as_large_as_promised() -> None:
-    """V: n r + 2 n r/2; moments: 2 m r + 2 · 2 m r/2; gradients: m r + 2 m r/2. In fp32."""
+    """Expected fp32 numbers: V n r + 2 n r/2, moments 2 m r + 2 · 2 m r/2, gradients m r + 2 m r/2."""
     layer = nn.Linear(64, 48, bias=False)
     optimizer = GEMS(layer, TASKS, lr=1e-3, rank=8)
     assert optimizer.costs()["state_bytes"] == 4 * (64 * 16 + 2 * 48 * 16)

@@ -1,4 +1,4 @@
-"""Bases and moments: orthonormal, outside what they must avoid, and carried over faithfully."""
+"""Bases and moments: orthonormal, outside excluded spans, and correct after a change of basis."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_warm_start_follows_a_gradient_that_turns() -> None:
 
 
 def test_a_steep_spectrum_keeps_its_weak_directions() -> None:
-    """A refresh of the same gradient finds the same subspace, down to σ = 1e-4 σ₁: Adam uses them all alike."""
+    """A refresh of the same gradient finds the same subspace, down to σ = 1e-4 σ₁: Adam uses all directions equally."""
     left, right = orthonormal(60, 48, 1), orthonormal(48, 48, 2)
     gradient = left @ torch.diag(0.8 ** torch.arange(48.0)) @ right.T
     cold = leading_directions(gradient, 40, iterations=3, generator=generator(3))
@@ -109,7 +109,7 @@ def test_moments_of_a_steady_gradient_move_as_if_the_new_basis_had_always_been_t
 
 
 def test_steps_into_directions_without_history_are_not_longer() -> None:
-    """Pure noise, then a wholly new basis: the root mean square of N stays about what it was."""
+    """Pure noise, then a completely new basis: the root mean square of N stays about the same."""
     rng = generator()
     spaces = Subspaces(torch.zeros(50, 40), {"shared": 8})
     frame = orthonormal(40, 40, 1)

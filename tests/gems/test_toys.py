@@ -1,7 +1,7 @@
-"""What the parts of the method are good for, and what not, on small least-squares problems.
+"""Strengths and limits of the parts of the method, on small least-squares problems.
 
-Every method gets the best of the same learning rates. "Equal state" means that the shared subspace alone has
-twice the rank: as many basis vectors and moments as a shared basis of rank r and two task bases of r/2.
+Every method gets the best of the same learning rates. "Equal state" means that the shared subspace alone has twice the
+rank: then it has as many basis vectors and moments as a shared basis of rank r and two task bases of r/2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SEEDS = range(3)
 
 
 def turning(seed: int, *, transport: bool, turn: float, rate: float = 0.03, every: int = 5) -> list[float]:
-    """Losses of a quadratic whose four steep input directions turn at each refresh, none of it random."""
+    """Return the losses of a quadratic whose four steep input directions turn at each refresh, without randomness."""
     rng = torch.Generator().manual_seed(seed)
     n, m, rank = 24, 16, 4
     goal = torch.randn(m, n, generator=rng, dtype=F64)
@@ -65,11 +65,11 @@ def test_transport_does_no_harm_where_nothing_turns() -> None:
 def two_tasks(
     seed: int, tasks: bool, rank: int, rate: float, size: float, together: bool, gate: str
 ) -> tuple[float, float]:
-    """Fit two noisy linear maps with one weight; the loss left over, as a share of that at the start.
+    """Fit two noisy linear maps with one weight.
 
-    size: weight of the first task's loss, the second's is 1. together: both tasks see the same eight input
-    directions (and want other outputs there) instead of eight each. Returns the share of the summed loss, and
-    the mean of the tasks' own shares.
+    size: weight of the first task's loss; the second task has weight 1.
+    together: whether both tasks have the same eight input directions (with different outputs) instead of eight each.
+    Returns the final summed loss as a share of the first one, and the mean of this share over the tasks.
     """
     rng = torch.Generator().manual_seed(seed)
     n, m, k = 18, 12, 8
@@ -112,7 +112,7 @@ def two_tasks(
 
 @functools.cache
 def left(method: str, size: float, *, together: bool = False, gate: str = "uniform") -> tuple[float, float]:
-    """Shares of the summed loss and of the mean task loss, each at its best rate, averaged over seeds."""
+    """Return the shares of the summed loss and of the mean task loss, each at its best rate, averaged over seeds."""
     tasks, rank = {"gems": (True, 4), "shared": (False, 4), "equal state": (False, 8)}[method]
     means = []
     for rate in RATES:
@@ -123,7 +123,7 @@ def left(method: str, size: float, *, together: bool = False, gate: str = "unifo
 
 @pytest.mark.parametrize("gate", ["uniform", "prior", "hypergradient"])
 def test_task_subspaces_serve_a_task_whose_gradients_are_small(gate: str) -> None:
-    """Its directions never enter the joint basis, however large that basis may be made for the same memory."""
+    """The small task's directions never enter the joint basis, even if this basis is as large as the memory allows."""
     summed, each = left("gems", 100, gate=gate)
     for other in ("shared", "equal state"):
         their_summed, their_each = left(other, 100)
@@ -132,7 +132,7 @@ def test_task_subspaces_serve_a_task_whose_gradients_are_small(gate: str) -> Non
 
 
 def test_tasks_of_equal_size_gain_by_rank_only() -> None:
-    """Apart and of equal size, GEMS is better than the shared subspace of its rank, worse than one of its state."""
+    """Separate tasks of equal size: GEMS beats a shared subspace of equal rank, and loses to one of equal state."""
     summed, each = left("gems", 1)
     assert summed < 0.6 * left("shared", 1)[0]
     assert each < 0.6 * left("shared", 1)[1]
@@ -140,7 +140,7 @@ def test_tasks_of_equal_size_gain_by_rank_only() -> None:
 
 
 def test_no_subspace_resolves_tasks_that_want_other_outputs_of_the_same_inputs() -> None:
-    """Equal inputs, equal size: half of the loss is there to stay, and every method leaves about that."""
+    """Equal inputs, equal size: half of the loss cannot be removed, and every method leaves about this half."""
     for method in ("gems", "shared", "equal state"):
         summed, each = left(method, 1, together=True)
         assert 0.4 < summed < 0.6, method
@@ -148,7 +148,7 @@ def test_no_subspace_resolves_tasks_that_want_other_outputs_of_the_same_inputs()
 
 
 def test_on_the_same_inputs_the_small_task_pulls_against_the_summed_loss() -> None:
-    """Adam makes both tasks' own updates equally large, so that an even gate serves the small task too well."""
+    """Adam makes both tasks' own updates equally large, so that an even gate favours the small task too much."""
     summed = left("gems", 100, together=True)[0]
     assert summed > 1.05 * left("equal state", 100, together=True)[0]
     assert left("gems", 100, together=True, gate="hypergradient")[0] < summed  # learned: back to the sum

@@ -1,4 +1,4 @@
-"""Text encoders against the models they hold."""
+"""Text encoders against the models inside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word prefixes of titles: the same as comparing every title, in any script."""
+"""Word prefixes of titles: the same results as a comparison with every title, in any script."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visitor:
-    """Somebody who looks at the pages of one server; `complaints` is what the browser finds wrong with them."""
+    """A user of one server's pages. complaints: errors that the browser reports."""
 
     def __init__(self, browser: Browser, base: str, **options: object) -> None:
         self.base = base
@@ -34,7 +34,7 @@ class Visitor:
         self.context.set_default_timeout(10_000)
 
     def open(self, path: str = "") -> Page:
-        """A new tab, with the page loaded and its first answers there."""
+        """Open a new tab and wait for the page and its first answers."""
         page = self.context.new_page()
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
@@ -44,7 +44,7 @@ class Visitor:
         return page
 
     def settled(self, page: Page) -> None:
-        """Wait for the description of the model and for every answer that is under way."""
+        """Wait for the description of the model and for every answer that is in progress."""
         page.wait_for_selector("#card > *")
         expect(page.locator("[aria-busy=true]")).to_have_count(0)
 

@@ -38,7 +38,7 @@ _GENRES = ("Drama", "Comedy", "Science Fiction", "Western", "Horror")
 
 
 def make_catalogue(n: int = 60) -> Catalogue:
-    """`n` items `item-0`, `item-1`, … with distinct titles, genres and years."""
+    """Return `n` items `item-0`, `item-1`, … with distinct titles, genres and years."""
     return Catalogue(
         Item(
             f"item-{k}",
@@ -52,14 +52,14 @@ def make_catalogue(n: int = 60) -> Catalogue:
 
 
 def make_identifiers(n: int = 60) -> Identifiers:
-    """Three-level identifiers of `n` items, all distinct; neighbours share no prefix."""
+    """Return identifiers of `n` items with three levels, all distinct; neighbours share no prefix."""
     row = np.arange(n)
     codes = np.stack([row % 4, row // 4 % 5, row // 20], axis=1).astype(np.int32)
     return Identifiers("semantic", codes, tuple(int(size) for size in codes.max(axis=0) + 1))
 
 
 def make_spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, levels: int) -> Identifiers:
-    """Text identifiers of up to `levels` tokens."""
+    """Return text identifiers of up to `levels` tokens."""
     vocabulary = IdentifierVocabulary.spelling(len(tokenizer), levels)
     return text_identifiers(
         titles, lambda text: plain_tokens(tokenizer, text, vocabulary.first_added), vocabulary
@@ -67,7 +67,7 @@ def make_spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, leve
 
 
 def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
-    """A poor man's sentence encoder: hashed character trigrams, float32 [N, 24]."""
+    """Return simple text vectors: hashed character trigrams, float32 [N, 24]."""
     vectors = np.zeros((len(texts), 24), np.float32)
     for vector, text in zip(vectors, texts, strict=True):
         for k in range(len(text) - 2):
@@ -80,7 +80,7 @@ def item_vectors(items: Sequence[Item]) -> NDArray[np.float32]:
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the texts: every text has tokens, none is unknown."""
+    """Return a byte-level BPE tokenizer trained on the texts: every text has tokens, none is unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -97,10 +97,11 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTok
 def make_model(
     vocab_size: int, arch: str = "llama", *, positions: int = 512, hidden: int = 32, seed: int = 0
 ) -> PreTrainedModel:
-    """Two random layers of `llama` (grouped queries, tied head), `gpt-neox` (partial rotary, own head), `qwen2`
-    (biases) or `qwen3` (norms of heads, heads wider than the model).
+    """Return a random model with two layers.
 
-    Weights are larger than a fresh model's, so that scores differ clearly between items.
+    arch: `llama` (grouped queries, tied head), `gpt-neox` (partial rotary, own head), `qwen2` (biases) or `qwen3`
+    (norms of heads, heads wider than the model).
+    Weights are larger than those of a new model, so that scores differ clearly between items.
     """
     torch.manual_seed(seed)
     shared = {
@@ -124,7 +125,7 @@ def make_model(
         model = Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, **shared))
     else:
         raise ValueError(f"unknown arch {arch!r}")
-    for name, bias in model.named_parameters():  # begin as zeros
+    for name, bias in model.named_parameters():  # these begin as zeros
         if name.endswith("bias"):
             nn.init.normal_(bias, std=0.2)
     return model.eval()
@@ -144,8 +145,11 @@ def make_bundle(
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
 ) -> Path:
-    """Publish a tiny bundle to `path`, and return `path`. With `codebooks`, identifiers are those of
-    `text_vectors`, so that items can be added; with `spelling`, titles of at most so many tokens."""
+    """Publish a tiny bundle to `path`, and return `path`.
+
+    codebooks: sizes; identifiers are then quantised `text_vectors`, so that items can be added.
+    spelling: most tokens of an identifier; identifiers are then the titles.
+    """
     catalogue = make_catalogue(items)
     tokenizer = make_tokenizer(catalogue.texts())
     if spelling is not None:

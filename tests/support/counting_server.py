@@ -1,4 +1,4 @@
-"""A server that logs, once ready, how many objects the collector of cycles looks at, and how many not."""
+"""A server that logs, when it is ready, the number of objects that the garbage collector tracks, and of frozen ones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from training.data.schema import DataInfo
 
 
 def small_data_set(lengths: tuple[int, ...] = (1, 2, 3, 5)) -> DataSet:
-    """Users u0, u1, ... with histories of these lengths over ten items; every second event a search."""
+    """Return users u0, u1, ... with histories of these lengths over ten items; every second event is a search."""
     items = [Item(f"i{n}", f"item {n}", categories=("odd" if n % 2 else "even",)) for n in range(10)]
     users = []
     for user, length in enumerate(lengths):

@@ -19,7 +19,7 @@ def hosted(engine: Engine) -> HostedEngine:
 
 
 class GatedEngine:
-    """Ranks with `engine`, but only while its gate is open. `batches` holds what it was given."""
+    """Engine that ranks with `engine` only while its gate is open. batches: the batches that it has received."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -42,7 +42,7 @@ class GatedEngine:
 
 
 class FailingEngine:
-    """Fails on batches that hold a request of this limit; ranks the others with `engine`."""
+    """Engine that fails on batches with a request of a certain limit, and ranks the others with `engine`."""
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
@@ -58,7 +58,8 @@ class FailingEngine:
 class SteppedEngine(InProcess):
     """A hosted engine around the real one that takes requests while it works, and a step for each permit.
 
-    taken: what it was given. steps: how many it has begun.
+    taken: the requests that it has received.
+    steps: number of steps that it has begun.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
@@ -95,6 +96,6 @@ class SteppedEngine(InProcess):
 
 
 def assert_same_ranking(ranking: Ranking, expected: Ranking) -> None:
-    """The same items in the same order, with scores that differ by rounding at most."""
+    """Assert the same items in the same order, with scores that differ at most by rounding."""
     assert ranking.items == expected.items
     assert np.allclose(ranking.scores, expected.scores, rtol=0, atol=1e-3)

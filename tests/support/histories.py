@@ -8,7 +8,7 @@ from index.sequence.events import Event, Task
 
 
 def histories(users: int = 30, seed: int = 0) -> list[list[Event]]:
-    """Of 1 to 25 events each, about half of them searches."""
+    """Return histories of 1 to 25 events, about half of them searches."""
     rng = np.random.default_rng(seed)
     queries = ["comedy", "golden river", "western 1950s"]
     return [

@@ -1,7 +1,7 @@
-"""Killing a writer at every write, sync and rename: `python -m support.kills SCENARIO FOLDER`.
+"""Kills of a writer at every write, sync and rename: `python -m support.kills SCENARIO FOLDER`.
 
-The writer is a fork, for speed. A fork of a process whose OpenMP threads have run cannot use them, so that this is a
-process of its own, with one thread.
+The writer is a fork, for speed. A fork cannot use the OpenMP threads of its parent. Scenarios that need them therefore
+run in a process of their own, with one thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEW = [
 
 
 def state(path: Path) -> tuple[str, dict[str, str], set[str]]:
-    """Version, title of every item by id, and the ids that are removed, as a reader sees them."""
+    """Return what a reader sees: the version, the title of every item by id, and the ids of removed items."""
     index = Bundle.open(path).index
     titles = {item.item_id: item.title for item in index.catalogue}
     return index.version, titles, {index.catalogue[row].item_id for row in index.removed}
@@ -40,8 +40,11 @@ def update(path: Path) -> str:
 
 
 def killed_at(call: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a process that dies, without any clean-up, at the n-th write, sync or rename: before it, and
-    for writes, with half of it done. False if it came to its end."""
+    """Run `work` in a process that dies, without any clean-up, at its n-th write, sync or rename.
+
+    It dies before the call, or, if the call writes, also with half of the content written.
+    Return False if `work` came to its end first.
+    """
     child = os.fork()
     if child == 0:  # pragma: no cover
         try:
@@ -69,16 +72,16 @@ def _die_at(call: int) -> None:
         return wrapped
 
     def halving(write: Callable[..., Any]) -> Callable[..., Any]:
-        """Counts a write twice: not begun, and half done."""
+        """Count a write twice: before it begins, and half done."""
 
-        def wrapped(self: Path, text: str, *args: Any) -> Any:
+        def wrapped(self: Path, content: str | bytes, *args: Any) -> Any:
             nonlocal done
             done += 2
             if done in (call, call + 1):
                 if done == call:
-                    write(self, text[: len(text) // 2], *args)
+                    write(self, content[: len(content) // 2], *args)
                 os._exit(77)
-            return write(self, text, *args)
+            return write(self, content, *args)
 
         return wrapped
 
@@ -86,10 +89,11 @@ def _die_at(call: int) -> None:
         setattr(os, name, counting(getattr(os, name)))
     np.save = counting(np.save)
     Path.write_text = halving(Path.write_text)  # type: ignore[method-assign]
+    Path.write_bytes = halving(Path.write_bytes)  # type: ignore[method-assign]
 
 
 def update_killed(path: Path) -> None:
-    """A reader sees the old version or the new one."""
+    """Check that a reader sees the old version or the new one."""
     old = state(path)
     shutil.copytree(path, path.parent / "spare")
     update(path.parent / "spare")
@@ -101,7 +105,7 @@ def update_killed(path: Path) -> None:
         killed = killed_at(call, lambda b=bundle: update_index(b, NEW, ["item-9"], item_vectors))  # type: ignore[misc]
         seen.append(state(fresh))
         assert seen[-1] in (old, new)
-        assert update(fresh) in ("v2", "v3")  # and the next update goes through
+        assert update(fresh) in ("v2", "v3")  # the next update succeeds
         assert state(fresh)[1:] == new[1:]
         shutil.rmtree(fresh)
         if not killed:
@@ -109,11 +113,11 @@ def update_killed(path: Path) -> None:
     assert len(seen) > 30
     assert seen[0] == old
     assert seen[-1] == new
-    assert [each == new for each in seen] == sorted(each == new for each in seen)  # one moment parts them
+    assert [each == new for each in seen] == sorted(each == new for each in seen)  # it changes once
 
 
 def publish_killed(folder: Path) -> None:
-    """There is no bundle or the whole one."""
+    """Check that there is no bundle or the whole one."""
     for call in range(1, 1000):
         target = folder / f"{call}" / "bundle"
         killed = killed_at(call, lambda t=target: make_bundle(t, items=20, codebooks=(2, 3)))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`python -m server`, but for a leak: every answer stays in memory, and with it some more. A control for the soak."""
+"""Server with a leak, as a control for the soak test: every answer stays in memory, with some more objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that may have little more memory than they already have. Linux."""
+"""Memory limits of processes, a little above the memory that they already use. Linux only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.engine.torch_backend.engine import TorchEngine
 
 @contextmanager
 def no_more_memory_than(extra: int, pid: int) -> Iterator[None]:
-    """Within it the process may take `extra` bytes beyond what it has."""
+    """Limit the memory of a process to its current memory plus `extra` bytes during the block."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, before[1]))
@@ -27,7 +27,7 @@ def no_more_memory_than(extra: int, pid: int) -> Iterator[None]:
 
 
 def open_with(extra: int, path: Path, answer: Connection) -> None:
-    """In a process of its own: open an engine with so much memory, and send what it says."""
+    """Open an engine with `extra` bytes of memory, and send its message. Run it in a separate process."""
     bundle = Bundle.open(path)
     said = "opened"
     with no_more_memory_than(extra, os.getpid()):

@@ -14,7 +14,7 @@ TASKS = ("search", "recommendation")
 
 
 def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
-    """Twelve inputs, five outputs; two linear layers and a norm."""
+    """A model with twelve inputs, five outputs, two linear layers and a norm."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(12, 16, bias=False), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 5)).to(
         dtype
@@ -24,7 +24,7 @@ def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
 def regression(
     model: nn.Module, step: int, dtype: torch.dtype = torch.float32, tasks: tuple[str, ...] = TASKS
 ) -> dict[str, Tensor]:
-    """Each task's own targets on the inputs of the step, from one forward pass."""
+    """Return the losses by task, from one forward pass on the inputs of the step; each task has its own targets."""
     rng = torch.Generator().manual_seed(1000 + step)
     inputs = torch.randn(20, 12, generator=rng, dtype=torch.float64).to(dtype)
     outputs = model(inputs)
@@ -50,7 +50,7 @@ def train(
 def language_model(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Module, dict[str, nn.Linear], KnowledgeBasis]:
-    """A two-layer Llama, its linear layers, and the knowledge basis of some text."""
+    """Return a two-layer Llama, its linear layers, and the knowledge basis of some text."""
     model = make_model(97, "llama").to(dtype)
     linears = find_linears(model)
     texts = torch.randint(0, 97, (6, 24), generator=torch.Generator().manual_seed(1))
@@ -59,7 +59,7 @@ def language_model(
 
 
 def token_losses(model: nn.Module, step: int) -> dict[str, Tensor]:
-    """Next-token loss of two disjoint halves of a batch."""
+    """Return the next-token losses of two disjoint halves of a batch."""
     ids = torch.randint(0, 97, (4, 12), generator=torch.Generator().manual_seed(step))
     logits = model(input_ids=ids).logits[:, :-1]
     loss = nn.functional.cross_entropy(

@@ -1,4 +1,4 @@
-"""What the references of the engine's tests share: the catalogue as a dictionary of prefixes, scores from logits."""
+"""References for the tests of engines: the catalogue as a dictionary of prefixes, and scores from logits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from index.sequence.vocabulary import IdentifierVocabulary
 
 
 def legal_next(tokens: np.ndarray, begin: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """For `generate`: what may follow a sequence whose identifier begins at a place. tokens: [items, levels].
+    """Return a function for `generate` that lists the tokens that may follow a sequence.
 
-    A hypothesis of score −inf has left the trie; it may go anywhere.
+    tokens: [items, levels].
+    begin: position at which the identifier begins.
+    A hypothesis with score −inf has left the trie; any token may follow it.
     """
     children: dict[tuple[int, ...], set[int]] = {}
     for row in tokens.tolist():
@@ -23,7 +25,7 @@ def legal_next(tokens: np.ndarray, begin: int) -> Callable[[int, torch.Tensor], 
 
 
 def found_items(output, tokens: np.ndarray, begin: int) -> tuple[list[int], list[float]]:  # type: ignore[no-untyped-def]
-    """Items and summed log-probabilities of what `generate` returned."""
+    """Return the items and summed log-probabilities in the output of `generate`."""
     row_of = {tuple(row): k for k, row in enumerate(tokens.tolist())}
     found = [
         (row_of[tuple(sequence[begin:].tolist())], float(score))
@@ -36,7 +38,7 @@ def found_items(output, tokens: np.ndarray, begin: int) -> tuple[list[int], list
 def identifier_scores(
     logits: torch.Tensor, tokens: torch.Tensor, vocabulary: IdentifierVocabulary, normalisation: str
 ) -> np.ndarray:
-    """log p of every identifier: logits float64 [items, levels, V], tokens [items, levels] → [items]."""
+    """Return log p of every identifier: logits float64 [items, levels, V], tokens [items, levels] → [items]."""
     total = torch.zeros(len(tokens), dtype=torch.double)
     for level in range(vocabulary.levels):
         first, last = vocabulary.span(level)

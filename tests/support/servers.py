@@ -1,4 +1,4 @@
-"""Servers that are spoken to over sockets: a process as in production, or a thread of the test."""
+"""Servers with sockets: a process as in production, or a thread of the test."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from support.paths import ROOT
 
 
 class Server:
-    """`python -m server` on a free port, killed at the end. `lines` holds what it logged so far.
+    """A process `python -m server` on a free port, killed at the end.
 
-    program: another script that takes the same arguments.
+    program: another script with the same arguments.
+    lines: the log records so far.
     """
 
     def __init__(self, bundle: Path, *arguments: str, program: Path | None = None, **settings: str) -> None:
@@ -67,13 +68,13 @@ class Server:
 
     @property
     def engine_pid(self) -> int:
-        """Process id of the engine that came last."""
+        """Process id of the newest engine."""
         return int(str([line["pid"] for line in self.lines if "pid" in line][-1]))
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[int]:
-    """Serve an application in a thread; its port."""
+    """Serve an application in a thread and yield its port."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="on", log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

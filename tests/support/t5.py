@@ -12,10 +12,12 @@ KINDS = ("v1.0", "v1.1")
 def make_t5(
     vocab_size: int, kind: str = "v1.0", *, seed: int = 0, layers: int = 2
 ) -> T5ForConditionalGeneration:
-    """`v1.0`: ReLU, output rows are input rows, scaled; `v1.1`: gated GELU, output rows of its own, as Flan-T5.
+    """Return a tiny random T5.
 
-    The decoder has one layer more than the encoder. Weights differ clearly between items, and relative positions
-    within a few buckets, so that their bias matters.
+    kind: `v1.0` (ReLU; the output rows are the input rows, scaled) or `v1.1` (gated GELU; separate output rows, as in
+    Flan-T5).
+    The decoder has one layer more than the encoder. Scores differ clearly between items, and relative positions have
+    few buckets, so that their bias matters.
     """
     torch.manual_seed(seed)
     config = T5Config(

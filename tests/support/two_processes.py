@@ -1,7 +1,7 @@
-"""One of the processes of tests/gems/test_distributed.py; with a world of one, what a process does alone.
+"""A process of tests/gems/test_distributed.py. With WORLD 1 it is the reference, a process alone.
 
-`python two_processes.py RANK WORLD FOLDER` trains once for each of SETTINGS, each process on its share of every
-batch, and writes weights, moments, gates and counted bytes to FOLDER/rank{RANK}.pt.
+`python two_processes.py RANK WORLD FOLDER` trains once for each of SETTINGS, each process on its share of every batch,
+and writes weights, moments, gates and counted bytes to FOLDER/rank{RANK}.pt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ABSENT = {(1, 3), (0, 6), (1, 6), (0, 9), (1, 10)}  # (rank, step): this half of
 
 
 def shares(step: int, ranks: list[int], world: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs [B, 12] of the given ranks, each task's targets, and which rows are of each task."""
+    """Return the inputs [B, 12] of the given ranks, the targets of each task, and a mask of each task's rows."""
     rng = torch.Generator().manual_seed(step)
     inputs = torch.randn(BATCH, 12, generator=rng, dtype=torch.float64)
     targets = {task: torch.randn(BATCH, 5, generator=rng, dtype=torch.float64) for task in TASKS}

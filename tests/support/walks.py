@@ -1,4 +1,4 @@
-"""A small data set that can be learned: people walk through the things of one colour; and settings to train on it."""
+"""A small data set that can be learned, and settings to train on it. People walk through the things of one colour."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings(*changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def make_data(folder: Path, users: int = 120) -> Path:
-    """People walk through the things of one colour in a fixed order: the next item can be learned."""
+    """Write the data set: people walk through the things of one colour in a fixed order, which can be learned."""
     catalogue = Catalogue(
         Item(f"{c}-{t}", f"{c} {t}", categories=(t,)) for c in COLOURS for t in THINGS
     )  # row = colour · 5 + thing

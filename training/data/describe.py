@@ -1,4 +1,4 @@
-"""What is in a data set, as text for people."""
+"""A description of a data set as text for people."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ EXAMPLE_EVENTS = 6
 
 
 def describe(dataset: DataSet, console: Console) -> None:
-    """Print a table of figures, the note on what is simulated, and a few histories."""
-    # Titles and queries are shown as `Text`: they are data, never markup.
+    """Print a table of figures, notes on simulated data, and a few histories."""
+    # titles and queries are shown as `Text`: they are data, never markup
     table = Table(title=Text(f"data set {dataset.info.name}"), show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -36,7 +36,7 @@ def describe(dataset: DataSet, console: Console) -> None:
 
 
 def figures(dataset: DataSet) -> list[tuple[str, str]]:
-    """Label and value of each line of the table."""
+    """Return the label and the value of each line of the table."""
     events = [event for user in dataset.users for event in user.events]
     used = Counter(event.item for event in events)
     searches = sum(event.behaviour is Task.SEARCH for event in events)
@@ -62,7 +62,7 @@ def figures(dataset: DataSet) -> list[tuple[str, str]]:
 
 
 def quantiles(values: list[int]) -> str:
-    """Least, quartiles, 95th percentile, most; and the mean."""
+    """Return minimum, quartiles, 95th percentile, maximum and mean as text."""
     ordered = sorted(values)
     shares = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
     parts = [f"{name} {ordered[round(share * (len(ordered) - 1))]:,}" for name, share in shares.items()]

@@ -1,7 +1,7 @@
-"""General text: Wikipedia articles that stand for what a language model knew before it learned a catalogue.
+"""General text: Wikipedia articles that represent the knowledge of a language model before it is trained.
 
-Every fifth article is *held out* (what `gems preservation` measures on); the rest is *knowledge* (what a
-tuning method may look at). The two never share an article.
+Every fifth article is *held out*: `gems preservation` measures on these. The others are *knowledge*: a tuning method
+may read them. No article is in both parts.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from training.data import assets
 
 HELD_OUT_EVERY = 5
-SHORTEST_ARTICLE = 2000  # characters of plain text; below are stubs
+SHORTEST_ARTICLE = 2000  # characters of plain text; shorter articles are stubs
 
-# Sections of citations and links; no sentence would be learned from them.
+# sections of citations and links, without sentences
 _APPENDICES = {
     "references", "external links", "further reading", "see also", "notes", "bibliography", "sources", "footnotes",
     "citations", "gallery", "notes and references", "references and notes", "works cited", "literature",
@@ -46,7 +46,7 @@ _ITALIC_POSSESSIVE = re.compile(r"(?<!')''(?!')((?:[^'\n]|'(?!'))+)'''s\b")
 _HEADING = re.compile(r"(={1,6})\s*(.*?)\s*\1\s*")
 _NAMED = re.compile(r"\s*[\w-]+\s*=")
 
-# Templates that stand in a sentence: name → which of its values is the text. All others are left out.
+# templates inside sentences: name → position of the value that is the text; all others are left out
 _TEXT_AT = {
     "nowrap": 0, "small": 0, "smaller": 0, "big": 0, "quote": 0, "blockquote": 0, "angbr": 0, "vanchor": 0,
     "abbr": 0, "nihongo": 0, "val": 0, "nts": 0, "sub": 0, "sup": 0, "keypress": 0, "lang": 1, "transl": -1,
@@ -57,27 +57,27 @@ _SYMBOLS = {"'s": "'s", "'": "'", "·": " ·", "nbsp": " ", "spaces": " ", "ndas
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """A plain-text article: one line a paragraph, heading or list item."""
+    """A plain-text article: one line for each paragraph, heading or list item."""
 
     title: str
     text: str
 
 
 def articles() -> list[Article]:
-    """All articles in the order of the dump, without redirects, disambiguation pages and stubs.
+    """Return all articles in the order of the dump, without redirects, disambiguation pages and stubs.
 
-    Fetches the `wikipedia` asset; raises `AssetError` where that cannot be had.
+    Fetches the `wikipedia` asset. Raises `AssetError` if it is not available.
     """
     return list(_read())
 
 
 def held_out_articles() -> list[Article]:
-    """Every fifth article: positions 4, 9, 14, ... of `articles()`."""
+    """Return every fifth article: positions 4, 9, 14, ... of `articles()`."""
     return articles()[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
 
 
 def knowledge_articles() -> list[Article]:
-    """The articles that are not held out."""
+    """Return the articles that are not held out."""
     return [a for k, a in enumerate(articles()) if k % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
 
 
@@ -104,12 +104,12 @@ def token_windows(
     length: int,
     limit_tokens: int | None = None,
 ) -> NDArray[np.int64]:
-    """Stretches of `length` tokens: int64 [N, length], N · length ≤ `limit_tokens`, article by article.
+    """Return windows of `length` tokens, article by article: int64 [N, length], N · length ≤ `limit_tokens`.
 
-    An article is cut into adjoining windows from its start; what remains at its end is left out, so no
-    window crosses articles. Under a limit every article gives as many windows as any other (unless it
-    has no more), spread evenly over the article. The same arguments give the same windows.
-    Special tokens written in the text stay plain text.
+    An article is cut into adjacent windows from its start, and the rest at its end is left out, so that no window
+    crosses articles. If there is a limit, all articles give the same number of windows (or all they have), spread
+    evenly over the article. The same arguments give the same windows. Special tokens in the text stay plain text.
+    Raises `ValueError` if `length` is below 1.
     """
     if length < 1:
         raise ValueError(f"a window needs at least one token, got {length}")
@@ -128,20 +128,20 @@ def token_windows(
 
 
 def _even_counts(available: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Share `total` out, one each in turn, among those that have some left: int64, as `available`."""
+    """Return counts with the sum `total`, as equal as possible, each at most `available`: int64, same shape."""
     counts = np.zeros_like(available)
     while (left := total - int(counts.sum())) > 0:
-        open_to = np.flatnonzero(counts < available)
-        if left < len(open_to):  # not enough for all: every so many-th article
-            open_to = open_to[np.arange(left) * len(open_to) // left]
-        counts[open_to] += 1
+        unfilled = np.flatnonzero(counts < available)
+        if left < len(unfilled):  # not enough for all: choose evenly spaced articles
+            unfilled = unfilled[np.arange(left) * len(unfilled) // left]
+        counts[unfilled] += 1
     return counts
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerFast, text: str) -> NDArray[np.int64]:
-    """Token ids of a text, int64 [n], in which special tokens (identifiers among them) do not occur.
+    """Return the token ids of a text, int64 [n], without special tokens (such as identifier tokens).
 
-    Raises `ValueError` if the tokenizer writes one nevertheless (except for its unknown token).
+    Raises `ValueError` if the tokenizer returns one, except for its unknown token.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -158,10 +158,10 @@ def encode_plain(tokenizer: PreTrainedTokenizerFast, text: str) -> NDArray[np.in
 
 
 def plain_text(markup: str) -> str:
-    """MediaWiki markup → what a reader sees as running text.
+    """Return the running text of MediaWiki markup.
 
-    Templates (but for a few that stand in sentences), tables, references, formulas, files, categories,
-    comments and sections of links and citations are left out; links and formatting leave their text.
+    Left out are templates (except for a few inside sentences), tables, references, formulas, files, categories,
+    comments, and sections of links and citations. Links and formatting are replaced by their text.
     """
     text = _COMMENT.sub("", markup)
     text = _NOWIKI.sub(lambda m: re.sub(r"[\[\]{}|'=*#:;<>]", lambda c: f"&#{ord(c[0])};", m[1]), text)
@@ -177,8 +177,10 @@ def plain_text(markup: str) -> str:
 
 
 def _innermost(text: str, delimiters: re.Pattern[str], replace: Callable[[str], str]) -> str:
-    """Replace what stands between delimiters, inner pairs first. Group 1 opens, group 2 closes; a
-    delimiter without partner is dropped, its surroundings stay."""
+    """Replace the text between delimiters, inner pairs first.
+
+    delimiters: group 1 opens, group 2 closes. A delimiter without a partner is dropped, and the text around it stays.
+    """
     levels: list[list[str]] = [[]]
     end = 0
     for match in delimiters.finditer(text):
@@ -228,10 +230,10 @@ def _template(inner: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Tidy lines, without list markers, empty sections and appendices."""
+    """Return tidy lines, without list markers, empty sections and appendices."""
     lines: list[str] = []
-    headings: list[tuple[int, str]] = []  # seen, but nothing below them yet
-    skipped: int | None = None  # level of the appendix we are in
+    headings: list[tuple[int, str]] = []  # headings without text below them so far
+    skipped: int | None = None  # level of the current appendix
     for raw in text.split("\n"):
         heading = _HEADING.fullmatch(raw.strip())
         if heading:
@@ -251,7 +253,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _tidy(line: str) -> str:
-    """Entities as characters, and no traces of what was taken out: doubled spaces, empty brackets."""
+    """Return a line with entities as characters, and without doubled spaces and empty brackets."""
     line = " ".join(html.unescape(line).split())
     line = re.sub(r"([(\[])[\s,;:]+", r"\1", line)
     line = re.sub(r"[\s,;:]+([)\]])", r"\1", line)

@@ -1,10 +1,10 @@
-"""Your own files as a data set: JSON Lines or Parquet, every row checked.
+"""Import of a user's own files as a data set: JSON Lines or Parquet, every row checked.
 
 Items: `item_id` (string or integer), `title`, optional `description`, `categories` (list of strings);
 further fields become attributes (string, number, boolean, list of strings or of integers).
-Interactions: `user_id` and `item_id` (string or integer), `timestamp` (a finite number), `behaviour`
-(`search` or `recommendation`), `query` (needed for a search, ignored otherwise) and optionally
-`simulated_query` (see `schema`). Other fields of interactions are ignored.
+Interactions: `user_id` and `item_id` (string or integer), `timestamp` (a finite number), `behaviour` (`search` or
+`recommendation`), `query` (required for a search, otherwise ignored) and optionally `simulated_query` (see `schema`).
+Other fields of interactions are ignored.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from typing import Any
 
 import polars as pl
 
-from index.catalogue import Catalogue, CatalogueError, Item
+from index.catalogue import REQUIRED_FIELDS, Catalogue, CatalogueError, Item
 from index.sequence.events import Task
 from training.data.dataset import DataSet, histories
-from training.data.schema import BEHAVIOURS, SIMULATED_QUERY, DataError, DataInfo
+from training.data.schema import (
+    BEHAVIOURS,
+    INTERACTION_COLUMNS,
+    SIMULATED_QUERY,
+    TEXT_COLUMNS,
+    DataError,
+    DataInfo,
+)
 
-ITEM_COLUMNS = ("item_id", "title")
-INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 LARGEST = 2**63
@@ -32,7 +37,7 @@ LARGEST = 2**63
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used: line of a JSON Lines file, or row of a Parquet file, from 1."""
+    """A row that cannot be used. number: line of a JSON Lines file, or row of a Parquet file, from 1."""
 
     file: Path
     number: int
@@ -43,7 +48,7 @@ class BadRow:
 
 
 class BadRowsError(DataError):
-    """There are bad rows and they may not be skipped; `rows` holds all of them."""
+    """There are bad rows, and they may not be skipped. rows: all of them."""
 
     def __init__(self, rows: list[BadRow]) -> None:
         self.rows = rows
@@ -55,17 +60,17 @@ class BadRowsError(DataError):
 
 
 class RowError(ValueError):
-    """One row is wrong; the message is the reason."""
+    """One row is wrong. The message is the reason."""
 
 
 def import_files(
     items: Path, interactions: Path, name: str, skip_bad: bool = False
 ) -> tuple[DataSet, list[BadRow]]:
-    """Read and check both files; the data set and the rows that were skipped (also counted in its info).
+    """Read and check both files. Return the data set and the skipped rows, which its info counts, too.
 
-    An interaction with an item whose row is bad is bad itself. Raises `BadRowsError` if there are bad
-    rows and `skip_bad` is not set, `DataError` if a file cannot be read, a Parquet file lacks a column,
-    or nothing is left.
+    An interaction with a bad item is a bad row, too.
+    Raises `BadRowsError` if there are bad rows and `skip_bad` is not set.
+    Raises `DataError` if a file cannot be read, a Parquet file lacks a column, or no row is left.
     """
     kept, bad = _items(items)
     bad_items = len(bad)
@@ -91,7 +96,7 @@ def import_files(
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file, every row checked. Raises `BadRowsError`, `DataError`."""
+    """Read the items of a file and check every row. Raises `BadRowsError` or `DataError`."""
     kept, bad = _items(path)
     if bad:
         raise BadRowsError(bad)
@@ -99,11 +104,11 @@ def read_items(path: Path) -> list[Item]:
 
 
 def _items(path: Path) -> tuple[dict[str, Item], list[BadRow]]:
-    """Good rows by item id, and the bad ones."""
+    """Return the good items by their id, and the bad rows."""
     bad: list[BadRow] = []
     kept: dict[str, Item] = {}
     numbers: dict[str, int] = {}
-    for number, row in read_rows(path, ITEM_COLUMNS):
+    for number, row in read_rows(path, REQUIRED_FIELDS):
         try:
             item = check_item(row)
             if item.item_id in kept:
@@ -116,7 +121,11 @@ def _items(path: Path) -> tuple[dict[str, Item], list[BadRow]]:
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, object]]:
-    """Rows with their numbers; what is not JSON comes as the `RowError` that says so. Skips blank lines."""
+    """Yield the rows with their numbers. A line that is not JSON is yielded as a `RowError`; blank lines are skipped.
+
+    required: columns of a Parquet file.
+    Raises `DataError` if the file is missing, cannot be read, or lacks a column.
+    """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     if path.suffix.lower() in JSON_LINES:
@@ -137,9 +146,9 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, obje
 
 
 def check_item(row: object) -> Item:
-    """Raises `RowError` with the reason."""
-    record = _record(row, ITEM_COLUMNS)
-    for key in ("item_id", "title"):
+    """Return the item of a row. Raises `RowError` with the reason."""
+    record = _record(row, REQUIRED_FIELDS)
+    for key in REQUIRED_FIELDS:
         if record[key] is None:
             raise RowError(f"{key!r} is missing")
     try:
@@ -154,7 +163,7 @@ def check_item(row: object) -> Item:
 
 
 def check_interaction(row: object) -> dict[str, Any]:
-    """The row in the columns of `schema`; whether there is such an item is not checked here.
+    """Return an interaction with the columns of `schema`, without a check that its item exists.
 
     Raises `RowError` with the reason.
     """
@@ -186,7 +195,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
             if not line.strip():
                 continue
             try:
-                # A byte-order mark may head the first line: some editors write one.
+                # some editors write a byte-order mark at the start of the file
                 yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield number, RowError(f"not UTF-8 text: {error}")
@@ -221,7 +230,7 @@ def _timestamp(value: object) -> int | float:
 
 
 def _check_text(text: str) -> str:
-    """JSON can spell half a character (a lone surrogate), which no file of text can hold."""
+    """Return the text. Raises `RowError` for a lone surrogate, which JSON can hold and a text file cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -232,7 +241,7 @@ def _check_text(text: str) -> str:
 def _check_attribute(key: str, value: object) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError(f"attribute {key!r} must be a finite number, got {value}")
-    # bool is an int for Python, but a list of them is no list of numbers.
+    # bool is a kind of int in Python, but a list of booleans is no list of numbers
     plural = isinstance(value, list) and (
         all(isinstance(v, str) for v in value)
         or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
@@ -255,5 +264,5 @@ def _shown(value: object) -> str:
 
 def _frame(events: list[dict[str, Any]]) -> pl.DataFrame:
     whole = all(isinstance(event["timestamp"], int) for event in events)
-    text = dict.fromkeys(("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY), pl.String)
+    text = dict.fromkeys(TEXT_COLUMNS, pl.String)
     return pl.DataFrame(events, schema={**text, "timestamp": pl.Int64 if whole else pl.Float64}, strict=False)

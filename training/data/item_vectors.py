@@ -1,7 +1,7 @@
-"""Where item vectors come from: a text encoder, or a file.
+"""Sources of item vectors: a text encoder, or a file.
 
-A source is checked before anything is written, and the bundle records its origin: items that come later must be
-embedded alike. Vectors that fuse text with behaviour start from these (`training.prepare.fused_vectors`).
+A source is checked before any file is written. The bundle records the origin, because later items must be embedded in
+the same way. Vectors that fuse text with behaviour start from these vectors (`training.prepare.fused_vectors`).
 """
 
 from __future__ import annotations
@@ -26,34 +26,43 @@ from training.data import assets
 from training.data.vectors import read_vectors
 from training.errors import UserError
 
-MINILM = "minilm"  # the asset
+MINILM = "minilm"  # name of the asset
 
 
 class ItemVectorError(UserError):
-    """Item vectors cannot be had, or not from there; the message says what to mend."""
+    """Item vectors are not available from this source. The message names the remedy."""
 
 
 @dataclass(frozen=True)
 class VectorOrigin:
-    """What a bundle records. embeddings: `text`, `file` or `alphafuse`; encoder: name or folder, with the hash of its
-    files; empty where vectors came from a file."""
+    """The origin of item vectors, as a bundle records it.
+
+    embeddings: `text`, `file` or `alphafuse`.
+    encoder, encoder_sha256: name or folder of the encoder, and the hash of its files; empty if vectors are from a file.
+    """
 
     embeddings: str
     encoder: str = ""
     encoder_sha256: str = ""
 
     def save(self, path: Path) -> None:
+        """Write a JSON file."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> VectorOrigin:
+        """Read a file that `save` wrote."""
         return cls(**json.loads(path.read_text("utf-8")))
 
 
 @dataclass(frozen=True, eq=False)
 class VectorSource:
-    """make: the vectors of the catalogue, float32 [N, d]. later: what makes such a vector of that of an item that comes
-    later, embedded by its origin, as nobody has chosen it yet; None: it is one."""
+    """A source of item vectors.
+
+    make: returns the vectors of the catalogue, float32 [N, d].
+    later: maps the vector of a later item, embedded by the origin, into the space of `make`. A later item has no
+    behaviour yet. None if both spaces are the same.
+    """
 
     origin: VectorOrigin
     make: Callable[[Console], NDArray[np.float32]]
@@ -61,9 +70,9 @@ class VectorSource:
 
 
 def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
-    """The source that the settings name, checked against the catalogue.
+    """Return the source that the settings name, checked against the catalogue.
 
-    Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError`, `AssetError`.
+    Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError` or `AssetError`.
     """
     if config.identifiers.vectors is not None:
         vectors = read_vectors(config.identifiers.vectors, catalogue.item_ids)
@@ -76,7 +85,11 @@ def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
 
 
 def encoder_folder(name: str) -> Path:
-    """The files of an encoder: the `minilm` asset, a folder, or a model of the Hugging Face hub or its cache."""
+    """Return the folder of an encoder.
+
+    name: `minilm` (the asset), a folder, or a model of the Hugging Face hub or its cache.
+    Raises `ItemVectorError` if the model is not available, `AssetError` if the asset is not.
+    """
     if name == MINILM:
         return assets.fetch(MINILM)
     if Path(name).expanduser().is_dir():
@@ -91,9 +104,9 @@ def encoder_folder(name: str) -> Path:
 
 
 def embed_items(encoder: TextEncoder, catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
-    """Vectors of the items' texts, with progress: float32 [N, d]."""
+    """Return the vectors of the items' texts, float32 [N, d], and show the progress."""
     texts = catalogue.texts()
-    order = np.argsort([len(text) for text in texts], kind="stable")  # alike lengths share a batch
+    order = np.argsort([len(text) for text in texts], kind="stable")  # a batch holds texts of similar length
     vectors = np.empty((len(texts), encoder.dimensions), np.float32)
     for chunk in track(np.array_split(order, max(1, len(texts) // 256)), "item embeddings", console=console):
         vectors[chunk] = encoder.encode([texts[row] for row in chunk])
@@ -103,11 +116,14 @@ def embed_items(encoder: TextEncoder, catalogue: Catalogue, console: Console) ->
 def new_item_vectors(
     info: BundleInfo, given: Sequence[Item], file: Path | None = None, encoder: str | None = None
 ) -> Callable[[Sequence[Item]], NDArray[np.float32]]:
-    """What embeds new items as those of a bundle were embedded: some of the `given` ones → float32 [n, d].
+    """Return a function that embeds new items like the items of a bundle: some of `given` → float32 [n, d].
 
-    file: their vectors, for a bundle whose vectors came from a file (fused or not). encoder: where the bundle's encoder
-    is now, if not where it was. Both are looked at when they are needed. Raises `ItemVectorError`, `VectorFileError`,
-    `EmbeddingError`.
+    given: all items of an update.
+    file: vectors of these items, for a bundle whose vectors are from a file (fused or not).
+    encoder: name or folder of the bundle's encoder, if it has moved.
+    File and encoder are opened only when new items need them.
+    Raises `ItemVectorError` if a file does not fit the bundle. The function raises `ItemVectorError`, `VectorFileError`
+    or `EmbeddingError`.
     """
     from_file = bool(info.item_embeddings) and not info.item_encoder
     if file is not None and not from_file:

@@ -1,19 +1,18 @@
-"""The data set on disk.
+"""The format of a data set on disk.
 
 A data set is a folder of three files:
 
 `items.jsonl`
-    One item a line: `item_id` (string), `title`, optional `description`, `categories` (list of
-    strings), and any further attributes. The order of the lines is the order
-    of the catalogue's rows.
+    One item in each line: `item_id` (string), `title`, optional `description`, `categories` (list of strings), and any
+    further attributes. The order of the lines is the order of the catalogue's rows.
 `interactions.parquet`
-    One interaction a row, columns:
-    `user_id` (string), `item_id` (string, one of `items.jsonl`), `timestamp` (integer or float; ties
-    keep the order of the file), `behaviour` (`search` or `recommendation`), `query` (string; required
-    where the behaviour is `search`, ignored elsewhere) and optionally `simulated_query` (string or
-    null): a query that would lead to this item, so that a recommendation can be tested as search too.
+    One interaction in each row, columns:
+    `user_id` (string), `item_id` (string, one of `items.jsonl`), `timestamp` (integer or float; equal time stamps keep
+    the order of the file), `behaviour` (`search` or `recommendation`), `query` (string; required if the behaviour is
+    `search`, otherwise ignored) and optionally `simulated_query` (string or null): a query that would lead to this
+    item, so that a recommendation can be tested as search, too.
 `data.json`
-    `DataInfo`: name, source, what is simulated and how, counts, the version that wrote it.
+    `DataInfo`: name, source, notes on simulated parts, counts, the version that wrote it.
 """
 
 from __future__ import annotations
@@ -35,29 +34,33 @@ INTERACTIONS_FILE = "interactions.parquet"
 INFO_FILE = "data.json"
 FORMAT = 1
 
-REQUIRED_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour", "query")
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "behaviour")
+REQUIRED_COLUMNS = (*INTERACTION_COLUMNS, "query")
 SIMULATED_QUERY = "simulated_query"
+TEXT_COLUMNS = ("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY)
 BEHAVIOURS = tuple(task.value for task in Task)
 
 
 class DataError(UserError):
-    """A data set, or a file that should become one, is missing or wrong; the message names the place."""
+    """A data set, or a file to import, is missing or wrong. The message names the place."""
 
 
 def package_version() -> str:
+    """Return the installed version of this package, or `unknown`."""
     try:
         return metadata.version("gems-sr")
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What `data.json` holds.
+    """The content of `data.json`.
 
-    `simulation` maps what is not from the source ("behaviour", "query", "timestamp") to a sentence
-    that says how it was made; it is empty for data that is all real. `left_out` maps a reason to the
-    number of source rows that were dropped for it. `counts` is filled in by `DataSet`.
+    simulation: the parts that are not from the source ("behaviour", "query", "timestamp"), each with a sentence on how
+    it was made; empty if all data is real.
+    left_out: number of dropped source rows, by reason.
+    counts: filled in by `DataSet`.
     """
 
     name: str
@@ -69,11 +72,12 @@ class DataInfo:
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
+        """Write `data.json`."""
         path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> DataInfo:
-        """Raises `DataError` if the file is not JSON of this format."""
+        """Read `data.json`. Raises `DataError` if it is not JSON of this format."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             found = record["format"]
@@ -87,12 +91,12 @@ class DataInfo:
 
 
 def is_data_set(folder: Path) -> bool:
-    """Whether the folder is one that `DataSet.save` wrote: only such a folder may be replaced."""
+    """Whether `DataSet.save` wrote the folder. Only such a folder may be replaced."""
     return all((folder / name).is_file() for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE))
 
 
 def read_items(path: Path) -> Catalogue:
-    """Read `items.jsonl`. Raises `DataError` naming the line."""
+    """Read `items.jsonl`. Raises `DataError` with the line."""
     items: list[Item] = []
     try:
         with path.open(encoding="utf-8") as file:
@@ -112,9 +116,9 @@ def read_items(path: Path) -> Catalogue:
 
 
 def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
-    """Read and check `interactions.parquet`; `simulated_query` is always among the columns of the answer.
+    """Read and check `interactions.parquet`. The result always has the column `simulated_query`.
 
-    Raises `DataError` that names the first wrong row (1-based) and how many more there are.
+    Raises `DataError` with the first wrong row, from 1, and the number of further ones.
     """
     try:
         frame = pl.read_parquet(path)
@@ -125,7 +129,7 @@ def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
         raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}")
     if SIMULATED_QUERY not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias(SIMULATED_QUERY))
-    for column in ("user_id", "item_id", "behaviour", "query", SIMULATED_QUERY):
+    for column in TEXT_COLUMNS:
         if frame[column].dtype == pl.Null:  # a column without a single value
             frame = frame.with_columns(pl.col(column).cast(pl.String))
         if frame[column].dtype != pl.String:

@@ -1,4 +1,4 @@
-"""Who is trained on, validated and tested on what."""
+"""Splits of a data set into training, validation and test."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ CHRONOLOGICAL = "chronological"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question: after this history, does the model find `target` (a catalogue row)?
+    """A test case: does the model find the target after this history?
 
-    Asked as recommendation, and also as search where there is a `query` for it: the event's own if
-    it was a search, else the simulated one, else None.
+    history: events before the target, oldest first.
+    target: catalogue row.
+    query: the event's own query if it was a search, otherwise the simulated query, otherwise None. Every case is tested
+    as recommendation, and a case with a query also as search.
     """
 
     user_id: str
@@ -28,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training sequences (one per user, in the order of the data set), validation and test cases."""
+    """Training sequences (one for each user, in the order of the data set), validation cases and test cases."""
 
     train: list[tuple[Event, ...]]
     validation: list[Case]
@@ -36,10 +38,10 @@ class Split:
 
 
 def leave_one_out(dataset: DataSet) -> Split:
-    """Test on each user's last item, validate on the one before it, train on the rest.
+    """Split each history: the last event is for test, the event before it for validation, the rest for training.
 
-    Users with fewer than three interactions are for training only. The history of a test case holds
-    the validation event: it happened before.
+    Users with fewer than three events are for training only. The history of a test case includes the validation event,
+    which is earlier.
     """
     split = Split([], [], [])
     for user in dataset.users:
@@ -54,11 +56,12 @@ def leave_one_out(dataset: DataSet) -> Split:
 
 
 def chronological_users(dataset: DataSet) -> Split:
-    """Cold-start users: those who came last are tested, and nothing of theirs was trained on.
+    """Split the users by time, so that no event of a test user is in the training data (cold-start users).
 
-    Users by the time of their latest event; the first eight tenths are for training, with whole histories, the next
-    tenth for validation and the last for testing, each by its last item. Users with a single event are for training
-    or left out. Raises `DataError` where time stamps are simulated, or users too few.
+    Users are ordered by the time of their latest event. The first 80 % are for training, with whole histories, the next
+    10 % for validation and the last 10 % for test, each with its last event. A user with a single event is for training
+    or left out.
+    Raises `DataError` if time stamps are simulated or there are too few users.
     """
     if "timestamp" in dataset.info.simulation:
         raise DataError(
@@ -77,7 +80,7 @@ def chronological_users(dataset: DataSet) -> Split:
 
 
 def split_users(dataset: DataSet, users: str) -> Split:
-    """The split of this name, `leave-one-out` or `chronological`."""
+    """Split by name. users: `leave-one-out` or `chronological`."""
     return {LEAVE_ONE_OUT: leave_one_out, CHRONOLOGICAL: chronological_users}[users](dataset)
 
 

@@ -8,5 +8,5 @@ _WORD = re.compile(r"[\w']+")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words in order: letters and digits of any script, and apostrophes."""
+    """Return the words of a text in order, in lower case: letters and digits of any script, and apostrophes."""
     return _WORD.findall(text.lower())

@@ -1,13 +1,12 @@
-"""Item vectors of the owner's choice, from a file.
+"""Item vectors of the user, from a file.
 
-`.parquet`: a row an item, columns `item_id` (string or integer) and `vector` (a list of numbers).
+`.parquet`: one row for each item, columns `item_id` (string or integer) and `vector` (a list of numbers).
 `.npz`: arrays `item_id` [N] and `vector` [N, d].
 `.npy`: an array [N, d] in the order of the items.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from index.files import atomic_write
 from training.data.schema import DataError
 
 FORMATS = (".parquet", ".npz", ".npy")
 
 
 class VectorFileError(DataError):
-    """The file does not hold one good vector for each item; the message names the first wrong row."""
+    """The file does not hold one valid vector for each item. The message names the first wrong row."""
 
 
 def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
-    """The vectors of these items, float32 [N, d], in their order.
+    """Return the vectors of these items, float32 [N, d], in their order.
 
-    Raises `VectorFileError` for an item without a vector, an item with two, a vector of an item that is not among
-    them, of another length, or with a number that is not finite. Rows are counted from 1.
+    Raises `VectorFileError` for an item without a vector or with two, for a vector of an unknown item, of another
+    length, or with a number that is not finite. Its message counts rows from 1.
     """
     if path.suffix.lower() not in FORMATS:
         raise VectorFileError(f"{path}: the name must end in {', '.join(FORMATS)}, to say what it is")
@@ -52,21 +52,19 @@ def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
 
 
 def save_vectors(path: Path, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-    """vectors: float32 [N, D], in the order of the ids. A `.parquet` file, all of it or nothing."""
+    """Write a `.parquet` file: all of it or nothing. vectors: float32 [N, d], in the order of the ids."""
     frame = pl.DataFrame(
         {
             "item_id": list(item_ids),
             "vector": pl.Series(vectors.tolist(), dtype=pl.List(pl.Float32)),
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    frame.write_parquet(draft)
-    os.replace(draft, path)
+    with atomic_write(path) as draft:
+        frame.write_parquet(draft)
 
 
 def _order(path: Path, ids: Sequence[str], item_ids: Sequence[str]) -> list[int]:
-    """The row of each item."""
+    """Return the row of each item. Raises `VectorFileError` for missing, unknown and repeated items."""
     known = set(item_ids)
     rows: dict[str, int] = {}
     for row, item_id in enumerate(ids):
@@ -119,5 +117,6 @@ def _table(values: Any) -> NDArray[np.float32]:
         raise ValueError(
             f"vectors must be a table of numbers [items, dimensions], got {table.dtype} of shape {table.shape}"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused by row
+    # numbers too large for float32 become infinite, and their row is refused later
+    with np.errstate(over="ignore"):
         return table.astype(np.float32)

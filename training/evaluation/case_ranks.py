@@ -8,7 +8,6 @@ The format is one `.npz` file without pickle: `about` (JSON text: system, seed, 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.files import atomic_write
 from index.sequence.events import Task
 from training.data.splits import Case
 from training.errors import EvaluationError
@@ -81,10 +81,8 @@ class CaseRanks:
             for task, ranks in self.tasks.items()
             for column in COLUMNS
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft.npz")
-        np.savez_compressed(draft, about=np.array(json.dumps(about)), **arrays)
-        os.replace(draft, path)
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> CaseRanks:

@@ -7,7 +7,6 @@ best/step-00000100/          weights of the best validation so far
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
+from index.files import atomic_folder
 from training.errors import UserError
 from training.methods.method import Method
 
@@ -83,24 +83,13 @@ def _newest(parent: Path) -> Path | None:
 
 
 def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Write `parent/step-N` as a draft, sync it, and rename it."""
+    """Write `parent/step-N` as a whole. Raises `CheckpointError` if the disk does not take it."""
     folder = parent / f"step-{step:08d}"
-    draft = parent / f".step-{step:08d}.draft"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        write(draft)
-        for path in [*draft.iterdir(), draft]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        if (
-            folder.exists()
-        ):  # the same step again after a resume; its content may differ if `minutes` ends the run
-            os.rename(folder, draft.with_suffix(".old.draft"))
-        os.rename(draft, folder)
+        # a resumed run may write the same step again; by the clock, its content may differ
+        with atomic_folder(folder, single_writer=True, replace=True) as draft:
+            write(draft)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{folder} could not be written: {error}") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
+from index.files import atomic_write
 from index.sequence.encoder import TASKS
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.config import TrainConfig
@@ -256,9 +256,8 @@ class Trainer:
                     kept.append(line + "\n")
             except ValueError:  # the last line of a killed run may be cut off
                 continue
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text("".join(kept), "utf-8")
-        os.replace(draft, path)
+        with atomic_write(path, single_writer=True) as draft:
+            draft.write_text("".join(kept), "utf-8")
 
 
 @contextmanager

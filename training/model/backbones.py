@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from index.files import atomic_folder
 from index.sequence.language_model import is_encoder_decoder, load_language_model
 from training.config import TrainConfig
 from training.data import assets
@@ -123,18 +121,13 @@ def _smollm2() -> Path:
     settings.pop("quantization_config", None)  # the weights are plain floats now
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
     try:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        draft.chmod(0o755)
-        os.rename(draft, folder)
+        with atomic_folder(folder) as draft:
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
     except OSError:
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

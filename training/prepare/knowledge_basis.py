@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gems import collect_knowledge, find_linears
+from index.files import atomic_write
 from index.sequence.language_model import is_encoder_decoder
 from training.config import TrainConfig
 from training.data.general_text import knowledge_articles, token_windows
@@ -54,10 +54,8 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
             keep=config.knowledge.cap,
             progress=lambda done, total: bar.update(row, completed=done, total=total),
         )
-    path = knowledge_path(folder, config)
-    draft = path.with_name(f".draft-{path.name}")
-    basis.save(draft)
-    os.replace(draft, path)
+    with atomic_write(knowledge_path(folder, config)) as draft:
+        basis.save(draft)
 
 
 def _inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from index.catalogue import Catalogue
+from index.files import atomic_folder
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import Identifiers, ItemsToName
 from index.identifiers.registry import load_scheme
@@ -31,7 +30,7 @@ NOT_SHAPED_BY = ("identifiers.normalisation",)
 
 VECTOR_ORIGIN = "vector_origin.json"
 CODEBOOKS = "codebooks"
-CODES = "codes.npz"  # written last: if it exists, the folder is complete
+CODES = "codes.npz"
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,19 @@ def prepare(
     config: TrainConfig,
     console: Console,
 ) -> None:
-    """Make identifiers, extend the backbone, and write both to `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing."""
+    with atomic_folder(folder, single_writer=True, replace=True) as draft:
+        _write(draft, catalogue, backbone, source, config, console)
+
+
+def _write(
+    folder: Path,
+    catalogue: Catalogue,
+    backbone: Backbone,
+    source: VectorSource,
+    config: TrainConfig,
+    console: Console,
+) -> None:
     vectors = source.make(console)
     np.save(folder / "item_vectors.npy", vectors)
     source.origin.save(folder / VECTOR_ORIGIN)
@@ -80,14 +89,12 @@ def prepare(
     if identifiers.codebooks is not None:
         codebooks = identifiers.codebooks
         (codebooks if source.later is None else codebooks.behind(source.later)).save(folder / CODEBOOKS)
-    draft = folder / f"draft-{CODES}"
     np.savez(
-        draft,
+        folder / CODES,
         codes=identifiers.codes,
         codebook_sizes=np.array(identifiers.codebook_sizes),
         first_added=np.array(vocabulary.first_added),
     )
-    os.rename(draft, folder / CODES)
 
 
 def shape_of(config: TrainConfig) -> dict[str, Any]:

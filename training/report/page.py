@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
+from index.files import atomic_write
 from training.report import curves, tables
 from training.report.markup import escape, note
 from training.report.run_log import ReportError, RunLog
@@ -18,15 +17,11 @@ def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
     Raises `ReportError` if a folder is not a run, or if the page cannot be written.
     """
     page = render(RunLog.read(run), None if baseline is None else RunLog.read(baseline))
-    draft = out.parent / f".{out.name}.{uuid.uuid4().hex}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, "utf-8")
-        os.replace(draft, out)
+        with atomic_write(out) as draft:
+            draft.write_text(page, "utf-8")
     except OSError as error:
         raise ReportError(f"{out} cannot be written: {error}; choose another --out") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def render(run: RunLog, baseline: RunLog | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import statistics
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from index.files import atomic_write
 from index.sequence.events import Task
 from training.config import TrainConfig
 from training.data.dataset import DataSet
@@ -66,9 +66,8 @@ def run_variant(
         except DivergedError as error:  # this is a result, too: the learning rate is too high
             console.print(f"{variant}, seed {seed}: {error}", markup=False)
             result["failed"] = str(error)
-        draft = folder / ".result.json"
-        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-        os.replace(draft, found)
+        with atomic_write(found, single_writer=True) as draft:
+            draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
         for spent in ("checkpoints", "best"):
             shutil.rmtree(folder / spent, ignore_errors=True)
         return result

@@ -1,4 +1,4 @@
-"""Atomic identifiers: one new token per item (BSR; also what the released GEMS code does)."""
+"""Atomic identifiers: one new token for each item (as in BSR and in the released GEMS code)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def identifiers(items: ItemsToName, settings: SchemeSettings) -> Identifiers:
 
 
 def atomic_identifiers(items: int) -> Identifiers:
-    """Item `i` gets the one-code identifier `(i,)`: codes int32 [items, 1].
+    """Return identifiers of one code: item `i` gets `(i,)`; codes int32 [items, 1].
 
-    Raises `IdentifierError` above `ATOMIC_LIMIT` items, where the vocabulary would outgrow the model.
+    Raises `IdentifierError` above `ATOMIC_LIMIT` items: the vocabulary would be larger than the rest of the model.
     """
     if items > ATOMIC_LIMIT:
         raise IdentifierError(f"{items} items are too many for atomic identifiers; use the semantic scheme")

@@ -1,7 +1,7 @@
-"""Semantic identifiers: codes of item embeddings, alike for items that are alike, and a level that tells apart
-items with the same codes.
+"""Semantic identifiers: codes of item embeddings, and a last level that separates items with the same codes.
 
-Residual quantisation as in TIGER (arXiv 2305.05065), by k-means or by RQ-VAE; formulas in `codebooks`.
+Similar items get similar codes. Residual quantisation as in TIGER (arXiv 2305.05065), by k-means or by RQ-VAE; see
+`codebooks` for the formulas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from index.identifiers.rqvae import fit_rqvae
 
 QUANTISERS = {"kmeans": fit_kmeans, "rqvae": fit_rqvae}
 COLLISION_LIMIT = 4096
-LEAST_NUMBERS = 16  # of the last level, with twice as many as are needed now: items that come later need room
+LEAST_NUMBERS = 16  # least size of the last level, which is otherwise twice the need: later items need room
 CAPACITY = 2.0
 
 
@@ -46,15 +46,15 @@ def semantic_identifiers(
     quantiser: str = "kmeans",
     capacity: float = CAPACITY,
 ) -> Identifiers:
-    """Identifiers by quantised embeddings. Items of one prefix are alike; every item has one of its own.
+    """Return identifiers from quantised embeddings: codes int32 [N, len(codebooks) + 1], one identifier for each item.
 
+    Items with a common prefix are similar. The last level numbers the items of one prefix, and has room for as many
+    more.
     embeddings: float32 [N, d], finite.
-    codebooks: codes per level; a level gets fewer where there are fewer distinct residuals.
-    capacity: a code names at most about so many times the mean number of items of its level (see `balancing`).
-    Returns codes int32 [N, len(codebooks) + 1]; the last level numbers the items of one prefix, and has
-    room for as many again.
-    Raises `IdentifierError` for NaN or infinite embeddings, for more items than there are identifiers, and
-    for hopelessly colliding ones.
+    codebooks: number of codes of each level. A level with fewer distinct residuals gets fewer codes.
+    capacity: limit of the items of a code, as a multiple of the mean of its level (see `balancing`).
+    Raises `IdentifierError` for NaN or infinite embeddings, for more items than identifiers, and for more than
+    `COLLISION_LIMIT` items with the same codes.
     """
     if embeddings.ndim != 2 or 0 in embeddings.shape:
         raise IdentifierError(f"embeddings must have shape [items, dimensions], got {embeddings.shape}")
@@ -73,7 +73,11 @@ def semantic_identifiers(
 
 
 def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:
-    """Identifiers of so many prefixes, int32 [N, levels]. Raises `IdentifierError` where too many are the same."""
+    """Return identifiers from prefixes, with a last level that numbers equal prefixes.
+
+    prefixes: int32 [N, levels].
+    Raises `IdentifierError` if more than `COLLISION_LIMIT` items have the same prefix.
+    """
     number = collision_level(prefixes)
     most = int(number.max()) + 1
     if most > COLLISION_LIMIT:
@@ -88,7 +92,7 @@ def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:
 
 
 def collision_level(prefixes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Number the items of each prefix 0, 1, … in catalogue order: int32 [N, L] → int32 [N]."""
+    """Return the number of each item within its prefix, 0, 1, … in catalogue order: int32 [N, L] → int32 [N]."""
     _, group = np.unique(prefixes, axis=0, return_inverse=True)
     order = np.argsort(group, kind="stable")
     sorted_group = group[order]

@@ -1,10 +1,10 @@
-"""Text identifiers: an item is spelled by the title's own tokens, with no more than `<|end|>` to learn anew.
+"""Text identifiers: an item is spelled with the tokens of its title. The only new token is `<|end|>`.
 
-    title tokens t1 t2 t3, L = 5:   t1 t2 t3 <|end|> <|end|>      (of the ends only the first is written)
+    title tokens t1 t2 t3, L = 5:   t1 t2 t3 <|end|> <|end|>      (only the first `<|end|>` is written)
     more than L tokens:             t1 .. tL
 
-A title that is taken gets a number as a person would write it, " (2)", " (3)", …, in place of its last tokens
-where L leaves no room. Items that come later are spelled in the same way, so that no codebook is needed.
+If the spelling of a title is taken, a number is added as a person would write it: " (2)", " (3)", … It replaces the
+last tokens if L leaves no room. Later items are spelled in the same way, so that no codebook is needed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from index.identifiers.identifiers import SPELLED, IdentifierError, Identifiers,
 from index.sequence.plain_text import plain_tokens
 from index.sequence.vocabulary import IdentifierVocabulary
 
-NUMBER_LIMIT = 4096  # items of one spelling
+NUMBER_LIMIT = 4096  # most items with one spelling
 
 Tokenise = Callable[[str], Sequence[int]]
 
 
 def levels(settings: SchemeSettings) -> int:
-    """Return the tokens of a spelling at most."""
+    """Return the most tokens of a spelling."""
     return settings.spelling
 
 
@@ -38,7 +38,7 @@ def identifiers(items: ItemsToName, settings: SchemeSettings) -> Identifiers:
 def text_identifiers(
     titles: Sequence[str], tokenise: Tokenise, vocabulary: IdentifierVocabulary
 ) -> Identifiers:
-    """Identifiers of a catalogue: codes int32 [N, L], one spelling an item. See `spell`."""
+    """Return the identifiers of a catalogue: codes int32 [N, L], one spelling for each item. See `spell`."""
     taken: set[tuple[int, ...]] = set()
     codes = np.array(
         [
@@ -57,10 +57,11 @@ def spell(
     taken: set[tuple[int, ...]],
     name: str,
 ) -> tuple[int, ...]:
-    """The first free spelling of a title, L codes, which is added to the `taken` ones.
+    """Return the first free spelling of a title, L codes, and add it to `taken`.
 
-    tokenise: a text to plain tokens, none of them added. name: of the item, for messages.
-    Raises `IdentifierError` for a title without any token, and where no number is left.
+    tokenise: turns a text into plain tokens, without added tokens.
+    name: name of the item in messages.
+    Raises `IdentifierError` for a title without any token, and if no number is left.
     """
     if vocabulary.end is None:
         raise IdentifierError("text identifiers need a vocabulary that spells")

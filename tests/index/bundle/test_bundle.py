@@ -131,7 +131,7 @@ def test_bundle_that_describes_itself_wrongly_is_refused(
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Replace a file and its line of the manifest: damage that only its meaning shows."""
+    """Replace a file and its line of the manifest: damage that only the content shows."""
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -153,7 +153,7 @@ def test_parts_that_do_not_fit_leave_nothing_behind(tmp_path: Path, monkeypatch)
 
 
 def test_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The kernel refuses to let any file grow beyond a limit, as a full disk would: early, midway, late."""
+    """Limit the size of files: writes fail early, midway or late, as on a full disk."""
     program = f"""
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -183,7 +183,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("index.bundle.bundle.os.rename", interrupt)
+    monkeypatch.setattr("os.rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_bundle(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ def test_figures_of_identifiers_are_those_counted_by_hand() -> None:
     assert [(each.count, each.largest, each.shared) for each in found.prefixes] == [(2, 5, 8), (4, 4, 6)]
 
     def purity(groups: list[list[str]]) -> float:
-        """Prefixes by size, then two of their items: the chance of one label."""
+        """Return the probability of a common label: a prefix by size, then two of its items."""
         total = sum(map(len, groups))
         return sum(
             len(group) / total * sum(a == b for k, a in enumerate(group) for b in group[:k])

@@ -1,4 +1,4 @@
-"""The living catalogue: versions of the index, published by pointer, whatever happens in between."""
+"""Updates of the catalogue: versions of the index, published by a pointer, also after kills and damage."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_updates_that_cannot_be_are_refused_and_change_nothing(
 
 
 def test_a_full_prefix_overflows_to_the_next_nearest_code(path: Path) -> None:
-    """Items with one text: the numbers of their prefix first, then those of its neighbours."""
+    """Items with one text get the numbers of their prefix first, then those of the neighbouring codes."""
     numbers = Bundle.open(path).info.codebook_sizes[-1]
     update(path, [Item(f"n{k}", "The same words") for k in range(2 * numbers)])
     codes = Bundle.open(path).index.trie.codes()
@@ -183,7 +183,7 @@ def test_a_version_of_another_bundle_is_refused(path: Path, tmp_path: Path) -> N
 
 
 def alone(scenario: str, folder: Path) -> None:
-    """Run a scenario of `support.kills` in a process of its own, see there."""
+    """Run a scenario of `support.kills` in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "support.kills", scenario, str(folder)],
         env=os.environ
@@ -205,7 +205,7 @@ def test_killed_at_any_moment_of_a_publish_there_is_no_bundle_or_the_whole_one(t
 
 
 def check_damage(bundle: Path, count: int, seed: int) -> None:
-    """Flip a bit or cut an end, anywhere: refused, and the message names the file or one it vouches for."""
+    """Flip a bit or cut the end of any file: it is refused, and the message names it or a file that it lists."""
     rng = np.random.default_rng(seed)
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
     for _ in range(count):

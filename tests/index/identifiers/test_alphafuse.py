@@ -1,4 +1,4 @@
-"""AlphaFuse: what it promises about the spaces, what it freezes, and what it refuses."""
+"""AlphaFuse: properties of the spaces, frozen parts, and refused input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from index.identifiers.alphafuse import (
 def language_vectors(
     count: int = 400, width: int = 24, seed: int = 0, decay: float = 0.7
 ) -> NDArray[np.float32]:
-    """Off-centre, with variances that fall by `decay` from direction to direction, in turned directions."""
+    """Return vectors that are not centred, with variances that fall by `decay` per direction, in rotated directions."""
     rng = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(rng.standard_normal((width, width)))
     spread = decay ** np.arange(width)

@@ -96,7 +96,7 @@ def test_the_length_of_vectors_does_not_matter() -> None:
 
 
 def lopsided(items: int = 1000) -> np.ndarray:
-    """Half of the vectors in one dense spot, the others all over the place: k-means gives them lonely codes."""
+    """Return vectors, half of them in one dense place, the others far apart: k-means gives those a code each."""
     rng = np.random.default_rng(1)
     spread = np.where(np.arange(items) % 2, 0.1, 1.0)[:, None]
     return (rng.normal(size=(items, 24)) * spread).astype(np.float32)

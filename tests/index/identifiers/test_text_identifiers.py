@@ -1,4 +1,4 @@
-"""Text identifiers: spelled by the titles' own tokens, of different lengths, from the catalogue to the answer."""
+"""Text identifiers: spelled with the tokens of titles, of different lengths, from the catalogue to the answer."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_only_the_first_end_is_written_and_each_written_token_is_a_target(publis
 def test_every_item_is_ranked_by_the_likelihood_of_what_is_written(
     published: Path, query: str | None
 ) -> None:
-    """By the training loss itself, one item at a time."""
+    """Score each item with the training loss, one item at a time."""
     bundle = Bundle.open(published)
     model = bundle.load_model()
     history = [Event(8), Event(21, Task.SEARCH, "lost garden")]

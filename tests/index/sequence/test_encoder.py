@@ -1,4 +1,4 @@
-"""Histories and requests as tokens: exact layout, budgets, and no way in for user text."""
+"""Histories and requests as tokens: exact layout, limits, and no control tokens from user text."""
 
 from __future__ import annotations
 

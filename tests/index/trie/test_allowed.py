@@ -1,4 +1,4 @@
-"""What may come back, against brute force over random identifiers and choices."""
+"""Allowed items against brute force, over random identifiers and choices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_node_is_alive_while_an_item_below_it_is_allowed(
 @given(tables, st.data())
 @settings(max_examples=100, deadline=None)
 def test_both_ways_to_expand_agree(codes: NDArray[np.int32], data: st.DataObject) -> None:
-    """Few chosen slots are walked themselves, many are looked up child by child."""
+    """Few chosen slots are visited one by one; many are checked child by child."""
     trie = Trie.build(codes)
     chosen = chosen_slots(trie, data.draw(st.sets(st.integers(0, len(codes) - 1))))
     allowed = Allowed.of(trie, chosen)

@@ -1,4 +1,4 @@
-"""Attribute filters against a plain reading of every item."""
+"""Attribute filters against a check of every item."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def kind(value: Any) -> str:
 
 
 def meets(value: Any, condition: Any) -> bool:
-    """A truth value is no number and no text: true is neither 1 nor "true"."""
+    """A boolean is no number and no text: true is neither 1 nor "true"."""
     if isinstance(value, list):
         return any(meets(one, condition) for one in value)
     if isinstance(condition, list):

@@ -1,4 +1,4 @@
-"""Where public data and models come from: pinned wheels, MovieLens, Amazon Beauty, simulated searches.
+"""Public data sets: MovieLens and Amazon Beauty, with simulated searches.
 
-`assets` fetches by SHA-256; every other file makes one data set of ours.
+Each file converts one source; `simulation` makes the choices that the sources lack.
 """

@@ -1,8 +1,8 @@
-"""Amazon Beauty 5-core (2014) from its normalised files, as a data set of ours.
+"""Amazon Beauty 5-core (2014), converted from its normalised files.
 
-The source folder holds `items.jsonl` (`item`, `asin`, `title`, `categories` as paths, `queries`) and
-`users.jsonl` (`user`, `items` in time order). It is for measurements only: its terms do not allow
-that it, or a part of it, is passed on, so it must never enter the repository.
+The source folder holds `items.jsonl` (`item`, `asin`, `title`, `categories` as paths, `queries`) and `users.jsonl`
+(`user`, `items` in time order). It is for measurements only: its terms forbid redistribution of any part of it. It must
+never enter the repository.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOW = {
 
 
 def amazon_beauty(source: Path) -> DataSet:
-    """Read the source folder. Raises `DataError` if it is absent or not the files described above."""
+    """Read the source folder. Raises `DataError` if a file is missing or is not as described above."""
     for name in ("items.jsonl", "users.jsonl"):
         if not (source / name).is_file():
             raise DataError(

@@ -28,7 +28,7 @@ HOW = {
 LEAST_RATINGS = 5
 NO_GENRE = "(no genres listed)"
 
-# Words that say little about a film; the English ones and the articles of foreign titles.
+# words that say little about a film: English ones, and the articles of foreign titles
 STOP_WORDS = frozenset(
     """
     a an and are as at be but by for from his her i in into is it its me my no not of off on or our out so
@@ -45,14 +45,14 @@ class Rating(NamedTuple):
 
 
 def movielens() -> DataSet:
-    """Fetch the asset if need be and build the data set. Raises `AssetError` or `DataError`."""
+    """Fetch the asset, if it is not cached, and build the data set. Raises `AssetError` or `DataError`."""
     return read_movielens(main_file("movielens"))
 
 
 def read_movielens(path: Path) -> DataSet:
     """Build the data set from the xz-compressed pickle.
 
-    Raises `DataError` if the file is not the known one: a pickle can run code, so no other is opened.
+    Raises `DataError` if the file has another SHA-256 than the known one: a pickle can run code.
     """
     films, ratings, nameless = _read(path)
     kept = at_least(ratings, LEAST_RATINGS)
@@ -72,7 +72,7 @@ def read_movielens(path: Path) -> DataSet:
 
 
 def at_least(ratings: list[Rating], least: int) -> list[Rating]:
-    """Drop films and people with fewer ratings than that, until none is left to drop."""
+    """Drop films and people with fewer than `least` ratings, again and again until there are none."""
     while True:
         by_film = Counter(rating.film for rating in ratings)
         by_user = Counter(rating.user for rating in ratings)
@@ -83,13 +83,13 @@ def at_least(ratings: list[Rating], least: int) -> list[Rating]:
 
 
 def title_words(title: str) -> list[str]:
-    """The words of a title that someone would type: lower case, no articles, nothing in brackets."""
+    """Return the words of a title that someone would type: lower case, no articles, no part in brackets."""
     words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", re.sub(r"\(.*?\)", " ", title).lower())
     return [word for word in words if word not in STOP_WORDS and (len(word) > 1 or word.isdigit())]
 
 
 def film_queries(item: Item) -> list[list[str]]:
-    """What someone who wants this film may type, grouped by kind of query; no group is empty."""
+    """Return queries of a person who looks for this film, grouped by kind of query; no group is empty."""
     genres = [genre.lower() for genre in item.categories]
     words = title_words(item.title)
     decade = str(item.attributes["decade"])
@@ -106,7 +106,7 @@ def film_queries(item: Item) -> list[list[str]]:
 
 
 def _read(path: Path) -> tuple[dict[int, Item], list[Rating], int]:
-    """Films by number, ratings in the order of the file, and how many ratings lack a title or year."""
+    """Return films by number, ratings in the order of the file, and the number of ratings without title or year."""
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:

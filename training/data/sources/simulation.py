@@ -1,7 +1,7 @@
-"""Fixed choices for data that lacks searches.
+"""Fixed choices for data without searches.
 
-Every choice is a keyed BLAKE2b hash of what it is about, so it is the same on every machine and
-version, and does not change when other rows come or go.
+Every choice is a keyed BLAKE2b hash of its subject, such as user and position. It is the same on every machine and in
+every version, and does not depend on other rows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from hashlib import blake2b
 
 
 class Simulation:
-    """Choices of one data set; `name` keys the hash, so that data sets do not share their choices."""
+    """The choices of one data set. name: part of the hash key, so that data sets have different choices."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def choose(self, purpose: str, options: int, *about: str | int) -> int:
-        """A number in `0 .. options - 1`, fixed by what it is for and about."""
+        """Return a number in `0 .. options - 1` that depends only on the arguments.
+
+        purpose: part of the hash key. about: the subject of the choice.
+        Raises `ValueError` if there is no option.
+        """
         if options < 1:
             raise ValueError("there must be something to choose from")
         text = "\x1f".join(map(str, about)).encode()
@@ -24,5 +28,5 @@ class Simulation:
         return int.from_bytes(digest, "big") % options
 
     def is_search(self, user: str | int, position: int) -> bool:
-        """Whether the user's interaction at that position (0-based, oldest first) is a search: half are."""
+        """Whether the user's interaction at a position (from 0, oldest first) is a search; half of them are."""
         return self.choose("behaviour", 2, user, position) == 1

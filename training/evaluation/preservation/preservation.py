@@ -6,7 +6,6 @@ knowledge predicts the held-out articles of `training.data.general_text` as well
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from index.bundle.bundle import Bundle
+from index.files import atomic_write
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
 from training.config import SCRATCH, modern
@@ -250,13 +250,9 @@ def print_preservation(result: dict[str, Any], console: Console) -> None:
 
 
 def save_preservation(result: dict[str, Any], path: Path) -> None:
-    """Write the figures atomically as JSON. Raises `EvaluationError` if that fails."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    """Write the figures as JSON, all or nothing. Raises `EvaluationError` if that fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-        os.replace(draft, path)
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise EvaluationError(f"{path} cannot be written: {error}") from error
