@@ -29,9 +29,8 @@ from training.methods.registry import make_method
 from training.pipeline import train
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-FILES = {
-    path: code for path, code in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL)
-}  # the first line of each block names its file
+# The first line of each block names its file.
+FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 SCHEME, METHOD = "alphabetical", "sign-descent"
 
 
