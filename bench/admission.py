@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,8 @@ from rich.console import Console
 from bench.untrained import publish_untrained
 from index.bundle.bundle import Bundle
 from server.engine.contract import Outcome, RankRequest
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.options import EngineOptions
+from server.engine.torch_backend.engine import TorchEngine
 from training.cli.common.quiet import quiet_libraries
 
 ITEMS = 10_000
@@ -88,7 +90,7 @@ def measure(
             in_batches(engine, queue)
             name = "batches"
         else:
-            engine.join_rows = join_rows
+            engine.options = replace(engine.options, join_rows=join_rows)
             engine.serve({}, queue.arrivals, queue.answered)
             name = "unbounded" if join_rows == UNBOUNDED else str(join_rows)
         taken[name] = queue.taken

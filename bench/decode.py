@@ -35,8 +35,9 @@ from bench.untrained import publish_untrained
 from index.bundle.bundle import Bundle
 from index.sequence.vocabulary import IdentifierVocabulary
 from server.engine.contract import Engine, RankRequest
+from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.packed import Precision, dtype_of
+from server.engine.torch_backend.packed import dtype_of
 from server.engine.torch_backend.prefix_cache import PrefixCache
 from training.cli.common.quiet import quiet_libraries
 
@@ -96,7 +97,11 @@ class Bench:
         model = bundle.load_model(dtype_of(precision))
         engine, level = (
             TorchEngine(
-                model, bundle.index.trie, bundle.vocabulary, normalisation=normalisation, packed=precision
+                model,
+                bundle.index.trie,
+                bundle.vocabulary,
+                normalisation=normalisation,
+                options=EngineOptions(precision=precision),
             )
             for normalisation in ("vocabulary", "level")
         )
@@ -104,7 +109,7 @@ class Bench:
         if importlib.util.find_spec("vllm") and precision != "int8":
             from server.engine.vllm_backend.engine import VllmEngine
 
-            vllm = VllmEngine.open(bundle, dtype=precision)
+            vllm = VllmEngine.open(bundle, EngineOptions(precision=precision, cache_bytes=1 << 30))
         codes = bundle.index.trie.codes().astype(np.int32)
         return cls(model, engine, level, vllm, bundle.vocabulary, codes)
 

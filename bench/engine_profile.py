@@ -24,8 +24,8 @@ from bench.decode import ITEMS
 from bench.untrained import publish_untrained
 from index.bundle.bundle import Bundle
 from server.engine.contract import RankRequest
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
-from server.engine.torch_backend.packed import Precision
+from server.engine.options import EngineOptions, Precision
+from server.engine.torch_backend.engine import TorchEngine
 from training.cli.common.quiet import quiet_libraries
 
 KINDS = {

@@ -25,7 +25,7 @@ from index.identifiers.identifiers import Identifiers
 from index.identifiers.schemes.semantic import semantic_identifiers
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.search import Feed
+from server.engine.torch_backend.search import ForwardInput
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
@@ -83,9 +83,9 @@ def _passes(engine: TorchEngine, width: int) -> list[list[int]]:
     forward = engine._backbone.forward
     rows: list[int] = []
 
-    def counted(feeds: Sequence[Feed]) -> torch.Tensor:
-        rows.append(sum(feed.segment.rows for feed in feeds))
-        return forward(feeds)
+    def counted(inputs: Sequence[ForwardInput]) -> torch.Tensor:
+        rows.append(sum(each.segment.rows for each in inputs))
+        return forward(inputs)
 
     engine._backbone.forward = counted  # type: ignore[method-assign]
     found = []

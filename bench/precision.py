@@ -21,8 +21,8 @@ from rich.table import Table
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from server.engine.contract import Ranking
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
-from server.engine.torch_backend.packed import Precision
+from server.engine.options import EngineOptions, Precision
+from server.engine.torch_backend.engine import TorchEngine
 from training.cli.common.quiet import quiet_libraries
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out

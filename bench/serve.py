@@ -67,7 +67,7 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
     people = histories(512, len(bundle.index.catalogue))
     prompts = [bundle.encoder.prompt([Event(row) for row in rows]) for rows in people]
     requests = [
-        RankRequest(prompt.ids, LIMIT, settings.default_beam_width, history=prompt.history)
+        RankRequest(prompt.ids, LIMIT, settings.default_beam_width, shared_tokens=prompt.history)
         for prompt in prompts
     ]
     bodies = [

@@ -13,14 +13,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from index.bundle.bundle import Bundle
 from server.api import errors, openapi
 from server.api.paths import VERSION
-from server.engine.contract import Engine, EngineError
+from server.engine.contract import EngineError, HostedEngine
 from server.ranking.service import Service
 from server.routes.admin import administration
 from server.routes.items import lookup
 from server.routes.operations import operations
 from server.routes.playground import playground
 from server.routes.ranking import ranking
-from server.serving.deployments import Reopen, Served
+from server.serving.deployments import Deployments, Reopen
 from server.serving.readiness import Readiness
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -30,30 +30,32 @@ from server.transport.middleware import RequestMiddleware
 T = TypeVar("T")
 
 
-def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reopen | None = None) -> FastAPI:
+def create_app(
+    bundle: Bundle, engine: HostedEngine, settings: Settings, reopen: Reopen | None = None
+) -> FastAPI:
     """An application that answers from `bundle`, and later versions of its index, by `engine`.
 
     The engine is used by one thread of the application, between its start-up and its shutdown; an
-    `EngineProcess` is started and ended with it. reopen: see `Served`; without it the bundle cannot be swapped.
+    `EngineProcess` is started and ended with it. reopen: see `Deployments`; without it the bundle cannot be swapped.
     `app.state.readiness` is the application's `Readiness`; whoever runs it may set it to draining.
     `app.state.refused` is the `EngineError` that kept it from starting, if one did.
     """
     metrics = Metrics()
-    served = Served(bundle, engine, metrics, settings, reopen)
-    readiness = Readiness(lambda: served.current.scheduler.running)
-    service = Service(served, metrics, settings)
+    deployments = Deployments(bundle, engine, metrics, settings, reopen)
+    readiness = Readiness(lambda: deployments.current.scheduler.running)
+    service = Service(deployments, metrics, settings)
     metrics.watch(
-        queue_depth=lambda: served.current.scheduler.depth,
-        queue_limit=lambda: served.current.scheduler.queue_limit,
+        queue_depth=lambda: deployments.current.scheduler.depth,
+        queue_limit=lambda: deployments.current.scheduler.queue_limit,
         ready=lambda: readiness.ready,
-        engine_up=lambda: served.current.scheduler.running,
+        engine_up=lambda: deployments.current.scheduler.running,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             try:
-                await served.start()
+                await deployments.start()
             except EngineError as error:
                 app.state.refused = error
                 raise
@@ -61,7 +63,7 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reope
             yield
         finally:
             readiness.stage = "draining"
-            await served.stop()
+            await deployments.stop()
 
     app = FastAPI(
         title="GEMS",
@@ -77,13 +79,13 @@ def create_app(bundle: Bundle, engine: Engine, settings: Settings, reopen: Reope
     ranked = ranking(service)
     app.include_router(ranked, prefix=VERSION)
     app.include_router(ranked, include_in_schema=False)  # aliases
-    titles = lookup(served)
+    titles = lookup(deployments)
     app.include_router(titles, prefix=VERSION)
     app.include_router(titles, include_in_schema=False)
     if settings.playground:
         app.include_router(playground())
-    app.include_router(operations(served, metrics, readiness, settings))
-    app.include_router(administration(served, settings))
+    app.include_router(operations(deployments, metrics, readiness, settings))
+    app.include_router(administration(deployments, settings))
     app.add_middleware(
         RequestMiddleware,
         metrics=metrics,

@@ -27,8 +27,8 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import BundleError
 from server.app import create_app
 from server.engine.contract import EngineError
+from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
-from server.engine.torch_backend.engine import EngineOptions
 from server.runtime import garbage, logs
 from server.serving.readiness import Readiness
 from server.settings import Settings
@@ -44,16 +44,16 @@ EXIT_BAD_BUNDLE = 2
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    """What the settings say of the engine."""
+    """Options of the engine, from the server's settings."""
     return EngineOptions(
+        engine=settings.engine,
         threads=settings.threads,
         max_batch_tokens=settings.max_batch_tokens,
         join_rows=settings.join_rows,
         cache_bytes=settings.cache_mib << 20,
         precision=settings.precision,
         device=settings.device,
-        cuda_graphs=settings.cuda_graphs,
-        kind=settings.engine,
+        cuda_graphs=settings.cuda_graphs if settings.device == "cuda" else 0,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.api.requests import BATCH_CEILING, HISTORY_CEILING, Fallback
+from server.engine.options import DEFAULTS, BackEnd, Device, Precision
 
 
 class Settings(BaseSettings):
@@ -17,7 +18,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log names it
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: BackEnd = "torch"
     threads: int = Field(0, ge=0)  # 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: Literal["off", "on"] = "off"  # by OpenTelemetry, which is an extra; OTEL_* say the rest
@@ -29,12 +30,12 @@ class Settings(BaseSettings):
 
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)
-    max_batch_tokens: int = Field(16384, ge=1)
-    join_rows: int = Field(256, ge=0)  # tokens of a pass, up to which requests join others that have begun
+    max_batch_tokens: int = Field(DEFAULTS.max_batch_tokens, ge=1)
+    join_rows: int = Field(DEFAULTS.join_rows, ge=0)  # rows of a pass up to which new requests join
     cache_mib: int = Field(1024, ge=0)  # keys and values of earlier prompts; 0 keeps none
-    device: Literal["cpu", "cuda"] = "cpu"  # of the model
+    device: Device = "cpu"  # of the model
     cuda_graphs: int = Field(32, ge=0)  # that are kept of passes of codes, with device cuda
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the model's weights
+    precision: Precision = "float32"  # of the model's weights
     queue_limit: int = Field(8, ge=1)
     request_timeout_ms: float = Field(10_000, gt=0)
     stall_seconds: float = Field(60.0, gt=0)  # without any answer: the engine hangs and is replaced

@@ -30,7 +30,7 @@ ALLOWED = {
     "index.popularity": "index.trie",
     "index.titles": "",
     # the request side: imports index
-    "server.engine": "index.trie",
+    "server.engine": "index.bundle index.trie",
     "server.engine.torch_backend": "index.bundle index.sequence index.trie server.engine",
     "server.engine.vllm_backend": "index.bundle index.sequence index.trie server.engine",
     "server.runtime": "",
@@ -39,11 +39,11 @@ ALLOWED = {
         "server.runtime"
     ),
     "server.api": "index.sequence index.trie",
-    "server.settings": "server.api",
+    "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
     "server.serving": (
-        "index.bundle index.popularity index.sequence index.titles server.api server.engine "
-        "server.engine.process server.runtime server.settings server.telemetry"
+        "index.bundle index.popularity index.sequence index.titles server.api server.engine server.runtime "
+        "server.settings server.telemetry"
     ),
     "server.ranking": (
         "index.bundle index.popularity index.sequence index.trie server.api server.engine server.serving "
@@ -59,8 +59,8 @@ ALLOWED = {
         "server.telemetry server.transport"
     ),
     "server.launch": (
-        "index.bundle server.app server.engine server.engine.process server.engine.torch_backend "
-        "server.runtime server.serving server.settings server.telemetry server.transport"
+        "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
+        "server.settings server.telemetry server.transport"
     ),
     "server.__main__": "server.engine.process server.launch server.settings",
     # the offline side: imports gems, index and server.engine
@@ -85,8 +85,8 @@ ALLOWED = {
     "training.model": "index.identifiers index.sequence training.config training.data training.errors",
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
     "training.loop": (
-        "gems index.sequence server.engine training.config training.data training.errors training.evaluation "
-        "training.methods training.model training.run"
+        "gems index.sequence server.engine training.config training.data training.errors "
+        "training.evaluation training.methods training.model training.run"
     ),
     "training.prepare": (
         "gems index.catalogue index.identifiers index.sequence training.baselines training.config "
@@ -101,10 +101,12 @@ ALLOWED = {
         "index.sequence training.config training.data training.data.sources training.errors "
         "training.evaluation training.pipeline training.run"
     ),
-    "training.evaluation.comparison": "index.sequence training.data training.errors training.evaluation training.run",
+    "training.evaluation.comparison": (
+        "index.sequence training.data training.errors training.evaluation training.run"
+    ),
     "training.evaluation.preservation": (
-        "index.bundle index.sequence server.engine.torch_backend training.config training.data training.errors "
-        "training.evaluation training.model training.prepare"
+        "index.bundle index.sequence server.engine.torch_backend training.config training.data "
+        "training.errors training.evaluation training.model training.prepare"
     ),
     "training.report": "index.sequence training.config training.errors",
     "training.sweep": (

@@ -35,7 +35,7 @@ class Beam:
         return cls(zero, np.zeros(1), zero, zero)
 
     def at(self, positions: NDArray[np.int64]) -> Beam:
-        """Some of the hypotheses."""
+        """Return the hypotheses at these positions."""
         return Beam(
             self.nodes[positions], self.scores[positions], self.parents[positions], self.codes[positions]
         )
@@ -49,10 +49,11 @@ def advance(
     width: int,
     allowed: Allowed,
 ) -> Beam:
-    """The best `width` children of a beam that lead to an allowed item.
+    """Return the best `width` children of a beam that lead to an allowed item.
 
+    depth: level that is written now.
     log_probs: float32 [rows, codebook], log p(code | hypothesis) for every code of this level.
-    row: int64 [w], the row of each hypothesis; −1 for one that has ended, whose one child is certain.
+    row: int64 [w], the row of each hypothesis in `log_probs`; −1 for one that has ended, whose one child is certain.
     Ties go to the smaller node, that is, to leaf order.
     """
     parent, child, code = allowed.expand(depth, beam.nodes)
@@ -67,7 +68,7 @@ def advance(
 
 
 def best_items(beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], list[float]]:
-    """Catalogue rows of the allowed items on the leaves of a beam, leaf by leaf, at most `limit`, and scores."""
+    """Return catalogue rows of allowed items on a beam's leaves, best first and at most `limit`, and their scores."""
     trie = allowed.trie
     leaf, slots = ranges(*trie.slots(trie.levels, beam.nodes))
     kept = np.flatnonzero(allowed.holds(slots))[:limit]
@@ -75,7 +76,7 @@ def best_items(beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], lis
 
 
 def _top(score: NDArray[np.float64], node: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Positions of the `count` highest scores, best first, ties by ascending node."""
+    """Return the positions of the `count` highest scores, best first, ties by ascending node."""
     kept = np.arange(len(score))
     if count < len(score):
         threshold = np.partition(score, len(score) - count)[len(score) - count]

@@ -1,4 +1,12 @@
-"""What every engine does: `rank(requests) → rankings`, a batch at a time. Some take requests while they work."""
+"""The contract of ranking engines: exact constrained beam search, a batch at a time or continuously.
+
+    Engine            rank(requests) → rankings                          evaluation, benchmarks
+    StepwiseEngine    takes further requests between two of its steps    both back ends
+    HostedEngine      start, submit, prepare, running, close             what the server's scheduler uses
+
+A `HostedEngine` is either `EngineProcess`, which runs a back end in a process of its own, or `InProcess`, which wraps
+an `Engine` of the same process.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +14,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
+from index.bundle.item_index import ItemIndex
 from index.trie.allowed import Allowed
+
+ENGINE_STAGES = ("prefill", "decode", "head", "trie")  # in the order of time
 
 
 class EngineError(Exception):
@@ -16,10 +27,14 @@ class EngineError(Exception):
 
 
 class EngineLostError(EngineError):
-    """The engine's process died or hung while it had this request, or is not there."""
+    """The engine's process died or hung while it had this request, or there is no process at the moment."""
 
 
-def _wanted() -> bool:
+class EngineBrokenError(EngineError):
+    """A back end failed in a way that it does not recover from; its process has to end."""
+
+
+def _never() -> bool:
     return False
 
 
@@ -28,22 +43,23 @@ class RankRequest:
     """One prompt to be continued by item identifiers.
 
     prompt: token ids, as `SequenceEncoder.prompt` makes them.
-    limit: how many items to return at most.
-    beam_width: hypotheses kept per level; raised to `limit` where smaller.
-    allowed: which items may come back, of which index version; None for all that the engine was opened with.
-    history: tokens at the start of the prompt that later requests may share, and that a cache should keep; None for
-    all of it, 0 for nothing.
-    deadline: `time.monotonic()` after which nobody waits for the answer any more.
-    gone: whether nobody waits for it already; asked on any thread while the engine computes.
+    limit: number of items to return at most.
+    beam_width: hypotheses kept per level; raised to `limit` where it is smaller.
+    allowed: items that may be returned, of one index version; None for all that the engine was opened with.
+    shared_tokens: tokens at the start of the prompt that later requests may share and the prefix cache should keep;
+        None for the whole prompt, 0 for none.
+    deadline: time on the clock of `time.monotonic` after which nobody waits for the answer.
+    cancelled: tells whether nobody waits any more; called on any thread while the engine computes.
+    Raises `EngineError` if the prompt is empty, or limit or beam width are below 1.
     """
 
     prompt: Sequence[int]
     limit: int
     beam_width: int
     allowed: Allowed | None = None
-    history: int | None = None
+    shared_tokens: int | None = None
     deadline: float = math.inf
-    gone: Callable[[], bool] = field(default=_wanted, compare=False)
+    cancelled: Callable[[], bool] = field(default=_never, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -61,12 +77,14 @@ class RankRequest:
     @property
     def expired(self) -> bool:
         """Whether nobody waits for the answer any more."""
-        return self.deadline < time.monotonic() or self.gone()
+        return self.deadline < time.monotonic() or self.cancelled()
 
     def check_fits(self, allowed: Allowed, levels: int, positions: int) -> None:
-        """Raise `EngineError` unless identifiers have so many levels and the prompt leaves room for one.
+        """Raise `EngineError` if identifiers have another length or the prompt leaves no room for one.
 
-        allowed: what may come back. positions: of the model's context.
+        allowed: items that may be returned.
+        levels: codes of an identifier that the model writes.
+        positions: length of the model's context, in tokens.
         """
         if allowed.trie.levels != levels:
             raise EngineError(f"identifiers of {levels} codes are needed")
@@ -79,11 +97,13 @@ class RankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The answer to one request: catalogue rows, best first, with log-probabilities of their identifiers.
+    """The answer to one request. Items that share one identifier share its score.
 
-    Items that share one identifier share its score. `seconds` holds the time spent in each stage, by the steps that
-    the request took part in.
-    cached_tokens: of the prompt, not computed anew. expired: the request was given up; there are no items then.
+    items: catalogue rows, best first.
+    scores: log-probabilities of their identifiers, natural logarithm.
+    seconds: time spent in each stage, counted by the steps that the request took part in; the scheduler adds `queue`.
+    cached_tokens: tokens of the prompt that came from the prefix cache.
+    expired: whether the request was dropped because nobody waited; there are no items then.
     """
 
     items: list[int]
@@ -93,21 +113,21 @@ class Ranking:
     expired: bool = False
 
 
+Outcome = Ranking | Exception  # a ranking, or the reason why there is none
+OnDone = Callable[[Mapping[Any, Outcome]], None]  # receives the outcomes of requests, by the caller's keys
+
+
 class Engine(Protocol):
-    """Exact constrained beam search: the best `limit` legal items under a beam of `beam_width`."""
+    """Exact constrained beam search: the best `limit` allowed items under a beam of `beam_width`."""
 
     @property
     def everything(self) -> Allowed:
-        """Every item of the index that it was opened with, but for removed ones."""
+        """All items of the index version in use, without removed ones."""
         ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. The answer to a request does not depend on its neighbours. Raises `EngineError`."""
         ...
-
-
-Outcome = Ranking | Exception  # an answer, or why there is none
-Answered = Callable[[Mapping[Any, Outcome]], None]  # told what has become of requests, by their keys
 
 
 class StepwiseEngine(Engine, Protocol):
@@ -117,39 +137,57 @@ class StepwiseEngine(Engine, Protocol):
         self,
         requests: Mapping[int, RankRequest],
         arrivals: Callable[[], Mapping[int, RankRequest]],
-        answered: Callable[[Mapping[int, Outcome]], None],
+        on_done: Callable[[Mapping[int, Outcome]], None],
     ) -> None:
-        """Rank requests and what arrives meanwhile, until nothing is in hand and nothing arrives.
+        """Rank requests and those that arrive meanwhile, until none is in flight and none arrives.
 
-        requests: by numbers of the caller's. arrivals: asked before each step for those that came since; their numbers
-        are not of requests in hand.
-        answered: told what has become of requests, as soon as it is known. A request that cannot be begun fails by
-        itself; a step that fails fails those that took part in it. What the two raise ends all.
+        requests: by numbers of the caller's choice.
+        arrivals: called before each step; returns new requests, whose numbers differ from all in flight.
+        on_done: called with outcomes as soon as they are known. A request that cannot begin fails alone; a step that
+            fails, fails all requests that took part in it.
+        Raises what `arrivals` and `on_done` raise, and `EngineBrokenError`.
         """
         ...
 
 
-def rank_at_once(engine: StepwiseEngine, requests: Sequence[RankRequest]) -> list[Ranking]:
-    """`Engine.rank` by `serve`. Raises the first failure."""
-    rankings: dict[int, Ranking] = {}
+class HostedEngine(Engine, Protocol):
+    """An engine with a life of its own, as the scheduler uses it. Any thread may use it.
 
-    def answered(outcomes: Mapping[int, Outcome]) -> None:
-        for number, outcome in outcomes.items():
-            if isinstance(outcome, Exception):
-                raise outcome
-            rankings[number] = outcome
+    on_restart: called whenever a lost engine was replaced.
+    """
 
-    engine.serve(dict(enumerate(requests)), dict, answered)
-    return [rankings[number] for number in range(len(requests))]
+    on_restart: Callable[[], None]
 
+    @property
+    def running(self) -> bool:
+        """Whether requests would be ranked now."""
+        ...
 
-@runtime_checkable
-class ContinuousEngine(Engine, Protocol):
-    """An engine that takes further requests while it works on others."""
+    @property
+    def down_seconds(self) -> float:
+        """Seconds since it stopped running; 0 while it runs."""
+        ...
 
-    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
-        """Take requests, under keys of the caller's. Raises nothing.
+    @property
+    def pid(self) -> int | None:
+        """Id of the engine's process; None where it has none of its own."""
+        ...
 
-        answered: called with each key once, on any thread, and with all that are done at the same time together.
+    def start(self, warm_up: Sequence[RankRequest] = ()) -> None:
+        """Make the engine ready and rank `warm_up`. Raises `EngineError`."""
+        ...
+
+    def submit(self, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
+        """Take requests, by keys of the caller's choice. May block, and raises nothing.
+
+        on_done: called with each key once, on any thread; outcomes of the same moment come together.
         """
+        ...
+
+    def prepare(self, index: ItemIndex) -> None:
+        """Open a version of the bundle's index: requests may use it from now on. Raises `EngineError`."""
+        ...
+
+    def close(self) -> None:
+        """End the engine. Requests in flight fail with `EngineLostError`."""
         ...

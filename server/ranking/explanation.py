@@ -1,7 +1,7 @@
-"""Which history entries mattered: each is left out once, and the first item of the answer scored again.
+"""Explanations: each history entry is left out once, and the first item of the answer is scored again.
 
-The scores of a model are no sum over the history, so the effects do not add up; what one entry says in the
-presence of all the others is what is measured.
+The scores of a model are no sum over the history, so the effects do not add up; they measure what one entry adds to all
+the others.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from index.bundle.bundle import Bundle
 from index.sequence.events import Event
 from index.trie.allowed import Allowed, SlotSet
 from server.api.responses import Explanation, HistoryEffect
-from server.engine.contract import RankRequest
-from server.serving.scheduler import Ranked, Scheduler
+from server.engine.contract import Ranking, RankRequest
+from server.serving.scheduler import Scheduler
 
-AT_ONCE = 4  # entries that are left out at the same time: explanations are not to fill the queue
+AT_ONCE = 4  # prompts that are ranked at the same time: explanations must not fill the queue
 
 
 async def explain(
@@ -32,17 +32,22 @@ async def explain(
     most: int,
     timeout: float,
 ) -> Explanation:
-    """Explain why catalogue row `row` came first, with `score`.
+    """Explain why an item came first.
 
-    events: those that the prompt holds, oldest first. positions: of each in the history as it was sent. most: the
-    newest so many entries are left out in turn. Raises what `Scheduler.rank` raises.
+    row, score: catalogue row of the item, and its score.
+    events: events that the prompt holds, oldest first.
+    positions: position of each event in the history as it was sent.
+    query: text of a search; None for a recommendation.
+    most: number of newest events that are left out in turn.
+    timeout: seconds for all of it.
+    Raises what `Scheduler.rank` raises.
     """
     trie = bundle.index.trie
     only = Allowed.of(trie, SlotSet.of_members(trie.slot_of_item[[row]], trie.items))
     first = max(0, len(events) - most)
     left_out = range(first, len(events))
     deadline = time.monotonic() + timeout
-    without: list[Ranked] = []
+    without: list[Ranking] = []
     for start in range(first, len(events), AT_ONCE):
         requests = [
             _request(bundle, [*events[:k], *events[k + 1 :]], query, only, deadline)
@@ -53,16 +58,16 @@ async def explain(
         HistoryEffect(
             position=positions[k],
             item_id=bundle.index.catalogue[events[k].item].item_id,
-            effect=score - ranked.ranking.scores[0],
+            effect=score - ranking.scores[0],
         )
-        for k, ranked in zip(left_out, without, strict=True)
+        for k, ranking in zip(left_out, without, strict=True)
     ]
     effects.sort(key=lambda each: abs(each.effect), reverse=True)
     return Explanation(item_id=bundle.index.catalogue[row].item_id, history=effects, unexplained=first)
 
 
-async def _all(scheduler: Scheduler, requests: Sequence[RankRequest], timeout: float) -> list[Ranked]:
-    """Rank them together. If one fails, the others are given up. Raises what the first that fails raises."""
+async def _all(scheduler: Scheduler, requests: Sequence[RankRequest], timeout: float) -> list[Ranking]:
+    """Rank requests together. If one fails, the others are cancelled, and its error is raised."""
     tasks = [asyncio.create_task(scheduler.rank(each, timeout, admitted=True)) for each in requests]
     try:
         return list(await asyncio.gather(*tasks))
@@ -75,4 +80,5 @@ def _request(
     bundle: Bundle, events: Sequence[Event], query: str | None, only: Allowed, deadline: float
 ) -> RankRequest:
     ids = bundle.encoder.prompt(events, query).ids
-    return RankRequest(ids, 1, 1, only, history=0, deadline=deadline)  # never asked again: nothing to keep
+    # The same prompt hardly comes again: the prefix cache need not keep it.
+    return RankRequest(ids, 1, 1, only, shared_tokens=0, deadline=deadline)

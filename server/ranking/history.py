@@ -12,8 +12,13 @@ from server.api.requests import HistoryEntry
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """rows: catalogue rows of all known entries, oldest first. events: the newest of them, as events;
-    positions: of each event among the entries. unknown: ids that the catalogue does not hold, as they came."""
+    """A history, oldest entry first.
+
+    rows: catalogue rows of all known entries.
+    events: the newest known entries as events, as many as the encoder may use.
+    positions: position of each event among the entries.
+    unknown: ids that the catalogue does not hold, in the order of the entries.
+    """
 
     rows: list[int]
     events: list[Event]
@@ -22,7 +27,7 @@ class History:
 
     @classmethod
     def read(cls, entries: Sequence[HistoryEntry], bundle: Bundle, max_query_chars: int) -> History:
-        """Item ids to rows. Only as many events are made as the encoder may use."""
+        """Look up the items of a history in the bundle's catalogue."""
         known: list[tuple[int, int, HistoryEntry]] = []
         unknown: list[str] = []
         for position, entry in enumerate(entries):

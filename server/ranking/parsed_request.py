@@ -1,4 +1,4 @@
-"""A request as the deployment understands it: rows, prompt, allowed items and a deadline, of one index version."""
+"""A request read with one index version of a deployment: rows, prompt, allowed items and a deadline."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ from server.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """bundle, popularity: of the index version that it began with. deadline: on the clock of `perf_counter`."""
+class ParsedRequest:
+    """A validated request, read with the index version that it began with, to which it keeps.
+
+    body: the request as it was sent.
+    deployment: the one that answers; `bundle` and `popularity` are those of the index version.
+    history, query: the person's events, and the text of a search; None for a recommendation.
+    prompt: tokens for the engine.
+    limit, beam_width: requested values, or the server's defaults.
+    allowed: items that may be returned.
+    deadline: seconds on the clock of `time.perf_counter`.
+    parse_seconds: time that reading took.
+    """
 
     body: RecommendRequest
     deployment: Deployment
@@ -34,24 +44,24 @@ class Asked:
     beam_width: int
     allowed: Allowed
     deadline: float
-    tokenised: float  # seconds
+    parse_seconds: float
 
     @property
     def task(self) -> Task:
         return Task.RECOMMENDATION if self.query is None else Task.SEARCH
 
     @property
-    def read(self) -> int:
-        """How many events the prompt holds: the newest."""
+    def events_in_prompt(self) -> int:
+        """Number of events that the prompt holds; they are the newest."""
         return len(self.history.events) - self.prompt.dropped_events
 
     def remaining(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return self.deadline - time.perf_counter()
 
 
 def check_caps(body: RecommendRequest, settings: Settings) -> None:
-    """Raise `InvalidRequestError` for what exceeds the settings."""
+    """Raise `InvalidRequestError` if a request exceeds the server's settings."""
     if len(body.history) > settings.max_history:
         raise InvalidRequestError.at("history", f"at most {settings.max_history} entries; send the newest")
     if body.limit is not None and body.limit > settings.max_limit:
@@ -64,15 +74,20 @@ def check_caps(body: RecommendRequest, settings: Settings) -> None:
         raise InvalidRequestError.at("query", f"at most {settings.max_query_chars} characters")
 
 
-def understand(body: RecommendRequest, deployment: Deployment, settings: Settings, started: float) -> Asked:
-    """Read a request that keeps the caps; `started` is when it arrived (`perf_counter`). Raises
-    `InvalidRequestError`."""
+def parse(
+    body: RecommendRequest, deployment: Deployment, settings: Settings, started: float
+) -> ParsedRequest:
+    """Read a request that keeps the caps.
+
+    started: time at which it arrived, on the clock of `time.perf_counter`.
+    Raises `InvalidRequestError`.
+    """
     began = time.perf_counter()
     bundle = deployment.bundle
     query = body.query if isinstance(body, SearchRequest) else None
     history = History.read(body.history, bundle, settings.max_query_chars)
     limit = body.limit or settings.default_limit
-    return Asked(
+    return ParsedRequest(
         body=body,
         deployment=deployment,
         bundle=bundle,
@@ -84,7 +99,7 @@ def understand(body: RecommendRequest, deployment: Deployment, settings: Setting
         beam_width=body.beam_width or max(limit, settings.default_beam_width),
         allowed=allowed_items(body, history.rows, bundle.index),
         deadline=started + (body.timeout_ms or settings.request_timeout_ms) / 1000,
-        tokenised=time.perf_counter() - began,
+        parse_seconds=time.perf_counter() - began,
     )
 
 

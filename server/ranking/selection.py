@@ -1,4 +1,4 @@
-"""Which items may answer a request: what its exclusions, its filter and its candidates leave together."""
+"""Selection: the items that exclusions, filter and candidates of a request leave together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from server.api.requests import FilterCondition, NumberRange, RecommendRequest
 
 
 def allowed_items(body: RecommendRequest, history: Sequence[int], index: ItemIndex) -> Allowed:
-    """history: catalogue rows of the person's items. Raises `InvalidRequestError` for a filter or a
-    candidate that the catalogue does not know. Excluded ids that it does not know exclude nothing."""
+    """Return the items that may answer a request. Unknown excluded ids exclude nothing.
+
+    history: catalogue rows of the person's items.
+    Raises `InvalidRequestError` for a filter or a candidate that the catalogue does not know.
+    """
     excluded = set(history) if body.exclude_history else set()
     excluded.update(row for row in map(index.catalogue.row, body.exclude) if row is not None)
     choices = [
@@ -30,7 +33,7 @@ def allowed_items(body: RecommendRequest, history: Sequence[int], index: ItemInd
 
 
 def why_fewer(found: int, limit: int, allowed: Allowed, index: ItemIndex) -> str | None:
-    """Why an answer holds fewer than `limit` items; None if it does not."""
+    """Return the reason why an answer holds fewer than `limit` items; None if it does not."""
     if found >= limit:
         return None
     if found < allowed.count:

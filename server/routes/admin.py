@@ -9,7 +9,7 @@ from index.bundle.bundle import Bundle
 from server.api import openapi
 from server.api.errors import NotFoundError
 from server.api.responses import BundleState, IndexState
-from server.serving.deployments import Served
+from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.transport.keys import authorise, bearer
 
@@ -18,7 +18,7 @@ BEARER = HTTPBearer(
 )  # for the description only
 
 
-def administration(served: Served, settings: Settings) -> APIRouter:
+def administration(deployments: Deployments, settings: Settings) -> APIRouter:
     """Routes under `/admin`."""
     key = settings.admin_key.get_secret_value().strip()
 
@@ -36,7 +36,7 @@ def administration(served: Served, settings: Settings) -> APIRouter:
 
     @router.post("/index/refresh", summary="Serve the index version that is now the current one on disk")
     async def refresh_index() -> IndexState:
-        before, bundle = await served.refresh_index()
+        before, bundle = await deployments.refresh_index()
         return IndexState(
             bundle_id=bundle.info.bundle_id,
             index_version=bundle.index.version,
@@ -48,7 +48,7 @@ def administration(served: Served, settings: Settings) -> APIRouter:
         "/bundle/refresh", summary="Serve the bundle that is now at the path that was given at the start"
     )
     async def refresh_bundle() -> BundleState:
-        before, bundle = await served.refresh_bundle()
+        before, bundle = await deployments.refresh_bundle()
         return BundleState(
             bundle_id=bundle.info.bundle_id,
             previous_bundle_id=before.info.bundle_id,

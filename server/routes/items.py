@@ -11,7 +11,7 @@ from server.api import openapi
 from server.api.paths import LOOKUP
 from server.api.requests import ItemId
 from server.api.responses import FoundItem, FoundItems
-from server.serving.deployments import Served
+from server.serving.deployments import Deployments
 from server.transport.keys import BEARER
 
 MAX_PREFIX_CHARS = 64
@@ -46,13 +46,13 @@ class ItemsQuery(BaseModel):
         return self
 
 
-def lookup(served: Served) -> APIRouter:
+def lookup(deployments: Deployments) -> APIRouter:
     """The lookup, to be included under a version and without one."""
     router = APIRouter(tags=["items"], responses=openapi.lookup_problems(), dependencies=[Depends(BEARER)])
 
     @router.get(LOOKUP, operation_id="items", summary="Items whose titles have words that begin so, or by id")
     async def items(query: Annotated[ItemsQuery, Query()]) -> FoundItems:
-        deployment = served.current
+        deployment = deployments.current
         catalogue = deployment.bundle.index.catalogue
         if query.prefix is not None:
             rows = deployment.titles.find(query.prefix, query.limit)

@@ -1,4 +1,4 @@
-"""The endpoints of operation: health, metrics, and what is being served."""
+"""The endpoints of operation: health, metrics, and what is being deployments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from index.trie.filters import MAX_NAMED
 from server.api import openapi
 from server.api.errors import NotReadyError
 from server.api.responses import Health, Info, Limits
-from server.serving.deployments import Served
+from server.serving.deployments import Deployments
 from server.serving.readiness import Readiness
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.transport.keys import split
 
 
-def operations(served: Served, metrics: Metrics, readiness: Readiness, settings: Settings) -> APIRouter:
+def operations(
+    deployments: Deployments, metrics: Metrics, readiness: Readiness, settings: Settings
+) -> APIRouter:
     """A router of `/health/live`, `/health/ready`, `/metrics` and `/info`."""
     router = APIRouter(tags=["operations"])
 
@@ -39,7 +41,7 @@ def operations(served: Served, metrics: Metrics, readiness: Readiness, settings:
 
     @router.get("/info", summary="What is being served")
     async def info() -> Info:
-        return _info(served.current.bundle, settings)
+        return _info(deployments.current.bundle, settings)
 
     return router
 

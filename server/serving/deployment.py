@@ -10,26 +10,27 @@ from index.bundle.bundle import Bundle
 from index.popularity import Popularity
 from index.sequence.events import Event
 from index.titles import TitleIndex
-from server.engine.contract import Engine, RankRequest
-from server.engine.process.engine_process import EngineProcess
+from server.engine.contract import HostedEngine, RankRequest
 from server.serving.scheduler import Scheduler
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
 
 class Deployment:
-    """popularity: of the items of the index version, None where the bundle holds no counts. titles: of those that
-    are not removed."""
+    """A bundle with its engine and scheduler; its index version may change.
 
-    def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics, settings: Settings) -> None:
+    popularity: of the items of the index version; None if the bundle holds no counts.
+    titles: of the items that are not removed.
+    """
+
+    def __init__(self, bundle: Bundle, engine: HostedEngine, metrics: Metrics, settings: Settings) -> None:
         self.bundle = bundle
         self.popularity = _popularity(bundle)
         self.titles = _titles(bundle)
         self.engine = engine
         self._settings = settings
         self._users = 0
-        if isinstance(engine, EngineProcess):
-            engine.on_restart = metrics.engine_restarts.inc
+        engine.on_restart = metrics.engine_restarts.inc
         self.scheduler = Scheduler(
             engine,
             metrics,
@@ -38,14 +39,11 @@ class Deployment:
             queue_limit=settings.queue_limit,
         )
 
-    @property
-    def engine_pid(self) -> int | None:
-        """Of the engine's process, if it has one of its own."""
-        return self.engine.pid if isinstance(self.engine, EngineProcess) else None
-
     async def start(self) -> None:
-        """Start the engine and rank the longest prompt of the bundle: what cannot be served is found before
-        somebody asks for it. Raises what the engine raises."""
+        """Start the engine and rank the longest prompt of the bundle, so that faults show before the first request.
+
+        Raises what the engine raises.
+        """
         try:
             await self.scheduler.start(self._warm_up())
         except BaseException:
@@ -54,7 +52,7 @@ class Deployment:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """While it is, `retire` waits."""
+        """Mark the deployment as used by a request; `retire` waits for its users."""
         self._users += 1
         try:
             yield
@@ -62,7 +60,7 @@ class Deployment:
             self._users -= 1
 
     async def retire(self, patience: float) -> None:
-        """Stop when nobody uses it any more, after `patience` seconds at the latest."""
+        """Stop when no request uses it any more, after `patience` seconds at the latest."""
         clock = asyncio.get_running_loop().time
         end = clock() + patience
         while self._users and clock() < end:
@@ -70,15 +68,15 @@ class Deployment:
         await self.scheduler.stop(patience)
 
     async def refresh(self) -> tuple[Bundle, Bundle]:
-        """Serve the index version that is now the current one on disk: the bundle before, and after.
+        """Serve the index version that is now the current one on disk. Returns the bundle before, and after.
 
-        It is opened off to the side, on a thread, here and by the engine. Raises `BundleError`, `EngineError`.
+        The new version is opened on a thread, here and by the engine, while the old one serves. Raises `BundleError`,
+        `EngineError`.
         """
         fresh = await asyncio.to_thread(self.bundle.refreshed)
         popularity = await asyncio.to_thread(_popularity, fresh)
         titles = await asyncio.to_thread(_titles, fresh)
-        if isinstance(self.engine, EngineProcess):
-            await asyncio.to_thread(self.engine.prepare, fresh.index)
+        await asyncio.to_thread(self.engine.prepare, fresh.index)
         before, self.bundle, self.popularity, self.titles = self.bundle, fresh, popularity, titles
         return before, fresh
 

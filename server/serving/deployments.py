@@ -1,4 +1,4 @@
-"""What is being served, and the swap to another version of its index or to another bundle."""
+"""The deployment that is served now, and the swap to another version of its index or to another bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import BundleError
 from server.api.errors import BundleRefusedError, EngineUnavailableError, IndexRefusedError, NotFoundError
-from server.engine.contract import Engine, EngineError, EngineLostError
+from server.engine.contract import EngineError, EngineLostError, HostedEngine
 from server.runtime import garbage
 from server.serving.deployment import Deployment
 from server.settings import Settings
@@ -17,17 +17,22 @@ from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("server.serving.deployments")
 
-Reopen = Callable[[], tuple[Bundle, Engine]]
+Reopen = Callable[[], tuple[Bundle, HostedEngine]]
 
 
-class Served:
-    """Holds the deployment. A request reads it once, and so begins and ends on one bundle and index version.
+class Deployments:
+    """Holds the current deployment. A request reads it once, and so keeps to one bundle and index version.
 
-    reopen: opens the bundle that is now at the path that is served, and makes an engine for it.
+    reopen: opens the bundle that is now at the served path, and makes an engine for it; None if there is no path.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, metrics: Metrics, settings: Settings, reopen: Reopen | None
+        self,
+        bundle: Bundle,
+        engine: HostedEngine,
+        metrics: Metrics,
+        settings: Settings,
+        reopen: Reopen | None,
     ) -> None:
         self.current = Deployment(bundle, engine, metrics, settings)
         self._metrics = metrics
@@ -36,20 +41,21 @@ class Served:
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         metrics.name_bundle(bundle)
-        metrics.watch_memory(lambda: self.current.engine_pid)
+        metrics.watch_memory(lambda: self.current.engine.pid)
 
     async def start(self) -> None:
+        """Start the current deployment. Raises what its engine raises."""
         await self.current.start()
 
     async def stop(self) -> None:
-        """End what is served and what is still retiring."""
+        """Stop the current deployment and those that are still retiring."""
         await asyncio.gather(self.current.scheduler.stop(self._settings.shutdown_seconds), *self._retiring)
 
     async def refresh_index(self) -> tuple[Bundle, Bundle]:
-        """Serve the index version that is now the current one on disk: what was served before, and what is now.
+        """Serve the index version that is now the current one on disk. Returns the bundle before, and after.
 
-        Raises `IndexRefusedError` for a damaged version, `EngineUnavailableError` if the engine is lost meanwhile; the
-        version that was served goes on.
+        Raises `IndexRefusedError` for a damaged version, `EngineUnavailableError` if the engine is lost meanwhile;
+        the old version goes on.
         """
         async with self._swapping:
             try:
@@ -68,10 +74,10 @@ class Served:
             return before, fresh
 
     async def refresh_bundle(self) -> tuple[Bundle, Bundle]:
-        """Serve the bundle that is now at the served path: what was served before, and what is now. Its engine is
-        started and warmed up beside the old one, which ends when its last request has been answered.
+        """Serve the bundle that is now at the served path. Returns the bundle before, and after.
 
-        Raises `BundleRefusedError` for one that cannot be served; the old one goes on.
+        Its engine is started and warmed up next to the old one, which ends when its last request has been answered.
+        Raises `BundleRefusedError` for a bundle that cannot be served; the old one goes on.
         """
         if self._reopen is None:
             raise NotFoundError("This server was not started from a path.")

@@ -9,9 +9,9 @@ Stage = Literal["starting", "ready", "draining"]
 
 
 class Readiness:
-    """What `/health/ready` says. A draining server still answers whatever reaches it.
+    """The state that `/health/ready` reports. A draining server still answers all requests that reach it.
 
-    running: whether the engine is there.
+    running: tells whether the engine runs.
     """
 
     def __init__(self, running: Callable[[], bool] = lambda: True) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.engines import hosted
 
 from index.bundle.bundle import Bundle
 from server.app import create_app
@@ -35,7 +36,7 @@ def make_client(bundle: Bundle, engine: TorchEngine) -> Iterator[MakeClient]:
     with ExitStack() as running:
 
         def make(with_engine: Engine | None = None, **settings: Any) -> TestClient:
-            app = create_app(bundle, with_engine or engine, Settings(**settings))
+            app = create_app(bundle, hosted(with_engine or engine), Settings(**settings))
             return running.enter_context(TestClient(app))
 
         yield make
@@ -44,5 +45,5 @@ def make_client(bundle: Bundle, engine: TorchEngine) -> Iterator[MakeClient]:
 @pytest.fixture(scope="module")
 def client(bundle: Bundle, engine: TorchEngine) -> Iterator[TestClient]:
     """One application with the default settings, shared by the tests of a module."""
-    with TestClient(create_app(bundle, engine, Settings())) as started:
+    with TestClient(create_app(bundle, hosted(engine), Settings())) as started:
         yield started

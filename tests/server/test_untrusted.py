@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
-from support.engines import GatedEngine
+from support.engines import GatedEngine, hosted
 from support.paths import ROOT
 
 from index.bundle.bundle import Bundle
@@ -114,7 +114,7 @@ def test_the_check_can_fail(source: str) -> None:
 def watched(bundle: Bundle, engine: TorchEngine) -> Iterator[tuple[TestClient, list[list[RankRequest]]]]:
     """A client, and the prompts that reach the engine."""
     gated = GatedEngine(engine)
-    with TestClient(create_app(bundle, gated, Settings())) as client:
+    with TestClient(create_app(bundle, hosted(gated), Settings())) as client:
         yield client, gated.batches
 
 

@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from server.engine.contract import Answered, Engine, Ranking, RankRequest
+from server.engine.contract import Engine, HostedEngine, OnDone, Ranking, RankRequest
+from server.engine.in_process import InProcess
 from server.engine.torch_backend.engine import TorchEngine
+
+
+def hosted(engine: Engine) -> HostedEngine:
+    """The engine with the life cycle that schedulers and applications need."""
+    return engine if hasattr(engine, "submit") else InProcess(engine)
 
 
 class GatedEngine:
@@ -49,15 +55,15 @@ class FailingEngine:
         return self.engine.rank(requests)
 
 
-class SteppedEngine:
-    """A continuous engine around the real one, which takes a step for each permit.
+class SteppedEngine(InProcess):
+    """A hosted engine around the real one that takes requests while it works, and a step for each permit.
 
     taken: what it was given. steps: how many it has begun.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
+        super().__init__(engine)
         self.engine = engine
-        self.everything = engine.everything
         self.permits = threading.Semaphore(0)
         self.taken: list[list[RankRequest]] = []
         self.steps = 0
@@ -65,20 +71,17 @@ class SteppedEngine:
         self._arrived: dict[Any, RankRequest] = {}
         self._working = False
 
-    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
-        return self.engine.rank(requests)
-
-    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
+    def submit(self, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
         with self._lock:
             self._arrived.update(requests)
             self.taken.append(list(requests.values()))
             begin, self._working = not self._working, True
         if begin:
-            threading.Thread(target=self._work, args=(answered,), daemon=True).start()
+            threading.Thread(target=self._work, args=(on_done,), daemon=True).start()
 
-    def _work(self, answered: Answered) -> None:
+    def _work(self, on_done: OnDone) -> None:
         while self._working:
-            self.engine.serve({}, self._arrivals, answered)
+            self.engine.serve({}, self._arrivals, on_done)
             with self._lock:
                 self._working = bool(self._arrived)
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 from support.bundles import make_bundle
-from support.engines import assert_same_ranking
+from support.engines import assert_same_ranking, hosted
 
 from bench.untrained import publish_untrained
 from index.bundle.bundle import Bundle
 from server.app import create_app
-from server.engine.contract import Engine, EngineError, RankRequest
+from server.engine.contract import Engine, EngineBrokenError, EngineError, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
-from server.engine.vllm_backend.engine import VllmEngine, VllmLostError
+from server.engine.torch_backend.engine import TorchEngine
+from server.engine.vllm_backend.engine import VllmEngine
 from server.engine.vllm_backend.legal_tokens import LegalTokens
 from server.settings import Settings
 
@@ -41,8 +42,8 @@ def opened() -> Iterator[Open]:
     """`VllmEngine.open`, and what it opened is closed after the test."""
     with ExitStack() as engines:
 
-        def open_(bundle: Bundle, **options: Any) -> VllmEngine:
-            engine = VllmEngine.open(bundle, **options)
+        def open_(bundle: Bundle, cache_bytes: int = 1 << 30) -> VllmEngine:
+            engine = VllmEngine.open(bundle, EngineOptions(cache_bytes=cache_bytes))
             engines.callback(engine.close)
             return engine
 
@@ -59,7 +60,7 @@ def test_weights_that_are_not_finite_are_reported_and_leave_nothing_behind(
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = torch.nan  # of one text token
     model.save_pretrained(bundle.path)
-    engine = opened(bundle, kv_cache_bytes=1 << 28)
+    engine = opened(bundle, 1 << 28)
     with pytest.raises(EngineError, match="not finite"):
         engine.rank([RankRequest([5] * 30, 5, 5), sound])
     assert not engine._llm.has_unfinished_requests()
@@ -73,7 +74,7 @@ def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
     bundle = Bundle.open(make(tmp_path / "bundle"))
     request = RankRequest(list(range(1, 101)), 10, 20)
     expected = TorchEngine.open(bundle).rank([request])[0]
-    engine = opened(bundle, kv_cache_bytes=1 << 28)
+    engine = opened(bundle, 1 << 28)
     executor = engine._llm.model_executor
     execute = executor.execute_model
 
@@ -98,7 +99,7 @@ def test_a_batch_that_vllm_fails_on_leaves_nothing_behind(
         assert_same_ranking(again, expected)
     monkeypatch.setattr(executor, "execute_model", failing_after(0))
     monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: False)
-    with pytest.raises(VllmLostError):
+    with pytest.raises(EngineBrokenError):
         engine.rank([request])
 
 
@@ -107,7 +108,7 @@ def test_backbones_from_scratch(opened: Open, tmp_path: Path) -> None:
     bundle = Bundle.open(make(tmp_path / "bundle", arch="gpt-neox"))
     requests = [RankRequest(list(range(1, length)), 10, 20) for length in (3, 40, 200)]
     expected = TorchEngine.open(bundle).rank(requests)
-    engine = opened(bundle, kv_cache_bytes=1 << 28)
+    engine = opened(bundle, 1 << 28)
     for ranking, other in zip(engine.rank(requests), expected, strict=True):
         assert_same_ranking(ranking, other)
 
@@ -123,7 +124,7 @@ def test_a_server_opens_it_by_its_options(tmp_path: Path) -> None:
     bundle = Bundle.open(make(tmp_path / "bundle"))
 
     def open_(**changes: Any) -> Engine:
-        options = replace(EngineOptions(cache_bytes=1 << 28, kind="vllm"), **changes)
+        options = replace(EngineOptions(cache_bytes=1 << 28, engine="vllm"), **changes)
         return open_engine(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options)
 
     for changes, reason in (
@@ -194,7 +195,7 @@ def test_the_server_answers_with_it(opened: Open, tmp_path: Path) -> None:
     question = {"query": "golden river", "history": [{"item_id": "item-3"}], "limit": 7}
     answers = []
     for engine in (opened(bundle), TorchEngine.open(bundle)):
-        with TestClient(create_app(bundle, engine, Settings())) as client:
+        with TestClient(create_app(bundle, hosted(engine), Settings())) as client:
             response = client.post("/search", json=question)
         assert response.status_code == 200
         answers.append([item["item_id"] for item in response.json()["items"]])

@@ -16,6 +16,7 @@ from support.engines import assert_same_ranking
 from index.bundle.bundle import Bundle
 from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
 from server.engine.vllm_backend.engine import VllmEngine
 
@@ -46,7 +47,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     normalisation, spelling = request.param
     path = make(tmp_path_factory.mktemp("bundle") / "bundle", normalisation=normalisation, spelling=spelling)
     bundle = Bundle.open(path)
-    engine = VllmEngine.open(bundle, kv_cache_bytes=1 << 28)
+    engine = VllmEngine.open(bundle, EngineOptions(cache_bytes=1 << 28))
     yield Pair(TorchEngine.open(bundle), engine, len(bundle.index.catalogue))
     engine.close()
 
@@ -123,7 +124,7 @@ def test_a_request_whose_time_is_up_is_given_up_and_disturbs_nobody(
 
 def test_a_request_for_which_nobody_waits_is_given_up(pair: Pair) -> None:
     asked = count()
-    left = RankRequest(prompt(95), 5, 10, gone=lambda: next(asked) > 0)  # between two levels
+    left = RankRequest(prompt(95), 5, 10, cancelled=lambda: next(asked) > 0)  # between two levels
     ranking, other = pair.vllm.rank([left, RankRequest(prompt(30), 5, 10)])
     assert ranking.expired
     assert (ranking.items, len(other.items)) == ([], 5)

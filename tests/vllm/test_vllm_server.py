@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
+from support.engines import hosted
 from support.servers import Server, wait_until
 
 from index.bundle.bundle import Bundle
@@ -77,7 +78,7 @@ def cached_tokens(client: httpx.Client) -> float:
 def expected(path: Path) -> list[list[str]]:
     """Those of the torch engine."""
     bundle = Bundle.open(path)
-    with TestClient(create_app(bundle, TorchEngine.open(bundle), Settings())) as client:
+    with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), Settings())) as client:
         return answers(client)
 
 

@@ -1,4 +1,4 @@
-"""One engine process, seen from the server: its pipe, what it has in hand, and how long it may take."""
+"""One engine process, seen from the server: its pipe, its requests in flight, and how long it may take."""
 
 from __future__ import annotations
 
@@ -6,57 +6,57 @@ import ctypes
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
-from server.engine.contract import Answered, EngineError, EngineLostError, Outcome
+from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process import worker
 from server.engine.process.template import CONTEXT
 from server.engine.process.wire import (
-    Answers,
     Command,
     Failure,
     Open,
     Rank,
+    Ranked,
     Reply,
     WireRequest,
     decode_reply,
     encode,
 )
-from server.engine.torch_backend.engine import EngineOptions
 
 START_SECONDS = 600.0  # for a worker to open its bundle, and again to warm up
-WATCHED = 1024  # requests in hand that can be given up; what exceeds them is computed to the end
-WATCH_SECONDS = 0.05  # between two looks whether somebody still waits
+WATCHED = 1024  # requests in flight that can be cancelled; those beyond are computed to the end
+WATCH_SECONDS = 0.05  # between two looks for cancelled requests
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request on its way. gone: whether nobody waits for it any more; the worker then leaves it."""
+class _InFlight:
+    """A request that the worker has. key: the caller's; on_done: receives its outcome."""
 
-    request: WireRequest
-    gone: Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _InHand:
-    key: Hashable
-    gone: Callable[[], bool]
-    answered: Answered
+    key: Any
+    request: RankRequest
+    on_done: OnDone
 
 
 class Child:
-    """Forked from the template; it has opened the bundle. Any thread may use it, and a thread of its own reads what it
-    answers.
+    """A process that was forked from the template and has opened the bundle. Any thread may use this object.
 
-    version: of the index. bundle_id: what the bundle at `path` has to be. lost: called with this object, before anybody
-    else learns of it, when the process has ended, or was killed because it gave no answer for `stall_seconds` while it
-    had something to do. Raises `EngineError` if it does not start.
+    A thread of its own reads the replies.
+
+    path: of the bundle.
+    version: of the index that is opened first.
+    options, log_level: for the engine and the log of the process.
+    bundle_id: id that the bundle at `path` must have.
+    on_lost: called with this object, before anybody else learns of it, when the process has ended, or was killed
+        because it did not reply for `stall_seconds` while it had something to do.
+    Raises `EngineError` if the process does not start.
     """
 
     def __init__(
@@ -66,51 +66,51 @@ class Child:
         options: EngineOptions,
         log_level: str,
         bundle_id: str,
-        lost: Callable[[Child], None],
+        on_lost: Callable[[Child], None],
     ) -> None:
         self.stall_seconds = START_SECONDS
-        self._lost = lost
+        self._on_lost = on_lost
         self._connection, theirs = CONTEXT.Pipe()
-        self._given_up: ctypes.Array[ctypes.c_bool] = CONTEXT.RawArray(ctypes.c_bool, WATCHED)
+        self._cancelled: ctypes.Array[ctypes.c_bool] = CONTEXT.RawArray(ctypes.c_bool, WATCHED)
         self._sending = threading.Lock()
-        self._changed = threading.Condition()  # of what follows
-        self._in_hand: dict[int, _InHand] = {}  # by the numbers that the worker knows
+        self._changed = threading.Condition()  # guards all that follows
+        self._in_flight: dict[int, _InFlight] = {}  # by the numbers that the worker knows
         self._opening: deque[Future[None]] = deque()
-        self._latest = 0.0  # when it answered last, or was given something to do (`monotonic`)
+        self._latest = 0.0  # time of the latest reply, or of the first thing to do (`monotonic`)
         self._killed = False
         self._end: EngineLostError | None = None
         self.process: ForkServerProcess = CONTEXT.Process(
             target=worker.run,
-            args=(theirs, self._given_up, path, version, options, log_level, bundle_id),
+            args=(theirs, self._cancelled, path, version, options, log_level, bundle_id),
             name="gems-engine",
             daemon=True,
         )
         self.process.start()
         theirs.close()
-        self._started()
+        self._wait_started()
         self.started = time.monotonic()
-        threading.Thread(target=self._receive, name="engine-answers", daemon=True).start()
+        threading.Thread(target=self._receive, name="engine-replies", daemon=True).start()
 
-    def submit(self, requests: Mapping[Hashable, Asked], answered: Answered) -> None:
-        """See `ContinuousEngine.submit`."""
+    def submit(self, requests: Mapping[Any, tuple[RankRequest, WireRequest]], on_done: OnDone) -> None:
+        """Send requests, each in both of its forms, by the caller's keys; see `HostedEngine.submit`."""
         wired: dict[int, WireRequest] = {}
         with self._changed:
             end = self._end
             if end is None:
                 self._busy()
-                for key, asked in requests.items():
-                    number = self._number()
+                for key, (request, wire) in requests.items():
+                    number = self._free_number()
                     if number < WATCHED:
-                        self._given_up[number] = False
-                    self._in_hand[number] = _InHand(key, asked.gone, answered)
-                    wired[number] = asked.request
+                        self._cancelled[number] = False
+                    self._in_flight[number] = _InFlight(key, request, on_done)
+                    wired[number] = wire
         if end is not None:
-            answered(dict.fromkeys(requests, end))
+            on_done(dict.fromkeys(requests, end))
         else:
             self._send(Rank(requests=wired))
 
     def open(self, version: str) -> None:
-        """Open a version of the index. Raises `EngineError`."""
+        """Have the worker open a version of the index. Raises `EngineError`."""
         opened: Future[None] = Future()
         with self._changed:
             if self._end is not None:
@@ -121,23 +121,23 @@ class Child:
         opened.result()
 
     def kill(self) -> None:
-        """What it has in hand fails with `EngineLostError`."""
+        """Kill the process. Requests in flight fail with `EngineLostError`."""
         self.process.kill()
         with self._changed:
             self._killed = True
             self._changed.notify()
 
-    def _number(self) -> int:
-        return next(number for number in count() if number not in self._in_hand)
+    def _free_number(self) -> int:
+        return next(number for number in count() if number not in self._in_flight)
 
     def _busy(self) -> None:
-        if not self._in_hand and not self._opening:
+        """Note that the worker has something to do from now on."""
+        if not self._in_flight and not self._opening:
             self._latest = time.monotonic()
         self._changed.notify()
 
     def _send(self, command: Command) -> None:
-        """A process that is stopped reads nothing: this waits until it goes on, or is killed because it gives no
-        answer."""
+        """Send a command. Blocks while the process reads nothing: until it goes on, or is killed as stalled."""
         with self._sending:
             try:
                 self._connection.send_bytes(encode(command))
@@ -145,13 +145,13 @@ class Child:
                 self.kill()
 
     def _receive(self) -> None:
-        """Hand on what is answered, until the process ends."""
+        """Pass on replies until the process ends."""
         try:
             while True:
-                self._wait()
+                self._wait_readable()
                 with self._killed_after(self.stall_seconds):
                     reply = decode_reply(self._connection.recv_bytes())
-                self._hand_on(reply)
+                self._pass_on(reply)
         except TimeoutError as error:
             end = EngineLostError(str(error))
         except (EOFError, OSError):
@@ -159,30 +159,30 @@ class Child:
         except ValueError as error:
             end = EngineLostError(f"the engine's answer cannot be read: {str(error)[:200]}")
         self.process.kill()
-        self._lost(self)
+        self._on_lost(self)
         with self._changed:
             self._end = end
-            in_hand, opening = list(self._in_hand), list(self._opening)
-        self._settle(dict.fromkeys(in_hand, end))
+            in_flight, opening = list(self._in_flight), list(self._opening)
+        self._settle(dict.fromkeys(in_flight, end))
         for opened in opening:
             opened.set_exception(end)
 
-    def _wait(self) -> None:
-        """Until there is something to read. Meanwhile the worker is told who is not waited for any more."""
+    def _wait_readable(self) -> None:
+        """Wait until there is something to read. Meanwhile mark cancelled requests for the worker."""
         with self._changed:
-            while not self._in_hand and not self._opening and not self._killed:
+            while not self._in_flight and not self._opening and not self._killed:
                 self._changed.wait()
         while not self._connection.poll(WATCH_SECONDS):
             if time.monotonic() > self._latest + self.stall_seconds:
                 raise TimeoutError(f"the engine did not answer within {self.stall_seconds:g} s")
             with self._changed:
-                watched = [(number, each.gone) for number, each in self._in_hand.items() if number < WATCHED]
-            for number, gone in watched:
-                self._given_up[number] = gone()
+                watched = [(n, each.request) for n, each in self._in_flight.items() if n < WATCHED]
+            for number, request in watched:
+                self._cancelled[number] = request.cancelled()
 
-    def _hand_on(self, reply: Reply) -> None:
+    def _pass_on(self, reply: Reply) -> None:
         self._latest = time.monotonic()
-        if isinstance(reply, Answers):
+        if isinstance(reply, Ranked):
             failures = {number: EngineError(reason) for number, reason in reply.failures.items()}
             self._settle({**reply.rankings, **failures})
             return
@@ -194,17 +194,17 @@ class Child:
             opened.set_result(None)
 
     def _settle(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Tell those who asked, each of them all at once."""
-        told: dict[Answered, dict[Hashable, Outcome]] = {}
+        """Report outcomes: one call for each callback."""
+        reports: dict[OnDone, dict[Any, Outcome]] = {}
         with self._changed:
             for number, outcome in outcomes.items():
-                each = self._in_hand.pop(number)
-                told.setdefault(each.answered, {})[each.key] = outcome
-        for answered, theirs in told.items():
-            answered(theirs)
+                each = self._in_flight.pop(number)
+                reports.setdefault(each.on_done, {})[each.key] = outcome
+        for on_done, theirs in reports.items():
+            on_done(theirs)
 
-    def _started(self) -> None:
-        """Wait for the worker's word that it has opened everything."""
+    def _wait_started(self) -> None:
+        """Wait until the worker reports that it has opened everything."""
         try:
             with self._killed_after(START_SECONDS):
                 reply = decode_reply(self._connection.recv_bytes())
@@ -217,8 +217,10 @@ class Child:
 
     @contextmanager
     def _killed_after(self, seconds: float) -> Iterator[None]:
-        """Raise `TimeoutError` if the block takes longer. A process that is stopped in the middle of a message keeps
-        whoever reads it waiting: only its end frees them."""
+        """Kill the process and raise `TimeoutError` if the block takes longer than `seconds`.
+
+        A process that stops in the middle of a message keeps its reader waiting: only its end frees the reader.
+        """
         late = threading.Event()
 
         def kill() -> None:

@@ -1,5 +1,4 @@
-"""The engine in a process of its own, supervised: when it dies or hangs, what it has in hand fails, and a new one is
-started.
+"""The engine in a process of its own, supervised: if it dies or hangs, its requests fail and another is started.
 
 The new process is forked from a template that has imported everything and never computed (a fork cannot use
 the threads of a parent that has), so that a restart costs no more than opening the bundle.
@@ -11,7 +10,7 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
@@ -22,10 +21,11 @@ from index.bundle.bundle import Bundle
 from index.bundle.item_index import ItemIndex
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
-from server.engine.contract import Answered, EngineError, EngineLostError, Outcome, Ranking, RankRequest
-from server.engine.process.child import Asked, Child
+from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome, Ranking, RankRequest
+from server.engine.options import DEFAULTS, EngineOptions
+from server.engine.process.child import Child
 from server.engine.process.wire import WireRequest
-from server.engine.torch_backend.engine import DEFAULTS, EngineOptions
+from server.engine.waiting import rank_by_submitting
 
 logger = logging.getLogger("server.engine.process.engine_process")
 
@@ -34,9 +34,9 @@ STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when
 
 
 class EngineProcess:
-    """A `ContinuousEngine` whose work is done elsewhere. `start` it before use; any thread may use it.
+    """A `HostedEngine` whose work is done by another process. `start` it before use; any thread may use it.
 
-    stall_seconds: without any answer, while requests are in hand, after which it counts as hung.
+    stall_seconds: seconds without any reply, while requests are in flight, after which the process counts as hung.
     on_restart: called, on a thread of this object's own, whenever a new process replaces a lost one.
     """
 
@@ -55,7 +55,7 @@ class EngineProcess:
         self._versions: WeakKeyDictionary[Trie, tuple[str, SlotSet | None]] = WeakKeyDictionary()
         self._know(bundle.index)
         self._warm_up: Sequence[RankRequest] = ()
-        self._changing = threading.Lock()  # of `_child`, together with `_running`
+        self._changing = threading.Lock()  # guards `_child` together with `_running`
         self._child: Child | None = None
         self._running = threading.Event()
         self._down_since = time.monotonic()
@@ -63,7 +63,7 @@ class EngineProcess:
 
     @property
     def everything(self) -> Allowed:
-        """Every item of the index version taken up last, but for removed ones."""
+        """All items of the index version that was prepared last, without removed ones."""
         return self._everything
 
     @property
@@ -73,11 +73,12 @@ class EngineProcess:
 
     @property
     def down_seconds(self) -> float:
-        """For how long it has not been running."""
+        """Seconds since it stopped running; 0 while it runs."""
         return 0.0 if self.running else time.monotonic() - self._down_since
 
     @property
     def pid(self) -> int | None:
+        """Id of the process; None before the first one is started."""
         child = self._child
         return child.process.pid if child is not None else None
 
@@ -85,15 +86,18 @@ class EngineProcess:
         """Start the process and rank `warm_up`, here and after every restart. Raises `EngineError`."""
         self._warm_up = warm_up
         self._install(self._spawn())
-        atexit.register(self.close)  # before multiprocessing's own exit, which would wait for the process
-        logger.info("the engine is there", extra={"pid": self.pid})
+        atexit.register(
+            self.close
+        )  # runs before multiprocessing's own exit, which would wait for the process
+        logger.info("the engine is ready", extra={"pid": self.pid})
         threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True).start()
 
     def wait_running(self, timeout: float) -> bool:
+        """Wait until it runs, for `timeout` seconds at most. Returns whether it does."""
         return self._running.wait(timeout)
 
     def close(self) -> None:
-        """End the process. What it has in hand fails with `EngineLostError`."""
+        """End the process. Requests in flight fail with `EngineLostError`."""
         self._closing.set()
         atexit.unregister(self.close)
         with self._changing:
@@ -103,22 +107,24 @@ class EngineProcess:
                 self._child.process.join()
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
-        """See `Engine.rank`. Raises `EngineLostError` for requests that were lost, `EngineError` for those that
-        failed."""
-        return _answers(self.submit, requests)
+        """Rank a batch; see `Engine.rank`.
 
-    def submit(self, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
-        """See `ContinuousEngine.submit`. Waits while a process that is stopped reads nothing."""
+        Raises `EngineLostError` if requests were lost, `EngineError` if they failed.
+        """
+        return rank_by_submitting(self.submit, requests)
+
+    def submit(self, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
+        """Take requests; see `HostedEngine.submit`. Blocks while the process reads nothing."""
         child = self._child
         if not self.running or child is None:
-            answered(dict.fromkeys(requests, EngineLostError("the engine is being restarted")))
+            on_done(dict.fromkeys(requests, EngineLostError("the engine is being restarted")))
         else:
-            self._submit_to(child, requests, answered)
+            self._submit_to(child, requests, on_done)
 
     def prepare(self, index: ItemIndex) -> None:
-        """Take up a version of the bundle's index: requests may name it from now on. Raises `EngineError`.
+        """Open a version of the bundle's index: requests may use it from now on. Raises `EngineError`.
 
-        If there is no process, the next one starts with this version; the one before may be gone from the disk.
+        If there is no process, the next one starts with this version: the one before may have left the disk.
         """
         child = self._child
         if self.running and child is not None:
@@ -131,18 +137,18 @@ class EngineProcess:
         self._everything = Allowed.of(index.trie, index.living)
         self._versions[index.trie] = (index.version, index.living)
 
-    def _submit_to(self, child: Child, requests: Mapping[Any, RankRequest], answered: Answered) -> None:
-        asked: dict[Hashable, Asked] = {}
-        refused: dict[Hashable, Outcome] = {}
+    def _submit_to(self, child: Child, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
+        wired: dict[Any, tuple[RankRequest, WireRequest]] = {}
+        refused: dict[Any, Outcome] = {}
         for key, request in requests.items():
             try:
-                asked[key] = Asked(self._wired(request), request.gone)
+                wired[key] = request, self._wired(request)
             except EngineError as error:
                 refused[key] = error
         if refused:
-            answered(refused)
-        if asked:
-            child.submit(asked, answered)
+            on_done(refused)
+        if wired:
+            child.submit(wired, on_done)
 
     def _wired(self, request: RankRequest) -> WireRequest:
         allowed = request.allowed or self.everything
@@ -153,7 +159,7 @@ class EngineProcess:
         return WireRequest.of(request, allowed, version, living)
 
     def _lose(self, child: Child) -> None:
-        """Nothing more is sent to this one; the supervisor, who waits for its end, starts the next."""
+        """Stop using a process; the supervisor, which waits for its end, starts the next one."""
         with self._changing:
             if self._child is child and self._running.is_set():
                 self._running.clear()
@@ -190,19 +196,18 @@ class EngineProcess:
                 try:
                     fresh = self._spawn()
                     break
-                except (
-                    Exception
-                ) as error:  # whatever it is, without an engine there is nothing but to try again
+                # Whatever it is: without an engine nothing is left but to try again.
+                except Exception as error:
                     logger.error("the engine does not start", extra={"reason": str(error)[:500]})
             self.on_restart()
             self._install(fresh)
             logger.info("the engine is back", extra={"pid": fresh.process.pid})
 
     def _spawn(self) -> Child:
-        """A process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
+        """Start a process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
         child = Child(self._path, self._version, *self._options, self._lose)
         try:
-            _answers(partial(self._submit_to, child), self._warm_up)
+            rank_by_submitting(partial(self._submit_to, child), self._warm_up)
         except EngineLostError as error:
             raise EngineError("the engine's process ended, or took too long, before it was ready") from error
         except EngineError:
@@ -210,27 +215,3 @@ class EngineProcess:
             raise
         child.stall_seconds = self._stall_seconds
         return child
-
-
-def _answers(
-    submit: Callable[[Mapping[Any, RankRequest], Answered], None], requests: Sequence[RankRequest]
-) -> list[Ranking]:
-    """Wait for all answers. Raises the first failure."""
-    outcomes: dict[Hashable, Outcome] = {}
-    done = threading.Event()
-
-    def answered(some: Mapping[Hashable, Outcome]) -> None:
-        outcomes.update(some)
-        if len(outcomes) == len(requests):
-            done.set()
-
-    if requests:
-        submit(dict(enumerate(requests)), answered)
-        done.wait()
-    rankings: list[Ranking] = []
-    for number in range(len(requests)):
-        outcome = outcomes[number]
-        if isinstance(outcome, Exception):
-            raise outcome
-        rankings.append(outcome)
-    return rankings

@@ -1,4 +1,4 @@
-"""The process that engine processes are forked from. It has imported everything and computes nothing."""
+"""The template process, from which engine processes are forked: it has imported everything and computes nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ CONTEXT.set_forkserver_preload(["server.engine.process.worker"])
 
 
 def begin() -> None:
-    """Start it now, so that its imports take place beside the caller's own. It ends with the caller."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what native code warns of would be no JSON lines
+    """Start the template now, so that it imports while the caller does. It ends with the caller."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of native code would be no JSON lines
     forkserver.ensure_running()

@@ -1,7 +1,7 @@
-"""What passes between the server and its engine process: JSON, read into checked types. Nothing is unpickled.
+"""Messages between the server and its engine process: JSON, read into checked types. Nothing is unpickled.
 
-Tries are not sent: both sides map the same files, and a request names the version of the index. Of `Allowed`
-travel the chosen slots, as bits or as a list, whichever is shorter, and the excluded ones.
+Tries are not sent: both sides map the same files, and a request names the version of the index. Of `Allowed` only the
+chosen slots are sent, as bits or as a list, whichever is shorter, and the excluded ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import Ranking, RankRequest
 
-_VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "gone")]
+_VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "cancelled")]
 
 
 class _Message(BaseModel):
@@ -47,8 +47,13 @@ class Chosen(_Message):
 
 
 class WireRequest(_Message):
-    """A `RankRequest`. values: of all its fields but `allowed` and `gone`. chosen: as in `Allowed`; `living` stands
-    for the items of the version that are not removed."""
+    """A `RankRequest` on its way to the engine's process.
+
+    values: all its fields but `allowed` and `cancelled`.
+    version: name of the index version that `allowed` belongs to.
+    chosen: chosen slots as in `Allowed`; `living` stands for the items of the version that are not removed.
+    excluded: slots that are left out.
+    """
 
     values: dict[str, Any]
     version: str
@@ -57,7 +62,7 @@ class WireRequest(_Message):
 
     @classmethod
     def of(cls, request: RankRequest, allowed: Allowed, version: str, living: SlotSet | None) -> WireRequest:
-        """living: that of the version, so that it is known again and need not be sent."""
+        """Encode a request. living: slots of the version's items that are not removed; they are not sent."""
         chosen = allowed.chosen
         return cls(
             values={name: getattr(request, name) for name in _VALUES},
@@ -67,19 +72,19 @@ class WireRequest(_Message):
         )
 
     def rank_request(
-        self, versions: Mapping[str, tuple[Trie, SlotSet | None]], gone: Callable[[], bool]
+        self, versions: Mapping[str, tuple[Trie, SlotSet | None]], cancelled: Callable[[], bool]
     ) -> RankRequest:
-        """versions: trie and living slots by name, that of the request among them."""
+        """Decode the request. versions: trie and living slots of index versions, by name."""
         trie, living = versions[self.version]
         chosen = self.chosen.slot_set(trie.items) if isinstance(self.chosen, Chosen) else None
         if self.chosen == "living":
             chosen = living
         allowed = Allowed(trie, chosen, np.array(self.excluded, np.int64))
-        return RankRequest(**self.values, allowed=allowed, gone=gone)
+        return RankRequest(**self.values, allowed=allowed, cancelled=cancelled)
 
 
 class Rank(_Message):
-    """Rank requests, under numbers that no other has at the time; each is answered in some `Answers`."""
+    """Rank requests, under numbers that differ from all in flight; each is answered in some `Ranked`."""
 
     kind: Literal["rank"] = "rank"
     requests: dict[int, WireRequest]
@@ -92,10 +97,10 @@ class Open(_Message):
     version: str
 
 
-class Answers(_Message):
+class Ranked(_Message):
     """Rankings, and reasons why there is none, by the numbers of the requests."""
 
-    kind: Literal["answers"] = "answers"
+    kind: Literal["ranked"] = "ranked"
     rankings: dict[int, Ranking]
     failures: dict[int, str]
 
@@ -105,14 +110,14 @@ class Done(_Message):
 
 
 class Failure(_Message):
-    """What `EngineError` or `BundleError` says."""
+    """The message of an `EngineError` or `BundleError`."""
 
     kind: Literal["failure"] = "failure"
     reason: str
 
 
 Command = Rank | Open
-Reply = Answers | Done | Failure
+Reply = Ranked | Done | Failure
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 

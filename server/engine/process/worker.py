@@ -1,7 +1,8 @@
-"""What runs in the engine's own process: open the bundle, then rank what comes, until the pipe closes.
+"""The engine's own process: it opens the bundle, then ranks what arrives, until the pipe closes.
 
-A thread reads the pipe, so that whoever writes to it does not wait for a step; the engine takes up between two steps
-what was read. The other side is `Child`. The worker ends when the pipe closes, that is also when the server dies.
+A thread reads the pipe, so that the server does not wait for a step when it writes; between two steps the engine takes
+the commands that were read. The other side is `Child`. The worker ends when the pipe closes, also because the server
+died.
 """
 
 from __future__ import annotations
@@ -26,38 +27,38 @@ from index.bundle.manifest import BundleError, refusing, verify
 from index.trie.allowed import SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine
 from server.engine.process.wire import (
-    Answers,
     Command,
     Done,
     Failure,
     Open,
+    Ranked,
     Reply,
     WireRequest,
     decode_command,
     encode,
 )
-from server.engine.torch_backend.engine import EngineOptions
 from server.runtime import garbage, logs
 
 logger = logging.getLogger("server.engine.process.worker")
 
-OPEN_VERSIONS = 4  # of the index: those of the requests that are under way while it is swapped
+OPEN_VERSIONS = 4  # of the index: requests in flight during a swap still use the older ones
 
 
 def run(
     connection: Connection,
-    given_up: ctypes.Array[ctypes.c_bool],
+    cancelled: ctypes.Array[ctypes.c_bool],
     path: Path,
     version: str,
     options: EngineOptions,
     level: str,
     bundle_id: str,
 ) -> None:
-    """The whole life of the process. The first message that it sends is `Done`, or `Failure` and its end.
+    """Live the whole life of the process. Its first message is `Done`, or `Failure` and then it ends.
 
-    given_up: shared with the server, who sets there, by their numbers, which of the requests in hand to leave.
+    cancelled: bool [WATCHED], shared with the server, which marks there requests in flight, by number, to be dropped.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # they go to the server, which ends this process last
@@ -69,7 +70,7 @@ def run(
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        worker = Worker(connection, path, version, options, bundle_id, given_up)
+        worker = Worker(connection, path, version, options, bundle_id, cancelled)
     except (BundleError, EngineError) as error:
         connection.send_bytes(encode(Failure(reason=str(error))))
         return
@@ -96,12 +97,12 @@ class Worker:
         version: str,
         options: EngineOptions,
         bundle_id: str,
-        given_up: ctypes.Array[ctypes.c_bool],
+        cancelled: ctypes.Array[ctypes.c_bool],
     ) -> None:
         self._connection = connection
         self._commands: deque[Command | None] = deque()  # None: the pipe is closed
-        self._unread = threading.Semaphore(0)  # how many they are
-        self._given_up = given_up
+        self._unread = threading.Semaphore(0)  # counts them
+        self._cancelled = cancelled
         self._folder = path / INDEX
         self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
         with refusing(path, "opened"):
@@ -115,12 +116,15 @@ class Worker:
             self._engine = open_engine(path, info, trie, living, options)
 
     def serve(self) -> None:
-        """Obey command after command. Raises `EOFError` when the pipe closes, `EngineError` when the device is lost."""
+        """Obey commands one after the other.
+
+        Raises `EOFError` if the pipe closes, `EngineError` if the device is lost.
+        """
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
             self._unread.acquire()
             first = self._obey(self._commands.popleft())
-            self._engine.serve(first, self._arrivals, self._answer)
+            self._engine.serve(first, self._arrivals, self._report)
 
     def _read(self) -> None:
         try:
@@ -136,14 +140,14 @@ class Worker:
         self._unread.release()
 
     def _arrivals(self) -> dict[int, RankRequest]:
-        """What has come since the last time."""
+        """Return the requests that came since the last call."""
         requests: dict[int, RankRequest] = {}
         while self._unread.acquire(blocking=False):
             requests |= self._obey(self._commands.popleft())
         return requests
 
     def _obey(self, command: Command | None) -> dict[int, RankRequest]:
-        """The requests to rank. Whatever goes wrong concerns this one version or request."""
+        """Obey a command; returns requests to rank. A fault concerns this one version or request only."""
         if command is None:
             raise EOFError
         if isinstance(command, Open):
@@ -154,7 +158,7 @@ class Worker:
             try:
                 requests[number] = self._read_request(number, request)
             except Exception as error:
-                self._answer({number: error})
+                self._report({number: error})
         return requests
 
     def _opened(self, version: str) -> Reply:
@@ -166,32 +170,32 @@ class Worker:
         return Done()
 
     def _read_request(self, number: int, request: WireRequest) -> RankRequest:
-        if request.version not in self._versions:  # forgotten, or of before a restart
+        if request.version not in self._versions:  # closed meanwhile, or opened before a restart
             self._open(request.version)
-        return request.rank_request(self._versions, partial(self._gone, number))
+        return request.rank_request(self._versions, partial(self._is_cancelled, number))
 
-    def _answer(self, outcomes: Mapping[int, Outcome]) -> None:
+    def _report(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Send outcomes to the server. Raises `EngineError` if the device failed."""
         rankings = {number: each for number, each in outcomes.items() if isinstance(each, Ranking)}
         errors = {number: each for number, each in outcomes.items() if isinstance(each, Exception)}
         for error in {id(each): each for each in errors.values()}.values():  # one may have failed many
             _log(error)
         failures = {number: _reason(error) for number, error in errors.items()}
-        self._send(Answers(rankings=rankings, failures=failures))
+        self._send(Ranked(rankings=rankings, failures=failures))
         for error in errors.values():
-            if isinstance(
-                error, torch.AcceleratorError
-            ):  # all that this process asks of the device will fail now
+            # After such an error everything that this process asks of the device fails.
+            if isinstance(error, torch.AcceleratorError):
                 raise EngineError(f"the device failed: {error}") from error
 
     def _send(self, reply: Reply) -> None:
         self._connection.send_bytes(encode(reply))
 
-    def _gone(self, number: int) -> bool:
+    def _is_cancelled(self, number: int) -> bool:
         """Whether nobody waits any more for the request of this number."""
-        return number < len(self._given_up) and self._given_up[number]
+        return number < len(self._cancelled) and self._cancelled[number]
 
     def _open(self, version: str) -> None:
-        """The server has checked the version's files when it took it up."""
+        """Open a version of the index; the server has checked its files already."""
         with refusing(self._folder / version, "opened"):
             self._versions.pop(version, None)
             self._versions[version] = open_identifiers(self._folder / version)

@@ -1,9 +1,9 @@
 """Attention over the new tokens of several requests in one flat forward pass.
 
-The tokens of all requests stand one after the other in a single row, so that nothing is padded and every
-linear layer sees exactly the tokens that there are. Only attention knows whose they are: each request is a
-`Segment` of the row and attends to keys and values of its own, `KeyValues`, which are written in place and
-never copied or reordered. A pass may hold prompts and beams of different requests side by side.
+The tokens of all requests stand one after the other in a single row: nothing is padded, and every linear layer sees
+real tokens only. Only attention knows which request a token belongs to: each request is a `Segment` of the row and
+attends to its own `KeyValues`, which are written in place and never copied or reordered. A pass may hold prompts and
+beams of different requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KeyValues:
     """
 
     def __init__(self, layers: int, capacity: int, known: Tensor | None = None) -> None:
-        """known: keys and values of the first slots, [layers, 2, kv heads, slots, d], which are copied."""
+        """Allocate the slots. known: keys and values of the first ones, [layers, 2, kv heads, n, d]; copied."""
         self.capacity = capacity
         self._layers = layers
         self._store: Tensor | None = None
@@ -50,7 +50,7 @@ class KeyValues:
         return self._store
 
     def write(self, layer: int, begin: int, keys: Tensor, values: Tensor) -> None:
-        """keys, values: [kv heads, rows, d], for the slots from `begin` on."""
+        """Write keys and values, [kv heads, rows, d] each, to the slots from `begin` on."""
         if self._store is None:
             self._allocate(keys)
         end = begin + keys.shape[1]
@@ -58,7 +58,7 @@ class KeyValues:
         self._stored[layer, 1, :, begin:end] = values
 
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the slots before `end`: [kv heads, end, d] each."""
+        """Return keys and values of the slots before `end`, [kv heads, end, d] each."""
         return self._stored[layer, 0, :, :end], self._stored[layer, 1, :, :end]
 
     @property
@@ -66,16 +66,16 @@ class KeyValues:
         return self._stored.device
 
     def slots(self, which: slice) -> Tensor:
-        """Keys and values of these slots in all layers, to be read or written: [layers, 2, kv heads, slots, d]."""
+        """Return a view of these slots in all layers, to read or to write: [layers, 2, kv heads, slots, d]."""
         return self._stored[:, :, :, which]
 
     def prefix(self, length: int) -> Tensor:
-        """A copy of the first slots in all layers: [layers, 2, kv heads, length, d]."""
+        """Return a copy of the first slots in all layers: [layers, 2, kv heads, length, d]."""
         return self.slots(slice(length)).clone()
 
 
 class Rows(Protocol):
-    """So many rows of a pass, one after the other, and what they attend to."""
+    """Consecutive rows of a pass, and the keys and values that they attend to."""
 
     @property
     def rows(self) -> int: ...
@@ -85,21 +85,22 @@ class Rows(Protocol):
         ...
 
 
-ForwardPass = Callable[
-    [Tensor, Tensor, Sequence[Rows]], Tensor
-]  # ids and positions, int64 [rows], … → [rows, d]
+# ids and positions, int64 [rows] each, and whose rows they are → hidden states [rows, d]
+ForwardPass = Callable[[Tensor, Tensor, Sequence[Rows]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """New tokens of one request: `rows` of them, for the slots from `begin` on.
+    """New tokens of one request.
 
-    own: int64 [rows, depth], the slots that each attends to (its ancestors and itself) beside the first `shared`
-    ones, to which all attend, of which there is at least one; −1 stands for none. None for tokens of a prompt, which
-    attend to all slots up to their own.
+    key_values: where their keys and values are written.
+    begin, rows: they fill `rows` slots from `begin` on.
+    shared: number of first slots to which all of them attend, at least 1; not read for a prompt.
+    own: further slots that each attends to, its ancestors and itself, int64 [rows, depth]; −1 stands for no slot.
+        None for tokens of a prompt, which attend to all slots up to their own.
     """
 
-    memory: KeyValues
+    key_values: KeyValues
     begin: int
     rows: int
     shared: int = 0
@@ -107,12 +108,12 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """Slots that are filled with this segment."""
+        """Number of slots that are filled after this segment."""
         return self.begin + self.rows
 
     @cached_property
     def mask(self) -> Tensor:
-        """Which slots each row attends to: bool [rows, end]."""
+        """Mask of the slots that each row attends to: bool [rows, end]."""
         if self.own is None:
             return torch.ones(self.rows, self.end, dtype=torch.bool).tril(self.begin)
         mask = torch.zeros(self.rows, self.end, dtype=torch.bool).scatter_(1, self.own.clamp(min=0), True)
@@ -120,9 +121,12 @@ class Segment:
         return mask
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """query: [heads, rows, d]; key, value: [kv heads, rows, d] → [rows, heads, d]."""
-        self.memory.write(layer, self.begin, key, value)
-        keys, values = self.memory.read(layer, self.end)
+        """Store key and value, and attend.
+
+        query: [heads, rows, d]; key, value: [kv heads, rows, d] → [rows, heads, d].
+        """
+        self.key_values.write(layer, self.begin, key, value)
+        keys, values = self.key_values.read(layer, self.end)
         scale = scale or query.shape[-1] ** -0.5
         if query.is_cuda:
             if self._own_there is None:
@@ -143,16 +147,20 @@ class Segment:
 
     @cached_property
     def _bias(self) -> Tensor:
-        """The mask as something to add to scores, bfloat16 [rows, end]; made once for all layers."""
+        """The mask in the form that is added to scores, bfloat16 [rows, end]; made once for all layers."""
         return torch.zeros(self.mask.shape, dtype=torch.bfloat16).masked_fill_(~self.mask, -torch.inf)
 
     @cached_property
     def _own_there(self) -> Tensor | None:
-        return None if self.own is None else self.own.to(self.memory.device)
+        return None if self.own is None else self.own.to(self.key_values.device)
 
 
 def fused_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """query: [heads, rows, d]; keys, values: [kv heads, slots, d] → [heads, rows, d]. mask: None for a causal one."""
+    """Attend by torch's fused kernel.
+
+    query: [heads, rows, d]; keys, values: [kv heads, slots, d] → [heads, rows, d].
+    mask: bool [rows, slots] or a bias; None for a causal mask.
+    """
     out = F.scaled_dot_product_attention(
         query.unsqueeze(0),
         keys.unsqueeze(0),
@@ -166,8 +174,9 @@ def fused_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
 
 
 def attention_in_blocks(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """The same as two matrix products for each block of rows. bias: [rows, slots], −inf for what is not attended to.
+    """Attend by two matrix products for each block of rows; shapes as in `fused_attention`.
 
+    bias: [rows, slots], −inf for slots that a row does not attend to.
     On CPUs torch's fused kernel is no faster in bfloat16 than in float32, but its matrix products are, by far.
     Rows fill the last slots in order, so that a block needs no slots behind its last row.
     """
@@ -195,16 +204,15 @@ def attention_in_parts(
     scale: float,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """The same for several requests without any mask: attention to the first `shared` slots, and to the few others of
-    each row's own.
+    """Attend for several requests without any mask: to the first `shared` slots, and to the few own slots of each row.
 
-    Two softmaxes are put together by the logarithms of their sums (Milakov and Gimelshein, arXiv 1805.02867):
+    Two softmaxes are combined by the logarithms of their sums (Milakov and Gimelshein, arXiv 1805.02867):
 
         out = Σ_p exp(lse_p − lse) out_p,   lse = log Σ_p exp(lse_p)
 
-    query: [requests, heads, rows, d]; keys, values: [requests, kv heads, slots, d]; own: int64 [requests, rows, depth],
-    of which −1 stands for none; bias: [requests, shared], added to the scores of all rows of a request
-    → [requests, heads, rows, d].
+    query: [requests, heads, rows, d]; keys, values: [requests, kv heads, slots, d] → [requests, heads, rows, d].
+    own: own slots of each row, int64 [requests, rows, depth]; −1 stands for no slot.
+    bias: [requests, shared], added to the scores of all rows of a request.
     """
     requests, kv_heads, _, d = keys.shape
     folded = query.reshape(requests, kv_heads, -1, d)  # [requests, kv heads, group · rows, d]
@@ -224,8 +232,10 @@ def attention_in_parts(
 def _with_sums(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[requests, heads, rows, d] each, bias as above → attention [requests, heads, rows, d], and the logarithm of its
-    sum, float32 [requests, heads, rows]."""
+    """Attend to all slots; returns also the logarithm of the softmax's sum, float32 [requests, heads, rows].
+
+    query, keys, values: [requests, heads, rows or slots, d]; bias: as in `attention_in_parts`.
+    """
     aten = torch.ops.aten
     if bias is not None:
         bias = bias[:, None, None].expand(*query.shape[:3], -1)
@@ -241,7 +251,7 @@ def _with_sums(
         out, lse, *_ = aten._scaled_dot_product_flash_attention(
             query, keys, values, 0.0, False, False, scale=scale
         )
-    return out, lse[:, :, : query.shape[2]].float()  # the kernels of GPUs pad their sums
+    return out, lse[:, :, : query.shape[2]].float()  # GPU kernels pad the sums
 
 
 def _flat_attention(
@@ -255,7 +265,10 @@ def _flat_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """As `transformers` calls it: query [1, heads, N, d], key and value [1, kv heads, N, d] → [1, N, heads, d]."""
+    """Attend, with the signature of `transformers`.
+
+    query: [1, heads, N, d]; key, value: [1, kv heads, N, d] → [1, N, heads, d].
+    """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     parts, start = [], 0
     for segment in segments:
@@ -270,7 +283,7 @@ AttentionInterface.register(NAME, _flat_attention)
 
 @contextmanager
 def flat_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model's layers attend by segments; outside it is as it was (it may be in training)."""
+    """Make the model's layers attend by segments within the block; afterwards they attend as before."""
     before = model.config._attn_implementation
     model.config._attn_implementation = NAME
     try:

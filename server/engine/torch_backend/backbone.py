@@ -1,4 +1,4 @@
-"""What a search needs of a language model: hidden states of new tokens, of several requests in one pass."""
+"""Backbones: the language model as searches use it, hidden states of new tokens of several requests in one pass."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from index.sequence.language_model import is_encoder_decoder
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from server.engine.contract import EngineError, RankRequest
+from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.attention import ForwardPass, KeyValues, Rows, Segment, flat_attention
 from server.engine.torch_backend.decoder import Decoder
 from server.engine.torch_backend.encoder_decoder import EncoderDecoder
 from server.engine.torch_backend.graphs import PaddedPasses
 from server.engine.torch_backend.out_of_memory import is_out_of_memory
-from server.engine.torch_backend.packed import Precision
 from server.engine.torch_backend.same_logits import same_logits
-from server.engine.torch_backend.search import Feed, Search
+from server.engine.torch_backend.search import ForwardInput, Search
 
 
 class Backbone(Protocol):
-    """A model as the engine uses it. prefixes: whether what is known of a prompt holds for longer ones, too."""
+    """A model as the engine uses it. prefixes: whether keys and values of a prompt hold for longer prompts, too."""
 
     @property
     def prefixes(self) -> bool: ...
@@ -33,27 +33,25 @@ class Backbone(Protocol):
     def search(
         self, request: RankRequest, allowed: Allowed, vocabulary: IdentifierVocabulary, known: Tensor | None
     ) -> Search:
-        """known: see `Search`; None where there are no prefixes."""
+        """Begin a search. known: see `Search`; None if there are no prefixes."""
         ...
 
-    def forward(self, feeds: Sequence[Feed]) -> Tensor:
-        """What output rows are multiplied by, for all tokens that are fed, one feed after the other: [rows, d]."""
+    def forward(self, inputs: Sequence[ForwardInput]) -> Tensor:
+        """Return the hidden states that output rows are multiplied by, one input after the other: [rows, d]."""
         ...
 
 
 def backbone_of(
     model: PreTrainedModel,
     vocabulary: IdentifierVocabulary,
-    precision: Precision | None,
-    graphs: int = 0,
-    slots: int = 0,
+    options: EngineOptions,
 ) -> Backbone:
-    """The fastest there is for this model, with logits that were compared with the model's own.
+    """Make the fastest backbone for this model; its logits were compared with the model's own.
 
-    precision: to work with a packed copy of the weights; None to read the model's own, which may change.
-    graphs: how many to keep of passes of codes, where the weights are packed; slots: see `PaddedPasses`.
+    options: precision, cuda_graphs and max_batch_tokens are read.
     Raises `EngineError` for models that the engine would get wrong.
     """
+    precision = options.precision
     if is_encoder_decoder(model):
         _no_int8(model, precision)
         reader = EncoderDecoder(model)
@@ -64,21 +62,21 @@ def backbone_of(
     if precision is None or not Decoder.supports(model):
         _no_int8(model, precision)
         return _DecoderOnly(layers, model.device, _Plain(model)).probed(model, vocabulary)
-    # Eight bits move logits further than any tolerance allows: the forward is compared before they are rounded to them.
+    # Eight bits move logits further than any tolerance allows: the forward pass is compared before rounding to them.
     whole: Precision = "float32" if model.dtype == torch.float32 else "bfloat16"
     backbone = _DecoderOnly(layers, model.device, Decoder.of(model, whole)).probed(model, vocabulary)
     if precision != whole:
-        del backbone  # before memory is taken for the other
+        del backbone  # frees its memory for the other
         backbone = _DecoderOnly(layers, model.device, Decoder.of(model, precision))
-    if graphs and vocabulary.levels > 1:
-        backbone.pad(vocabulary.levels - 1, slots, graphs)
+    if options.cuda_graphs and vocabulary.levels > 1:
+        backbone.pad(vocabulary.levels - 1, options)
         if precision == whole:
             backbone.probed(model, vocabulary)
     return backbone
 
 
 class _Plain:
-    """The model's own forward, whose layers attend by segments."""
+    """The model's own forward pass, with layers that attend by segments."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -108,27 +106,28 @@ class _DecoderOnly:
         self._forward_pass = forward_pass
         self._padded: PaddedPasses | None = None
 
-    def pad(self, depth: int, slots: int, kept: int) -> None:
-        """From now on give `PaddedPasses` what they take."""
-        self._padded = PaddedPasses(self._forward_pass, self._device, depth, slots, kept)
+    def pad(self, depth: int, options: EngineOptions) -> None:
+        """Compute passes over beams padded from now on, as far as `PaddedPasses` takes them."""
+        self._padded = PaddedPasses(
+            self._forward_pass, self._device, depth, options.max_batch_tokens, options.cuda_graphs
+        )
 
     def search(
         self, request: RankRequest, allowed: Allowed, vocabulary: IdentifierVocabulary, known: Tensor | None
     ) -> Search:
         return Search(request, allowed, vocabulary, self._layers, known)
 
-    def forward(self, feeds: Sequence[Feed]) -> Tensor:
-        if self._padded is not None and (hidden := self._padded.forward(feeds)) is not None:
+    def forward(self, inputs: Sequence[ForwardInput]) -> Tensor:
+        if self._padded is not None and (hidden := self._padded.forward(inputs)) is not None:
             return hidden
-        ids = torch.cat([feed.ids for feed in feeds])
-        positions = torch.cat([feed.positions for feed in feeds])
-        segments = [feed.segment for feed in feeds]
+        ids = torch.cat([each.ids for each in inputs])
+        positions = torch.cat([each.positions for each in inputs])
+        segments = [each.segment for each in inputs]
         return self._forward_pass(ids.to(self._device), positions.to(self._device), segments)
 
     @torch.inference_mode()
     def probed(self, model: PreTrainedModel, vocabulary: IdentifierVocabulary) -> Self:
-        """Itself, unless its logits are not the model's: two beams that branch after two tokens against two plain
-        forward passes.
+        """Return itself if its logits are the model's: two beams that branch after two tokens, against plain passes.
 
         Some models do more than head × hidden (biases, soft caps, scaled logits); some do not attend by segments.
         """
@@ -139,10 +138,10 @@ class _DecoderOnly:
         theirs = torch.cat([output.logits[0, -1:] for output in plain])
         memory = KeyValues(self._layers, 4)
         try:
-            self.forward([Feed(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2), {})])
+            self.forward([ForwardInput(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2), {})])
             hidden = self.forward(
                 [
-                    Feed(
+                    ForwardInput(
                         torch.tensor(branches),
                         torch.full((2,), 2),
                         Segment(memory, 2, 2, 2, torch.tensor([[2], [3]])),
@@ -165,7 +164,7 @@ class _DecoderOnly:
 
 
 def _refuse(model: PreTrainedModel) -> None:
-    """Raise `EngineError` for what a probe with three tokens would not show."""
+    """Raise `EngineError` for traits of a model that a probe with three tokens would not show."""
     name, config = type(model).__name__, model.config
     window = getattr(config, "sliding_window", None)
     positions = getattr(config, "max_position_embeddings", math.inf)

@@ -1,8 +1,8 @@
-"""The forward of Llama's family and of GPT-NeoX over the flat tokens of several requests.
+"""The forward pass of the Llama family and of GPT-NeoX over the flat tokens of several requests.
 
-The same mathematics as in transformers' modules in a fifth of their operations: linear layers of one input are
-one, their weights are packed, norms are one operation, and masks are made once for all layers. The model's weights
-must not change any more; the model itself can be thrown away.
+The mathematics of transformers' modules in a fifth of their operations: linear layers with the same input are one,
+their weights are packed, a norm is one operation, and masks are made once for all layers. The weights are copied: the
+model itself can be dropped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
+from server.engine.options import Precision
 from server.engine.torch_backend.attention import Rows
-from server.engine.torch_backend.packed import Linear, Precision, dtype_of, pack, packed
+from server.engine.torch_backend.packed import Linear, dtype_of, pack, packed
 
 LLAMA_FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 GPT_NEOX = "GPTNeoXForCausalLM"
@@ -26,7 +27,7 @@ GPT_NEOX = "GPTNeoXForCausalLM"
 
 @dataclass(frozen=True)
 class _Shape:
-    """Heads of queries, heads of keys and values, and the size of all of them."""
+    """Number of query heads, number of heads of keys and values, and the size of a head."""
 
     heads: int
     kv_heads: int
@@ -35,7 +36,7 @@ class _Shape:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What all layers of a pass share. cos, sin: [rows, 1, size] and `half` the turned dimensions, for `_turned`."""
+    """State that all layers of a pass share. cos, sin: [rows, 1, size]; half: half the rotated dimensions."""
 
     segments: Sequence[Rows]
     cos: Tensor
@@ -57,12 +58,12 @@ class Decoder:
 
     @classmethod
     def supports(cls, model: PreTrainedModel) -> bool:
-        """By the name of its class; whether it then computes the same is for a probe to say."""
+        """Whether the model's class is known; a probe tells whether it then computes the same."""
         return type(model).__name__ in (*LLAMA_FAMILY, GPT_NEOX)
 
     @classmethod
     def of(cls, model: PreTrainedModel, precision: Precision) -> Decoder:
-        """Of a model that is supported. Linear layers are copied; all else is shared where it has this precision."""
+        """Make it from a supported model. Linear layers are copied; all else is shared if it has this precision."""
         body, config = model.base_model, model.config
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -77,9 +78,9 @@ class Decoder:
         return cls(embedding, body.rotary_emb, layers, norm, size)
 
     def __call__(self, ids: Tensor, positions: Tensor, segments: Sequence[Rows]) -> Tensor:
-        """ids, positions: int64 [rows], one segment after the other → hidden states [rows, d]."""
+        """Compute hidden states [rows, d]. ids, positions: int64 [rows], one segment after the other."""
         x = F.embedding(ids, self._embedding)
-        cos, sin = self._rotary(x, positions.unsqueeze(0))  # [1, rows, turned dimensions]
+        cos, sin = self._rotary(x, positions.unsqueeze(0))  # [1, rows, rotated dimensions]
         half = cos.shape[-1] // 2
         rest = self._head_size - 2 * half
         sign = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
@@ -107,23 +108,23 @@ class _Norm:
 
 
 class _Layer:
-    """What both families share: attention over the segments."""
+    """A layer of either family; both share the attention over segments."""
 
     def __init__(self, number: int, shape: _Shape) -> None:
         self._number = number
         self._shape = shape
 
     def _attend(self, qkv: Tensor, state: _Pass) -> Tensor:
-        """qkv: [rows, heads + 2 kv heads, size], queries first → [rows, heads · size]."""
+        """Attend. qkv: [rows, heads + 2 kv heads, size], queries first → [rows, heads · size]."""
         heads, kv_heads = self._shape.heads, self._shape.kv_heads
-        turned = _turned(self._normed(qkv[:, : heads + kv_heads]), state).transpose(0, 1)
+        rotated = _rotated(self._normed(qkv[:, : heads + kv_heads]), state).transpose(0, 1)
         values = qkv[:, heads + kv_heads :].transpose(0, 1)
         parts, start = [], 0
         for segment in state.segments:
             rows = slice(start, start + segment.rows)
             parts.append(
                 segment.attend(
-                    self._number, turned[:heads, rows], turned[heads:, rows], values[:, rows], None
+                    self._number, rotated[:heads, rows], rotated[heads:, rows], values[:, rows], None
                 )
             )
             start += segment.rows
@@ -195,9 +196,11 @@ class _NeoXLayer(_Layer):
         return attended.add_(mlp)
 
 
-def _turned(x: Tensor, state: _Pass) -> Tensor:
-    """Rotary positions (Su et al., arXiv 2104.09864): (a, b, c) → (a cos − b sin, b cos + a sin, c), where a and b
-    are the two halves of the dimensions that are turned. `sin` has its signs already; c has cos = 1, sin = 0."""
+def _rotated(x: Tensor, state: _Pass) -> Tensor:
+    """Rotate by position (Su et al., arXiv 2104.09864): (a, b, c) → (a cos − b sin, b cos + a sin, c).
+
+    a and b are the two halves of the rotated dimensions. `sin` has its signs already; c has cos = 1, sin = 0.
+    """
     half = state.half
     swapped = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], dim=-1)
     return torch.addcmul(x * state.cos, swapped, state.sin)

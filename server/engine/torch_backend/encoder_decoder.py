@@ -6,8 +6,8 @@
                        to all of the prompt  → the beam of level j
 
 T5 does not scale its dot products, and adds a learned bias by relative position. In the decoder that is a difference of
-depths, not of places among the flattened beams. The encoder reads in both directions: with one more event, all that
-it computed of a history changes, so nothing is kept from prompt to prompt.
+depths, not of places among the flattened beams. The encoder reads in both directions: one more event changes all its
+results for a history, so that there is no prefix cache.
 
 Requests share passes without padding, as in `attention`. The forward is our own because `transformers` has none for
 rows of several requests; the linear maps, norms and feed-forward layers are the model's modules.
@@ -30,15 +30,19 @@ from index.trie.allowed import Allowed
 from server.engine.contract import EngineError, RankRequest
 from server.engine.torch_backend.attention import KeyValues, Segment
 from server.engine.torch_backend.same_logits import same_logits
-from server.engine.torch_backend.search import Feed, Search
+from server.engine.torch_backend.search import ForwardInput, Search
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(eq=False)
 class Encoded:
-    """What the decoder attends to beside itself: keys and values [heads, P, d] of the prompt, of each decoder layer;
-    and the depths, int64 [slots], of the decoder's own slots that are filled."""
+    """An encoded prompt, and how far its decoder is.
+
+    prompt: token ids.
+    layers: keys and values [heads, P, d] of the prompt for each decoder layer; empty before it is encoded.
+    depths: depths of the decoder's slots that are filled, int64 [slots].
+    """
 
     prompt: Sequence[int]
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -46,8 +50,8 @@ class Encoded:
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderFeed(Feed):
-    """The rows of a request in a decoder pass; its prompt is encoded in the first."""
+class DecoderInput(ForwardInput):
+    """Rows of a request in a decoder pass; the first pass encodes its prompt."""
 
     encoded: Encoded
 
@@ -66,19 +70,18 @@ class DecoderSearch(Search):
         super().__init__(replace(request, prompt=[start]), allowed, vocabulary, layers)
         self._encoded = Encoded(request.prompt)
 
-    def feed(self) -> list[Feed]:
+    def next_inputs(self) -> list[ForwardInput]:
         return [
-            DecoderFeed(feed.ids, feed.positions, feed.segment, feed.last, self._encoded)
-            for feed in super().feed()
+            DecoderInput(one.ids, one.positions, one.segment, one.last, self._encoded)
+            for one in super().next_inputs()
         ]
 
 
 class EncoderDecoder:
     """Searches and forward passes of a T5."""
 
-    prefixes = (
-        False  # an encoder reads in both directions: nothing that it made of a prompt holds for a longer one
-    )
+    # An encoder reads in both directions: its results for a prompt do not hold for a longer one.
+    prefixes = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -95,37 +98,37 @@ class EncoderDecoder:
     ) -> Search:
         return DecoderSearch(request, allowed, vocabulary, self._layers, self._start)
 
-    def forward(self, feeds: Sequence[Feed]) -> Tensor:
-        """What the output rows are multiplied by, for all decoder tokens that are fed: float [rows, d]."""
-        return self._forward(cast("Sequence[DecoderFeed]", feeds))  # it made them itself
+    def forward(self, inputs: Sequence[ForwardInput]) -> Tensor:
+        """Return the hidden states of all decoder tokens that output rows are multiplied by: float [rows, d]."""
+        return self._forward(cast("Sequence[DecoderInput]", inputs))  # it made them itself
 
-    def _forward(self, feeds: Sequence[DecoderFeed]) -> Tensor:
-        fresh = list(dict.fromkeys(feed.encoded for feed in feeds if not feed.encoded.layers))
+    def _forward(self, inputs: Sequence[DecoderInput]) -> Tensor:
+        fresh = list(dict.fromkeys(one.encoded for one in inputs if not one.encoded.layers))
         if fresh:
             self._encode(fresh)
         decoder = self._model.decoder
-        biases = [self._decoder_bias(feed) for feed in feeds]
-        hidden = decoder.embed_tokens(torch.cat([feed.ids for feed in feeds]).to(self._model.device))
-        rows = [feed.segment.rows for feed in feeds]
+        biases = [self._decoder_bias(one) for one in inputs]
+        hidden = decoder.embed_tokens(torch.cat([one.ids for one in inputs]).to(self._model.device))
+        rows = [one.segment.rows for one in inputs]
         for layer, block in enumerate(decoder.block):
             itself, across, _ = block.layer
 
             def to_itself(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
-                parts = zip(feeds, biases, *(torch.split(t, rows, 1) for t in (q, k, v)), strict=True)
+                parts = zip(inputs, biases, *(torch.split(t, rows, 1) for t in (q, k, v)), strict=True)
                 found = [_remembered(f.segment, layer, a, b, c, bias) for f, bias, a, b, c in parts]
                 return torch.cat(found, 1)
 
             hidden = hidden + _attention(itself.SelfAttention, itself.layer_norm(hidden), to_itself)
             q = _heads(across.EncDecAttention, "q", across.layer_norm(hidden))
-            parts = zip(torch.split(q, rows, 1), feeds, strict=True)
-            found = [_attend(part, *feed.encoded.layers[layer]) for part, feed in parts]
+            parts = zip(torch.split(q, rows, 1), inputs, strict=True)
+            found = [_attend(part, *one.encoded.layers[layer]) for part, one in parts]
             hidden = hidden + across.EncDecAttention.o(_joined(torch.cat(found, 1)))
             hidden = block.layer[-1](hidden)
         normed: Tensor = decoder.final_layer_norm(hidden)
         return normed * self._scale
 
     def _encode(self, prompts: Sequence[Encoded]) -> None:
-        """Encode prompts, and store for each what the decoder's layers attend to."""
+        """Encode prompts, and store keys and values for the decoder's layers."""
         encoder = self._model.encoder
         rows = [len(prompt.prompt) for prompt in prompts]
         bias = self._encoder_bias(max(rows))
@@ -150,23 +153,24 @@ class EncoderDecoder:
                 prompt.layers.append((k, v))
 
     def _encoder_bias(self, length: int) -> Tensor:
-        """Of key j for query i of a prompt: [heads, length, length]; that of a shorter one is its corner."""
+        """Return the bias of key j for query i, [heads, length, length]; its corner is the bias of a shorter prompt."""
         differences = torch.arange(1 - length, length)
         biases = _bias(self._model.encoder, differences)  # [heads, 2 length − 1]
         return biases.unfold(1, length, 1).flip(1)  # row i begins at difference −i
 
-    def _decoder_bias(self, feed: DecoderFeed) -> Tensor:
-        """Of the slots filled with this feed, for its rows: [heads, rows, slots]; −inf for what is no ancestor."""
-        encoded = feed.encoded
-        encoded.depths = torch.cat([encoded.depths, feed.positions])
-        bias = _bias(self._model.decoder, encoded.depths - feed.positions.unsqueeze(1))
-        return bias.masked_fill(~feed.segment.mask.to(bias.device), -torch.inf)
+    def _decoder_bias(self, one: DecoderInput) -> Tensor:
+        """Return the bias of all filled slots for the input's rows, [heads, rows, slots]; −inf for other branches."""
+        encoded = one.encoded
+        encoded.depths = torch.cat([encoded.depths, one.positions])
+        bias = _bias(self._model.decoder, encoded.depths - one.positions.unsqueeze(1))
+        return bias.masked_fill(~one.segment.mask.to(bias.device), -torch.inf)
 
     @torch.inference_mode()
     def check(self, head: Tensor, vocabulary: IdentifierVocabulary) -> None:
-        """Refuse a model whose logits would not be those of its own forward: two prompts, each with beams that branch.
+        """Compare logits with the model's own forward pass: two prompts, each with beams that branch.
 
-        head: its output rows [V, d]. Raises `EngineError`.
+        head: output rows of the model, [V, d].
+        Raises `EngineError` if they differ.
         """
         first, last = vocabulary.first_added, vocabulary.size - 1
         prompts, branches = [[first, last, first], [last]], [last, first]
@@ -185,7 +189,7 @@ class EncoderDecoder:
             ids, positions = torch.tensor(tokens), torch.full((len(tokens),), depth)
             hidden = self.forward(
                 [
-                    DecoderFeed(
+                    DecoderInput(
                         ids, positions, Segment(memory, depth, len(tokens), 1, torch.tensor(own)), {}, encoded
                     )
                     for memory, encoded in states
@@ -199,7 +203,7 @@ class EncoderDecoder:
 
 
 def _bias(stack: Any, differences: Tensor) -> Tensor:
-    """Learned bias of relative positions (key − query), int64 [...] → [heads, ...]; all layers of a stack share it."""
+    """Return the learned bias of relative positions (key − query): int64 [...] → [heads, ...]."""
     attention = stack.block[0].layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
         differences,
@@ -219,23 +223,23 @@ def _attention(attention: Any, normed: Tensor, attend: Attend) -> Tensor:
 
 
 def _heads(attention: Any, name: str, hidden: Tensor) -> Tensor:
-    """One projection, by heads: [rows, d_model] → [heads, rows, d]."""
+    """Apply one projection: [rows, d_model] → [heads, rows, d]."""
     projected: Tensor = getattr(attention, name)(hidden)
     return projected.view(len(hidden), attention.n_heads, -1).transpose(0, 1)
 
 
 def _joined(heads: Tensor) -> Tensor:
-    """[heads, rows, d] → [rows, heads · d]."""
+    """Join heads: [heads, rows, d] → [rows, heads · d]."""
     return heads.transpose(0, 1).flatten(1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[heads, rows, d], bias [heads, rows, keys] → [heads, rows, d]."""
+    """Attend: [heads, rows, d], bias [heads, rows, keys] → [heads, rows, d]."""
     mask = None if bias is None else bias.unsqueeze(0)
     return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=1.0)[0]
 
 
 def _remembered(segment: Segment, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention to all slots of a request, those of this pass among them."""
-    segment.memory.write(layer, segment.begin, k, v)
-    return _attend(q, *segment.memory.read(layer, segment.begin + segment.rows), bias)
+    """Store keys and values, and attend to all filled slots of a request."""
+    segment.key_values.write(layer, segment.begin, k, v)
+    return _attend(q, *segment.key_values.read(layer, segment.begin + segment.rows), bias)

@@ -1,18 +1,18 @@
-"""The torch engine: exact trie-constrained beam search at about the cost of one forward pass (DESIGN §7).
+"""The torch engine: exact trie-constrained beam search at about the cost of one forward pass.
 
-The beams of a request are *query positions* of its one sequence (tree attention): each new position
-attends to the prompt, to its ancestors and to itself. The prompt's keys and values are stored and
-read once; after it come L − 1 decode passes or fewer (`search`), and there is no stop condition. Requests of
-different lengths share a pass without padding (`attention`), and what is known of a prompt is not computed
-again (`prefix_cache`). A pass may mix prompts and beams, so that requests can join while others are being ranked.
+The beams of a request are *query positions* of one sequence (tree attention): each new position attends to the prompt,
+to its ancestors and to itself. The prompt's keys and values are stored and read once; L − 1 decode passes or fewer
+follow (`search`), and there is no stop condition. Requests of different lengths share a pass without padding
+(`attention`), and the cached prefix of a prompt is not computed again (`prefix_cache`). A pass may mix prompts and
+beams, so that requests can join while others are being ranked.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,56 +24,26 @@ from index.bundle.bundle import Bundle, BundleInfo, load_model
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
-from server.engine.beam import best_items
-from server.engine.contract import EngineError, Outcome, Ranking, RankRequest, rank_at_once
+from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import DEFAULTS, TRAINING, Device, EngineOptions
+from server.engine.step_loop import serve_in_steps
 from server.engine.torch_backend.backbone import backbone_of
 from server.engine.torch_backend.head import Head
 from server.engine.torch_backend.out_of_memory import is_out_of_memory
-from server.engine.torch_backend.packed import Precision, dtype_of
+from server.engine.torch_backend.packed import dtype_of
 from server.engine.torch_backend.prefix_cache import BLOCK, PrefixCache
-from server.engine.torch_backend.running import Running, Stopwatch, given_up
-from server.engine.torch_backend.search import SPARE, Search, last_of
-
-Device = Literal["cpu", "cuda"]
-Kind = Literal["torch", "vllm"]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """threads: of torch; 0 for its own choice. max_batch_tokens: prompt and beam positions of the requests that are
-    ranked together; others wait until some are done. join_rows: tokens of a pass, up to which new requests join others
-    that have begun before; codes that are fed ahead with their prompts come on top. cache_bytes: of keys and values of
-    earlier prompts to keep; 0 while the weights still change. precision: of weights, keys and values; with int8 the
-    linear layers have 8 bits and all else is bfloat16. Scores are summed in float64. device: cuda is the current GPU.
-    cuda_graphs: of passes of codes, to keep there; 0 for none. kind: which engine, see `open_engine`."""
-
-    threads: int = 0
-    max_batch_tokens: int = 16384
-    join_rows: int = 256
-    cache_bytes: int = 0
-    precision: Precision = "float32"
-    device: Device = "cpu"
-    cuda_graphs: int = 32
-    kind: Kind = "torch"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return dtype_of(self.precision)
-
-
-DEFAULTS = EngineOptions()
+from server.engine.torch_backend.search import SPARE_ROWS, Search, last_of
+from server.engine.waiting import rank_by_serving
 
 
 class TorchEngine:
     """Ranks with a Hugging Face causal language model, or with a T5.
 
+    model: any that the engine supports; its logits are compared with the engine's own at the start.
+    trie, vocabulary: of the identifiers that it writes.
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
     living: slots of the items that are not removed; None for all.
-    packed: to work with a copy of the weights in this precision, laid out for speed; None to read the model's own
-    weights, which may change between calls.
-    max_batch_tokens, join_rows, cache_bytes: see `EngineOptions`.
-    graphs: how many shapes of passes of codes to keep, padded (`graphs`), with packed weights of decoder-only models;
-    0 for none. On a GPU that spares time; on a CPU it only costs.
+    options: see `EngineOptions`; the default reads the model's own weights, which may change between calls.
     Raises `EngineError` for a model, normalisation or vocabulary that it would get wrong.
     """
 
@@ -84,12 +54,8 @@ class TorchEngine:
         vocabulary: IdentifierVocabulary,
         *,
         normalisation: str = "level",
-        max_batch_tokens: int = 16384,
-        join_rows: int = 256,
         living: SlotSet | None = None,
-        packed: Precision | None = None,
-        cache_bytes: int = 0,
-        graphs: int = 0,
+        options: EngineOptions = TRAINING,
     ) -> None:
         if trie.levels != vocabulary.levels:
             raise EngineError(
@@ -99,38 +65,37 @@ class TorchEngine:
         self.everything = Allowed.of(trie, living)
         self.vocabulary = vocabulary
         self.normalisation = normalisation
-        self.max_batch_tokens = max_batch_tokens
-        self.join_rows = join_rows
+        self.options = options
         self._positions = int(getattr(model.config, "max_position_embeddings", 2**31))
-        self._head = Head(model.get_output_embeddings().weight, vocabulary, normalisation, packed)
-        self._backbone = backbone_of(model, vocabulary, packed, graphs, max_batch_tokens)
-        self.cache = PrefixCache(cache_bytes if self._backbone.prefixes else 0)
+        self._head = Head(model.get_output_embeddings().weight, vocabulary, normalisation, options.precision)
+        self._backbone = backbone_of(model, vocabulary, options)
+        self.cache = PrefixCache(options.cache_bytes if self._backbone.prefixes else 0)
 
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
-        """In this process; `options.threads` is for processes that the engine has for itself."""
+        """Load a bundle in this process; `options.threads` is for an engine that has a process to itself."""
         return cls.load(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options)
 
     @classmethod
     def load(
         cls, path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
     ) -> TorchEngine:
-        """The weights of the bundle at `path` with a version of its index. info: of that bundle.
+        """Load the weights of the bundle at `path`, with a version of its index.
 
-        Raises `EngineError` also where they do not fit the memory.
+        info: description of that bundle.
+        trie, living: identifiers of the index version, and the slots of its items that are not removed.
+        Raises `EngineError` also if the weights do not fit into memory, or the device is not there.
         """
+        if options.device == "cpu":
+            options = replace(options, cuda_graphs=0)
         try:
             return cls(
-                on_device(load_model(path, options.dtype), options.device),
+                on_device(load_model(path, dtype_of(options.precision)), options.device),
                 trie,
                 info.vocabulary(),
                 normalisation=info.normalisation,
-                max_batch_tokens=options.max_batch_tokens,
-                join_rows=options.join_rows,
                 living=living,
-                packed=options.precision,
-                cache_bytes=options.cache_bytes,
-                graphs=options.cuda_graphs if options.device == "cuda" else 0,
+                options=options,
             )
         except Exception as error:
             if not is_out_of_memory(error):
@@ -139,78 +104,36 @@ class TorchEngine:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
-        return rank_at_once(self, requests)
+        return rank_by_serving(self, requests)
 
     @torch.inference_mode()
     def serve(
         self,
         requests: Mapping[int, RankRequest],
         arrivals: Callable[[], Mapping[int, RankRequest]],
-        answered: Callable[[Mapping[int, Outcome]], None],
+        on_done: Callable[[Mapping[int, Outcome]], None],
     ) -> None:
-        """See `StepwiseEngine.serve`."""
-        waiting = dict(requests)
-        running: dict[int, Running] = {}
-        while True:
-            waiting |= arrivals()
-            if not waiting and not running:
-                return
-            watch = Stopwatch()
-            outcomes = given_up(waiting, running) | self._begin_some(waiting, running)
-            try:
-                if running:
-                    self._step(list(running.values()), watch)
-                for number in [number for number, each in running.items() if each.search.done]:
-                    outcomes[number] = self._ranking(running[number])
-                    del running[number]
-            except Exception as error:
-                outcomes |= dict.fromkeys(running, error)
-                running.clear()
-            self._free_memory(outcomes)
-            if outcomes:
-                answered(outcomes)
+        """Rank requests and those that arrive meanwhile; see `StepwiseEngine.serve`."""
+        serve_in_steps(self, requests, arrivals, on_done)
 
-    def _begin_some(self, waiting: dict[int, RankRequest], running: dict[int, Running]) -> dict[int, Outcome]:
-        """Move requests from `waiting` to `running`, in order of arrival, as far as there is room. Those that cannot be
-        begun are returned."""
-        failed: dict[int, Outcome] = {}
-        for number, request in list(waiting.items()):
-            room = self._room(request, [each.search for each in running.values()])
-            if not room:
-                break
-            known = self.cache.longest(request.prompt)  # asked anew after each step: it may be known by now
-            if len(request.prompt) - (0 if known is None else known.shape[3]) > room:
-                break
-            del waiting[number]
-            try:
-                running[number] = Running(self._begin(request, known))
-            except Exception as error:
-                failed[number] = error
-        return failed
+    def begin(self, request: RankRequest, running: Sequence[Search]) -> Search | None:
+        """Begin a search if there is room next to the running ones; see `step_loop.BackEnd`.
 
-    def _room(self, request: RankRequest, searches: Sequence[Search]) -> int:
-        """How many tokens of its prompt a request may compute beside these searches. It may join those that have begun
-        before only if their next pass stays small: they would wait for a large one."""
-        if not searches:
-            return len(request.prompt)
-        asked = [request, *(search.request for search in searches)]
-        if sum(map(self._positions_of, asked)) > self.max_batch_tokens:
-            return 0
-        if all(search.level == 0 for search in searches):
-            return len(request.prompt)
-        return max(0, self.join_rows - sum(search.next_rows for search in searches))
-
-    def _positions_of(self, request: RankRequest) -> int:
-        """Of its prompt and its beams, at most."""
-        return len(request.prompt) + (request.width + SPARE) * (self.vocabulary.levels - 1)
-
-    def _begin(self, request: RankRequest, known: Tensor | None) -> Search:
+        The prefix cache is asked again in each step: meanwhile the prefix may have been computed.
+        """
+        room = self._room(request, running)
+        if not room:
+            return None
+        prefix = self.cache.longest(request.prompt)
+        if len(request.prompt) - (0 if prefix is None else prefix.shape[3]) > room:
+            return None
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
-        return self._backbone.search(request, allowed, self.vocabulary, known)
+        return self._backbone.search(request, allowed, self.vocabulary, prefix)
 
-    def _step(self, running: Sequence[Running], watch: Stopwatch) -> None:
-        """One forward pass for all, and a level or more for each."""
+    def step(self, searches: Sequence[Search]) -> None:
+        """Compute one forward pass for all searches, and advance each by a level or more."""
+        watch = _Stopwatch()
 
         def log_probs(hidden: Tensor, level: int) -> NDArray[np.float32]:
             watch.lap("trie")
@@ -218,32 +141,28 @@ class TorchEngine:
             watch.lap("head")
             return found
 
-        searches = [each.search for each in running]
-        feeds = [search.feed() for search in searches]
-        hidden = self._backbone.forward([feed for those in feeds for feed in those])
+        inputs = [search.next_inputs() for search in searches]
+        hidden = self._backbone.forward([each for those in inputs for each in those])
         stage_of = ["decode" if search.level else "prefill" for search in searches]
         if self.cache.capacity:
             for search in searches:
                 if search.level == 0:
                     self._remember(search)
         watch.lap("forward")
-        rows = torch.split(hidden, [sum(feed.segment.rows for feed in those) for those in feeds])
-        for search, those, part in zip(searches, feeds, rows, strict=True):
+        rows = torch.split(hidden, [sum(each.segment.rows for each in those) for those in inputs])
+        for search, those, part in zip(searches, inputs, rows, strict=True):
             search.take(last_of(those, part), log_probs, len(searches))
             watch.lap("trie")
-        for each, stage in zip(running, stage_of, strict=True):
-            each.seconds[stage] += watch.seconds["forward"]
-            each.seconds["head"] += watch.seconds["head"]
-            each.seconds["trie"] += watch.seconds["trie"]
+        for search, stage in zip(searches, stage_of, strict=True):
+            search.seconds[stage] += watch.seconds["forward"]
+            search.seconds["head"] += watch.seconds["head"]
+            search.seconds["trie"] += watch.seconds["trie"]
 
-    def _remember(self, search: Search) -> None:
-        request = search.request
-        kept = len(request.prompt) if request.history is None else request.history
-        if kept - search.cached_tokens >= BLOCK:  # less is sooner computed again than copied
-            self.cache.put(request.prompt[:kept], search.memory.prefix(kept))
+    def abandon(self, searches: Sequence[Search]) -> None:
+        """Do nothing: searches hold nothing but their own tensors."""
 
-    def _free_memory(self, outcomes: dict[int, Outcome]) -> None:
-        """Where memory ran out: give back what can be had again, so that the next requests find room.
+    def after_step(self, outcomes: dict[int, Outcome]) -> None:
+        """Free memory that can be had again if memory ran out, so that the next requests find room.
 
         The errors are replaced, because their tracebacks hold the tensors of what has failed.
         """
@@ -255,16 +174,51 @@ class TorchEngine:
             failed, EngineError(f"not enough memory for what was ranked together: {said}")
         )
         self.cache.clear()
-        torch.cuda.empty_cache()  # nothing where CUDA was not used
+        torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
-    def _ranking(self, running: Running) -> Ranking:
-        search = running.search
-        items, scores = best_items(search.beam, search.allowed, search.request.limit)
-        return Ranking(items, scores, running.seconds, search.cached_tokens)
+    def _room(self, request: RankRequest, running: Sequence[Search]) -> int:
+        """Tokens of its prompt that a request may compute next to the running searches.
+
+        It may join searches that have begun already only if their next pass stays small: a large one delays them.
+        """
+        if not running:
+            return len(request.prompt)
+        together = [request, *(search.request for search in running)]
+        if sum(map(self._positions_of, together)) > self.options.max_batch_tokens:
+            return 0
+        if all(search.level == 0 for search in running):
+            return len(request.prompt)
+        return max(0, self.options.join_rows - sum(search.next_rows for search in running))
+
+    def _positions_of(self, request: RankRequest) -> int:
+        """Positions of its prompt and its beams at most."""
+        return len(request.prompt) + (request.width + SPARE_ROWS) * (self.vocabulary.levels - 1)
+
+    def _remember(self, search: Search) -> None:
+        """Put the part of the prompt that later requests may share into the prefix cache."""
+        request = search.request
+        shared = len(request.prompt) if request.shared_tokens is None else request.shared_tokens
+        # Less than a block is sooner computed again than copied.
+        if shared - search.cached_tokens >= BLOCK:
+            self.cache.put(request.prompt[:shared], search.key_values.prefix(shared))
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """Seconds of the parts of one step."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("forward", "head", "trie"), 0.0))
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap for this part."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
 
 
 def on_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
-    """The model there. Raises `EngineError` where there is no such device."""
+    """Move the model to a device. Raises `EngineError` if there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("no GPU is there that this torch can use; choose the device cpu")
     return model.to(device)

@@ -1,16 +1,16 @@
-"""Passes of codes in few shapes, so that a GPU replays what it has captured once instead of being told anew.
+"""Passes over beams in few shapes, so that a GPU can replay captured CUDA graphs.
 
-A pass of a few codes is hundreds of operations that take a GPU less time than Python takes to ask for them. A CUDA
-graph asks for all at once, but always for the same shapes at the same addresses. So the rows of a pass stand in fixed
-buffers, padded to powers of two, and so do the keys and values that they attend to:
+A pass over a few codes is hundreds of operations, and Python takes longer to launch them than a GPU to compute them. A
+CUDA graph launches all of them at once, but always with the same shapes at the same addresses. So the rows of a pass
+stand in fixed buffers, padded to powers of two, and so do the keys and values that they attend to:
 
     inputs   int64 [4 + depth, requests, rows]             token, position, slot, length of the prompt, own slots
     store    [layers, 2, requests, kv heads, slots, d]     the last slot takes what padding writes
 
-Padding changes no answer: rows know of each other by attention alone, and no row attends to a slot that is not its
-own (a bias of −inf, or an own slot of −1). The requests' own `KeyValues` stay complete, so that any pass may be
-computed without this: those with prompts in them are, and all that is ragged (tries, top-k) stays outside as well.
-On a CPU nothing is captured, and the same padded pass is computed, which is how it is tested.
+Padding changes no answer: rows affect each other by attention alone, and no row attends to a slot of another (a bias
+of −inf, or an own slot of −1). The requests' own `KeyValues` stay complete, so that any pass may be computed without
+padding: passes with prompts in them are. Everything ragged (tries, top-k) stays outside. On a CPU nothing is captured,
+and the same padded pass is computed, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -25,39 +25,44 @@ import torch
 from torch import Tensor
 
 from server.engine.torch_backend.attention import ForwardPass, KeyValues, attention_in_parts
-from server.engine.torch_backend.search import Feed
+from server.engine.torch_backend.search import ForwardInput
 
 logger = logging.getLogger("server.engine.torch_backend.graphs")
 
 LEAST_ROWS = 8
-LEAST_SLOTS = 128  # a multiple of what the fused kernels ask of the strides of a bias
+LEAST_SLOTS = 128  # a multiple of the strides that fused kernels need in a bias
 WARM_UPS = 2  # passes before a capture: libraries set themselves up in the first
 
 
 class Shape(NamedTuple):
-    """Of a padded pass: requests, and for each of them rows and slots."""
+    """Shape of a padded pass: number of requests, and rows and slots of each."""
 
     requests: int
     rows: int
     slots: int
 
     @classmethod
-    def of(cls, feeds: Sequence[Feed]) -> Shape:
-        """By all slots that the requests will ever fill, so that it stays the same from level to level."""
-        rows = max(feed.segment.rows for feed in feeds)
-        slots = max(feed.segment.memory.capacity for feed in feeds) + 1
-        return cls(_rounded(len(feeds), 1), _rounded(rows, LEAST_ROWS), _rounded(slots, LEAST_SLOTS))
+    def of(cls, per_request: Sequence[ForwardInput]) -> Shape:
+        """Return the shape for these inputs. It counts all slots that the requests will fill: all levels share it."""
+        rows = max(one.segment.rows for one in per_request)
+        slots = max(one.segment.key_values.capacity for one in per_request) + 1
+        return cls(_rounded(len(per_request), 1), _rounded(rows, LEAST_ROWS), _rounded(slots, LEAST_SLOTS))
 
 
 class PaddedPasses:
-    """forward_pass: as `Decoder`. depth: most own slots of a row. slots: of all requests of a pass together; larger
-    passes are not taken. kept: shapes whose graphs are kept, the most recently used."""
+    """Forward passes over beams, padded to few shapes.
+
+    forward_pass: a `Decoder`, or anything with its signature.
+    depth: own slots of a row at most.
+    slots: slots of all requests of a pass together; larger passes are not taken.
+    cuda_graphs: shapes whose graphs are kept, the most recently used ones; 0 takes no pass.
+    """
 
     def __init__(
-        self, forward_pass: ForwardPass, device: torch.device, depth: int, slots: int, kept: int
+        self, forward_pass: ForwardPass, device: torch.device, depth: int, slots: int, cuda_graphs: int
     ) -> None:
         self._forward_pass = forward_pass
-        self._depth, self._slots, self._kept = depth, slots, kept
+        self._depth, self._slots, self._cuda_graphs = depth, slots, cuda_graphs
         self._record = _Recorder(device)
         self._recorded: OrderedDict[Shape, tuple[Tensor, Callable[[], Tensor]]] = OrderedDict()  # with inputs
         self._buffer: Tensor | None = None  # of the store
@@ -66,37 +71,37 @@ class PaddedPasses:
 
     @property
     def shapes(self) -> list[Shape]:
-        """That are kept, the latest last."""
+        """Shapes whose graphs are kept, the latest last."""
         return list(self._recorded)
 
-    def forward(self, feeds: Sequence[Feed]) -> Tensor | None:
-        """Hidden states [rows, d] as of the forward pass without padding; None for a pass that is not taken.
+    def forward(self, per_request: Sequence[ForwardInput]) -> Tensor | None:
+        """Compute the hidden states [rows, d] of a pass without padding; returns None for a pass that is not taken.
 
-        Where a pass cannot be captured, none is taken any more.
+        After a pass could not be captured, no pass is taken any more.
         """
-        if not self._kept or any(feed.segment.own is None for feed in feeds):
+        if not self._cuda_graphs or any(one.segment.own is None for one in per_request):
             return None
-        shape = Shape.of(feeds)
+        shape = Shape.of(per_request)
         if shape.requests * shape.slots > self._slots:
             return None
         try:
-            store = self._store(shape, feeds[0].segment.memory.slots(slice(0)))
+            store = self._store(shape, per_request[0].segment.key_values.slots(slice(0)))
             inputs, replay = self._pass(shape, store)
         except RuntimeError as error:
             logger.warning("passes are not captured any more", extra={"reason": str(error)[:500]})
-            self._kept, self._buffer = 0, None
+            self._cuda_graphs, self._buffer = 0, None
             self._recorded.clear()
             return None
-        self._hold(shape, store, feeds)
-        inputs.copy_(_padded(shape, self._depth, feeds))
+        self._hold(shape, store, per_request)
+        inputs.copy_(_padded(shape, self._depth, per_request))
         hidden = replay().view(shape.requests, shape.rows, -1)
-        for number, feed in enumerate(feeds):
-            new = slice(feed.segment.begin, feed.segment.end)
-            feed.segment.memory.slots(new).copy_(store[:, :, number, :, new])
-        return torch.cat([hidden[number, : feed.segment.rows] for number, feed in enumerate(feeds)])
+        for number, one in enumerate(per_request):
+            new = slice(one.segment.begin, one.segment.end)
+            one.segment.key_values.slots(new).copy_(store[:, :, number, :, new])
+        return torch.cat([hidden[number, : one.segment.rows] for number, one in enumerate(per_request)])
 
     def _store(self, shape: Shape, like: Tensor) -> Tensor:
-        """The buffer as this shape has it; all shapes share it. like: [layers, 2, kv heads, 0, d]."""
+        """Return the view of the shared buffer for a shape. like: [layers, 2, kv heads, 0, d]."""
         layers, _, heads, _, d = like.shape
         size = layers * 2 * heads * d
         if self._buffer is None:
@@ -105,7 +110,7 @@ class PaddedPasses:
         return used.view(layers, 2, shape.requests, heads, shape.slots, d)
 
     def _pass(self, shape: Shape, store: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Its inputs, and the pass over what they and the store hold."""
+        """Return the input buffer of a shape, and the pass that computes on it and the store."""
         if shape not in self._recorded:
             inputs = _padded(shape, self._depth, []).to(store.device)
 
@@ -114,29 +119,31 @@ class PaddedPasses:
                 return self._forward_pass(inputs[0].flatten(), inputs[1].flatten(), [rows])
 
             self._recorded[shape] = inputs, self._record(step)
-            if len(self._recorded) > self._kept:  # only now: a pool of graphs lives by the graphs in it
+            if (
+                len(self._recorded) > self._cuda_graphs
+            ):  # only now: a pool of graphs lives by the graphs in it
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(shape)
         return self._recorded[shape]
 
-    def _hold(self, shape: Shape, store: Tensor, feeds: Sequence[Feed]) -> None:
-        """Copy into the store what it lacks of the requests' slots: from the second level on nothing, mostly."""
+    def _hold(self, shape: Shape, store: Tensor, per_request: Sequence[ForwardInput]) -> None:
+        """Copy slots of the requests that the store lacks; from the second level on there are hardly any."""
         if self._layout != (shape.requests, shape.slots):
             self._layout = shape.requests, shape.slots
             self._held.clear()
-        for number, feed in enumerate(feeds):
-            memory = feed.segment.memory
+        for number, one in enumerate(per_request):
+            memory = one.segment.key_values
             whose, known = self._held.get(number, (None, 0))
             if whose is None or whose() is not memory:
                 known = 0
-                store[:, :, number] = 0  # 0 × NaN is NaN: nothing that is not finite may stay of another's
-            new = slice(known, feed.segment.begin)
+                store[:, :, number] = 0  # 0 × NaN is NaN: no infinite number of another request may stay
+            new = slice(known, one.segment.begin)
             store[:, :, number, :, new] = memory.slots(new)
-            self._held[number] = weakref.ref(memory), feed.segment.end
+            self._held[number] = weakref.ref(memory), one.segment.end
 
 
 class _PaddedRows:
-    """All rows of a padded pass; see the head of this file. They take the place of segments."""
+    """All rows of a padded pass, in place of segments; see the head of this file."""
 
     def __init__(self, store: Tensor, inputs: Tensor) -> None:
         self.rows = inputs[0].numel()
@@ -159,8 +166,10 @@ class _PaddedRows:
 
 
 class _Recorder:
-    """Captures passes on a GPU, all in one pool of memory: no two of them run at a time, and what one leaves behind is
-    read before the next. Elsewhere it captures nothing."""
+    """Captures passes on a GPU; elsewhere it captures nothing.
+
+    All graphs share one memory pool: no two run at a time, and the result of one is read before the next.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._captures = device.type == "cuda"
@@ -169,7 +178,7 @@ class _Recorder:
             self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What does again all that `step` does, at the same addresses. Its result is good until the next call."""
+        """Return a function that repeats `step` at the same addresses. Its result is valid until the next call."""
         if not self._captures:
             return step
         here = torch.cuda.current_stream()
@@ -189,15 +198,15 @@ class _Recorder:
         return replay
 
 
-def _padded(shape: Shape, depth: int, feeds: Sequence[Feed]) -> Tensor:
-    """The inputs of a pass. What is padding reads one slot of a prompt, and writes to the last slot."""
+def _padded(shape: Shape, depth: int, per_request: Sequence[ForwardInput]) -> Tensor:
+    """Make the input buffer of a pass. Padding reads one slot of a prompt, and writes to the last slot."""
     inputs = torch.full((4 + depth, shape.requests, shape.rows), -1)
     for line, value in enumerate((0, 0, shape.slots - 1, 1, shape.slots - 1)):
         inputs[line] = value
-    for number, feed in enumerate(feeds):
-        segment, rows = feed.segment, slice(feed.segment.rows)
-        inputs[0, number, rows] = feed.ids
-        inputs[1, number, rows] = feed.positions
+    for number, one in enumerate(per_request):
+        segment, rows = one.segment, slice(one.segment.rows)
+        inputs[0, number, rows] = one.ids
+        inputs[1, number, rows] = one.positions
         inputs[2, number, rows] = torch.arange(segment.begin, segment.end)
         inputs[3, number] = segment.shared
         if segment.own is not None:
@@ -206,5 +215,5 @@ def _padded(shape: Shape, depth: int, feeds: Sequence[Feed]) -> Tensor:
 
 
 def _rounded(number: int, least: int) -> int:
-    """Up to a power of two."""
+    """Round up to a power of two, and to `least` at least."""
     return max(least, 1 << (number - 1).bit_length())

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from index.sequence.vocabulary import IdentifierVocabulary
 from server.engine.contract import EngineError
-from server.engine.torch_backend.packed import Linear, Precision, pack
+from server.engine.options import Precision
+from server.engine.torch_backend.packed import Linear, pack
 
 
 class Head:
-    """rows: [V, d], of the model. precision: to keep a packed copy of those that are needed; None reads the model's.
+    """Output rows of codes.
 
-    Raises `EngineError` where rows are missing, or the normalisation is unknown.
+    rows: output rows of the model, [V, d].
+    normalisation: `level` or `vocabulary`.
+    precision: of a packed copy of the rows that are needed; None reads the model's own.
+    Raises `EngineError` if rows are missing, or the normalisation is unknown.
     """
 
     def __init__(
@@ -31,15 +35,15 @@ class Head:
         self._spans = [vocabulary.span(level) for level in range(vocabulary.levels)]
         self._whole = normalisation == "vocabulary"
         used = {(0, len(rows))} if self._whole else set(self._spans)
-        # Scores decide by small differences: they are not worth 8 bits.
+        # Small differences of scores decide: 8 bits are too few for them.
         kept: Precision | None = "bfloat16" if precision == "int8" else precision
         self._rows = {span: _linear(rows[slice(*span)], kept) for span in used}
         self._all = (0, len(rows))
 
     def log_probs(self, hidden: Tensor, level: int) -> NDArray[np.float32]:
-        """log p(code | hypothesis) of every code of a level: [w, d] → float32 [w, codebook].
+        """Compute log p(code | hypothesis) of every code of a level: [w, d] → float32 [w, codebook].
 
-        Raises `EngineError` where they are not finite.
+        Raises `EngineError` if a score is not finite.
         """
         first, last = self._spans[level]
         if self._whole:

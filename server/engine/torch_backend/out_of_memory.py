@@ -1,15 +1,15 @@
-"""When memory runs out."""
+"""Recognising errors of memory that ran out."""
 
 from __future__ import annotations
 
 import torch
 
-# What the allocators of CPUs, of files and of GPUs say, in small letters; oneDNN says no more than this.
+# Messages of the allocators of CPUs, files and GPUs, in lower case; the last is oneDNN's.
 _SAID = ("allocate memory", "bad_alloc", "cublas_status_alloc_failed", "could not create a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is why something failed. Only the allocator of GPUs raises a kind of its own."""
+    """Whether an error means that memory ran out. Only the GPU allocator has an exception type of its own."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, (RuntimeError, OSError)) and any(said in str(error).lower() for said in _SAID)

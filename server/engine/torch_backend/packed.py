@@ -1,38 +1,37 @@
-"""Weights of linear layers, laid out once for the processor that multiplies with them.
+"""Packed weights of linear layers: laid out once for the processor that multiplies with them.
 
     float32, bfloat16:  y = x Wᵀ + b; on CPUs with W in oneDNN's blocked layout
     int8:               y = s_x ⊙ (q_x Q_Wᵀ) ⊙ s_W + b, in which each output row of W and each row of x has a
                         scale of its own, s = max |·| / 127, and q = round(· / s)
 
-A packed weight is a copy: what happens to the model's own weights later does not reach it.
+A packed weight is a copy: later changes of the model's own weights do not reach it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from server.engine.contract import EngineError
+from server.engine.options import Precision
 
-Precision = Literal["float32", "bfloat16", "int8"]
 Linear = Callable[[Tensor], Tensor]  # [rows, in] → [rows, out]
 
 _ZERO = 128  # of activations as unsigned bytes
 
 
-def dtype_of(precision: Precision) -> torch.dtype:
-    """Of activations, keys and values, and of all weights but those of linear layers."""
-    return torch.float32 if precision == "float32" else torch.bfloat16
+def dtype_of(precision: Precision | None) -> torch.dtype:
+    """Dtype of activations, keys and values, and of all weights but those of linear layers; None means float32."""
+    return torch.bfloat16 if precision in ("bfloat16", "int8") else torch.float32
 
 
 def packed(layers: Sequence[nn.Linear], precision: Precision) -> Linear:
-    """Linear layers of the same input as one, whose outputs stand side by side; all have a bias, or none.
+    """Pack linear layers of the same input into one with concatenated outputs; all have a bias, or none.
 
-    Raises `EngineError` for int8 where this build of torch has no kernels for it.
+    Raises `EngineError` for int8 if this build of torch has no kernels for it.
     """
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
@@ -40,7 +39,7 @@ def packed(layers: Sequence[nn.Linear], precision: Precision) -> Linear:
 
 
 def pack(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
-    """weight: [out, in]. bias: [out] or None. See `packed`."""
+    """Pack one weight [out, in] with its bias, [out] or None; see `packed`."""
     blocked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if precision == "int8":
         if not blocked:

@@ -1,7 +1,7 @@
-"""Keys and values of prompts that were seen: a known person's next request pays only for what is new.
+"""The prefix cache: keys and values of earlier prompts, so that a person's next request computes only new tokens.
 
-Both endpoints share the history as prefix of their prompts (DESIGN §3). Entries are found by the longest
-prefix that they share with a prompt, and the least recently used go when the bytes are used up.
+Both endpoints have the history as prefix of their prompts. An entry is found by the longest prefix that it shares with
+a prompt; the least recently used entries are dropped when the bytes are used up.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from itertools import islice
 from torch import Tensor
 
 BLOCK = 16  # tokens; prefixes are indexed at its multiples
-COMPARED = 8  # entries that share the same blocks
+COMPARED = 8  # entries with the same blocks that are compared token by token
 
 _Ids = tuple[int, ...]
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """states: [layers, 2, kv heads, tokens, d]. blocks: hashes of the prefixes that are whole blocks long."""
+    """One prompt. states: [layers, 2, kv heads, tokens, d]; blocks: hashes of its prefixes of whole blocks."""
 
     ids: _Ids
     states: Tensor
@@ -29,21 +29,23 @@ class _Entry:
 
 
 class PrefixCache:
-    """Least recently used, by bytes. capacity: bytes of keys and values to keep; 0 keeps none."""
+    """A least-recently-used cache, limited by bytes. capacity: bytes of keys and values; 0 keeps none."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = 0
-        self._entries: OrderedDict[_Ids, _Entry] = OrderedDict()  # by their tokens, oldest first
-        self._by_block: dict[int, dict[_Ids, _Entry]] = {}  # all that begin with these blocks, newest last
+        self._entries: OrderedDict[_Ids, _Entry] = OrderedDict()  # by tokens, oldest first
+        self._by_block: dict[
+            int, dict[_Ids, _Entry]
+        ] = {}  # entries that begin with these blocks, newest last
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def longest(self, ids: Sequence[int]) -> Tensor | None:
-        """States of the longest known prefix that leaves one token to compute: [layers, 2, kv heads, n, d].
+        """Return the states of the longest cached prefix that leaves one token to compute; None if there is none.
 
-        Of many entries that share the same blocks, only the newest few are compared token by token.
+        The states are [layers, 2, kv heads, n, d]. Of many entries with the same blocks, only the newest are compared.
         """
         for key in reversed(list(_blocks(ids))):
             candidates = islice(reversed(self._by_block.get(key, {}).values()), COMPARED)
@@ -55,7 +57,7 @@ class PrefixCache:
         return None
 
     def put(self, ids: Sequence[int], states: Tensor) -> None:
-        """Keep the states of a prompt, [layers, 2, kv heads, len(ids), d], in place of a prefix of it."""
+        """Store the states of a prompt, [layers, 2, kv heads, len(ids), d]; entries that are its prefixes go."""
         entry = _Entry(tuple(ids), states, list(_blocks(ids)))
         size = states.nbytes
         if size > self.capacity or not entry.blocks:
@@ -71,7 +73,7 @@ class PrefixCache:
         self.bytes += size
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all entries."""
         self._entries.clear()
         self._by_block.clear()
         self.bytes = 0
@@ -86,7 +88,7 @@ class PrefixCache:
 
 
 def _blocks(ids: Sequence[int]) -> Iterator[int]:
-    """Hashes of the prefixes of one block, two blocks, …"""
+    """Yield hashes of the prefixes of one block, two blocks, …"""
     key = 0
     for end in range(BLOCK, len(ids) + 1, BLOCK):
         key = hash((key, *ids[end - BLOCK : end]))
@@ -94,7 +96,7 @@ def _blocks(ids: Sequence[int]) -> Iterator[int]:
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two sequences have in common from the start."""
+    """Return the number of tokens that two sequences share from the start."""
     for position, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return position

@@ -1,21 +1,19 @@
-"""Whether a forward of the engine's own computes what the model's forward does."""
+"""Comparison of the engine's own forward pass with the model's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-TOLERANCE = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 5e-2,
-}  # as a share of the norm; more than rounding, less than a bias
+# As a share of the norm; larger than rounding, smaller than a missing bias.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def same_logits(ours: Tensor, theirs: Tensor) -> bool:
-    """Both [rows, V], of different prompts.
+    """Whether two sets of logits are equal up to rounding: [rows, V] each, of different prompts.
 
-    In bfloat16 one row is enough: deep models blow up its rounding on some prompts (to half of the norm, on SmolLM2),
-    with any two orders of summation, whereas another mathematics is wrong on all.
+    In bfloat16 one equal row is enough: deep models amplify its rounding on some prompts (to half of the norm, on
+    SmolLM2) with any two orders of summation, whereas wrong mathematics is wrong on all prompts.
     """
     if ours.shape != theirs.shape:
         return False

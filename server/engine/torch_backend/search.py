@@ -1,19 +1,19 @@
-"""One request on its way through the engine: its beam, its keys and values, and what it needs next.
+"""The search of one request: its beam, its keys and values, and the tokens that it needs next.
 
     pass 0:  the prompt                                → the beam of level 0
     then:    the codes that were just written, as further query positions of the one sequence; each attends to the
              prompt, to its ancestors and to itself    → the beam of the next level, L − 1 times
 
-Hypotheses that have ended early (spelled identifiers) are not fed: all that follows them is certain.
+Hypotheses that have ended early (spelled identifiers) need no pass: all that follows them is certain.
 
-Looking ahead. Deep in a trie most nodes have one child, so that what the beam can hold next is known before it is
-chosen. Where the children of all hypotheses exceed the beam by a few at most, they are fed with the same pass, and so
-are theirs: a pass reads all weights, however few its rows are. (Drafts of a tree that are verified at once, as in
-SpecInfer, arXiv 2305.09781; but the trie leaves nothing to guess, so that nothing is refused.)
+Look-ahead (speculative expansion). Deep in a trie most nodes have one child, so that the candidates for the next beam
+are known before it is chosen. If the children of all hypotheses exceed the beam by a few at most, they are computed in
+the same pass, and so are their children: a pass reads all weights, however few its rows are. (SpecInfer, arXiv
+2305.09781, verifies drafts of a tree in this way; here the trie leaves nothing to guess, so that nothing is refused.)
 
-Early drop. A hypothesis only loses by its next code, so at the last level those that stand behind the `limit`-th
-answer already found cannot give an answer any more. The pass of that level therefore takes the best hypotheses
-first, and the others follow only where they still can win. The answers are those of the whole beam.
+Early drop. A hypothesis can only lose by its next code, so that at the last level those behind the `limit`-th answer
+found so far cannot give an answer any more. The pass of that level therefore takes the best hypotheses first; the
+others follow only if they still can win. The answers are those of the whole beam.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ from torch import Tensor
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from server.engine.beam import Beam, advance
-from server.engine.contract import RankRequest
+from server.engine.contract import ENGINE_STAGES, RankRequest
 from server.engine.torch_backend.attention import KeyValues, Segment
 
 Codes = NDArray[np.int64]
 LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
-SPARE = 24  # rows that the requests of a pass may feed in vain: about what a pass costs beside its rows
-ENOUGH = 512  # rows of a pass: more would take as long in a pass of their own
-SLACK = 0.7  # nats behind the limit-th hypothesis, within which all are fed at once at the last level
-WORTH = 0.25  # share of the hypotheses that must be left, for a pass of their own to be risked
+SPARE_ROWS = (
+    24  # rows of a pass that may be computed in vain: together they cost about as much as a pass without rows
+)
+FULL_PASS_ROWS = 512  # more rows would take as long in a pass of their own
+SLACK = 0.7  # nats behind the limit-th hypothesis within which all are computed at once at the last level
+WORTH = 0.25  # share of the hypotheses that must be left over to make a second pass worth its risk
 
 
 @dataclass(frozen=True, eq=False)
-class Feed:
-    """What a request adds to a forward pass: token ids and positions, int64 [rows], and whose rows they are.
+class ForwardInput:
+    """Tokens that a request adds to a forward pass.
 
-    last: which of the rows are the last tokens of hypotheses of a level, for each level; before the first code, that
-    of the prompt.
+    ids, positions: int64 [rows].
+    segment: the slots of the rows, and what they attend to.
+    last: rows that are the last tokens of hypotheses, by level; level 0 has the last token of the prompt.
     """
 
     ids: Tensor
@@ -57,8 +60,12 @@ class Feed:
 
 @dataclass(frozen=True, eq=False)
 class _Hypotheses:
-    """Some of one level. nodes: int64 [n], of the trie; codes: int64 [n], written last; slots: int64 [n, level], of
-    the keys and values of all their codes."""
+    """Some hypotheses of one level.
+
+    nodes: trie nodes, int64 [n].
+    codes: codes that were written last, int64 [n].
+    slots: slots of the keys and values of all their codes, int64 [n, level].
+    """
 
     level: int
     nodes: Codes
@@ -67,21 +74,25 @@ class _Hypotheses:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fed:
-    """Hypotheses of one level that were fed. nodes, slots: as above; hidden: states behind their last codes, [n, d]."""
+class _Computed:
+    """Hypotheses of one level whose last codes went through the model.
+
+    nodes, slots: as in `_Hypotheses`.
+    hidden: hidden states of their last codes, [n, d].
+    """
 
     nodes: Codes
     slots: Codes
     hidden: Tensor
 
     def rows(self, nodes: Codes) -> Codes:
-        """Where these nodes stand among the hypotheses: int64, −1 for those that are not there."""
+        """Return the places of these nodes among the hypotheses, int64; −1 for nodes that are not there."""
         order = np.argsort(self.nodes)
         at = order[np.searchsorted(self.nodes, nodes, sorter=order).clip(max=len(order) - 1)]
         return np.where(self.nodes[at] == nodes, at, -1)
 
-    def and_others(self, others: _Fed) -> _Fed:
-        return _Fed(
+    def and_others(self, others: _Computed) -> _Computed:
+        return _Computed(
             np.concatenate([self.nodes, others.nodes]),
             np.concatenate([self.slots, others.slots]),
             torch.cat([self.hidden, others.hidden]),
@@ -89,9 +100,11 @@ class _Fed:
 
 
 class Search:
-    """Beam search for one request. Alternate `feed` and `take` until `done`.
+    """Beam search for one request. Alternate `next_inputs` and `take` until `done`.
 
-    known: keys and values of the first tokens of the prompt, [layers, 2, kv heads, n, d]; n < tokens.
+    request, allowed, vocabulary: the request, items that it may return, and tokens of the codes.
+    layers: of the model.
+    known: cached keys and values of the first tokens of the prompt, [layers, 2, kv heads, n, d]; n < tokens.
     """
 
     def __init__(
@@ -107,15 +120,16 @@ class Search:
         self.beam = Beam.root()
         self.level = 0
         self.cached_tokens = 0 if known is None else known.shape[3]
+        self.seconds = dict.fromkeys(ENGINE_STAGES, 0.0)
         self._vocabulary = vocabulary
         self._prompt = len(request.prompt)
         # A level cannot hold more hypotheses than the trie has nodes there.
-        fed = sum(min(request.width + SPARE, len(code)) for code in allowed.trie.code[:-1])
-        self.memory = KeyValues(layers, self._prompt + fed, known)
+        fed = sum(min(request.width + SPARE_ROWS, len(code)) for code in allowed.trie.code[:-1])
+        self.key_values = KeyValues(layers, self._prompt + fed, known)
         self._free_slot = self._prompt
-        self._fed: dict[int, _Fed] = {}  # by levels
+        self._computed: dict[int, _Computed] = {}  # by levels
         root = _Hypotheses(0, self.beam.nodes, self.beam.codes, np.zeros((1, 0), np.int64))
-        self._next = [root, *self._ahead_of(root, SPARE)]  # what the next pass is fed, by levels
+        self._next = [root, *self._look_ahead(root, SPARE_ROWS)]  # of the next pass, by levels
 
     @property
     def done(self) -> bool:
@@ -123,24 +137,24 @@ class Search:
 
     @property
     def next_rows(self) -> int:
-        """How many tokens `feed` will give."""
+        """Number of tokens that `next_inputs` will return."""
         prompt = self._prompt - self.cached_tokens if self.level == 0 else 0
         return prompt + sum(len(fed.nodes) for fed in self._next if fed.level)
 
-    def feed(self) -> list[Feed]:
-        """The tokens whose hidden states are needed next, those of a prompt by themselves."""
-        feeds = []
+    def next_inputs(self) -> list[ForwardInput]:
+        """Return the tokens whose hidden states are needed next; a prompt is an input of its own."""
+        inputs = []
         if self.level == 0:
             ids = torch.as_tensor(self.request.prompt[self.cached_tokens :], dtype=torch.long)
-            segment = Segment(self.memory, self.cached_tokens, len(ids))
+            segment = Segment(self.key_values, self.cached_tokens, len(ids))
             positions = torch.arange(self.cached_tokens, self._prompt)
-            feeds.append(Feed(ids, positions, segment, {0: slice(len(ids) - 1, len(ids))}))
+            inputs.append(ForwardInput(ids, positions, segment, {0: slice(len(ids) - 1, len(ids))}))
         if codes := [fed for fed in self._next if fed.level]:
-            feeds.append(self._feed_of(codes))
-        return feeds
+            inputs.append(self._input_of(codes))
+        return inputs
 
-    def _feed_of(self, hypotheses: list[_Hypotheses]) -> Feed:
-        """Of their last codes, by levels."""
+    def _input_of(self, hypotheses: list[_Hypotheses]) -> ForwardInput:
+        """Make the input of the last codes of hypotheses, level after level."""
         rows = sum(len(each.nodes) for each in hypotheses)
         ids, positions = np.empty(rows, np.int64), np.empty(rows, np.int64)
         own = np.full((rows, hypotheses[-1].level), -1)
@@ -152,33 +166,34 @@ class Search:
             own[begin:end, : each.level] = each.slots
             last[each.level] = slice(begin, end)
         segment = Segment(
-            self.memory, int(hypotheses[0].slots[0, -1]), rows, self._prompt, torch.from_numpy(own)
+            self.key_values, int(hypotheses[0].slots[0, -1]), rows, self._prompt, torch.from_numpy(own)
         )
-        return Feed(torch.from_numpy(ids), torch.from_numpy(positions), segment, last)
+        return ForwardInput(torch.from_numpy(ids), torch.from_numpy(positions), segment, last)
 
     def take(self, hidden: Mapping[int, Tensor], log_probs: LogProbs, together: int = 1) -> None:
-        """Advance the beam.
+        """Advance the beam by the results of a pass.
 
-        hidden: states of the rows `Feed.last` of all feeds, [n, d], by levels. log_probs: log p(code | hypothesis) of
-        every code of a level. together: requests that are being ranked; they share what may be fed in vain.
+        hidden: states of the rows `ForwardInput.last` of all inputs, [n, d], by level.
+        log_probs: computes log p(code | hypothesis) of every code of a level.
+        together: number of requests in the pass; they share the rows that may be computed in vain.
         """
         for each in self._next:
-            fed = _Fed(each.nodes, each.slots, hidden[each.level])
-            before = self._fed.get(each.level)
-            self._fed[each.level] = fed if before is None else before.and_others(fed)
+            fed = _Computed(each.nodes, each.slots, hidden[each.level])
+            before = self._computed.get(each.level)
+            self._computed[each.level] = fed if before is None else before.and_others(fed)
         self._next = []
         while not (self.done or self._next):
-            self._next = self._advance(log_probs, SPARE // together)
+            self._next = self._advance(log_probs, SPARE_ROWS // together)
 
     def _advance(self, log_probs: LogProbs, spare: int) -> list[_Hypotheses]:
-        """One level more, or what must be fed for it."""
-        fed = self._fed.get(self.level)
+        """Advance by one level, or return the hypotheses that have to be computed first."""
+        fed = self._computed.get(self.level)
         row = np.full(len(self.beam.nodes), -1) if fed is None else fed.rows(self.beam.nodes)
         known = (row >= 0) | self._ended()
         waiting = np.flatnonzero(~known)
         last = self.level == self._vocabulary.levels - 1
         if len(waiting) and not (last and known.any()):
-            return self._to_feed(waiting, spare)
+            return self._to_compute(waiting, spare)
         kept = np.flatnonzero(known)
         beam, row = self.beam.at(kept), row[kept]
         open_ = row >= 0
@@ -188,42 +203,42 @@ class Search:
         place = np.where(open_, np.cumsum(open_) - 1, -1)
         ahead = advance(self.level, beam, found, place, self.request.width, self.allowed)
         if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):
-            return self._to_feed(waiting, spare)
+            return self._to_compute(waiting, spare)
         self.beam, self._row_of_parent = ahead, row[ahead.parents]
         self.level += 1
         return []
 
     def _ended(self) -> NDArray[np.bool_]:
-        """Which hypotheses of the beam wrote the end: bool [w]."""
+        """Mark the hypotheses of the beam that wrote the end: bool [w]."""
         if self._vocabulary.end is None or self.level == 0:
             return np.zeros(len(self.beam.nodes), bool)
         ended: NDArray[np.bool_] = self.beam.codes == self._vocabulary.end
         return ended
 
     def _decided(self, ahead: Beam, best_waiting: float) -> bool:
-        """Whether none of the hypotheses that were not fed could be among the answers."""
+        """Whether no hypothesis that was left out could be among the answers."""
         limit = self.request.limit
         return len(ahead.scores) >= limit and bool(ahead.scores[limit - 1] > best_waiting)
 
-    def _to_feed(self, waiting: Codes, spare: int) -> list[_Hypotheses]:
-        """Of the hypotheses at these positions of the beam, those of the next pass, and what it takes ahead of them."""
+    def _to_compute(self, waiting: Codes, spare: int) -> list[_Hypotheses]:
+        """Choose the hypotheses of the next pass among these positions of the beam, and look ahead of them."""
         if self.level == self._vocabulary.levels - 1:
-            waiting = waiting[: self._near(waiting)]
-        above = self._fed[self.level - 1].slots[self._row_of_parent[waiting]]
-        hypotheses = self._placed(self.level, self.beam.nodes[waiting], self.beam.codes[waiting], above)
-        return [hypotheses, *self._ahead_of(hypotheses, spare)]
+            waiting = waiting[: self._first_part(waiting)]
+        above = self._computed[self.level - 1].slots[self._row_of_parent[waiting]]
+        hypotheses = self._with_slots(self.level, self.beam.nodes[waiting], self.beam.codes[waiting], above)
+        return [hypotheses, *self._look_ahead(hypotheses, spare)]
 
-    def _near(self, waiting: Codes) -> int:
-        """How many of them are fed at once at the last level; they are sorted."""
+    def _first_part(self, waiting: Codes) -> int:
+        """Return how many hypotheses, best first, are computed at once at the last level."""
         count, limit = len(waiting), self.request.limit
-        if self.level in self._fed or limit >= len(self.beam.scores):
+        if self.level in self._computed or limit >= len(self.beam.scores):
             return count
         near = self.beam.scores[waiting] >= self.beam.scores[limit - 1] - SLACK
         first = max(1, int(near.sum()))
         return first if count - first >= WORTH * count else count
 
-    def _ahead_of(self, hypotheses: _Hypotheses, spare: int) -> list[_Hypotheses]:
-        """Their children, and those of these, as long as they are few: all that the next beams can hold."""
+    def _look_ahead(self, hypotheses: _Hypotheses, spare: int) -> list[_Hypotheses]:
+        """Return the children of hypotheses, their children, and so on, while they are few: all that beams can hold."""
         found: list[_Hypotheses] = []
         rows, most = len(hypotheses.nodes), self.request.width + spare
         while hypotheses.level < self._vocabulary.levels - 1:
@@ -231,32 +246,32 @@ class Search:
             goes_on = np.ones(len(child), bool)
             if self._vocabulary.end is not None:
                 goes_on = code != self._vocabulary.end
-            dead = len(self.allowed.excluded)  # at most: one node a slot excluded
+            dead = len(self.allowed.excluded)  # at most: one node for each excluded slot
             if goes_on.sum() > most + dead:
                 break
             if dead:
                 goes_on &= self.allowed.alive(hypotheses.level + 1, child)
             count = int(goes_on.sum())
             rows += count
-            if not 0 < count <= most or rows > ENOUGH:
+            if not 0 < count <= most or rows > FULL_PASS_ROWS:
                 break
             above = hypotheses.slots[parent[goes_on]]
-            hypotheses = self._placed(hypotheses.level + 1, child[goes_on], code[goes_on], above)
+            hypotheses = self._with_slots(hypotheses.level + 1, child[goes_on], code[goes_on], above)
             found.append(hypotheses)
         return found
 
-    def _placed(self, level: int, nodes: Codes, codes: Codes, above: Codes) -> _Hypotheses:
-        """With slots for their last codes. above: those of their ancestors, int64 [n, level − 1]."""
+    def _with_slots(self, level: int, nodes: Codes, codes: Codes, above: Codes) -> _Hypotheses:
+        """Make hypotheses with new slots for their last codes. above: ancestors' slots, int64 [n, level − 1]."""
         itself = np.arange(self._free_slot, self._free_slot + len(nodes))
         self._free_slot += len(nodes)
         return _Hypotheses(level, nodes, codes, np.column_stack([above, itself]))
 
 
-def last_of(feeds: Sequence[Feed], hidden: Tensor) -> dict[int, Tensor]:
-    """For `Search.take`. hidden: of all rows of the feeds of one request, [rows, d]."""
-    parts = torch.split(hidden, [feed.segment.rows for feed in feeds])
+def last_of(inputs: Sequence[ForwardInput], hidden: Tensor) -> dict[int, Tensor]:
+    """Pick the rows that `Search.take` needs, by level. hidden: states of one request's inputs, [rows, d]."""
+    parts = torch.split(hidden, [each.segment.rows for each in inputs])
     return {
-        level: part[rows].clone()  # not to keep those of a whole prompt
-        for feed, part in zip(feeds, parts, strict=True)
-        for level, rows in feed.last.items()
+        level: part[rows].clone()  # a view would keep the states of a whole prompt
+        for each, part in zip(inputs, parts, strict=True)
+        for level, rows in each.last.items()
     }

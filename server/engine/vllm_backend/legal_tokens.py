@@ -1,4 +1,4 @@
-"""What a sampler is asked of one hypothesis: log-probabilities of its best legal tokens, and of no others."""
+"""Legal tokens of one hypothesis: a sampler returns log-probabilities of the best of them, and of no others."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class LegalTokens:
     last: int
 
     def as_args(self) -> dict[str, Any]:
-        """As additional arguments of a request, which may be copied, or sent to another process."""
+        """Return them as additional arguments of a request, which may be copied or sent to another process."""
         return {_KEY: [self.count, self.first, self.last, self.tokens.tobytes()]}
 
     @classmethod
     def of_args(cls, args: Mapping[str, Any] | None) -> Self | None:
-        """Those that `as_args` wrote; None for a request of another kind."""
+        """Read the arguments that `as_args` wrote; returns None for a request of another kind."""
         if args is None or _KEY not in args:
             return None
         count, first, last, tokens = args[_KEY]

@@ -1,8 +1,8 @@
 """The trie in vLLM's sampler. Imports vLLM: only where that engine is opened.
 
-vLLM's logits processors are made to push tokens to −inf, and its log-probabilities are those from before or from
-after. Scores are needed from before, of legal tokens only; so a row's logits are replaced by them (`score_legal`),
-and vLLM returns logits as they then are (`logprobs_mode="processed_logits"`), as many as there are.
+vLLM's logits processors are made to push tokens to −inf, and it returns log-probabilities from before or from after
+that. The search needs scores from before, of legal tokens only. So `score_legal` replaces a row's logits by them, and
+vLLM returns these logits as they are (`logprobs_mode="processed_logits"`).
 
 It has two model runners, each with an interface of its own for logits processors.
 """
@@ -21,7 +21,7 @@ from server.engine.vllm_backend.legal_tokens import LegalTokens, score_legal
 
 
 class LegalRows(RowProcessor):  # type: ignore[misc]  # vLLM has an environment of its own
-    """For the first model runner: what is known of a request belongs to a row, and moves with it."""
+    """Processor for the first model runner: legal tokens belong to a row, and move with it."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._legal: dict[int, LegalTokens] = {}
@@ -39,7 +39,7 @@ class LegalRows(RowProcessor):  # type: ignore[misc]  # vLLM has an environment 
 
 
 class LegalSlots(SlotProcessor):  # type: ignore[misc]
-    """For the second model runner: it belongs to a slot, and the batch says which row is which slot's."""
+    """Processor for the second model runner: legal tokens belong to a slot, and the batch maps rows to slots."""
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self._legal: dict[int, LegalTokens] = {}

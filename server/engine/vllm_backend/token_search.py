@@ -1,10 +1,10 @@
-"""Beam search for one request with a model that is only asked "what may follow these tokens?".
+"""Beam search for one request with a model behind an interface: "what may follow these tokens?".
 
     level 0:            the prompt                         → the beam of level 0
     level j = 1 .. L−1: the prompt and each hypothesis     → the beam of level j
 
-Unlike `Search` it holds no keys and values: whoever answers sees to it that the prompt is read once. Hypotheses that
-have ended early (spelled identifiers) are not asked about: all that follows them is certain.
+Unlike `Search` it holds no keys and values: the model behind the interface caches the prompt. No question is asked
+about hypotheses that have ended early (spelled identifiers): all that follows them is certain.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from server.engine.beam import Beam, advance
-from server.engine.contract import EngineError, RankRequest
+from server.engine.contract import ENGINE_STAGES, EngineError, RankRequest
 from server.engine.vllm_backend.legal_tokens import LegalTokens
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Question:
-    """What may follow `tokens`? `row` is for `TokenSearch.answer`."""
+    """A question: which of the legal tokens may follow `tokens`? `row` is for `TokenSearch.answer`."""
 
     row: int
     tokens: list[int]
@@ -31,7 +31,7 @@ class Question:
 
 
 class TokenSearch:
-    """`ask`, `answer` each question until all are `answered`, and so on until `ask` has none.
+    """Beam search that asks. Call `ask`, `answer` each question, and so on until `ask` has none.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`. rows: output rows of the model.
     """
@@ -49,6 +49,8 @@ class TokenSearch:
         self.beam = Beam.root()
         self.level = 0
         self.cached_tokens = 0
+        self.seconds = dict.fromkeys(ENGINE_STAGES, 0.0)
+        self.open_questions: dict[str, Question] = {}  # for the caller, by its own names
         self._open = 0
         self._vocabulary = vocabulary
         self._whole = (0, rows) if normalisation == "vocabulary" else None
@@ -66,7 +68,7 @@ class TokenSearch:
         return self._open == 0
 
     def ask(self) -> list[Question]:
-        """What has to be known next, after all questions before were answered; nothing when the search is done."""
+        """Return the next questions, after all earlier ones were answered; none when the search is done."""
         while not self.done:
             if self._log_probs is not None:
                 self._advance(self._log_probs)
@@ -76,7 +78,7 @@ class TokenSearch:
         return []
 
     def answer(self, row: int, tokens: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-        """log p of the tokens that were asked for. Raises `EngineError` where one is not finite."""
+        """Take log p of the tokens of a question. Raises `EngineError` if one is not finite."""
         if not np.isfinite(scores).all():
             raise EngineError("the model's scores are not finite; its weights are damaged or have diverged")
         assert self._log_probs is not None

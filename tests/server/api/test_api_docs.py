@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.engines import hosted
 from support.paths import ROOT
 from support.servers import serving
 
@@ -76,7 +77,7 @@ def test_curl_examples_are_answered(client: TestClient) -> None:
 
 def test_python_example_runs(bundle: Bundle, engine: TorchEngine, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    with serving(create_app(bundle, engine, Settings(api_keys="KEY"))) as port:
+    with serving(create_app(bundle, hosted(engine), Settings(api_keys="KEY"))) as port:
         here: dict[str, Any] = {}
         exec(example.replace("localhost:8000", f"127.0.0.1:{port}"), here)
         lines = capsys.readouterr().out.splitlines()

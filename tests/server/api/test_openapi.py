@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from support.engines import hosted
 from support.servers import serving
 
 from index.bundle.bundle import Bundle
@@ -37,7 +38,7 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def url(bundle: Bundle, engine: TorchEngine) -> Iterator[str]:
     """A server in a thread, spoken to over sockets."""
-    with serving(create_app(bundle, engine, Settings(admin_key="key", max_beam_width=100))) as port:
+    with serving(create_app(bundle, hosted(engine), Settings(admin_key="key", max_beam_width=100))) as port:
         yield f"http://127.0.0.1:{port}"
 
 

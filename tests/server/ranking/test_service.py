@@ -13,7 +13,8 @@ from index.bundle.bundle import Bundle
 from index.popularity import Popularity
 from index.sequence.events import Event, Task
 from server.engine.contract import RankRequest
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.options import EngineOptions
+from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
 HISTORY = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
+from support.engines import hosted
 
 from index.bundle.bundle import INDEX, Bundle
 from index.bundle.update import update_index
@@ -83,7 +84,9 @@ def test_titles_are_those_of_the_index_that_is_served(tmp_path: Path) -> None:
     Versions(path / INDEX).point_to("v1")
     bundle = Bundle.open(path)
     admin = {"authorization": "Bearer key"}
-    with TestClient(create_app(bundle, TorchEngine.open(bundle), Settings(admin_key="key"))) as client:
+    with TestClient(
+        create_app(bundle, hosted(TorchEngine.open(bundle)), Settings(admin_key="key"))
+    ) as client:
         before = (ids(client, prefix="cudny"), ids(client, prefix="silent 3"))
         assert before == ([], ["item-35"])
         Versions(path / INDEX).point_to("v2")

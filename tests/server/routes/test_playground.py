@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 from support.bundles import item_vectors, make_bundle
+from support.engines import hosted
 from support.servers import serving
 
 from index.bundle.bundle import Bundle
@@ -41,7 +42,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def base(shop: Bundle) -> Iterator[str]:
-    with serving(create_app(shop, TorchEngine.open(shop), Settings())) as port:
+    with serving(create_app(shop, hosted(TorchEngine.open(shop)), Settings())) as port:
         yield f"http://127.0.0.1:{port}/"
 
 
@@ -320,7 +321,7 @@ def test_the_page_follows_the_settings_of_the_system(visitor: Visitor) -> None:
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(
     browser: Browser, bundle: Bundle, engine: TorchEngine
 ) -> None:
-    with serving(create_app(bundle, engine, Settings(api_keys="s3cret"))) as port:
+    with serving(create_app(bundle, hosted(engine), Settings(api_keys="s3cret"))) as port:
         visitor = Visitor(browser, f"http://127.0.0.1:{port}/")
         page = visitor.open(address(item="item-3", query="river"))
         expect(page.locator("#recommend .body")).to_have_text("Enter the API key to ask.")

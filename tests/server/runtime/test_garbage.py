@@ -15,11 +15,11 @@ from support.bundles import make_bundle
 from support.servers import Server, wait_until
 
 from index.bundle.bundle import Bundle
-from server.engine.contract import Engine, RankRequest
+from server.engine.contract import HostedEngine, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
-from server.engine.torch_backend.engine import EngineOptions
 from server.runtime import garbage
-from server.serving.deployments import Served
+from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
@@ -48,12 +48,12 @@ def test_what_is_swapped_out_is_freed_without_the_collector(tmp_path: Path, coll
     """A catalogue that had to wait for it would stay for good."""
     path = make_bundle(tmp_path / "bundle")
 
-    def reopen() -> tuple[Bundle, Engine]:
+    def reopen() -> tuple[Bundle, HostedEngine]:
         bundle = Bundle.open(path)
         return bundle, EngineProcess(bundle, options=EngineOptions(threads=1))
 
     async def scenario() -> None:
-        served = Served(*reopen(), Metrics(), Settings(), reopen)
+        served = Deployments(*reopen(), Metrics(), Settings(), reopen)
         await served.start()
         try:
             for refresh in (served.refresh_index, served.refresh_bundle, served.refresh_index):

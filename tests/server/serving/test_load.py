@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from support.engines import FailingEngine, GatedEngine
+from support.engines import FailingEngine, GatedEngine, hosted
 from support.servers import wait_until
 
 from index.bundle.bundle import Bundle
@@ -83,7 +83,7 @@ def test_fault_of_the_server_is_500_without_a_traceback(
 
 def test_client_that_hangs_up_is_dropped_before_ranking(bundle: Bundle, engine: TorchEngine) -> None:
     gated = GatedEngine(engine)
-    app = create_app(bundle, gated, Settings())
+    app = create_app(bundle, hosted(gated), Settings())
 
     async def post(body: dict[str, Any], hang_up: asyncio.Event) -> list[dict[str, Any]]:
         """One request straight into the ASGI application; the client is there until `hang_up`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.bundles import make_bundle
+from support.engines import hosted
 from support.servers import Server, serving
 
 from bench.load import Answered, closed_loop, open_loop, quantile, rate_of, request
@@ -30,7 +31,7 @@ HEALTH = [request("GET", "/health/live"), request("GET", "/metrics")]
 
 def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> None:
     """More at once than there is room for, with every request in one of the two ways to end."""
-    app = create_app(bundle, engine, Settings(queue_limit=4, max_batch_size=2))
+    app = create_app(bundle, hosted(engine), Settings(queue_limit=4, max_batch_size=2))
     with serving(app) as port:
         found = asyncio.run(closed_loop(port, [ASK], connections=60, seconds=1.0))
         statuses = Counter(each.status for each in found)

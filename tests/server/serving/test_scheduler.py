@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.engines import FailingEngine, GatedEngine, SteppedEngine, assert_same_ranking
+from support.engines import FailingEngine, GatedEngine, SteppedEngine, assert_same_ranking, hosted
 
 from index.bundle.bundle import Bundle
 from server.api.errors import (
@@ -20,10 +20,10 @@ from server.api.errors import (
     NotReadyError,
     QueueFullError,
 )
-from server.engine.contract import Engine, RankRequest
+from server.engine.contract import Engine, Ranking, RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from server.serving import scheduler as scheduler_module
-from server.serving.scheduler import Ranked, Scheduler
+from server.serving.scheduler import Scheduler
 from server.telemetry.metrics import Metrics
 
 Scenario = Callable[[Scheduler], Awaitable[Any]]
@@ -39,7 +39,7 @@ def run(scenario: Scenario, engine: Engine, **settings: Any) -> Any:
 
     async def main() -> Any:
         options = {"max_batch_size": 4, "window": 0.0, "queue_limit": 3} | settings
-        scheduler = Scheduler(engine, Metrics(), **options)
+        scheduler = Scheduler(hosted(engine), Metrics(), **options)
         await scheduler.start()
         try:
             return await asyncio.wait_for(scenario(scheduler), 20)
@@ -77,9 +77,9 @@ def test_answers_are_those_of_the_engine_alone(bundle: Bundle, engine: TorchEngi
 
     for each, ranked in zip(requests, run(scenario, engine), strict=True):
         alone = engine.rank([each])[0]
-        assert ranked.ranking.items == alone.items
-        assert ranked.ranking.scores == pytest.approx(alone.scores, abs=1e-5)
-        assert ranked.waited >= 0
+        assert ranked.items == alone.items
+        assert ranked.scores == pytest.approx(alone.scores, abs=1e-5)
+        assert ranked.seconds["queue"] >= 0
 
 
 def test_what_waits_together_is_ranked_together_in_order(bundle: Bundle, gated: GatedEngine) -> None:
@@ -125,7 +125,7 @@ def test_what_the_engine_has_room_for_fills_no_queue(bundle: Bundle, gated: Gate
     async def scenario(scheduler: Scheduler) -> None:
         asked = await queued(scheduler, *[request(bundle)] * 8)
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [Ranked] * 7 + [QueueFullError]
+        assert [type(answer) for answer in answers] == [Ranking] * 7 + [QueueFullError]
 
     run(scenario, gated, max_batch_size=4, queue_limit=3)
 
@@ -278,7 +278,7 @@ def test_engine_failure_fails_its_batch_alone(bundle: Bundle, engine: TorchEngin
         for _ in range(3):
             with pytest.raises(EngineFailedError):
                 await scheduler.rank(request(bundle, 13), 20)
-            assert (await scheduler.rank(request(bundle, 5), 20)).ranking.items
+            assert (await scheduler.rank(request(bundle, 5), 20)).items
 
     run(scenario, FailingEngine(engine, limit=13))
 
@@ -291,7 +291,7 @@ def test_stop_finishes_what_waits_and_refuses_what_comes(bundle: Bundle, gated: 
         with pytest.raises(NotReadyError):
             await scheduler.rank(request(bundle), 20)
         gated.gate.set()
-        assert all(ranked.ranking.items for ranked in await asyncio.gather(*tasks))
+        assert all(ranked.items for ranked in await asyncio.gather(*tasks))
         await stopping
 
     run(scenario, gated)
@@ -310,7 +310,7 @@ def test_stop_gives_up_after_its_patience(bundle: Bundle, gated: GatedEngine) ->
 
 def test_warm_up_is_ranked_before_anything_is_accepted(bundle: Bundle, gated: GatedEngine) -> None:
     async def main() -> None:
-        scheduler = Scheduler(gated, Metrics(), max_batch_size=1, window=0, queue_limit=1)
+        scheduler = Scheduler(hosted(gated), Metrics(), max_batch_size=1, window=0, queue_limit=1)
         with pytest.raises(NotReadyError):
             scheduler.admit()
         await scheduler.start([request(bundle, 7)])
@@ -329,7 +329,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_a_continuous_engine_is_given_more_while_it_works(
     bundle: Bundle, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.torch_backend.search.ENOUGH", 0)  # a step a level
+    monkeypatch.setattr("server.engine.torch_backend.search.FULL_PASS_ROWS", 0)  # a step a level
     stepped = SteppedEngine(engine)
     levels = engine.vocabulary.levels
 
@@ -351,7 +351,7 @@ def test_a_continuous_engine_is_given_more_while_it_works(
     answers = run(scenario, stepped)
     assert [[each.limit for each in batch] for batch in stepped.taken] == [[1, 2], [3, 4], [5]]
     for limit, ranked in enumerate(answers, start=1):
-        assert_same_ranking(ranked.ranking, engine.rank([request(bundle, limit)])[0])
+        assert_same_ranking(ranked, engine.rank([request(bundle, limit)])[0])
 
 
 def test_who_gives_up_in_the_hands_of_a_continuous_engine_makes_room(
@@ -367,7 +367,7 @@ def test_who_gives_up_in_the_hands_of_a_continuous_engine_makes_room(
         stepped.permits.release(1)
         await until(lambda: len(stepped.taken) == 2)
         stepped.permits.release(100)
-        assert (await waiting).ranking.items
+        assert (await waiting).items
 
     run(scenario, stepped, max_batch_size=1)
 
@@ -382,7 +382,7 @@ def test_a_request_that_a_continuous_engine_fails_on_fails_alone(bundle: Bundle,
 
     failed, answered = run(scenario, stepped)
     assert isinstance(failed, EngineFailedError)
-    assert len(answered.ranking.items) == 2
+    assert len(answered.items) == 2
 
 
 @pytest.mark.parametrize("patience", [10.0, 0.05])
@@ -403,4 +403,4 @@ def test_stop_waits_for_what_a_continuous_engine_has(
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     for result in run(scenario, stepped, max_batch_size=1):
-        assert isinstance(result, NotReadyError) if patience < 1 else result.ranking.items
+        assert isinstance(result, NotReadyError) if patience < 1 else result.items

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
+from support.engines import hosted
 
 from index.bundle.bundle import INDEX, Bundle
 from index.bundle.update import update_index
 from index.bundle.versions import Versions
 from index.catalogue import Item
 from server.app import create_app
-from server.engine.contract import Engine
+from server.engine.contract import HostedEngine
+from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
 KEY = "a schlüssel for tests"
@@ -45,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 def client(path: Path) -> Iterator[TestClient]:
     bundle = Bundle.open(path)
     settings = Settings(admin_key=f"{KEY}\n", queue_limit=1000)
-    with TestClient(create_app(bundle, TorchEngine.open(bundle), settings)) as client:
+    with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), settings)) as client:
         yield client
 
 
@@ -91,7 +93,7 @@ def test_administration_asks_for_the_key(client: TestClient, header: dict[str, s
 
 def test_without_a_key_there_is_no_administration(path: Path) -> None:
     bundle = Bundle.open(path)
-    with TestClient(create_app(bundle, TorchEngine.open(bundle), Settings())) as client:
+    with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), Settings())) as client:
         for header in ({}, {"authorization": "Bearer "}, ADMIN):
             assert client.post("/admin/index/refresh", headers=header).status_code == 404
 
@@ -169,9 +171,9 @@ def turn(link: Path, name: str) -> None:
 
 @pytest.fixture
 def bundle_client(link: Path) -> Iterator[TestClient]:
-    def reopen() -> tuple[Bundle, Engine]:
+    def reopen() -> tuple[Bundle, HostedEngine]:
         bundle = Bundle.open(link.resolve())
-        return bundle, TorchEngine.open(bundle)
+        return bundle, hosted(TorchEngine.open(bundle))
 
     settings = Settings(admin_key=KEY, queue_limit=1000)
     with TestClient(create_app(*reopen(), settings, reopen)) as client:
@@ -233,7 +235,7 @@ def test_a_damaged_bundle_is_refused_and_the_old_one_goes_on(bundle_client: Test
 def test_index_and_bundle_are_swapped_in_the_engine_process(path: Path) -> None:
     """As `python -m server` does it: the engine lives elsewhere."""
 
-    def reopen() -> tuple[Bundle, Engine]:
+    def reopen() -> tuple[Bundle, HostedEngine]:
         bundle = Bundle.open(path)
         return bundle, EngineProcess(bundle, options=EngineOptions(threads=1))
 

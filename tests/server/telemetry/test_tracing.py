@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support.engines import FailingEngine
+from support.engines import FailingEngine, hosted
 from support.servers import ROOT, Server, serving, wait_until
 
 from index.bundle.bundle import Bundle
@@ -54,7 +54,7 @@ def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         spans = Spans(exporter)
-    app = create_app(bundle, FailingEngine(engine, FAILS), Settings())
+    app = create_app(bundle, hosted(FailingEngine(engine, FAILS)), Settings())
     with serving(spans.around(app)) as port:
         yield Traced(f"http://127.0.0.1:{port}", exporter)
     spans.close()

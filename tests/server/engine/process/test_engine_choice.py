@@ -14,11 +14,12 @@ from transformers import T5Config
 from index.bundle.bundle import Bundle
 from server.__main__ import main
 from server.engine.contract import Engine, EngineError
+from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.runtime import logs
 
-VLLM = EngineOptions(cache_bytes=1 << 28, kind="vllm")
+VLLM = EngineOptions(cache_bytes=1 << 28, engine="vllm")
 
 
 def opened(bundle: Bundle, options: EngineOptions) -> Engine:
@@ -28,7 +29,7 @@ def opened(bundle: Bundle, options: EngineOptions) -> Engine:
 def test_it_is_the_torch_engine_unless_another_is_chosen(bundle: Bundle) -> None:
     engine = opened(bundle, EngineOptions(max_batch_tokens=99, cache_bytes=1 << 20))
     assert isinstance(engine, TorchEngine)
-    assert (engine.max_batch_tokens, engine.cache.capacity) == (99, 1 << 20)
+    assert (engine.options.max_batch_tokens, engine.cache.capacity) == (99, 1 << 20)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,14 @@ from index.catalogue import Item
 from index.trie.allowed import Allowed, SlotSet
 from server.api.errors import EngineUnavailableError
 from server.engine.contract import EngineError, EngineLostError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process import wire
 from server.engine.process.child import WATCH_SECONDS
 from server.engine.process.engine_process import EngineProcess
 from server.engine.process.template import CONTEXT
 from server.engine.process.wire import Chosen, WireRequest, decode_reply, encode
 from server.engine.process.worker import Worker
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 from server.serving.scheduler import Scheduler
 from server.telemetry.metrics import Metrics
 
@@ -134,12 +135,12 @@ def test_a_process_that_does_not_read_is_replaced(bundle: Bundle) -> None:
 
 def test_the_engine_leaves_a_request_for_which_nobody_waits(bundle: Bundle, process: EngineProcess) -> None:
     """It is stopped with the batch in hand, so that the word reaches it before it computes."""
-    given_up = threading.Event()
+    cancelled = threading.Event()
     pid = freeze(process)
     with ThreadPoolExecutor(1) as pool:
-        batch = [request(bundle), replace(request(bundle), gone=given_up.is_set), request(bundle)]
+        batch = [request(bundle), replace(request(bundle), cancelled=cancelled.is_set), request(bundle)]
         ranking = pool.submit(process.rank, batch)
-        given_up.set()
+        cancelled.set()
         time.sleep(5 * WATCH_SECONDS)
         os.kill(pid, signal.SIGCONT)
         answers = ranking.result(20)
@@ -167,8 +168,8 @@ def test_requests_are_taken_while_others_are_in_hand(bundle: Bundle, process: En
     answers = Answers()
     pid = freeze(process)
     for limit in (3, 4, 5):
-        process.submit({limit: request(bundle, limit)}, answered=answers)
-    process.submit({"never": RankRequest([1] * 1000, 5, 10)}, answered=answers)
+        process.submit({limit: request(bundle, limit)}, on_done=answers)
+    process.submit({"never": RankRequest([1] * 1000, 5, 10)}, on_done=answers)
     preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
     preparing.start()
     os.kill(pid, signal.SIGCONT)
@@ -186,14 +187,14 @@ def test_all_that_is_in_hand_is_lost_with_the_process(bundle: Bundle, process: E
     answers = Answers()
     pid = freeze(process)
     for limit in (3, 4):
-        process.submit({limit: request(bundle, limit)}, answered=answers)
+        process.submit({limit: request(bundle, limit)}, on_done=answers)
     preparing = threading.Thread(target=process.prepare, args=(bundle.index,))
     preparing.start()
     os.kill(pid, signal.SIGKILL)
     assert [type(each) for each in answers.wait(2).values()] == [EngineLostError] * 2
     preparing.join(20)
     assert not preparing.is_alive()
-    process.submit({5: request(bundle, 5)}, answered=(again := Answers()))
+    process.submit({5: request(bundle, 5)}, on_done=(again := Answers()))
     assert again.wait(1)  # it is being restarted, or is there again
     wait_until(lambda: process.running and process.pid != pid)
     assert process.rank([request(bundle)])[0].items
@@ -204,7 +205,7 @@ def test_messages_that_fill_the_pipe_both_ways_do_not_block(bundle: Bundle, proc
     answers = Answers()
     for number in range(8):
         many = {(number, k): request(bundle, 60) for k in range(40)}
-        process.submit(many | {number: RankRequest([1] * 200_000, 5, 10)}, answered=answers)
+        process.submit(many | {number: RankRequest([1] * 200_000, 5, 10)}, on_done=answers)
     outcomes = answers.wait(8 * 41)
     assert all(isinstance(each, Ranking) == isinstance(key, tuple) for key, each in outcomes.items())
 
@@ -231,7 +232,7 @@ def test_only_the_batch_that_was_lost_fails(bundle: Bundle) -> None:
 
     lost, answered = (results := asyncio.run(main()))[:2], results[2:]
     assert [type(each) for each in lost] == [EngineUnavailableError] * 2
-    assert [len(each.ranking.items) for each in answered] == [3, 4, 5, 6]
+    assert [len(each.items) for each in answered] == [3, 4, 5, 6]
     assert metrics.engine_restarts._value.get() == 1
 
 
@@ -305,8 +306,8 @@ def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pyte
     """CUDA fails on everything after an illegal access; only another process can go on. The failed are told first."""
     ours, theirs = CONTEXT.Pipe()
     options = EngineOptions(threads=1)
-    given_up = CONTEXT.RawArray(ctypes.c_bool, 4)
-    worker = Worker(theirs, bundle.path, bundle.index.version, options, bundle.info.bundle_id, given_up)
+    cancelled = CONTEXT.RawArray(ctypes.c_bool, 4)
+    worker = Worker(theirs, bundle.path, bundle.index.version, options, bundle.info.bundle_id, cancelled)
 
     def fail(feeds: object) -> object:
         raise torch.AcceleratorError("an illegal memory access was encountered")
@@ -318,6 +319,6 @@ def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pyte
     with pytest.raises(EngineError, match="the device failed"):
         worker.serve()
     reply = decode_reply(ours.recv_bytes())
-    assert isinstance(reply, wire.Answers)
+    assert isinstance(reply, wire.Ranked)
     assert list(reply.failures) == [3]
     ours.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from support.engines import assert_same_ranking
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.search import Feed
+from server.engine.torch_backend.search import ForwardInput
 
 LEVELS = 4
 LENGTHS = (1, 7, 30, 95)
@@ -30,18 +31,24 @@ def make_engine(**options: int) -> TorchEngine:
     codes = rng.permutation(every)[:1700]
     vocabulary = IdentifierVocabulary(40, tuple(int(k) for k in codes.max(0) + 1))
     model = make_model(vocabulary.size, positions=128)
-    return TorchEngine(model, Trie.build(codes), vocabulary, packed="float32", **options)
+    return TorchEngine(
+        model, Trie.build(codes), vocabulary, options=EngineOptions(precision="float32", **options)
+    )
 
 
 ENGINE = make_engine()
 
 
 def ask(
-    length: int, seed: int = 0, width: int = 10, limit: int | None = None, gone: Callable[[], bool] = bool
+    length: int,
+    seed: int = 0,
+    width: int = 10,
+    limit: int | None = None,
+    cancelled: Callable[[], bool] = bool,
 ) -> RankRequest:
     """limit: the whole beam if not given, so that nothing is dropped early."""
     ids = np.random.default_rng([seed, length]).integers(1, 43, length).tolist()
-    return RankRequest(ids, limit or width, width, gone=gone)
+    return RankRequest(ids, limit or width, width, cancelled=cancelled)
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Run:
     engine: TorchEngine
     schedule: Mapping[int, Sequence[RankRequest]]  # by step; the first is 0
     step: int = -1
-    passes: list[list[Feed]] = field(default_factory=list)
+    passes: list[list[ForwardInput]] = field(default_factory=list)
     outcomes: dict[int, tuple[int, Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,7 +69,7 @@ class Run:
         """fails: a step whose forward pass does."""
         forward = self.engine._backbone.forward
 
-        def watched(feeds: Sequence[Feed]) -> object:
+        def watched(feeds: Sequence[ForwardInput]) -> object:
             self.passes.append(list(feeds))
             if self.step == fails:
                 raise RuntimeError("the pass was told to fail")
@@ -102,20 +109,22 @@ arrivals = st.lists(
 def test_answers_do_not_depend_on_when_others_arrive(
     shapes: list[tuple[int, int, int]], join_rows: int, max_batch_tokens: int
 ) -> None:
-    ENGINE.join_rows, ENGINE.max_batch_tokens = join_rows, max_batch_tokens
+    ENGINE.options = replace(ENGINE.options, join_rows=join_rows, max_batch_tokens=max_batch_tokens)
     schedule: dict[int, list[RankRequest]] = {}
     for k, (step, length, width) in enumerate(shapes):
         schedule.setdefault(step, []).append(ask(length, k, width, limit=min(5, width)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         run = Run(ENGINE, schedule).go(monkeypatch)
-    ENGINE.join_rows, ENGINE.max_batch_tokens = 0, 10_000
+    ENGINE.options = replace(ENGINE.options, join_rows=0, max_batch_tokens=10_000)
     for number, request in enumerate(run.requests):
         assert_same_ranking(run.ranking(number), ENGINE.rank([request])[0])
     for feeds in run.passes:
-        memories = {feed.segment.memory for feed in feeds}
-        begun = {feed.segment.memory for feed in feeds if feed.segment.own is None}
+        memories = {feed.segment.key_values for feed in feeds}
+        begun = {feed.segment.key_values for feed in feeds if feed.segment.own is None}
         if begun and begun != memories:
-            ahead = [feed for feed in feeds if feed.segment.own is not None and feed.segment.memory in begun]
+            ahead = [
+                feed for feed in feeds if feed.segment.own is not None and feed.segment.key_values in begun
+            ]
             assert sum(feed.segment.rows for feed in feeds if feed not in ahead) <= join_rows
         assert len(memories) == 1 or sum(memory.capacity for memory in memories) <= max_batch_tokens
 
@@ -172,7 +181,10 @@ def test_a_request_that_cannot_be_begun_fails_alone(monkeypatch: pytest.MonkeyPa
 
 def test_who_is_gone_is_left_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Run] = []
-    running, waiting = ask(30, gone=lambda: runs[0].step >= 2), ask(7, gone=lambda: runs[0].step >= 1)
+    running, waiting = (
+        ask(30, cancelled=lambda: runs[0].step >= 2),
+        ask(7, cancelled=lambda: runs[0].step >= 1),
+    )
     runs.append(run := Run(make_engine(join_rows=0), {0: [running, ask(7)], 1: [waiting]}))
     run.go(monkeypatch)
     assert [run.last_step(number) for number in range(3)] == [2, LEVELS - 1, 1]

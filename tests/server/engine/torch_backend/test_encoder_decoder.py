@@ -19,8 +19,9 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.torch_backend.attention import KeyValues, Segment
-from server.engine.torch_backend.encoder_decoder import DecoderFeed, Encoded, EncoderDecoder
+from server.engine.torch_backend.encoder_decoder import DecoderInput, Encoded, EncoderDecoder
 from server.engine.torch_backend.engine import TorchEngine
 
 TEXT_TOKENS = 40
@@ -41,7 +42,11 @@ class World:
 
     def engine(self, normalisation: str, **options: int) -> TorchEngine:
         return TorchEngine(
-            self.model, Trie.build(self.codes), self.vocabulary, normalisation=normalisation, **options
+            self.model,
+            Trie.build(self.codes),
+            self.vocabulary,
+            normalisation=normalisation,
+            options=EngineOptions(precision=None, **options),
         )
 
 
@@ -144,11 +149,13 @@ def test_the_bias_of_positions_counts_depth_not_place_in_the_flattened_beam(kind
         memory, encoded = KeyValues(layers, 1 + len(rows)), Encoded(ids)
         start = Segment(memory, 0, 1)
         forward.forward(
-            [DecoderFeed(torch.tensor([START]), torch.zeros(1, dtype=torch.long), start, {}, encoded)]
+            [DecoderInput(torch.tensor([START]), torch.zeros(1, dtype=torch.long), start, {}, encoded)]
         )
         own = torch.arange(1, 1 + len(rows)).unsqueeze(1)
         depth = torch.ones(len(rows), dtype=torch.long)
-        return forward.forward([DecoderFeed(rows, depth, Segment(memory, 1, len(rows), 1, own), {}, encoded)])
+        return forward.forward(
+            [DecoderInput(rows, depth, Segment(memory, 1, len(rows), 1, own), {}, encoded)]
+        )
 
     with torch.inference_mode():
         together = decode(tokens)

@@ -17,13 +17,14 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend import graphs
 from server.engine.torch_backend.attention import KeyValues, Segment
 from server.engine.torch_backend.decoder import Decoder
 from server.engine.torch_backend.engine import TorchEngine
 from server.engine.torch_backend.graphs import PaddedPasses, Shape
-from server.engine.torch_backend.packed import Precision, dtype_of
-from server.engine.torch_backend.search import Feed
+from server.engine.torch_backend.packed import dtype_of
+from server.engine.torch_backend.search import ForwardInput
 
 LEVELS = 4
 VOCABULARY = IdentifierVocabulary(40, (6, 6, 6, 6))
@@ -34,7 +35,9 @@ CPU = torch.device("cpu")
 @cache
 def engine(arch: str = "llama", precision: Precision = "float32", **options: int) -> TorchEngine:
     model = make_model(VOCABULARY.size, arch, positions=512).to(dtype_of(precision))
-    return TorchEngine(model, Trie.build(CODES), VOCABULARY, packed=precision, **options)
+    return TorchEngine(
+        model, Trie.build(CODES), VOCABULARY, options=EngineOptions(precision=precision, **options)
+    )
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -72,7 +75,7 @@ requests = st.builds(
 def test_padding_changes_no_answer(asked: list[tuple[RankRequest, int]], data: st.DataObject) -> None:
     """Requests of all sizes that join others at any step, with few shapes kept; the prefix cache in between."""
     arch = data.draw(st.sampled_from(["llama", "gpt-neox", "qwen3"]))
-    padded = engine(arch, graphs=2, join_rows=10_000, cache_bytes=1 << 20)
+    padded = engine(arch, cuda_graphs=2, join_rows=10_000, cache_bytes=1 << 20)
     plain = engine(arch)
     by_number = {number: request for number, (request, _) in enumerate(asked)}
     outcomes = served(padded, by_number, {number: step for number, (_, step) in enumerate(asked)})
@@ -82,8 +85,8 @@ def test_padding_changes_no_answer(asked: list[tuple[RankRequest, int]], data: s
         assert_same_ranking(ranking, plain.rank([request])[0])
 
 
-def passes(kept: int = 4, slots: int = 4096, seed: int = 0) -> PaddedPasses:
-    return PaddedPasses(decoder(seed), CPU, 3, slots, kept)
+def passes(cuda_graphs: int = 4, slots: int = 4096, seed: int = 0) -> PaddedPasses:
+    return PaddedPasses(decoder(seed), CPU, 3, slots, cuda_graphs)
 
 
 @cache
@@ -93,7 +96,7 @@ def decoder(seed: int = 0) -> Decoder:
 
 def feeds(
     sizes: list[tuple[int, int, int]], seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> list[Feed]:
+) -> list[ForwardInput]:
     """For (prompt, capacity, rows): random beams of the second level behind random keys and values."""
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -104,11 +107,11 @@ def feeds(
         own = torch.cat([parents, torch.arange(rows).unsqueeze(1) + length + 3], 1)
         ids = torch.randint(0, VOCABULARY.size, (rows,), generator=generator)
         segment = Segment(memory, length + 3, rows, length, own)
-        made.append(Feed(ids, torch.full((rows,), length + 1), segment, {}))
+        made.append(ForwardInput(ids, torch.full((rows,), length + 1), segment, {}))
     return made
 
 
-def plain(fed: list[Feed]) -> torch.Tensor:
+def plain(fed: list[ForwardInput]) -> torch.Tensor:
     ids, positions = torch.cat([feed.ids for feed in fed]), torch.cat([feed.positions for feed in fed])
     return decoder()(ids, positions, [feed.segment for feed in fed])
 
@@ -131,7 +134,9 @@ def test_a_padded_pass_gives_and_writes_what_a_plain_one_does(
         assert torch.allclose(hidden, plain(theirs), atol=1e-4)
     for one, other in zip(ours, theirs, strict=True):
         filled = slice(one.segment.end)
-        assert torch.allclose(one.segment.memory.slots(filled), other.segment.memory.slots(filled), atol=1e-4)
+        assert torch.allclose(
+            one.segment.key_values.slots(filled), other.segment.key_values.slots(filled), atol=1e-4
+        )
 
 
 def test_more_padding_changes_nothing() -> None:
@@ -147,7 +152,7 @@ def test_more_padding_changes_nothing() -> None:
 
 
 def test_few_shapes_are_kept_and_similar_passes_share_one() -> None:
-    padded = passes(kept=2)
+    padded = passes(cuda_graphs=2)
     with torch.inference_mode():
         for size in [(50, 80, 7), (20, 60, 8), (100, 127, 3)]:
             padded.forward(feeds([size]))
@@ -161,11 +166,11 @@ def test_few_shapes_are_kept_and_similar_passes_share_one() -> None:
 def test_passes_that_are_too_large_or_hold_a_prompt_are_not_taken() -> None:
     padded = passes(slots=256)
     asked = feeds([(50, 80, 7)])
-    begun = Feed(torch.arange(5), torch.arange(5), Segment(KeyValues(2, 20), 0, 5), {})
+    begun = ForwardInput(torch.arange(5), torch.arange(5), Segment(KeyValues(2, 20), 0, 5), {})
     with torch.inference_mode():
         assert padded.forward([*asked, begun]) is None
         assert padded.forward(feeds([(50, 80, 7)] * 3)) is None
-        assert passes(kept=0).forward(asked) is None
+        assert passes(cuda_graphs=0).forward(asked) is None
         assert padded.shapes == []
         assert padded.forward(asked) is not None
 
@@ -175,7 +180,9 @@ def test_numbers_that_are_not_finite_stay_with_their_request() -> None:
     model = make_model(VOCABULARY.size, "gpt-neox", positions=512)
     with torch.no_grad():
         model.get_input_embeddings().weight[int(VOCABULARY.first_code[0]) + 3] = torch.nan
-    padded = TorchEngine(model, Trie.build(CODES), VOCABULARY, packed="float32", graphs=4)
+    padded = TorchEngine(
+        model, Trie.build(CODES), VOCABULARY, options=EngineOptions(precision="float32", cuda_graphs=4)
+    )
     fine = Trie.build(CODES[CODES[:, 0] != 3])
     request = RankRequest(prompt(30), 5, 40, Allowed.of(fine))
     expected = engine("gpt-neox").rank([request])[0]
@@ -189,13 +196,15 @@ def test_an_engine_whose_padded_passes_are_wrong_does_not_open(monkeypatch: pyte
     """As where a GPU does not replay what was captured: here all rows attend to nothing."""
     monkeypatch.setattr(graphs, "attention_in_parts", lambda query, *_: torch.zeros_like(query))
     model = make_model(VOCABULARY.size)
-    TorchEngine(model, Trie.build(CODES), VOCABULARY, packed="float32")
+    TorchEngine(model, Trie.build(CODES), VOCABULARY, options=EngineOptions(precision="float32"))
     with pytest.raises(EngineError, match="GEMS_CUDA_GRAPHS=0"):
-        TorchEngine(model, Trie.build(CODES), VOCABULARY, packed="float32", graphs=4)
+        TorchEngine(
+            model, Trie.build(CODES), VOCABULARY, options=EngineOptions(precision="float32", cuda_graphs=4)
+        )
 
 
 def test_an_engine_without_room_for_the_buffers_goes_on_without_them() -> None:
-    vast = engine(graphs=4, max_batch_tokens=10**12)
+    vast = engine(cuda_graphs=4, max_batch_tokens=10**12)
     for length in (30, 90):
         request = RankRequest(prompt(length), 5, 20)
         assert_same_ranking(vast.rank([request])[0], engine().rank([request])[0])
@@ -205,7 +214,7 @@ def test_an_engine_without_room_for_the_buffers_goes_on_without_them() -> None:
 def test_fewer_bits_are_padded_alike(precision: Precision) -> None:
     asked = [RankRequest(prompt(length), len(CODES), len(CODES)) for length in (30, 90)]
     expected = engine(precision=precision).rank(asked)
-    for ours, theirs in zip(engine(precision=precision, graphs=4).rank(asked), expected, strict=True):
+    for ours, theirs in zip(engine(precision=precision, cuda_graphs=4).rank(asked), expected, strict=True):
         scores, reference = (np.array(each.scores)[np.argsort(each.items)] for each in (ours, theirs))
         assert np.abs(scores - reference).mean() < 0.05 * reference.std()
 
@@ -220,7 +229,7 @@ NO_GPU = pytest.mark.skipif(
 def test_captured_graphs_replay_what_a_cpu_computes(precision: Precision, tolerance: float) -> None:
     dtype = dtype_of(precision)
     there = Decoder.of(make_model(VOCABULARY.size).to("cuda", dtype), precision)
-    padded = PaddedPasses(there, torch.device("cuda"), 3, 4096, kept=2)
+    padded = PaddedPasses(there, torch.device("cuda"), 3, 4096, cuda_graphs=2)
     kinds = [[(50, 80, 7)], [(20, 60, 8)] * 3, [(100, 300, 3)]]  # more than are kept: captured anew each time
     for seed, asked in enumerate([*kinds, *kinds, kinds[-1], kinds[-2]]):
         with torch.inference_mode():
@@ -235,7 +244,12 @@ def test_captured_graphs_replay_what_a_cpu_computes(precision: Precision, tolera
 @pytest.mark.parametrize("arch", ["llama", "gpt-neox", "qwen3"])
 def test_an_engine_with_captured_graphs_gives_the_answers_of_a_cpu(arch: str) -> None:
     model = make_model(VOCABULARY.size, arch, positions=512).to("cuda")
-    there = TorchEngine(model, Trie.build(CODES), VOCABULARY, packed="float32", graphs=4, cache_bytes=1 << 20)
+    there = TorchEngine(
+        model,
+        Trie.build(CODES),
+        VOCABULARY,
+        options=EngineOptions(precision="float32", cuda_graphs=4, cache_bytes=1 << 20),
+    )
     asked = [RankRequest(prompt(length, seed), 10, 20) for seed in range(3) for length in (7, 90, 300)]
     for size in (1, 2, 3, 9):
         for ours, theirs in zip(there.rank(asked[:size]), engine(arch).rank(asked[:size]), strict=True):

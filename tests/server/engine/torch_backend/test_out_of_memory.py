@@ -13,12 +13,13 @@ from support.servers import wait_until
 
 from index.bundle.bundle import Bundle
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
 from server.engine.process.template import CONTEXT
-from server.engine.torch_backend.engine import EngineOptions, TorchEngine
+from server.engine.torch_backend.engine import TorchEngine
 
 MIB = 2**20
-HUGE = RankRequest([5] * 400_000, 5, 10, history=0)  # 51 MiB for the embeddings alone
+HUGE = RankRequest([5] * 400_000, 5, 10, shared_tokens=0)  # 51 MiB for the embeddings alone
 
 
 @pytest.fixture(scope="module")

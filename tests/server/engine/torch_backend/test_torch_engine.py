@@ -29,10 +29,10 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, Ranking, RankRequest
+from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend import search
 from server.engine.torch_backend.engine import TorchEngine, on_device
-from server.engine.torch_backend.packed import Precision
-from server.engine.torch_backend.search import Feed, Search
+from server.engine.torch_backend.search import ForwardInput, Search
 from training.config import TrainConfig
 from training.model.backbones import load_backbone
 from training.model.extension import extend_backbone
@@ -53,8 +53,7 @@ class World:
             Trie.build(self.codes),
             self.vocabulary,
             normalisation=normalisation,
-            packed=packed,
-            **options,
+            options=EngineOptions(precision=packed, **options),
         )
 
 
@@ -179,14 +178,14 @@ def test_what_is_known_of_a_prompt_changes_no_answer() -> None:
     asked = [[*history[:40], 3], [*history[:40], 5, 6], other, [*history[:60], 3], [*history, 5, 9], other]
     cached = []
     for ids in asked:
-        request = RankRequest(ids, 10, 20, history=len(ids) - 1)
+        request = RankRequest(ids, 10, 20, shared_tokens=len(ids) - 1)
         together = caching.rank([request, RankRequest(prompt(30), 5, 5)])
         expected = plain.rank([request])[0]
         assert_same(together[0], expected.items, expected.scores, 1e-4)
         cached.append(together[0].cached_tokens)
     assert cached == [0, 40, 0, 40, 60, 79]
     before = len(caching.cache)
-    caching.rank([RankRequest(prompt(50, 7), 5, 5, history=0)])
+    caching.rank([RankRequest(prompt(50, 7), 5, 5, shared_tokens=0)])
     assert len(caching.cache) == before  # nothing of it is worth keeping
 
 
@@ -201,15 +200,15 @@ def test_hypotheses_that_cannot_win_are_dropped_and_no_answer_changes(
         model.get_output_embeddings().weight[vocabulary.first_added :] *= 3
     engine = TorchEngine(model, Trie.build(codes), vocabulary)
     fed: list[int] = []
-    feed = Search.feed
+    feed = Search.next_inputs
 
-    def counted(running: Search) -> list[Feed]:
+    def counted(running: Search) -> list[ForwardInput]:
         found = feed(running)
         if running.level == vocabulary.levels - 1:
             fed.append(len(found[0].ids))
         return found
 
-    monkeypatch.setattr(Search, "feed", counted)
+    monkeypatch.setattr(Search, "next_inputs", counted)
     spared = 0
     for seed in range(20):
         for limit in (1, 3, 10, 25):
@@ -266,10 +265,10 @@ def test_feeding_ahead_changes_no_answer(normalisation: str, data: st.DataObject
     allowed, left = draw_allowed(data, engine.everything.trie)
     request = RankRequest(prompt(length), limit, width, allowed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "SPARE", data.draw(st.sampled_from([0, 8, 100])))
-        patch.setattr(search, "ENOUGH", data.draw(st.sampled_from([10, 10_000])))
+        patch.setattr(search, "SPARE_ROWS", data.draw(st.sampled_from([0, 8, 100])))
+        patch.setattr(search, "FULL_PASS_ROWS", data.draw(st.sampled_from([10, 10_000])))
         ahead = engine.rank([request])[0]
-        patch.setattr(search, "ENOUGH", 0)
+        patch.setattr(search, "FULL_PASS_ROWS", 0)
         step_by_step, rows = passes_of(engine, request)
     assert len(rows) >= min(len(left), 1) * 4
     assert_same_ranking(ahead, step_by_step)
@@ -311,7 +310,7 @@ def test_an_engine_that_is_not_packed_follows_its_model() -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight))
-    fresh = TorchEngine(model, Trie.build(w.codes), w.vocabulary, packed="float32")
+    fresh = TorchEngine(model, Trie.build(w.codes), w.vocabulary, options=EngineOptions(precision="float32"))
     after = engine.rank([request])[0]
     assert_same(fresh.rank([request])[0], after.items, after.scores)
     assert after.scores != pytest.approx(before.scores, abs=0.1)
@@ -425,9 +424,11 @@ def test_architectures_that_the_engine_would_get_wrong_are_refused() -> None:
     for model, reason in ((neo, "tree attention"), (biased, "logits"), (sliding, "window of 8")):
         for packed in (None, "float32"):
             with pytest.raises(EngineError, match=reason):
-                TorchEngine(model.eval(), Trie.build(w.codes), w.vocabulary, packed=packed)
+                TorchEngine(
+                    model.eval(), Trie.build(w.codes), w.vocabulary, options=EngineOptions(precision=packed)
+                )
     with pytest.raises(EngineError, match="int8 is there for"):
-        TorchEngine(neo.eval(), Trie.build(w.codes), w.vocabulary, packed="int8")
+        TorchEngine(neo.eval(), Trie.build(w.codes), w.vocabulary, options=EngineOptions(precision="int8"))
 
 
 def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
@@ -446,7 +447,9 @@ def test_weights_that_are_not_finite_are_reported_not_ranked() -> None:
 def test_a_gpu_gives_the_answers_of_a_cpu(arch: str, packed: Precision | None) -> None:
     w = world(arch)
     model = make_model(w.vocabulary.size, arch, positions=128).to("cuda")
-    there = TorchEngine(model, Trie.build(w.codes), w.vocabulary, packed=packed, cache_bytes=1 << 20)
+    there = TorchEngine(
+        model, Trie.build(w.codes), w.vocabulary, options=EngineOptions(precision=packed, cache_bytes=1 << 20)
+    )
     requests = [RankRequest(prompt(length, 3), 10, 20) for length in LENGTHS]
     expected = w.engine("level").rank(requests)
     for _ in range(2):  # the second time from the cache
