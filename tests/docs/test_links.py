@@ -23,7 +23,6 @@ EXAMPLES = {
     "index/identifiers/schemes/alphabetical.py",
     "training/methods/tuning/sign_descent.py",
 }  # not files here
-PENDING = {"server/engine/step_loop.py"}  # comes with the restructured engine
 FOLDERS = "gems|index|server|training|tests|bench|deploy|docs"
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="not a checkout of the repository")
@@ -68,7 +67,7 @@ def test_paths_in_the_text_exist(page: Path) -> None:
         for name in pages
         if not any((folder / name).exists() for folder in (page.parent, ROOT, ROOT / "docs"))
     ]
-    assert sorted(set(missing) - EXAMPLES - PENDING) == []
+    assert sorted(set(missing) - EXAMPLES) == []
 
 
 @pytest.mark.parametrize(
