@@ -1,4 +1,4 @@
-"""Who may import whom, room by room: the table that docs/architecture.md shows.
+"""Imports that are allowed, room by room: the table that docs/architecture.md shows.
 
 A room is a folder, or a file that lies at the top of one of the four. The table is sorted from the ground up: a room
 imports only what stands above it here, so that nothing climbs and nothing goes in a circle.

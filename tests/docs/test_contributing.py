@@ -15,14 +15,13 @@ import torch
 from rich.console import Console
 from support.bundles import make_model, make_tokenizer
 from support.paths import ROOT
-from support.walks import SETTINGS, make_data
+from support.walks import make_data, settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from index.bundle.bundle import Bundle
 from index.identifiers.identifiers import IdentifierError, ItemsToName
 from index.identifiers.registry import load_scheme, scheme_names
 from index.sequence.events import Task
-from training.config import TrainConfig
 from training.evaluation.evaluate import evaluate
 from training.methods.method import Setup
 from training.methods.registry import make_method
@@ -69,10 +68,6 @@ def model() -> PreTrainedModel:
     return make_model(97)
 
 
-def settings(**changed: object) -> TrainConfig:
-    return TrainConfig(**(SETTINGS | changed))
-
-
 def test_the_page_shows_a_file_of_each_extension_point() -> None:
     assert [Path(path).parent.as_posix() for path in FILES] == [
         "index/identifiers/schemes",
@@ -86,12 +81,12 @@ def test_a_new_file_is_a_new_scheme(tokenizer: PreTrainedTokenizerFast) -> None:
     assert SCHEME in scheme_names()
     titles = ["pear", "apple", "fig", "plum", "date"]
     items = ItemsToName(titles, np.zeros((5, 3), np.float32), tokenizer)
-    made = load_scheme(SCHEME).identifiers(items, settings())
+    made = load_scheme(SCHEME).identifiers(items, settings().for_scheme)
     assert made.codes.tolist() == [[1, 0], [0, 0], [0, 2], [1, 1], [0, 1]]
     assert made.codebook_sizes == (3, 3)
     nothing = ItemsToName([], np.zeros((0, 3), np.float32), tokenizer)
     with pytest.raises(IdentifierError, match="no items"):
-        load_scheme(SCHEME).identifiers(nothing, settings())
+        load_scheme(SCHEME).identifiers(nothing, settings().for_scheme)
 
 
 @pytest.mark.usefixtures("extensions")
@@ -99,8 +94,8 @@ def test_a_new_file_is_a_new_scheme(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_the_scheme_names_every_item_differently(items: int, tokenizer: PreTrainedTokenizerFast) -> None:
     titles = [f"title {k % 7}" for k in range(items)]
     given = ItemsToName(titles, np.zeros((items, 3), np.float32), tokenizer)
-    made = load_scheme(SCHEME).identifiers(given, settings())
-    assert made.codes.shape == (items, load_scheme(SCHEME).levels(settings()))
+    made = load_scheme(SCHEME).identifiers(given, settings().for_scheme)
+    assert made.codes.shape == (items, load_scheme(SCHEME).levels(settings().for_scheme))
     assert made.codes.dtype == np.int32
     assert len(np.unique(made.codes, axis=0)) == items
     assert (made.codes < np.array(made.codebook_sizes)).all()
@@ -108,7 +103,12 @@ def test_the_scheme_names_every_item_differently(items: int, tokenizer: PreTrain
 
 @pytest.mark.usefixtures("extensions")
 def test_the_scheme_names_a_catalogue_from_end_to_end(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "run", settings(scheme=SCHEME, method="full"), console=Console(quiet=True))
+    train(
+        data,
+        tmp_path / "run",
+        settings({"identifiers.scheme": SCHEME, "method": "full"}),
+        console=Console(quiet=True),
+    )
     bundle = Bundle.open(tmp_path / "run" / "bundle")
     assert bundle.info.scheme == SCHEME
     assert bundle.index.trie.levels == 2
@@ -119,7 +119,7 @@ def test_the_scheme_names_a_catalogue_from_end_to_end(data: Path, tmp_path: Path
 
 @pytest.mark.usefixtures("extensions")
 def test_a_step_of_the_method_follows_its_formula(model: PreTrainedModel) -> None:
-    method = make_method(model, settings(method=METHOD), first_added=1)
+    method = make_method(model, settings({"method": METHOD}), first_added=1)
     before = [p.detach().clone() for p in model.parameters()]
     loss = sum(p.square().sum() for p in model.parameters()) / 2  # its gradient is the weight itself
     method.backward(
@@ -147,7 +147,12 @@ def test_the_method_refuses_gradients_that_are_not_finite(model: PreTrainedModel
 
 @pytest.mark.usefixtures("extensions")
 def test_the_method_trains_a_model_from_end_to_end(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "run", settings(method=METHOD, learning_rate=3e-3), console=Console(quiet=True))
+    train(
+        data,
+        tmp_path / "run",
+        settings({"method": METHOD, "optimiser.learning_rate": 3e-3}),
+        console=Console(quiet=True),
+    )
     bundle = Bundle.open(tmp_path / "run" / "bundle")
     assert bundle.info.training["method"] == METHOD
     result = evaluate(tmp_path / "run" / "bundle", data, beam_width=30)
