@@ -116,7 +116,9 @@ class Bench:
         if importlib.util.find_spec("vllm") and precision != "int8":
             from server.engine.vllm_backend.engine import VllmEngine
 
-            vllm = VllmEngine.open(bundle, EngineOptions(precision=precision, cache_bytes=1 << 30))
+            vllm = VllmEngine.open(
+                bundle, EngineOptions(engine="vllm", precision=precision, cache_bytes=1 << 30)
+            )
         codes = bundle.index.trie.codes().astype(np.int32)
         return cls(model, engine, level, vllm, bundle.vocabulary, codes)
 

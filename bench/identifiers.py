@@ -5,9 +5,8 @@ describe`), and the share of the vectors' variance that the codes do not explain
 dimensions, without a limit on the items of a code.
 
     held out    A tenth of the items, drawn by a fixed seed, gets identifiers from codebooks that were fitted without
-    it,
-                like new items. The figure is the share of pairs of a held-out and another item under one prefix that
-                have a category in common.
+                it, like new items. The figure is the share of pairs of a held-out and another item under one prefix
+                that have a category in common.
     followed    The share of users whose last two items have a prefix in common. No vectors are trained on these items.
 """
 

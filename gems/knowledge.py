@@ -74,7 +74,7 @@ class KnowledgeBasis:
                 raise GemsError(f"the knowledge basis knows nothing of {name}; it is from another backbone")
             if fingerprint(linear) != self.backbone[name]:
                 raise GemsError(
-                    f"the knowledge basis was collected on a backbone with other weights in {name}; collect it anew"
+                    f"the knowledge basis was collected on a backbone with other weights in {name}; collect it again"
                 )
 
     def save(self, path: Path) -> None:

@@ -39,7 +39,8 @@ def atomic_write(path: Path, *, single_writer: bool = False) -> Iterator[Path]:
     single_writer: whether nobody else writes `path` at the same time. Then the draft has a fixed name, and the next
     write removes the draft that a killed process has left. Otherwise each draft has a name of its own.
     The file gets the permissions that `open(path, "w")` would give it. After any exception the draft is removed and
-    `path` is unchanged; the exception, such as `OSError` for a full disk, goes to the caller.
+    `path` is unchanged; the exception, such as `OSError` for a full disk, goes to the caller. If only the last sync
+    fails, the new content stays in place.
     """
     path = _target(path)
     draft = _draft_of(path, single_writer)
@@ -69,7 +70,7 @@ def atomic_folder(path: Path, *, single_writer: bool = False, replace: bool = Fa
     replace: whether a folder at `path` is moved away and deleted. POSIX cannot swap two folders in one step: a process
     that is killed between the two renames leaves the old folder as `.NAME….old.draft` and nothing at `path`.
     After any exception the draft is removed and `path` is unchanged; the exception goes to the caller, `OSError` if
-    `path` is in use.
+    `path` is in use. If only the last sync fails, the new content stays in place.
     """
     path = _target(path)
     draft = _draft_of(path, single_writer)

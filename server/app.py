@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import TypeVar
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -26,8 +25,6 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.transport.keys import split
 from server.transport.middleware import RequestMiddleware
-
-T = TypeVar("T")
 
 
 def create_app(

@@ -53,7 +53,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         cache_bytes=settings.cache_mib << 20,
         precision=settings.precision,
         device=settings.device,
-        cuda_graphs=settings.cuda_graphs if settings.device == "cuda" else 0,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.api.requests import BATCH_CEILING, HISTORY_CEILING, Fallback
-from server.engine.options import DEFAULTS, BackEnd, Device, Precision
+from server.engine.options import DEFAULTS, BackEndName, Device, Precision
 
 
 class Settings(BaseSettings):
@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log reports it
-    engine: BackEnd = "torch"
+    engine: BackEndName = "torch"
     threads: int = Field(0, ge=0)  # of the engine; 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: Literal["off", "on"] = "off"  # OpenTelemetry, an optional extra; OTEL_* variables configure it
@@ -31,9 +31,8 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(8, ge=1)
     batch_window_ms: float = Field(2.0, ge=0)
     max_batch_tokens: int = Field(DEFAULTS.max_batch_tokens, ge=1)
-    join_rows: int = Field(
-        DEFAULTS.join_rows, ge=0
-    )  # largest pass, in tokens, that requests may join; 0: never
+    # Largest pass, in tokens, that requests may join; 0: never.
+    join_rows: int = Field(DEFAULTS.join_rows, ge=0)
     cache_mib: int = Field(1024, ge=0)  # the prefix cache: keys and values of earlier prompts; 0: no cache
     device: Device = "cpu"  # the model runs on it
     cuda_graphs: int = Field(32, ge=0)  # CUDA graphs that are kept, with device cuda

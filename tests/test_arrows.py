@@ -113,10 +113,11 @@ ALLOWED = {
     "training.report": "index.files index.sequence training.config training.errors training.settings",
     "training.sweep": (
         "index.files index.sequence training.config training.data training.errors training.evaluation "
-        "training.evaluation.preservation training.loop training.pipeline training.prepare training.run"
+        "training.evaluation.preservation training.loop training.pipeline training.prepare training.run "
+        "training.settings"
     ),
     "training.cli.commands": (
-        "index.bundle training.baselines training.cli.common training.config training.data "
+        "index.bundle index.files training.baselines training.cli.common training.config training.data "
         "training.data.sources training.demo training.errors training.evaluation "
         "training.evaluation.comparison training.evaluation.preservation training.pipeline training.report "
         "training.sweep"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong and how to mend it, in plain words.
+    """Something the user can correct. The message says in plain words what is wrong and how to correct it.
 
     The command line prints the message to stderr and exits with code 2, without a traceback.
     """

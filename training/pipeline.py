@@ -144,12 +144,13 @@ def fit(
     prepared = open_prepared(folder, config.identifiers.scheme)
     knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
     encoder = prepared.encoder(config)
+    # Raises an error before the training if the model could not be served.
     engine = TorchEngine(
         prepared.model,
         Trie.build(prepared.identifiers.codes),
         prepared.vocabulary,
         normalisation=config.identifiers.normalisation,
-    )  # raises an error before the training if the model could not be served
+    )
     pairs = Pairs.of(prepared.model, encoder, config.sequence.targets)
     batches = BatchSource(
         encoder,

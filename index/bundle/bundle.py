@@ -138,6 +138,8 @@ def publish(
                 path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
             write_manifest(draft, apart=INDEX)
     except Exception as error:
+        if target.exists():
+            raise BundleError(f"{target} was published, but not synced to disk: {error}") from error
         raise BundleError(f"{target} was not published, nothing was left behind: {error}") from error
 
 

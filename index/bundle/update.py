@@ -54,7 +54,7 @@ def update_index(
     items: new items, and changed items under their old id.
     removed: item ids.
     embed: items → float32 [N, d], with the encoder of the bundle's items (see `BundleInfo`).
-    keep: number of newest versions to keep; the version that was current before is existing as well.
+    keep: number of newest versions to keep; the version that was current before is kept as well.
     If no item changes, no version is published.
     Raises `CatalogueError` for an item that is given twice, or is to be removed and unknown.
     Raises `IdentifierError` for an item that the codebooks cannot name.

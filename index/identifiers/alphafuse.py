@@ -197,5 +197,5 @@ def _check_finite(vectors: NDArray[np.floating]) -> None:
     wrong = np.flatnonzero(~np.isfinite(vectors).all(1))
     if len(wrong):
         raise AlphaFuseError(
-            f"{len(wrong)} language vectors are not finite, the first in row {wrong[0]}; make them anew"
+            f"{len(wrong)} language vectors are not finite, the first in row {wrong[0]}; make them again"
         )

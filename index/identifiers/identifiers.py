@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from index.identifiers.codebooks import Codebooks
+
+if TYPE_CHECKING:  # settings and reports read the schemes' names without the library
+    from transformers import PreTrainedTokenizerFast
 
 SPELLED = "text"  # the scheme with spelled identifiers
 

@@ -14,7 +14,7 @@ class Scheme(Protocol):
     """A module of `index.identifiers.schemes`; see `index.identifiers.identifiers`."""
 
     def levels(self, settings: SchemeSettings) -> int:
-        """Return L, the number of codes of an identifier."""
+        """Return L, the largest number of codes of an identifier."""
         ...
 
     def identifiers(self, items: ItemsToName, settings: SchemeSettings) -> Identifiers:

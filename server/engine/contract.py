@@ -2,7 +2,7 @@
 
     Engine            rank(requests) → rankings                          evaluation, benchmarks
     StepwiseEngine    takes further requests between two of its steps    both back ends
-    HostedEngine      start, submit, prepare, running, close             what the server's scheduler uses
+    HostedEngine      start, submit, prepare, running, close             the server's scheduler and deployments
 
 A `HostedEngine` is either `EngineProcess`, which runs a back end in a process of its own, or `InProcess`, which wraps
 an `Engine` of the same process.
@@ -100,10 +100,12 @@ class Ranking:
     """The answer to one request. Items that share one identifier share its score.
 
     items: catalogue rows, best first.
-    scores: log-probabilities of their identifiers, natural logarithm.
-    seconds: time spent in each stage, counted by the steps that the request took part in; the scheduler adds `queue`.
+    scores: natural logarithms: of the identifiers' probabilities, or of the items' shares of all interactions where
+        popularity answers.
+    seconds: time spent in each stage of `ENGINE_STAGES`, counted by the steps that the request took part in. The
+        scheduler adds `queue`, the service `tokenise` and `explain`.
     cached_tokens: tokens of the prompt that came from the prefix cache.
-    expired: whether the request was dropped because nobody waited; there are no items then.
+    expired: whether the request was dropped because nobody waited any more; there are no items then.
     """
 
     items: list[int]
@@ -189,5 +191,5 @@ class HostedEngine(Engine, Protocol):
         ...
 
     def close(self) -> None:
-        """End the engine. Requests in flight fail with `EngineLostError`."""
+        """End the engine, unless the caller owns it. Requests in flight fail with `EngineLostError`."""
         ...

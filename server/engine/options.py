@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Device = Literal["cpu", "cuda"]
-BackEnd = Literal["torch", "vllm"]
+BackEndName = Literal["torch", "vllm"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
@@ -26,7 +26,7 @@ class EngineOptions:
         It saves time on a GPU; on a CPU nothing is captured and the padding only costs.
     """
 
-    engine: BackEnd = "torch"
+    engine: BackEndName = "torch"
     threads: int = 0
     device: Device = "cpu"
     precision: Precision | None = "float32"

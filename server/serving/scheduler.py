@@ -2,8 +2,8 @@
 
 Requests wait in order of arrival. The engine has up to `max_batch_size` of them in flight: an engine that takes
 requests while it works gets the next one as soon as there is room, any other when its batch is done. Only an idle
-engine waits `window` seconds for more requests. A request that expired or was cancelled leaves the queue at once and
-is never ranked; the engine drops it between two steps.
+engine waits `window` seconds for more requests. A request that expired or was cancelled leaves the queue at
+once; if the engine has it already, it is dropped between two steps.
 
 A request that would not be answered in time is refused at once instead of waiting for nothing: by the length of the
 queue, and by a forecast from the engine's recent throughput. The whole queue is for bursts: under sustained overload a
@@ -44,7 +44,8 @@ _LOST = "The model's process was lost and is being restarted; the request may be
 PATIENCE = 5.0  # seconds without an engine after which requests are refused instead of queued
 OVERLOADED = 5.0  # seconds that the queue stays short after it was full
 
-Answer = asyncio.Future[Ranking]  # what a caller waits for; a request is known by it
+# A caller waits for it: the ranking, and the time at which it came (`monotonic`). Requests are known by it.
+Pending = asyncio.Future[tuple[Ranking, float]]
 
 
 class Scheduler:
@@ -70,8 +71,8 @@ class Scheduler:
         self._max_batch_size = max_batch_size
         self._window = window
         self._queue_limit = queue_limit
-        self._waiting: dict[Answer, RankRequest] = {}  # in order of arrival; any may leave
-        self._in_flight: dict[Answer, RankRequest] = {}
+        self._waiting: dict[Pending, RankRequest] = {}  # in order of arrival; any may leave
+        self._in_flight: dict[Pending, RankRequest] = {}
         self._changed = asyncio.Event()  # set when requests come or leave, or `_accepting` changes
         self._worker: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -113,8 +114,8 @@ class Scheduler:
             self._worker.cancel()
             with suppress(asyncio.CancelledError):
                 await self._worker
-        for answer in [*self._waiting, *self._in_flight]:
-            _fail(answer, NotReadyError(_STOPPING))
+        for pending in [*self._waiting, *self._in_flight]:
+            _fail(pending, NotReadyError(_STOPPING))
         await asyncio.to_thread(self._engine.close)
         if self._thread is not None:
             self._thread.shutdown(wait=False)
@@ -146,20 +147,20 @@ class Scheduler:
             if ahead and ahead + self._throughput.seconds(self._cost(request)) > timeout:
                 raise DeadlineUnreachableError(self._retry_after())
         arrived = time.monotonic()
-        answer: Answer = asyncio.get_running_loop().create_future()
+        pending: Pending = asyncio.get_running_loop().create_future()
         deadline = min(request.deadline, arrived + timeout)
-        self._waiting[answer] = replace(request, deadline=deadline, cancelled=answer.done)
+        self._waiting[pending] = replace(request, deadline=deadline, cancelled=pending.done)
         self._changed.set()
         try:
             async with asyncio.timeout(timeout):
-                ranking = await answer
+                ranking, came = await pending
         except TimeoutError:
             raise _too_late(timeout) from None
         finally:
-            self._waiting.pop(answer, None)  # if it was given up before its turn
+            self._waiting.pop(pending, None)  # if it leaves before its turn
         if ranking.expired:  # the engine dropped it: it knew the deadline, too
             raise _too_late(timeout)
-        waited = time.monotonic() - arrived - sum(ranking.seconds.values())
+        waited = came - arrived - sum(ranking.seconds.values())
         return replace(ranking, seconds={"queue": max(0.0, waited)} | ranking.seconds)
 
     def _cost(self, *requests: RankRequest) -> int:
@@ -207,18 +208,18 @@ class Scheduler:
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _take(self) -> dict[Answer, RankRequest]:
+    def _take(self) -> dict[Pending, RankRequest]:
         """Remove the next requests from the queue, as many as there is room for, without expired ones."""
-        batch: dict[Answer, RankRequest] = {}
-        for answer, request in list(self._waiting.items()):
+        batch: dict[Pending, RankRequest] = {}
+        for pending, request in list(self._waiting.items()):
             if len(batch) == self._room:
                 break
-            del self._waiting[answer]
-            if not answer.done():  # a caller whose time is over has cancelled it
-                batch[answer] = request
+            del self._waiting[pending]
+            if not pending.done():  # its caller disconnected, or its time is over
+                batch[pending] = request
         return batch
 
-    async def _hand_over(self, batch: dict[Answer, RankRequest]) -> None:
+    async def _hand_over(self, batch: dict[Pending, RankRequest]) -> None:
         """Submit requests on the engine's thread, which an engine may keep until they are done."""
         self._in_flight.update(batch)
         self._throughput.taken(self._cost(*batch.values()), time.monotonic())
@@ -226,36 +227,38 @@ class Scheduler:
         try:
             await self._loop.run_in_executor(self._thread, self._engine.submit, {**batch}, self._on_done)
         except Exception as error:  # whatever it is, only these fail
-            self._settle({answer: error for answer in batch if answer in self._in_flight})
+            self._settle(dict.fromkeys(batch, error))
 
     def _on_done(self, outcomes: Mapping[Any, Outcome]) -> None:
         """Pass on outcomes to the event loop. Called on a thread of the engine's."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._settle, outcomes)
 
-    def _settle(self, outcomes: Mapping[Answer, Outcome]) -> None:
+    def _settle(self, outcomes: Mapping[Pending, Outcome]) -> None:
         """Answer requests that the engine finished at the same time."""
         now = time.monotonic()
-        rankings: dict[Answer, Ranking] = {}
-        errors: dict[Answer, Exception] = {}
-        requests = {answer: self._in_flight.pop(answer) for answer in outcomes}
-        for answer, outcome in outcomes.items():
+        rankings: dict[Pending, Ranking] = {}
+        errors: dict[Pending, Exception] = {}
+        # An engine that raised in `submit` may report the same requests again.
+        requests = {each: self._in_flight.pop(each) for each in outcomes if each in self._in_flight}
+        for pending in requests:
+            outcome = outcomes[pending]
             if isinstance(outcome, Exception):
-                errors[answer] = outcome
+                errors[pending] = outcome
             else:
-                rankings[answer] = outcome
+                rankings[pending] = outcome
         self._changed.set()  # the engine gets more first, and the answers are made while it works
         if rankings:
             whole = not any(ranking.expired for ranking in rankings.values())
             self._throughput.answered(self._cost(*(requests[each] for each in rankings)), now, whole)
-        for answer, ranking in rankings.items():
-            if not answer.done():
-                answer.set_result(ranking)
+        for pending, ranking in rankings.items():
+            if not pending.done():
+                pending.set_result((ranking, now))
         if errors:
             self._throughput.failed(self._cost(*(requests[each] for each in errors)), now)
             self._fail_all(errors)
 
-    def _fail_all(self, errors: Mapping[Answer, Exception]) -> None:
+    def _fail_all(self, errors: Mapping[Pending, Exception]) -> None:
         """Fail the requests of one batch, or of one step."""
         self._metrics.engine_failures.inc()
         error = next(iter(errors.values()))
@@ -266,18 +269,18 @@ class Scheduler:
             extra={"batch": len(errors), "error": type(error).__name__, "reason": str(error)[:500]},
             exc_info=None if lost else error,
         )
-        for answer in errors:
+        for pending in errors:
             _fail(
-                answer,
+                pending,
                 EngineUnavailableError(_LOST)
                 if lost
                 else EngineFailedError("The model failed on this request; it may be tried again."),
             )
 
 
-def _fail(answer: Answer, error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
+def _fail(pending: Pending, error: Exception) -> None:
+    if not pending.done():
+        pending.set_exception(error)
 
 
 def _too_late(seconds: float) -> DeadlineError:

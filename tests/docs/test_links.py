@@ -19,10 +19,11 @@ TRACKED = subprocess.run(
 FILES = [ROOT / name for name in TRACKED if (ROOT / name).is_file()]
 PAGES = [path for path in FILES if path.suffix == ".md"]
 HISTORY = {"CHANGELOG.md"}  # names what there was, too
+# Not files here.
 EXAMPLES = {
     "index/identifiers/schemes/alphabetical.py",
     "training/methods/tuning/sign_descent.py",
-}  # not files here
+}
 FOLDERS = "gems|index|server|training|tests|bench|deploy|docs"
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="not a checkout of the repository")

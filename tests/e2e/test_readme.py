@@ -250,9 +250,8 @@ def test_the_commands_of_the_guide_to_baselines_work(
     guide = (ROOT / "docs" / "baselines.md").read_text("utf-8")
     (block,) = re.findall(r"```sh\n(.*?)```", guide, re.S)
     small = {"sasrec": "--items id --epochs 2", "ncf": "--epochs 2", "dense": "--rounds 1 --steps 2"}
-    monkeypatch.chdir(
-        shop
-    )  # in this process: loading torch anew for each command takes longer than the command
+    # In this process: loading torch anew for each command takes longer than the command.
+    monkeypatch.chdir(shop)
     for command in block.splitlines():
         words = command.split()
         monkeypatch.setattr(sys, "argv", [*words, *small.get(words[2], "").split()])

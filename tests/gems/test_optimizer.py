@@ -66,9 +66,8 @@ def test_the_shared_subspace_alone_is_subspace_tuning() -> None:
         if step % 4 == 0:
             found = torch.linalg.svd(gradient)[2][:3].T
             if step:
-                mine = optimizer.weights[
-                    0
-                ].subspaces.basis  # a basis is unique up to signs, but Adam is not blind to them
+                # A basis is unique up to signs, but Adam is not blind to them.
+                mine = optimizer.weights[0].subspaces.basis
                 found = found * (found * mine).sum(0).sign()
             else:
                 found = found * (found * optimizer.weights[0].subspaces.basis).sum(0).sign()

@@ -34,9 +34,8 @@ def settings(*changes: Mapping[str, Any]) -> TrainConfig:
 
 def make_data(folder: Path, users: int = 120) -> Path:
     """Write the data set: people walk through the things of one colour in a fixed order, which can be learned."""
-    catalogue = Catalogue(
-        Item(f"{c}-{t}", f"{c} {t}", categories=(t,)) for c in COLOURS for t in THINGS
-    )  # row = colour · 5 + thing
+    # Row = colour · 5 + thing.
+    catalogue = Catalogue(Item(f"{c}-{t}", f"{c} {t}", categories=(t,)) for c in COLOURS for t in THINGS)
     rng = np.random.default_rng(0)
     people = []
     for user in range(users):

@@ -43,7 +43,7 @@ def opened() -> Iterator[Open]:
     with ExitStack() as engines:
 
         def open_(bundle: Bundle, cache_bytes: int = 1 << 30) -> VllmEngine:
-            engine = VllmEngine.open(bundle, EngineOptions(cache_bytes=cache_bytes))
+            engine = VllmEngine.open(bundle, EngineOptions(engine="vllm", cache_bytes=cache_bytes))
             engines.callback(engine.close)
             return engine
 

@@ -47,7 +47,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     normalisation, spelling = request.param
     path = make(tmp_path_factory.mktemp("bundle") / "bundle", normalisation=normalisation, spelling=spelling)
     bundle = Bundle.open(path)
-    engine = VllmEngine.open(bundle, EngineOptions(cache_bytes=1 << 28))
+    engine = VllmEngine.open(bundle, EngineOptions(engine="vllm", cache_bytes=1 << 28))
     yield Pair(TorchEngine.open(bundle), engine, len(bundle.index.catalogue))
     engine.close()
 

@@ -76,7 +76,7 @@ class TrainConfig(RunSettings):
         given = {name: _as_dict(value) for name, value in settings.items()}
         backbone = given.get("backbone")
         name = backbone.get("name") if isinstance(backbone, dict) else None
-        return merged(DEFAULTS.get(name, {}), given)
+        return merged(DEFAULTS.get(name, {}) if isinstance(name, str) else {}, given)
 
     @property
     def from_scratch(self) -> bool:

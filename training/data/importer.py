@@ -54,7 +54,7 @@ class BadRowsError(DataError):
         self.rows = rows
         listed = "\n".join(map(str, rows))
         super().__init__(
-            f"{listed}\n{len(rows)} bad row(s), nothing was written; mend them, or keep the rest "
+            f"{listed}\n{len(rows)} bad row(s), nothing was written; correct them, or keep the rest "
             "with --skip-bad"
         )
 

@@ -98,7 +98,7 @@ def encoder_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in FILES]))
     except Exception as error:  # the hub raises OSError, ValueError and its own errors
         raise ItemVectorError(
-            f"item encoder {name!r} cannot be had: {error}. Give {MINILM!r}, a folder with a sentence-transformers "
+            f"item encoder {name!r} is not available: {error}. Give {MINILM!r}, a folder with a sentence-transformers "
             "or Hugging Face encoder, or (when connected) a model name"
         ) from error
 

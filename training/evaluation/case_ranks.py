@@ -81,7 +81,7 @@ class CaseRanks:
             for task, ranks in self.tasks.items()
             for column in COLUMNS
         }
-        with atomic_write(path) as draft, draft.open("wb") as file:
+        with atomic_write(path, single_writer=True) as draft, draft.open("wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from index.bundle.bundle import Bundle
+from index.files import atomic_write
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
@@ -107,5 +108,5 @@ def evaluate(
 
 def save_evaluation(result: dict[str, Any], path: Path) -> None:
     """Write the result as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -79,7 +79,9 @@ def load_best(run: Path, model: PreTrainedModel, step: int) -> None:
 
 
 def _newest(parent: Path) -> Path | None:
-    return max(parent.glob("step-*"), default=None)
+    # A process that was killed while it replaced the only step has left that one as an old draft.
+    old = max(parent.glob(".step-*.old.draft"), default=None)
+    return max(parent.glob("step-*"), default=old)
 
 
 def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:

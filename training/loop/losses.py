@@ -41,9 +41,8 @@ def item_losses(
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
-    levels: dict[
-        tuple[int, int], list[int]
-    ] = {}  # levels that share a softmax, by the rows of the head that it covers
+    # Levels that share a softmax, by the rows of the head that it covers.
+    levels: dict[tuple[int, int], list[int]] = {}
     for j in range(vocabulary.levels):
         span = vocabulary.span(j) if normalisation == "level" else (0, len(head))
         levels.setdefault(span, []).append(j)

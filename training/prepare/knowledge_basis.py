@@ -54,7 +54,7 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
             keep=config.knowledge.cap,
             progress=lambda done, total: bar.update(row, completed=done, total=total),
         )
-    with atomic_write(knowledge_path(folder, config)) as draft:
+    with atomic_write(knowledge_path(folder, config), single_writer=True) as draft:
         basis.save(draft)
 
 

@@ -20,7 +20,8 @@ def settings(run: RunLog, baseline: RunLog | None) -> str:
     """Return a table of the method and of every setting that differs from its default in one of the runs."""
     if not run.config:
         return note("No settings: this folder has no config.yaml, which 'gems train' writes when it starts.")
-    defaults = flat(TrainConfig().model_dump(mode="json"))
+    # Without validation, which would load the default scheme with its libraries.
+    defaults = flat(TrainConfig.model_construct().model_dump(mode="json"))
     logs = [run] if baseline is None else [run, baseline]
     names = dict.fromkeys(["method", *(name for log in logs for name in log.config)])
     rows = []

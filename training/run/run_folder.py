@@ -43,7 +43,7 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "environment.json").is_file() or not (out / "config.yaml").is_file():
-        raise RunError(f"{out} is not empty and no run of ours; choose another --out")
+        raise RunError(f"{out} is not empty and is not a run folder; choose another --out")
     if not resume:
         raise RunError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
     recorded = yaml.safe_load((out / "config.yaml").read_text("utf-8")) or {}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from index.files import atomic_write
 from index.sequence.events import Task
-from training.config import TrainConfig
+from training.config import TrainConfig, modern
 from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
 from training.evaluation.candidates import Candidates
@@ -27,6 +27,7 @@ from training.pipeline import Trained, fit
 from training.prepare.preparation import open_prepared, shape_of
 from training.run.locks import claim
 from training.run.run_folder import fingerprint
+from training.settings import flat
 from training.sweep.spec import SweepError, SweepSpec
 
 WINDOW = 256
@@ -47,10 +48,13 @@ def run_variant(
     found = folder / "result.json"
     config = spec.config(variant, seed)
     dataset = fingerprint(DataSet.load(data))
-    about = {"settings": config.model_dump(mode="json"), "measured": spec.measures(), "data": dataset}
+    settings = config.model_dump(mode="json")
+    about = {"settings": settings, "measured": spec.measures(), "data": dataset}
     if found.exists():
         before: dict[str, Any] = json.loads(found.read_text("utf-8"))
-        if any(before.get(name) != value for name, value in about.items()):
+        # Earlier versions recorded settings without groups.
+        same = modern(before.get("settings", {})) == flat(settings)
+        if not same or any(before.get(name) != about[name] for name in ("measured", "data")):
             raise SweepError(f"{found} was made with other settings, measures or data; choose another --out")
         return before
     shared = out / "prepared" / _key(config, dataset)

@@ -22,9 +22,9 @@ from server.engine.process.template import CONTEXT
 from server.engine.process.wire import (
     Command,
     Failure,
-    Open,
-    Rank,
-    Ranked,
+    OpenCommand,
+    Outcomes,
+    RankCommand,
     Reply,
     WireRequest,
     decode_reply,
@@ -107,7 +107,7 @@ class Child:
         if end is not None:
             on_done(dict.fromkeys(requests, end))
         else:
-            self._send(Rank(requests=wired))
+            self._send(RankCommand(requests=wired))
 
     def open(self, version: str) -> None:
         """Have the worker open a version of the index. Raises `EngineError`."""
@@ -117,7 +117,7 @@ class Child:
                 raise self._end
             self._busy()
             self._opening.append(opened)
-        self._send(Open(version=version))
+        self._send(OpenCommand(version=version))
         opened.result()
 
     def kill(self) -> None:
@@ -182,7 +182,7 @@ class Child:
 
     def _pass_on(self, reply: Reply) -> None:
         self._latest = time.monotonic()
-        if isinstance(reply, Ranked):
+        if isinstance(reply, Outcomes):
             failures = {number: EngineError(reason) for number, reason in reply.failures.items()}
             self._settle({**reply.rankings, **failures})
             return

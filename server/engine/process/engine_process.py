@@ -86,9 +86,8 @@ class EngineProcess:
         """Start the process and rank `warm_up`, here and after every restart. Raises `EngineError`."""
         self._warm_up = warm_up
         self._install(self._spawn())
-        atexit.register(
-            self.close
-        )  # runs before multiprocessing's own exit, which would wait for the process
+        # Runs before multiprocessing's own exit, which would wait for the process.
+        atexit.register(self.close)
         logger.info("the engine is ready", extra={"pid": self.pid})
         threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True).start()
 
@@ -155,7 +154,7 @@ class EngineProcess:
         try:
             version, living = self._versions[allowed.trie]
         except KeyError:
-            raise EngineError("the request is of an index version that the engine did not take up") from None
+            raise EngineError("the request is of an index version that the engine has not opened") from None
         return WireRequest.of(request, allowed, version, living)
 
     def _lose(self, child: Child) -> None:

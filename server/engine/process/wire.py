@@ -21,7 +21,7 @@ _VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allow
 
 
 class _Message(BaseModel):
-    # Scores that are no numbers pass as such: whoever answers with them refuses them.
+    # NaN and infinite scores pass; the service refuses them.
     model_config = ConfigDict(
         frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
     )
@@ -83,24 +83,24 @@ class WireRequest(_Message):
         return RankRequest(**self.values, allowed=allowed, cancelled=cancelled)
 
 
-class Rank(_Message):
-    """Rank requests, under numbers that differ from all in flight; each is answered in some `Ranked`."""
+class RankCommand(_Message):
+    """Rank requests, under numbers that differ from all in flight; each is answered in some `Outcomes`."""
 
     kind: Literal["rank"] = "rank"
     requests: dict[int, WireRequest]
 
 
-class Open(_Message):
+class OpenCommand(_Message):
     """Open a version of the index; answered by `Done` or `Failure`."""
 
     kind: Literal["open"] = "open"
     version: str
 
 
-class Ranked(_Message):
+class Outcomes(_Message):
     """Rankings, and reasons why there is none, by the numbers of the requests."""
 
-    kind: Literal["ranked"] = "ranked"
+    kind: Literal["outcomes"] = "outcomes"
     rankings: dict[int, Ranking]
     failures: dict[int, str]
 
@@ -116,8 +116,8 @@ class Failure(_Message):
     reason: str
 
 
-Command = Rank | Open
-Reply = Ranked | Done | Failure
+Command = RankCommand | OpenCommand
+Reply = Outcomes | Done | Failure
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 

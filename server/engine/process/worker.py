@@ -26,15 +26,15 @@ from index.bundle.item_index import open_identifiers
 from index.bundle.manifest import BundleError, refusing, verify
 from index.trie.allowed import SlotSet
 from index.trie.trie import Trie
-from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
+from server.engine.contract import EngineBrokenError, EngineError, Outcome, Ranking, RankRequest
 from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine
 from server.engine.process.wire import (
     Command,
     Done,
     Failure,
-    Open,
-    Ranked,
+    OpenCommand,
+    Outcomes,
     Reply,
     WireRequest,
     decode_command,
@@ -56,7 +56,7 @@ def run(
     level: str,
     bundle_id: str,
 ) -> None:
-    """Live the whole life of the process. Its first message is `Done`, or `Failure` and then it ends.
+    """Run the process to its end. Its first message is `Done`, or `Failure` and then it ends.
 
     cancelled: bool [WATCHED], shared with the server, which marks there requests in flight, by number, to be dropped.
     """
@@ -80,7 +80,7 @@ def run(
         worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except EngineError as error:
+    except EngineBrokenError as error:
         logger.error("the engine cannot go on", extra={"reason": str(error)[:500]})
 
 
@@ -118,7 +118,7 @@ class Worker:
     def serve(self) -> None:
         """Obey commands one after the other.
 
-        Raises `EOFError` if the pipe closes, `EngineError` if the device is lost.
+        Raises `EOFError` if the pipe closes, `EngineBrokenError` if the engine cannot go on.
         """
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
@@ -150,7 +150,7 @@ class Worker:
         """Obey a command; returns requests to rank. A fault concerns this one version or request only."""
         if command is None:
             raise EOFError
-        if isinstance(command, Open):
+        if isinstance(command, OpenCommand):
             self._send(self._opened(command.version))
             return {}
         requests: dict[int, RankRequest] = {}
@@ -175,17 +175,17 @@ class Worker:
         return request.rank_request(self._versions, partial(self._is_cancelled, number))
 
     def _report(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Send outcomes to the server. Raises `EngineError` if the device failed."""
+        """Send outcomes to the server. Raises `EngineBrokenError` if the device failed."""
         rankings = {number: each for number, each in outcomes.items() if isinstance(each, Ranking)}
         errors = {number: each for number, each in outcomes.items() if isinstance(each, Exception)}
         for error in {id(each): each for each in errors.values()}.values():  # one may have failed many
             _log(error)
         failures = {number: _reason(error) for number, error in errors.items()}
-        self._send(Ranked(rankings=rankings, failures=failures))
+        self._send(Outcomes(rankings=rankings, failures=failures))
         for error in errors.values():
             # After such an error everything that this process asks of the device fails.
             if isinstance(error, torch.AcceleratorError):
-                raise EngineError(f"the device failed: {error}") from error
+                raise EngineBrokenError(f"the device failed: {error}") from error
 
     def _send(self, reply: Reply) -> None:
         self._connection.send_bytes(encode(reply))

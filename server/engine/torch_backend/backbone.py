@@ -46,7 +46,7 @@ def backbone_of(
     vocabulary: IdentifierVocabulary,
     options: EngineOptions,
 ) -> Backbone:
-    """Make the fastest backbone for this model; its logits were compared with the model's own.
+    """Return the fastest backbone for this model whose logits equal the model's own.
 
     options: precision, cuda_graphs and max_batch_tokens are read.
     Raises `EngineError` for models that the engine would get wrong.
@@ -136,15 +136,15 @@ class _DecoderOnly:
         prompt, branches = [first, last], [last, first]
         plain = [model(input_ids=torch.tensor([[*prompt, token]], device=model.device)) for token in branches]
         theirs = torch.cat([output.logits[0, -1:] for output in plain])
-        memory = KeyValues(self._layers, 4)
+        key_values = KeyValues(self._layers, 4)
         try:
-            self.forward([ForwardInput(torch.tensor(prompt), torch.arange(2), Segment(memory, 0, 2), {})])
+            self.forward([ForwardInput(torch.tensor(prompt), torch.arange(2), Segment(key_values, 0, 2), {})])
             hidden = self.forward(
                 [
                     ForwardInput(
                         torch.tensor(branches),
                         torch.full((2,), 2),
-                        Segment(memory, 2, 2, 2, torch.tensor([[2], [3]])),
+                        Segment(key_values, 2, 2, 2, torch.tensor([[2], [3]])),
                         {},
                     )
                 ]

@@ -190,9 +190,13 @@ class EncoderDecoder:
             hidden = self.forward(
                 [
                     DecoderInput(
-                        ids, positions, Segment(memory, depth, len(tokens), 1, torch.tensor(own)), {}, encoded
+                        ids,
+                        positions,
+                        Segment(key_values, depth, len(tokens), 1, torch.tensor(own)),
+                        {},
+                        encoded,
                     )
-                    for memory, encoded in states
+                    for key_values, encoded in states
                 ]
             )
         if not same_logits(hidden @ head.T, torch.stack(theirs)):

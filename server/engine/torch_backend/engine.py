@@ -121,6 +121,7 @@ class TorchEngine:
 
         The prefix cache is asked again in each step: meanwhile the prefix may have been computed.
         """
+        began = time.perf_counter()
         room = self._room(request, running)
         if not room:
             return None
@@ -129,7 +130,9 @@ class TorchEngine:
             return None
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
-        return self._backbone.search(request, allowed, self.vocabulary, prefix)
+        search = self._backbone.search(request, allowed, self.vocabulary, prefix)
+        search.seconds["prefill"] += time.perf_counter() - began
+        return search
 
     def step(self, searches: Sequence[Search]) -> None:
         """Compute one forward pass for all searches, and advance each by a level or more."""

@@ -119,9 +119,8 @@ class PaddedPasses:
                 return self._forward_pass(inputs[0].flatten(), inputs[1].flatten(), [rows])
 
             self._recorded[shape] = inputs, self._record(step)
-            if (
-                len(self._recorded) > self._cuda_graphs
-            ):  # only now: a pool of graphs lives by the graphs in it
+            # Only now: a pool of graphs lives by the graphs in it.
+            if len(self._recorded) > self._cuda_graphs:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(shape)
         return self._recorded[shape]
@@ -132,14 +131,14 @@ class PaddedPasses:
             self._layout = shape.requests, shape.slots
             self._held.clear()
         for number, one in enumerate(per_request):
-            memory = one.segment.key_values
+            key_values = one.segment.key_values
             whose, known = self._held.get(number, (None, 0))
-            if whose is None or whose() is not memory:
+            if whose is None or whose() is not key_values:
                 known = 0
                 store[:, :, number] = 0  # 0 × NaN is NaN: no infinite number of another request may stay
             new = slice(known, one.segment.begin)
-            store[:, :, number, :, new] = memory.slots(new)
-            self._held[number] = weakref.ref(memory), one.segment.end
+            store[:, :, number, :, new] = key_values.slots(new)
+            self._held[number] = weakref.ref(key_values), one.segment.end
 
 
 class _PaddedRows:

@@ -35,9 +35,8 @@ class PrefixCache:
         self.capacity = capacity
         self.bytes = 0
         self._entries: OrderedDict[_Ids, _Entry] = OrderedDict()  # by tokens, oldest first
-        self._by_block: dict[
-            int, dict[_Ids, _Entry]
-        ] = {}  # entries that begin with these blocks, newest last
+        # Entries that begin with these blocks, newest last.
+        self._by_block: dict[int, dict[_Ids, _Entry]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)

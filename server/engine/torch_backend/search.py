@@ -35,9 +35,8 @@ from server.engine.torch_backend.attention import KeyValues, Segment
 Codes = NDArray[np.int64]
 LogProbs = Callable[[Tensor, int], NDArray[np.float32]]  # hidden states [n, d], level → [n, codebook]
 
-SPARE_ROWS = (
-    24  # rows of a pass that may be computed in vain: together they cost about as much as a pass without rows
-)
+# Rows of a pass that may be computed in vain: together they cost about as much as a pass without rows.
+SPARE_ROWS = 24
 FULL_PASS_ROWS = 512  # more rows would take as long in a pass of their own
 SLACK = 0.7  # nats behind the limit-th hypothesis within which all are computed at once at the last level
 WORTH = 0.25  # share of the hypotheses that must be left over to make a second pass worth its risk
@@ -103,7 +102,7 @@ class Search:
     """Beam search for one request. Alternate `next_inputs` and `take` until `done`.
 
     request, allowed, vocabulary: the request, items that it may return, and tokens of the codes.
-    layers: of the model.
+    layers: number of layers of the model.
     known: cached keys and values of the first tokens of the prompt, [layers, 2, kv heads, n, d]; n < tokens.
     """
 
@@ -124,8 +123,8 @@ class Search:
         self._vocabulary = vocabulary
         self._prompt = len(request.prompt)
         # A level cannot hold more hypotheses than the trie has nodes there.
-        fed = sum(min(request.width + SPARE_ROWS, len(code)) for code in allowed.trie.code[:-1])
-        self.key_values = KeyValues(layers, self._prompt + fed, known)
+        rows = sum(min(request.width + SPARE_ROWS, len(code)) for code in allowed.trie.code[:-1])
+        self.key_values = KeyValues(layers, self._prompt + rows, known)
         self._free_slot = self._prompt
         self._computed: dict[int, _Computed] = {}  # by levels
         root = _Hypotheses(0, self.beam.nodes, self.beam.codes, np.zeros((1, 0), np.int64))
@@ -139,7 +138,7 @@ class Search:
     def next_rows(self) -> int:
         """Number of tokens that `next_inputs` will return."""
         prompt = self._prompt - self.cached_tokens if self.level == 0 else 0
-        return prompt + sum(len(fed.nodes) for fed in self._next if fed.level)
+        return prompt + sum(len(each.nodes) for each in self._next if each.level)
 
     def next_inputs(self) -> list[ForwardInput]:
         """Return the tokens whose hidden states are needed next; a prompt is an input of its own."""
@@ -149,7 +148,7 @@ class Search:
             segment = Segment(self.key_values, self.cached_tokens, len(ids))
             positions = torch.arange(self.cached_tokens, self._prompt)
             inputs.append(ForwardInput(ids, positions, segment, {0: slice(len(ids) - 1, len(ids))}))
-        if codes := [fed for fed in self._next if fed.level]:
+        if codes := [each for each in self._next if each.level]:
             inputs.append(self._input_of(codes))
         return inputs
 
@@ -178,17 +177,17 @@ class Search:
         together: number of requests in the pass; they share the rows that may be computed in vain.
         """
         for each in self._next:
-            fed = _Computed(each.nodes, each.slots, hidden[each.level])
+            computed = _Computed(each.nodes, each.slots, hidden[each.level])
             before = self._computed.get(each.level)
-            self._computed[each.level] = fed if before is None else before.and_others(fed)
+            self._computed[each.level] = computed if before is None else before.and_others(computed)
         self._next = []
         while not (self.done or self._next):
             self._next = self._advance(log_probs, SPARE_ROWS // together)
 
     def _advance(self, log_probs: LogProbs, spare: int) -> list[_Hypotheses]:
         """Advance by one level, or return the hypotheses that have to be computed first."""
-        fed = self._computed.get(self.level)
-        row = np.full(len(self.beam.nodes), -1) if fed is None else fed.rows(self.beam.nodes)
+        computed = self._computed.get(self.level)
+        row = np.full(len(self.beam.nodes), -1) if computed is None else computed.rows(self.beam.nodes)
         known = (row >= 0) | self._ended()
         waiting = np.flatnonzero(~known)
         last = self.level == self._vocabulary.levels - 1
@@ -198,8 +197,8 @@ class Search:
         beam, row = self.beam.at(kept), row[kept]
         open_ = row >= 0
         found = np.zeros((0, self._vocabulary.codebook_sizes[self.level]), np.float32)
-        if fed is not None:
-            found = log_probs(fed.hidden[torch.from_numpy(row[open_])], self.level)
+        if computed is not None:
+            found = log_probs(computed.hidden[torch.from_numpy(row[open_])], self.level)
         place = np.where(open_, np.cumsum(open_) - 1, -1)
         ahead = advance(self.level, beam, found, place, self.request.width, self.allowed)
         if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):

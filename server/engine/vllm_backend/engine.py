@@ -29,9 +29,8 @@ from server.engine.waiting import rank_by_serving
 
 VLLM_DEFAULTS = EngineOptions(engine="vllm", cache_bytes=1 << 30)
 SEQUENCES = 256  # hypotheses in one pass: each has a row of logits over the whole vocabulary
-BLOCK_SIZE = (
-    32  # tokens cached together; those of a prompt beyond whole blocks are computed for each hypothesis
-)
+# Tokens cached together; those of a prompt beyond whole blocks are computed for each hypothesis.
+BLOCK_SIZE = 32
 
 # vLLM reads these when it is imported or configured: our loop steps the engine in this process, the program configures
 # the logs, and no usage statistics are sent.

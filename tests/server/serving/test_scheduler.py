@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,8 @@ from server.api.errors import (
     NotReadyError,
     QueueFullError,
 )
-from server.engine.contract import Engine, Ranking, RankRequest
+from server.engine.contract import Engine, OnDone, Ranking, RankRequest
+from server.engine.in_process import InProcess
 from server.engine.torch_backend.engine import TorchEngine
 from server.serving import scheduler as scheduler_module
 from server.serving.scheduler import Scheduler
@@ -404,3 +405,24 @@ def test_stop_waits_for_what_a_continuous_engine_has(
 
     for result in run(scenario, stepped, max_batch_size=1):
         assert isinstance(result, NotReadyError) if patience < 1 else result.items
+
+
+def test_an_engine_that_raises_in_submit_and_reports_later_loses_no_other_answer(
+    bundle: Bundle, engine: TorchEngine
+) -> None:
+    """Requests that failed already are reported again, together with one that was not answered yet."""
+
+    class Late(InProcess):
+        def submit(self, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
+            self.seen = getattr(self, "seen", {}) | dict(requests)
+            if len(self.seen) == 1:
+                raise RuntimeError("raised after the request was sent")
+            rankings = self.rank(list(self.seen.values()))
+            on_done(dict(zip(self.seen, rankings, strict=True)))
+
+    async def scenario(scheduler: Scheduler) -> None:
+        with pytest.raises(EngineFailedError):
+            await scheduler.rank(request(bundle), 20)
+        assert (await scheduler.rank(request(bundle), 20)).items
+
+    run(scenario, Late(engine))

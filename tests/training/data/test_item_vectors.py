@@ -99,7 +99,7 @@ def test_new_items_are_embedded_by_the_encoder_of_the_bundle_and_by_no_other(
     bundle = Bundle.open(trained(data, tmp_path / "run", encoder=str(encoder)))
     assert (bundle.info.item_embeddings, bundle.info.item_encoder) == ("text", str(encoder))
     encoder.rename(tmp_path / "moved")
-    with pytest.raises(ItemVectorError, match="cannot be had"):
+    with pytest.raises(ItemVectorError, match="is not available"):
         update_index(bundle, NEW, [], new_item_vectors(bundle.info, NEW))
     with (tmp_path / "moved" / "vocab.txt").open("a") as file:
         file.write("another\n")
@@ -123,12 +123,12 @@ def test_an_encoder_is_found_by_its_name_in_the_hub_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert encoder_folder("acme/tiny") == snapshot
-    with pytest.raises(ItemVectorError, match="'acme/other' cannot be had"):
+    with pytest.raises(ItemVectorError, match="'acme/other' is not available"):
         encoder_folder("acme/other")
 
 
 def test_sources_that_cannot_be_are_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ItemVectorError, match="'no such encoder' cannot be had"):
+    with pytest.raises(ItemVectorError, match="'no such encoder' is not available"):
         encoder_folder("no such encoder")
     np.save(tmp_path / "v.npy", np.ones((7, 3)))
     with pytest.raises(VectorFileError, match="7 vectors for 30 items"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import typer
 import yaml
+from support.paths import ROOT
 from typer.testing import CliRunner
 
 from training.cli.commands.report import report_command
@@ -551,3 +554,18 @@ def test_ticks_are_distinct_round_inside_and_say_their_value(low: float, high: f
 def test_a_chart_without_points_is_refused() -> None:
     with pytest.raises(ValueError, match="no points"):
         line_chart("empty", [], "x", "y")
+
+
+def test_a_report_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """Both take seconds to load, for a page that is made of the run's files."""
+    (tmp_path / "config.yaml").write_text("method: gems\n", "utf-8")
+    (tmp_path / "metrics.jsonl").write_text("", "utf-8")
+    script = (
+        "import sys; from pathlib import Path; from training.report.run_log import RunLog; "
+        "from training.report import tables; tables.settings(RunLog.read(Path(sys.argv[1])), None); "
+        "print({'torch', 'transformers', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "set()"

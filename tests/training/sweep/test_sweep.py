@@ -13,8 +13,9 @@ from rich.console import Console
 from support.walks import SETTINGS, make_data
 
 from training.cli.main import main
+from training.config.renamed import RANKS, RENAMED
 from training.run.locks import claim
-from training.settings import merged, nested
+from training.settings import flat, merged, nested
 from training.sweep.run import run_variant
 from training.sweep.spec import SweepError, SweepSpec
 from training.sweep.table import interval, markdown, summarise
@@ -142,6 +143,17 @@ def test_results_of_other_settings_or_data_are_not_mixed_in(data: Path, tmp_path
     spec = SweepSpec.load(spec_file(tmp_path, **settings))
     first = run_variant(spec, "full", 0, data, out, console)
     assert first == run_variant(spec, "full", 0, data, out, console)
+    result = out / "full" / "seed-0" / "result.json"
+    of_today = result.read_text("utf-8")
+    record = json.loads(of_today)
+    flat_names = {new: old for old, new in RENAMED.items() if old not in RANKS}
+    old = {flat_names.get(name, name): value for name, value in flat(record["settings"]).items()}
+    old |= {"rank": old.pop("gems.rank_share"), "task_rank": None, "stale_moments": not old["stale_moments"]}
+    for name in ("gems.rank", "gems.task_rank", "gems.task_rank_share"):
+        del old[name]
+    result.write_text(json.dumps(record | {"settings": old}), "utf-8")  # as earlier versions wrote it
+    assert run_variant(spec, "full", 0, data, out, console)["validation"] == first["validation"]
+    result.write_text(of_today, "utf-8")
     with pytest.raises(SweepError, match="other settings, measures or data"):
         run_variant(SweepSpec.load(spec_file(tmp_path, cases=10, **settings)), "full", 0, data, out, console)
     with pytest.raises(SweepError, match="other settings, measures or data"):

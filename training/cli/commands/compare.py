@@ -24,7 +24,9 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
 ) -> None:
     """Compare systems on the cases that all of them ranked. Runs of one system with several seeds count as one."""
-    from training.data.dataset import DataSet  # slow imports, not for --help
+    # Slow imports, not for --help.
+    from index.files import atomic_write
+    from training.data.dataset import DataSet
     from training.evaluation.case_ranks import CaseRanks
     from training.evaluation.comparison.compare import compare, floors_of
     from training.evaluation.comparison.table import markdown
@@ -35,5 +37,5 @@ def compare_command(
     result = compare(found, cold=cold, seed=seed)
     Console().print(markdown(result), markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        with atomic_write(json_file) as draft:
+            draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

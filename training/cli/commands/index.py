@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from index.files import atomic_write
 from training.cli.common.quiet import quiet_libraries
 from training.errors import UserError
 
@@ -134,7 +135,8 @@ def describe_command(
     for titles in found.examples:
         console.print(Text(" | ".join(titles)), soft_wrap=True)
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(json_file) as draft:
+            draft.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from index.files import atomic_write
 from training.cli.common.quiet import quiet_libraries
 
 
@@ -35,8 +36,10 @@ def sweep_command(
             if result is not None:
                 results.append(result)
     summary = summarise(results, plan.baseline)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    (out / "summary.md").write_text(markdown(summary), "utf-8")
+    with atomic_write(out / "summary.json") as draft:
+        draft.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    with atomic_write(out / "summary.md") as draft:
+        draft.write_text(markdown(summary), "utf-8")
     console.print(markdown(summary), markup=False, highlight=False, soft_wrap=True)
     missing = len(plan.seeds) * len(plan.variants) - len(results)
     if missing:

@@ -59,9 +59,8 @@ def _flag(name: str, field: FieldInfo, *declared: str, **options: Any) -> inspec
     if get_origin(kind) is tuple:
         kind = str
     extra = field.json_schema_extra
-    if (
-        isinstance(extra, dict) and "choices_of" in extra
-    ):  # checked by the settings, as new choices may be added
+    # Checked by the settings, as new choices may be added.
+    if isinstance(extra, dict) and "choices_of" in extra:
         package = str(extra["choices_of"])
         options["metavar"] = f"<{'|'.join(choices(package))}>"
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default

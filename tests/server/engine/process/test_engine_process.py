@@ -245,7 +245,7 @@ def test_index_versions_are_taken_up_and_survive_a_restart(tmp_path: Path) -> No
         update_index(old, [Item("new", "Silent Ocean")], ["item-5"], item_vectors)
         new = old.refreshed()
         of_new = request(new, 100, Allowed.of(new.index.trie, new.index.living))
-        with pytest.raises(EngineError, match="did not take up"):
+        with pytest.raises(EngineError, match="has not opened"):
             process.rank([of_new])
         process.prepare(new.index)
         of_old = request(old, 100, Allowed.of(old.index.trie))
@@ -315,10 +315,10 @@ def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(worker._engine._backbone, "forward", fail)  # type: ignore[union-attr]
     allowed = Allowed.of(bundle.index.trie, bundle.index.living)
     wired = WireRequest.of(request(bundle), allowed, bundle.index.version, bundle.index.living)
-    ours.send_bytes(encode(wire.Rank(requests={3: wired})))
+    ours.send_bytes(encode(wire.RankCommand(requests={3: wired})))
     with pytest.raises(EngineError, match="the device failed"):
         worker.serve()
     reply = decode_reply(ours.recv_bytes())
-    assert isinstance(reply, wire.Ranked)
+    assert isinstance(reply, wire.Outcomes)
     assert list(reply.failures) == [3]
     ours.close()
