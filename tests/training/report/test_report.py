@@ -559,7 +559,7 @@ def test_a_chart_without_points_is_refused() -> None:
 def test_a_report_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
     """Both take seconds to load, for a page that is made of the run's files."""
     (tmp_path / "config.yaml").write_text("method: gems\n", "utf-8")
-    (tmp_path / "metrics.jsonl").write_text("", "utf-8")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "search.loss": 1.0}\n', "utf-8")
     script = (
         "import sys; from pathlib import Path; from training.report.run_log import RunLog; "
         "from training.report import tables; tables.settings(RunLog.read(Path(sys.argv[1])), None); "
