@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +159,31 @@ def test_the_method_trains_a_model_from_end_to_end(data: Path, tmp_path: Path) -
     assert bundle.info.training["method"] == METHOD
     result = evaluate(tmp_path / "run" / "bundle", data, beam_width=30)
     assert result["search"]["hit@5"] > 0.8
+
+
+def test_the_files_of_the_page_keep_the_style_and_the_trial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ruff = [sys.executable, "-m", "ruff"]
+    for path, code in FILES.items():
+        for command in (["check"], ["format", "--check"]):
+            subprocess.run(
+                [*ruff, *command, "--stdin-filename", path, "-"], input=code, text=True, cwd=ROOT, check=True
+            )
+    (trial,) = [
+        block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "make_data" in block
+    ]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(trial.replace("from tests.support", "from support"), "CONTRIBUTING.md", "exec"), {})
+    assert "red" in capsys.readouterr().out.splitlines()[-1]  # the titles are of things in colours
+
+
+@pytest.mark.slow
+def test_the_files_of_the_page_pass_the_type_checker(tmp_path: Path) -> None:
+    """In a copy of the packages, so that nothing is written into the checkout."""
+    for package in ("gems", "index", "server", "training"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for path, code in FILES.items():
+        (tmp_path / path).write_text(code, "utf-8")
+    subprocess.run([sys.executable, "-m", "mypy", *FILES], cwd=tmp_path, check=True)
