@@ -33,7 +33,7 @@ class BaselineSettings(RunSettings):
     )
     exclude_history: bool = Field(False, description="never rank items of the history, floors too")
     sampled_negatives: int | None = Field(
-        None, ge=1, description="rank test targets among so many sampled items only, as papers do with 99"
+        None, ge=1, description="rank test targets among N sampled items only; papers use N = 99"
     )
     validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
@@ -133,7 +133,7 @@ class DenseSettings(BaselineSettings):
     )
     steps: int = Field(100, ge=1, description="steps of a round")
     batch_size: int = Field(64, ge=2, description="pairs of query and item a step")
-    mined: int = Field(50, ge=1, description="hard negatives are drawn from so many best-ranked items")
+    mined: int = Field(50, ge=1, description="hard negatives are drawn from the N best-ranked items")
     frozen_layers: int = Field(4, ge=0, description="lower layers that are not tuned, token rows too")
     max_tokens: int = Field(64, ge=4, description="tokens of a text; longer ones are cut")
     temperature: float = Field(0.05, gt=0, description="cosines are divided by it before the softmax")
