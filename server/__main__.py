@@ -19,7 +19,9 @@ EXIT_BAD_SETTINGS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and serve; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m server", description="Serve a bundle over HTTP.")
-    parser.add_argument("bundle", type=Path, help="folder of a published bundle")
+    parser.add_argument(
+        "bundle", type=Path, help="folder of a published bundle, or of the run that published it"
+    )
     parser.add_argument("--host", help="address to listen on (GEMS_HOST)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 for any free one (GEMS_PORT)")
     parser.add_argument("--engine", help="torch or vllm (GEMS_ENGINE)")
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
     )
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    bundle = given.pop("bundle")
+    bundle = _bundle_in(given.pop("bundle"))
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -39,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from server.launch import launch  # slow imports, in parallel with those of the template
 
     return launch(bundle, settings)
+
+
+def _bundle_in(folder: Path) -> Path:
+    """Return the bundle of a run folder; any other path is returned as it is."""
+    inside = folder / "bundle"
+    return inside if not (folder / "bundle.json").exists() and (inside / "bundle.json").exists() else folder
 
 
 if __name__ == "__main__":

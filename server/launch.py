@@ -33,6 +33,7 @@ from server.runtime import garbage, logs
 from server.serving.readiness import Readiness
 from server.settings import Settings
 from server.telemetry.tracing import TracingError
+from server.transport import listening
 from server.transport.protocol import TimedProtocol
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def launch(path: Path, settings: Settings) -> int:
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     _raise_descriptor_limit()
+    try:
+        sockets = listening.bind(settings.host, settings.port)
+    except listening.ListenError as error:
+        return _refuse(error)
 
     def reopen() -> tuple[Bundle, EngineProcess]:
         bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
@@ -85,6 +90,8 @@ def launch(path: Path, settings: Settings) -> int:
         bundle, engine = reopen()
         app = create_app(bundle, engine, settings, reopen)
     except (BundleError, EngineError) as error:
+        for each in sockets:
+            each.close()
         return _refuse(error)
     config = uvicorn.Config(
         app if spans is None else spans.around(app),
@@ -102,7 +109,7 @@ def launch(path: Path, settings: Settings) -> int:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     try:
-        DrainingServer(config, app.state.readiness, settings.drain_seconds).run()
+        DrainingServer(config, app.state.readiness, settings.drain_seconds).run(sockets)
     except SystemExit:
         if app.state.refused is None:
             raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.api.requests import BATCH_CEILING, HISTORY_CEILING, Fallback
 from server.engine.options import DEFAULTS, BackEndName, Device, Precision
+
+MAX_THREADS = 1024
 
 
 class Settings(BaseSettings):
@@ -19,7 +21,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log reports it
     engine: BackEndName = "torch"
-    threads: int = Field(0, ge=0)  # of the engine; 0: as many as torch chooses
+    threads: int = Field(0, ge=0, le=MAX_THREADS)  # of the engine; 0: as many as torch chooses
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: Literal["off", "on"] = "off"  # OpenTelemetry, an optional extra; OTEL_* variables configure it
 
@@ -29,7 +31,7 @@ class Settings(BaseSettings):
     playground: bool = True  # the web page at /
 
     max_batch_size: int = Field(8, ge=1)
-    batch_window_ms: float = Field(2.0, ge=0)
+    batch_window_ms: float = Field(2.0, ge=0, allow_inf_nan=False)
     max_batch_tokens: int = Field(DEFAULTS.max_batch_tokens, ge=1)
     # Largest pass, in tokens, that requests may join; 0: never.
     join_rows: int = Field(DEFAULTS.join_rows, ge=0)
@@ -38,8 +40,8 @@ class Settings(BaseSettings):
     cuda_graphs: int = Field(32, ge=0)  # CUDA graphs that are kept, with device cuda
     precision: Precision = "float32"  # the model's weights
     queue_limit: int = Field(8, ge=1)
-    request_timeout_ms: float = Field(10_000, gt=0)
-    stall_seconds: float = Field(60.0, gt=0)  # an engine without any answer for so long is replaced
+    request_timeout_ms: float = Field(10_000, gt=0, allow_inf_nan=False)
+    stall_seconds: float = Field(60.0, gt=0, allow_inf_nan=False)  # a silent engine is replaced after it
     fallback: Fallback = "none"
 
     default_limit: int = Field(10, ge=1)
@@ -53,11 +55,28 @@ class Settings(BaseSettings):
     max_batch_requests: int = Field(32, ge=1, le=BATCH_CEILING)
     max_explained: int = Field(20, ge=1)
 
-    idle_seconds: float = Field(5.0, gt=0)  # until the whole head of the next request has arrived
-    body_seconds: float = Field(8.0, gt=0)  # from then until the whole body has arrived
+    idle_seconds: float = Field(
+        5.0, gt=0, allow_inf_nan=False
+    )  # until the whole head of the next request has arrived
+    body_seconds: float = Field(8.0, gt=0, allow_inf_nan=False)  # from then until the whole body has arrived
 
-    drain_seconds: float = Field(2.0, ge=0)  # after SIGTERM: not ready, but still answering
+    drain_seconds: float = Field(
+        2.0, ge=0, allow_inf_nan=False
+    )  # after SIGTERM: not ready, but still answering
     shutdown_seconds: int = Field(10, ge=1)  # for requests in flight after the listener has closed
+
+    @field_validator("api_keys", "admin_key", "cors_origins")
+    @classmethod
+    def _holds_something(cls, value: SecretStr | str, info: ValidationInfo) -> SecretStr | str:
+        """Fail closed: a value without any key or origin was meant to hold one."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        separators = "" if info.field_name == "admin_key" else ","
+        if text and not text.strip(f" \t\r\n{separators}"):
+            name = f"GEMS_{str(info.field_name).upper()}"
+            raise ValueError(
+                f"{name} is set but holds nothing; unset it, or check the variables it is made from"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

@@ -26,20 +26,24 @@ def operations(
     router = APIRouter(tags=["operations"])
 
     @router.get("/health/live", summary="Whether the process runs")
+    @router.head("/health/live", include_in_schema=False)
     async def live() -> Health:
         return Health(status="live")
 
     @router.get("/health/ready", summary="Whether it is ready", responses=openapi.readiness_problems())
+    @router.head("/health/ready", include_in_schema=False)
     async def ready() -> Health:
         if not readiness.ready:
             raise NotReadyError(f"The server is {readiness.status}.")
         return Health(status=readiness.status)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @router.head("/metrics", include_in_schema=False)
     async def scrape() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/info", summary="The bundle and the limits of the server")
+    @router.head("/info", include_in_schema=False)
     async def info() -> Info:
         return _info(deployments.current.bundle, settings)
 

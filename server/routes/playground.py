@@ -54,6 +54,7 @@ def _add(router: APIRouter, path: str, file: Path) -> None:
     headers = _HEADERS | {"ETag": etag}
 
     @router.get(path)
+    @router.head(path)
     async def page(request: Request) -> Response:
         known = [
             tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")

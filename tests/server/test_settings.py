@@ -44,3 +44,46 @@ def test_command_names_the_wrong_setting_in_one_line(monkeypatch, capsys, name: 
     assert len(lines) == 1
     assert lines[0].startswith("error: setting")
     assert name.removeprefix("GEMS_").lower() in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("GEMS_API_KEYS", value) for value in (",", " ", ", ,", "\t")),
+        *(("GEMS_CORS_ORIGINS", value) for value in (",", " ", ", ,", "\t")),
+        *(("GEMS_ADMIN_KEY", value) for value in (" ", "\t")),
+    ],
+)
+def test_a_security_setting_that_holds_nothing_is_refused_instead_of_ignored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    """A value such as "$A,$B" with both variables unset must not open the server to everybody."""
+    monkeypatch.setenv(name, value)
+    assert main(["nowhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"setting {name.removeprefix('GEMS_').lower()}" in line
+    assert name in line
+
+
+def test_an_empty_security_setting_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass "${GEMS_API_KEYS:-}" on, which is empty where nothing is set."""
+    for name in ("GEMS_API_KEYS", "GEMS_ADMIN_KEY", "GEMS_CORS_ORIGINS"):
+        monkeypatch.setenv(name, "")
+    settings = Settings()
+    assert settings.api_keys.get_secret_value() == settings.admin_key.get_secret_value() == ""
+    assert settings.cors_origins == ""
+
+
+FLOATS = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", FLOATS)
+def test_no_time_is_infinite_or_no_number(name: str, value: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**{name: value})
+
+
+def test_more_threads_than_any_machine_has_are_refused() -> None:
+    with pytest.raises(ValidationError, match="threads"):
+        Settings(threads=100_000)

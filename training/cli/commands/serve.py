@@ -11,7 +11,8 @@ import typer
 
 
 def serve_command(
-    context: typer.Context, bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")]
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(help="folder of a published bundle, or of its run")],
 ) -> None:
     """Serve a bundle over HTTP. Further options go to the server: see 'python -m server --help'."""
     command = [sys.executable, "-m", "server", str(bundle), *context.args]

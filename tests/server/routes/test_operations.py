@@ -1,0 +1,28 @@
+"""Paths for operators: monitors ask with HEAD, and get the head of what GET would answer."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health/live", "/health/ready", "/metrics", "/info", "/playground/app.js"]
+)
+def test_head_is_answered_like_get(client: TestClient, path: str) -> None:
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert get.status_code == 200
+
+
+def test_head_is_no_way_around_a_refusal(make_client) -> None:
+    """A server that is not ready says so to HEAD, too, and rankings have no HEAD."""
+    client = make_client()
+    client.app.state.readiness.stage = "draining"
+    assert client.head("/health/ready").status_code == client.get("/health/ready").status_code == 503
+    assert client.head("/recommend").status_code == 405
+
+
+def test_head_is_not_listed_twice_in_the_document(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert all("head" not in methods for methods in paths.values())
