@@ -2,6 +2,7 @@
 
     ServerError                 500   unexpected: a fault of the server
     ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
+    ├── AmbiguousLengthError    400   both Content-Length and Transfer-Encoding
     ├── UnauthorizedError       401   the path needs an API key, and the request names no valid one
     ├── NotFoundError           404
     ├── MethodNotAllowedError   405
@@ -67,6 +68,10 @@ class ServerError(Exception):
 
 class MalformedJsonError(ServerError):
     status, code, title = 400, "malformed_json", "The body is not valid JSON"
+
+
+class AmbiguousLengthError(ServerError):
+    status, code, title = 400, "ambiguous_length", "The request gives its length in two ways"
 
 
 class UnauthorizedError(ServerError):

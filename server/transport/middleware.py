@@ -6,6 +6,7 @@ A request without a valid key, or one that finds the queue full, is refused here
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import paths
-from server.api.errors import ServerError, as_server_error, problem_response
+from server.api.errors import AmbiguousLengthError, ServerError, as_server_error, problem_response
 from server.telemetry.metrics import REJECTIONS, Metrics, outcome
 from server.transport.keys import authorise, bearer
 
 logger = logging.getLogger("server.request")
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # harmless in logs and headers
 _METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -45,7 +47,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
         started = time.perf_counter()
         kind = paths.ranking_kind(scope["method"], scope["path"])
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started": started}
@@ -59,8 +62,13 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            if "content-length" in headers and "transfer-encoding" in headers:
+                # RFC 9112, section 6.3: a proxy may see the next request elsewhere than we do.
+                raise AmbiguousLengthError(
+                    "Send either Content-Length or Transfer-Encoding.", headers={"Connection": "close"}
+                )
             if self._keys and paths.asks_for_a_key(scope["method"], scope["path"]):
-                authorise(bearer(Headers(scope=scope)), self._keys)
+                authorise(bearer(headers), self._keys)
             if kind is not None:
                 self._admit()
             await self._app(scope, receive, send_named)
@@ -94,3 +102,9 @@ class RequestMiddleware:
                 "ms": round(seconds * 1000, 3),
             },
         )
+
+
+def _request_id(headers: Headers) -> str:
+    """Return the client's name for the request if it is harmless, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -26,3 +26,18 @@ def test_head_is_no_way_around_a_refusal(make_client) -> None:
 def test_head_is_not_listed_twice_in_the_document(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert all("head" not in methods for methods in paths.values())
+
+
+@pytest.mark.parametrize("name", ["a", "0f9d4b0c-6f0e", "trace.1_2-3", "x" * 64])
+def test_the_name_that_a_client_gives_its_request_is_kept(client: TestClient, name: str) -> None:
+    answer = client.post("/recommend", json={"limit": 1}, headers={"X-Request-ID": name})
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == name
+    problem = client.post("/recommend", json={"limit": 0}, headers={"X-Request-ID": name})
+    assert problem.headers["X-Request-ID"] == problem.json()["request_id"] == name
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 65, "a b", 'a"b', "a,b", "<script>", "ä".encode("latin-1")])
+def test_a_name_that_could_harm_a_log_is_replaced(client: TestClient, name: str | bytes) -> None:
+    answer = client.post("/recommend", json={"limit": 1}, headers={"X-Request-ID": name})
+    assert len(answer.headers["X-Request-ID"]) == 32
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]

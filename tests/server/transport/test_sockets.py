@@ -115,3 +115,14 @@ def test_a_siege_of_fifteen_hundred(tiny_bundle: Path) -> None:
     with Server(tiny_bundle) as server:
         before, during = besiege(server, each=500, requests=300)
     assert np.quantile(during, 0.99) <= 1.2 * np.quantile(before, 0.99)
+
+
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(server: Server) -> None:
+    """RFC 9112, section 6.3: else a proxy and the server may disagree where the next request begins."""
+    smuggled = b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    start = HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled
+    with connect(server, start) as connection:
+        said = said_until_closed(connection, 10)
+    assert b" 400 " in said.splitlines()[0]
+    assert b"urn:gems:problem:ambiguous_length" in said
+    assert said.count(b"HTTP/1.1") == 1
