@@ -180,7 +180,7 @@ def test_the_files_of_the_page_keep_the_style_and_the_trial_runs(
 
 @pytest.mark.slow
 def test_the_files_of_the_page_pass_the_type_checker(tmp_path: Path) -> None:
-    """In a copy of the packages, so that nothing is written into the checkout."""
+    """Check them in a copy of the packages, so that nothing is written into the checkout."""
     for package in ("gems", "index", "server", "training"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
