@@ -473,13 +473,14 @@ def test_equals_generate_on_the_whole_smollm2() -> None:
     )
     rows = backbone.model.get_input_embeddings().weight
     with torch.no_grad():
-        rows[vocabulary.first_added :].normal_(0, float(rows.std()))
+        noise = torch.randn(len(rows) - vocabulary.first_added, rows.shape[1], generator=torch.manual_seed(0))
+        rows[vocabulary.first_added :] = noise * rows.std()
     w = World(backbone.model.eval(), codes, vocabulary)
     for length, width in ((20, 50), (150, 10)):
         items, scores = generate(w, prompt(length), width)
-        assert_same(
-            w.engine("vocabulary").rank([RankRequest(prompt(length), width, width)])[0], items, scores
-        )
+        ranking = w.engine("vocabulary").rank([RankRequest(prompt(length), width, width)])[0]
+        # Rounding grows over 30 layers, and with the scores, which are around −70 for random rows.
+        assert_same(ranking, items, scores, tolerance=1e-4 * max(map(abs, scores)))
 
 
 def test_prompts_and_bundles_that_do_not_fit_are_refused() -> None:
