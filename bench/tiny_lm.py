@@ -22,9 +22,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from training.cli.common.quiet import quiet_libraries
 from training.data.general_text import held_out_articles, knowledge_articles, token_windows
-from training.evaluation.preservation.general import general_figures
 from training.loop.schedule import rate_factor
 from training.model.backbones import train_tokenizer
+from training.preservation.general import general_figures
 
 WINDOW = 128
 BATCH = 16

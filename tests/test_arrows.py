@@ -106,20 +106,20 @@ ALLOWED = {
     "training.evaluation.comparison": (
         "index.sequence training.data training.errors training.evaluation training.run"
     ),
-    "training.evaluation.preservation": (
+    "training.preservation": (
         "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
         "training.errors training.evaluation training.model training.prepare"
     ),
     "training.report": "index.files index.sequence training.config training.errors training.settings",
     "training.sweep": (
         "index.files index.sequence training.config training.data training.errors training.evaluation "
-        "training.evaluation.preservation training.loop training.pipeline training.prepare training.run "
+        "training.loop training.pipeline training.prepare training.preservation training.run "
         "training.settings"
     ),
     "training.cli.commands": (
         "index.bundle index.files training.baselines training.cli.common training.config training.data "
         "training.data.sources training.demo training.errors training.evaluation "
-        "training.evaluation.comparison training.evaluation.preservation training.pipeline training.report "
+        "training.evaluation.comparison training.pipeline training.preservation training.report "
         "training.sweep"
     ),
     "training.cli": (

@@ -1,5 +1,4 @@
 """The quality of rankings: metrics, floors, intervals, and the evaluation that combines them.
 
-It ranks with the same engine that serves requests. Subpackages: `comparison` of systems, and `preservation` of general
-knowledge.
+It ranks with the same engine that serves requests. Subpackage: `comparison` of systems.
 """

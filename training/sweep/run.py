@@ -19,12 +19,12 @@ from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
-from training.evaluation.preservation.general import general_figures
-from training.evaluation.preservation.preservation import compare_general
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.loop.trainer import DivergedError
 from training.pipeline import Trained, fit
 from training.prepare.preparation import open_prepared, shape_of
+from training.preservation.general import general_figures
+from training.preservation.preservation import compare_general
 from training.run.locks import claim
 from training.run.run_folder import fingerprint
 from training.settings import flat

@@ -33,7 +33,6 @@ from server.engine.vllm_backend.engine import VllmEngine
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import evaluate
-from training.evaluation.preservation.general import general_figures
 from training.loop.batches import Batch, BatchSource, Part, pad
 from training.loop.losses import item_losses
 from training.loop.pairs import Pairs
@@ -44,6 +43,7 @@ from training.model.rows import AddedRows
 from training.pipeline import train
 from training.prepare.knowledge_basis import knowledge_path
 from training.prepare.preparation import open_prepared
+from training.preservation.general import general_figures
 from training.run.server_process import ServerProcess
 from training.settings import merged
 

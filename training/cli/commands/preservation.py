@@ -27,7 +27,7 @@ def preservation_command(
 ) -> None:
     """Compare a trained model with its backbone: on held-out Wikipedia articles, and on the test cases."""
     # slow imports, not for --help
-    from training.evaluation.preservation.preservation import (
+    from training.preservation.preservation import (
         preservation,
         print_preservation,
         save_preservation,

@@ -33,9 +33,9 @@ from training.errors import EvaluationError
 from training.evaluation.bootstrap import mean_interval
 from training.evaluation.candidates import WHOLE, Candidates
 from training.evaluation.metrics import per_case
-from training.evaluation.preservation.general import GeneralFigures, general_figures
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.prepare.preparation import CODES, is_prepared, open_prepared
+from training.preservation.general import GeneralFigures, general_figures
 
 Ranks = dict[Task, NDArray[np.int64]]  # task → rank of each case's target, see `target_ranks`
 

@@ -27,15 +27,15 @@ from training.data.general_text import held_out_articles, token_windows
 from training.data.schema import DataError, DataInfo
 from training.errors import EvaluationError
 from training.evaluation.evaluate import evaluate
-from training.evaluation.preservation.general import general_figures
-from training.evaluation.preservation.preservation import (
+from training.model.backbones import load_backbone
+from training.pipeline import train
+from training.preservation.general import general_figures
+from training.preservation.preservation import (
     backbone_note,
     compare_general,
     compare_ranks,
     preservation,
 )
-from training.model.backbones import load_backbone
-from training.pipeline import train
 
 KNOWN = 90
 QUIET = Console(quiet=True)
