@@ -21,9 +21,8 @@ from server.routes.playground import playground
 from server.routes.ranking import ranking
 from server.serving.deployments import Deployments, Reopen
 from server.serving.readiness import Readiness
-from server.settings import Settings
+from server.settings import Settings, split
 from server.telemetry.metrics import Metrics
-from server.transport.keys import split
 from server.transport.middleware import RequestMiddleware
 
 

@@ -13,6 +13,11 @@ from server.engine.options import DEFAULTS, BackEndName, Device, Precision
 MAX_THREADS = 1024
 
 
+def split(setting: str) -> list[str]:
+    """Return the non-empty parts of a comma-separated setting."""
+    return [part.strip() for part in setting.split(",") if part.strip()]
+
+
 class Settings(BaseSettings):
     """Every setting of the server and its default. `docs/api.md` describes each of them; a test checks that."""
 
@@ -70,8 +75,8 @@ class Settings(BaseSettings):
     def _holds_something(cls, value: SecretStr | str, info: ValidationInfo) -> SecretStr | str:
         """Fail closed: a value without any key or origin was meant to hold one."""
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        separators = "" if info.field_name == "admin_key" else ","
-        if text and not text.strip(f" \t\r\n{separators}"):
+        held = text.strip() if info.field_name == "admin_key" else split(text)
+        if text and not held:
             name = f"GEMS_{str(info.field_name).upper()}"
             raise ValueError(
                 f"{name} is set but holds nothing; unset it, or check the variables it is made from"

@@ -14,9 +14,8 @@ from server.api.errors import NotReadyError
 from server.api.responses import Health, Info, Limits
 from server.serving.deployments import Deployments
 from server.serving.readiness import Readiness
-from server.settings import Settings
+from server.settings import Settings, split
 from server.telemetry.metrics import Metrics
-from server.transport.keys import split
 
 
 def operations(

@@ -14,11 +14,6 @@ from server.api.errors import UnauthorizedError
 BEARER = HTTPBearer(auto_error=False, description="One of GEMS_API_KEYS, if any are set.")
 
 
-def split(setting: str) -> list[str]:
-    """Return the non-empty parts of a comma-separated setting."""
-    return [part.strip() for part in setting.split(",") if part.strip()]
-
-
 def bearer(headers: Headers) -> bytes:
     """Return the key that was sent, as raw bytes; empty if there is none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")

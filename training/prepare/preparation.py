@@ -65,36 +65,25 @@ def prepare(
 ) -> None:
     """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing."""
     with atomic_folder(folder, single_writer=True, replace=True) as draft:
-        _write(draft, catalogue, backbone, source, config, console)
-
-
-def _write(
-    folder: Path,
-    catalogue: Catalogue,
-    backbone: Backbone,
-    source: VectorSource,
-    config: TrainConfig,
-    console: Console,
-) -> None:
-    vectors = source.make(console)
-    np.save(folder / "item_vectors.npy", vectors)
-    source.origin.save(folder / VECTOR_ORIGIN)
-    with console.status("identifiers and backbone"):
-        titles = [item.title for item in catalogue]
-        to_name = ItemsToName(titles, vectors, backbone.tokenizer)
-        identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
-        vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
-        backbone.model.save_pretrained(folder / "backbone")
-        backbone.tokenizer.save_pretrained(folder / "backbone")
-    if identifiers.codebooks is not None:
-        codebooks = identifiers.codebooks
-        (codebooks if source.later is None else codebooks.behind(source.later)).save(folder / CODEBOOKS)
-    np.savez(
-        folder / CODES,
-        codes=identifiers.codes,
-        codebook_sizes=np.array(identifiers.codebook_sizes),
-        first_added=np.array(vocabulary.first_added),
-    )
+        vectors = source.make(console)
+        np.save(draft / "item_vectors.npy", vectors)
+        source.origin.save(draft / VECTOR_ORIGIN)
+        with console.status("identifiers and backbone"):
+            titles = [item.title for item in catalogue]
+            to_name = ItemsToName(titles, vectors, backbone.tokenizer)
+            identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
+            vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
+            backbone.model.save_pretrained(draft / "backbone")
+            backbone.tokenizer.save_pretrained(draft / "backbone")
+        if identifiers.codebooks is not None:
+            codebooks = identifiers.codebooks
+            (codebooks if source.later is None else codebooks.behind(source.later)).save(draft / CODEBOOKS)
+        np.savez(
+            draft / CODES,
+            codes=identifiers.codes,
+            codebook_sizes=np.array(identifiers.codebook_sizes),
+            first_added=np.array(vocabulary.first_added),
+        )
 
 
 def shape_of(config: TrainConfig) -> dict[str, Any]:
