@@ -71,7 +71,11 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
         for prompt in prompts
     ]
     bodies = [
-        {"history": [{"item_id": bundle.index.catalogue[row].item_id} for row in rows], "limit": LIMIT}
+        {
+            "history": [{"item_id": bundle.index.catalogue[row].item_id} for row in rows],
+            "limit": LIMIT,
+            "exclude_history": False,  # as in the requests to the engine
+        }
         for rows in people
     ]
     messages = [request("POST", "/v1/recommend", body) for body in bodies]

@@ -46,8 +46,8 @@ ALLOWED = {
         "server.settings server.telemetry"
     ),
     "server.ranking": (
-        "index.bundle index.popularity index.sequence index.trie server.api server.engine server.serving "
-        "server.settings server.telemetry"
+        "index.bundle index.catalogue index.popularity index.sequence index.trie server.api server.engine "
+        "server.serving server.settings server.telemetry"
     ),
     "server.transport": "server.api server.settings server.telemetry",
     "server.routes": (

@@ -27,16 +27,20 @@ class RankedItem(BaseModel):
 
 
 class Dropped(BaseModel):
-    """The part of the history that was not used.
+    """The parts of the history and of the candidates that were not used.
 
-    unknown_items: the first few distinct ids that the catalogue does not contain.
+    unknown_items: the first few distinct ids of the history that the catalogue does not contain.
     unknown_count: number of history entries that name an unknown item.
     old_events: number of the oldest known entries that did not fit into the model's prompt.
+    unknown_candidates: the first few distinct candidates that the catalogue does not contain.
+    unknown_candidates_count: number of candidates that the catalogue does not contain.
     """
 
     unknown_items: list[str] = []
     unknown_count: int = 0
     old_events: int = 0
+    unknown_candidates: list[str] = []
+    unknown_candidates_count: int = 0
 
 
 class Timings(BaseModel):
@@ -113,7 +117,7 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457, `application/problem+json`). It never repeats any part of the request."""
+    """An error (RFC 9457, `application/problem+json`). It never repeats a value of the request."""
 
     type: str
     title: str

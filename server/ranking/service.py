@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from index.popularity import Popularity
@@ -33,7 +34,6 @@ from server.api.stages import STAGES
 from server.engine.contract import Ranking, RankRequest
 from server.ranking.explanation import explain
 from server.ranking.parsed_request import ParsedRequest, check_caps, parse
-from server.ranking.selection import why_fewer
 from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.telemetry import tracing
@@ -41,7 +41,7 @@ from server.telemetry.metrics import Metrics, outcome
 
 logger = logging.getLogger("server.ranking.service")
 
-MAX_UNKNOWN_NAMED = 20  # ids in an answer; the count is always complete
+MAX_UNKNOWN_NAMED = 20  # ids of a kind in an answer; the count is always complete
 FALLBACKS: dict[type[ServerError], FallbackReason] = {
     EngineFailedError: "engine_failed",
     EngineUnavailableError: "engine_unavailable",
@@ -197,12 +197,14 @@ class Service:
                 RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score, source=source)
                 for rank, (item, score) in enumerate(zip(items, ranking.scores, strict=True), start=1)
             ],
-            fewer_than_limit=why_fewer(len(items), parsed.limit, parsed.allowed, bundle.index),
+            fewer_than_limit=parsed.why_fewer(len(items)),
             fallback=fallback,
             dropped=Dropped(
-                unknown_items=list(dict.fromkeys(history.unknown))[:MAX_UNKNOWN_NAMED],
+                unknown_items=_first(history.unknown),
                 unknown_count=len(history.unknown),
                 old_events=len(history.rows) - parsed.events_in_prompt,
+                unknown_candidates=_first(parsed.candidates.unknown),
+                unknown_candidates_count=len(parsed.candidates.unknown),
             ),
             explanation=explanation,
             cached_tokens=ranking.cached_tokens,
@@ -216,6 +218,7 @@ class Service:
         metrics, body = self._metrics, parsed.body
         metrics.unknown_items.inc(answer.dropped.unknown_count)
         metrics.old_events.inc(answer.dropped.old_events)
+        metrics.unknown_candidates.inc(answer.dropped.unknown_candidates_count)
         if answer.fewer_than_limit is not None:
             metrics.short_answers.labels(answer.task).inc()
         if body.filter is not None or body.candidates is not None or body.exclude or body.exclude_history:
@@ -228,6 +231,11 @@ class Service:
         for stage in STAGES:
             if stage != "explain" or answer.explanation is not None:
                 metrics.stage_seconds.labels(stage).observe(ranking.seconds.get(stage, 0.0))
+
+
+def _first(unknown: Sequence[str]) -> list[str]:
+    """Return the first distinct ids."""
+    return list(dict.fromkeys(unknown))[:MAX_UNKNOWN_NAMED]
 
 
 def _timings(seconds: dict[str, float], total: float) -> Timings:

@@ -115,7 +115,7 @@ class Metrics:
         )
         self.restricted_answers = Counter(
             "gems_restricted_answers_total",
-            "Answers under a filter, candidates or exclusions",
+            "Answers under a filter, candidates or exclusions that the request names",
             ["task"],
             registry=registry,
         )
@@ -127,6 +127,9 @@ class Metrics:
         )
         self.unknown_items = Counter(
             "gems_unknown_history_items_total", "History entries whose item is unknown", registry=registry
+        )
+        self.unknown_candidates = Counter(
+            "gems_unknown_candidates_total", "Candidates that the catalogue does not hold", registry=registry
         )
         self.old_events = Counter(
             "gems_old_history_events_total", "History entries that did not fit the prompt", registry=registry
