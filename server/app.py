@@ -15,6 +15,7 @@ from server.api.paths import VERSION
 from server.engine.contract import EngineError, HostedEngine
 from server.ranking.service import Service
 from server.routes.admin import administration
+from server.routes.docs import docs
 from server.routes.items import lookup
 from server.routes.operations import operations
 from server.routes.playground import playground
@@ -67,6 +68,7 @@ def create_app(
         summary="One language model that both searches and recommends.",
         version=metadata.version("gems-sr"),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads Swagger UI from another host; ours is `server.routes.docs`
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -79,6 +81,7 @@ def create_app(
     titles = lookup(deployments)
     app.include_router(titles, prefix=VERSION)
     app.include_router(titles, include_in_schema=False)
+    app.include_router(docs())
     if settings.playground:
         app.include_router(playground())
     app.include_router(operations(deployments, metrics, readiness, settings))
