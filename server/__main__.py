@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--host", help="address to listen on (GEMS_HOST)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 for any free one (GEMS_PORT)")
+    parser.add_argument("--root-path", help="prefix under which a proxy serves it, as /gems (GEMS_ROOT_PATH)")
     parser.add_argument("--engine", help="torch or vllm (GEMS_ENGINE)")
     parser.add_argument(
         "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"

@@ -88,13 +88,13 @@ def launch(path: Path, settings: Settings) -> int:
 
     try:
         bundle, engine = reopen()
-        app = create_app(bundle, engine, settings, reopen)
+        app = create_app(bundle, engine, settings, reopen, None if spans is None else spans.around)
     except (BundleError, EngineError) as error:
         for each in sockets:
             each.close()
         return _refuse(error)
     config = uvicorn.Config(
-        app if spans is None else spans.around(app),
+        app,
         http=partial(  # type: ignore[arg-type]
             TimedProtocol, idle_seconds=settings.idle_seconds, body_seconds=settings.body_seconds
         ),

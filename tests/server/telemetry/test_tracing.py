@@ -55,8 +55,9 @@ def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         spans = Spans(exporter)
-    app = create_app(bundle, hosted(FailingEngine(engine, FAILS)), Settings())
-    with serving(spans.around(app)) as port:
+    failing = hosted(FailingEngine(engine, FAILS))
+    app = create_app(bundle, failing, Settings(root_path="/shop/gems"), traced=spans.around)
+    with serving(app) as port:
         yield Traced(f"http://127.0.0.1:{port}", exporter)
     spans.close()
 
