@@ -38,6 +38,7 @@ ALLOWED = {
         "index.bundle index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
         "server.runtime"
     ),
+    "server.stopping": "server.engine.process",
     "server.api": "index.sequence index.trie server.engine",
     "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
@@ -60,9 +61,10 @@ ALLOWED = {
     ),
     "server.launch": (
         "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
-        "server.settings server.telemetry server.transport"
+        "server.settings server.stopping server.telemetry server.transport"
     ),
-    "server.__main__": "server.engine.process server.launch server.settings",
+    "server.command_line": "server.engine.process server.launch server.settings server.transport",
+    "server.__main__": "server.command_line server.stopping",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
     "training.settings": "",

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from support.servers import Server, wait_until
 
-from server.__main__ import _bundle_in, main
+from server.command_line import _bundle_in, main
 from server.launch import DrainingServer
 from server.runtime import logs
 from server.serving.readiness import Readiness

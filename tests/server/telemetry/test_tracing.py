@@ -233,7 +233,7 @@ def test_without_the_extra_the_server_says_what_to_install(
     monkeypatch.delitem(sys.modules, "server.telemetry.spans")
     monkeypatch.delattr("server.telemetry.spans")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    assert launch.launch(tiny_bundle, Settings(tracing="on")) == 2
+    assert launch.launch(tiny_bundle, Settings(tracing="on"), []) == 2
     assert (
         capsys.readouterr().err == "error: GEMS_TRACING=on needs OpenTelemetry: pip install 'gems-sr[otel]'\n"
     )
@@ -243,7 +243,7 @@ def test_an_exporter_that_is_not_installed_is_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "carrier-pigeon")
-    assert launch.launch(tiny_bundle, Settings(tracing="on")) == 2
+    assert launch.launch(tiny_bundle, Settings(tracing="on"), []) == 2
     assert "'carrier-pigeon'" in capsys.readouterr().err
 
 

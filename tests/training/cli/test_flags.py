@@ -12,7 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from training import pipeline
-from training.cli.main import app, main
+from training.cli.app import app
+from training.cli.main import main
 from training.config import TrainConfig
 from training.config.renamed import RENAMED
 from training.settings import SettingsGroup, flat, nested
