@@ -19,16 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Memory-map a `.npy` file.
+def read_array(path: Path, *kinds: type[np.generic]) -> NDArray[Any]:
+    """Read a one-dimensional `.npy` file into memory. kinds: element types that it may have.
 
+    It is not memory-mapped: a file that is later shortened in place would end the process with SIGBUS.
     Raises `ValueError` with the name of the file if it is missing or is not such an array.
     """
     try:
-        stored: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            stored: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises whatever a wrong header leads to
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return stored.view(np.ndarray)  # a plain array: indexing a `memmap` object is several times slower
+    if stored.ndim != 1 or stored.dtype not in map(np.dtype, kinds):
+        wanted = " or ".join(np.dtype(kind).name for kind in kinds)
+        raise ValueError(f"{path} must hold a list of {wanted}, not {stored.dtype} {list(stored.shape)}")
+    return stored
 
 
 @contextmanager

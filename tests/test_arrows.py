@@ -16,15 +16,17 @@ ALLOWED = {
     # the method: nothing of ours
     "gems": "",
     # the item side: nothing but itself
-    "index.catalogue": "",
+    "index.records": "",
+    "index.catalogue": "index.records",
     "index.files": "",
     "index.extensions": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
     "index.identifiers.schemes": "index.identifiers index.sequence",
-    "index.trie": "index.catalogue index.files",
+    "index.trie": "index.catalogue index.files index.records",
     "index.bundle": (
-        "index.catalogue index.files index.identifiers index.identifiers.schemes index.sequence index.trie"
+        "index.catalogue index.files index.identifiers index.identifiers.schemes index.records index.sequence "
+        "index.trie"
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",

@@ -97,7 +97,7 @@ def rollback_index(path: Path, version: str) -> None:
     with refusing(path, "rolled back"):
         info = BundleInfo.load(path / "bundle.json")
         with versions.locked():
-            if version in versions.names() and versions.describe(version)["bundle_id"] != info.bundle_id:
+            if version in versions.names() and versions.describe(version).bundle_id != info.bundle_id:
                 raise BundleError(f"{versions.folder / version} belongs to another bundle")
             versions.point_to(version)
 

@@ -96,6 +96,11 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 f"sequence.max_tokens {self.sequence.max_tokens} has no room for one search; at least {room}"
             )
+        if self.sequence.max_events > self.sequence.max_tokens:
+            raise ValueError(
+                f"sequence.max_events {self.sequence.max_events} cannot fit sequence.max_tokens "
+                f"{self.sequence.max_tokens}: an event takes a token or more"
+            )
         if self.identifiers.embeddings == "alphafuse" and self.identifiers.scheme != "semantic":
             raise ValueError(
                 "identifiers.embeddings 'alphafuse' is for semantic identifiers; "

@@ -102,7 +102,7 @@ class SequenceSettings(SettingsGroup):
     """Token sequences that are made from the histories."""
 
     max_events: int = Field(50, ge=2, description="events of a sequence, including the one to be predicted")
-    max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
+    max_tokens: int = Field(512, ge=48, le=2**20, description="tokens of a sequence or prompt")
     max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
     targets: int = Field(
         4,

@@ -155,9 +155,10 @@ def check_item(row: object) -> Item:
         item = Item.from_json(record)
     except CatalogueError as error:
         raise RowError(str(error)) from error
-    for key, value in item.attributes.items():
-        _check_attribute(key, value)
-    for text in (item.item_id, item.title, item.description, *item.categories):
+    texts = [item.item_id, item.title, item.description, *item.categories, *item.attributes]
+    for value in item.attributes.values():
+        texts += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    for text in texts:
         _check_text(text)
     return item
 
@@ -236,21 +237,6 @@ def _check_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"holds text that is not valid Unicode: {error}") from error
     return text
-
-
-def _check_attribute(key: str, value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RowError(f"attribute {key!r} must be a finite number, got {value}")
-    # bool is a kind of int in Python, but a list of booleans is no list of numbers
-    plural = isinstance(value, list) and (
-        all(isinstance(v, str) for v in value)
-        or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    )
-    if not (isinstance(value, str | int | float) or plural):
-        kinds = "a string, a number, a boolean, or a list of strings or of integers"
-        raise RowError(f"attribute {key!r} must be {kinds}, got {_shown(value)}")
-    for text in (key, value, *(value if isinstance(value, list) else ())):
-        _check_text(text if isinstance(text, str) else "")
 
 
 def _place(path: Path, number: int) -> str:

@@ -25,7 +25,7 @@ from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome
 from server.engine.options import DEFAULTS, EngineOptions
 from server.engine.process.child import Child
 from server.engine.process.wire import WireRequest
-from server.engine.waiting import rank_by_submitting
+from server.engine.waiting import rank_by_submitting, warmed_up
 
 logger = logging.getLogger("server.engine.process.engine_process")
 
@@ -206,7 +206,7 @@ class EngineProcess:
         """Start a process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
         child = Child(self._path, self._version, *self._options, self._lose)
         try:
-            rank_by_submitting(partial(self._submit_to, child), self._warm_up)
+            warmed_up(rank_by_submitting(partial(self._submit_to, child), self._warm_up))
         except EngineLostError as error:
             raise EngineError("the engine's process ended, or took too long, before it was ready") from error
         except EngineError:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from index.bundle.bundle import INDEX, BundleInfo
+from index.bundle.bundle import INDEX, read_info
 from index.bundle.item_index import open_identifiers
 from index.bundle.manifest import BundleError, refusing, verify
 from index.trie.allowed import SlotSet
@@ -71,8 +71,11 @@ def run(
         torch.set_num_threads(options.threads)
     try:
         worker = Worker(connection, path, version, options, bundle_id, cancelled)
-    except (BundleError, EngineError) as error:
-        connection.send_bytes(encode(Failure(reason=str(error))))
+    except Exception as error:  # whatever it is, the server has to learn of it
+        expected = isinstance(error, (BundleError, EngineError))
+        if not expected:
+            _log(error)
+        connection.send_bytes(encode(Failure(reason=str(error) if expected else _reason(error))))
         return
     garbage.settle()
     try:
@@ -108,12 +111,12 @@ class Worker:
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
             verify(self._folder / version)
-            info = BundleInfo.load(path / "bundle.json")
+            info = read_info(path)
             if info.bundle_id != bundle_id:
                 raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
-            self._open(version)
-            trie, living = self._versions[version]
-            self._engine = open_engine(path, info, trie, living, options)
+        self._open(version)
+        trie, living = self._versions[version]
+        self._engine = open_engine(path, info, trie, living, options)
 
     def serve(self) -> None:
         """Obey commands one after the other.

@@ -84,7 +84,7 @@ class TorchEngine:
 
         info: description of that bundle.
         trie, living: identifiers of the index version, and the slots of its items that are not removed.
-        Raises `EngineError` also if the weights do not fit into memory, or the device is not there.
+        Raises `EngineError` also if the weights cannot be read or do not fit into memory, or the device is not there.
         """
         if options.device == "cpu":
             options = replace(options, cuda_graphs=0)
@@ -97,10 +97,14 @@ class TorchEngine:
                 living=living,
                 options=options,
             )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise EngineError(f"the model does not fit the memory: {error}") from error
+        except EngineError:
+            raise
+        except Exception as error:  # transformers raises whatever settings and weights lead to
+            if is_out_of_memory(error):
+                raise EngineError(f"the model does not fit the memory: {error}") from error
+            raise EngineError(
+                f"the model in {path} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""

@@ -14,6 +14,7 @@ from support.bundles import make_model
 from support.walks import SETTINGS, make_data, settings
 
 from gems import GEMS
+from index.bundle.bundle import MAX_TOKENS
 from training.config import ConfigError, TrainConfig, modern
 from training.config.groups import GemsSettings, KnowledgeSettings
 from training.config.renamed import RENAMED
@@ -177,3 +178,13 @@ def test_merging_leaves_its_arguments_alone() -> None:
     before = flat(SETTINGS)
     merged(SETTINGS, {"gems": {"rank": 3}}, TrainConfig)
     assert flat(SETTINGS) == before
+
+
+def test_a_sequence_that_no_bundle_may_have_is_refused_before_the_training() -> None:
+    assert settings({"sequence.max_events": 128, "sequence.max_tokens": 128})
+    for changes in ({"sequence.max_events": 129, "sequence.max_tokens": 128}, {"sequence.max_tokens": 10**9}):
+        with pytest.raises(ConfigError, match=r"sequence\.max_"):
+            settings(changes)
+    assert settings({"sequence.max_tokens": MAX_TOKENS})
+    with pytest.raises(ConfigError, match=r"sequence\.max_tokens"):
+        settings({"sequence.max_tokens": MAX_TOKENS + 1})

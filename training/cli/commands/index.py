@@ -80,8 +80,8 @@ def versions_command(bundle: BundlePath) -> None:
     for name in versions.names():
         try:
             record = versions.describe(name)
-            gone = len(record["removed"])
-            text = f"{record['created']}  {record['items'] - gone} items, {gone} removed"
+            gone = len(record.removed)
+            text = f"{record.created}  {record.items - gone} items, {gone} removed"
         except BundleError as error:
             text = f"damaged: {error}"
         mark = "  <- current" if name == current else ""
