@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from index.bundle.consistency import check_backbone, check_tokenizer
+from index.bundle.consistency import check_backbone, check_text, check_tokenizer
 from index.bundle.item_index import ItemIndex
 from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
@@ -195,6 +195,7 @@ class Bundle:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             check_tokenizer(path, tokenizer, vocabulary)
             index = _open_index(path, info)
+            check_text(tokenizer, vocabulary, [item.title for item in index.catalogue])
             return cls(path, info, index, tokenizer, vocabulary, _encoder(info, index, tokenizer, vocabulary))
 
     def refreshed(self) -> Bundle:

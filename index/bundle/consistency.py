@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +10,46 @@ from transformers import PreTrainedTokenizerFast
 
 from index.bundle.manifest import BundleError
 from index.records import Record
+from index.sequence.plain_text import plain_tokens
 from index.sequence.vocabulary import IdentifierVocabulary
 
 MOST_LAYERS = 1024
 MOST_POSITIONS = 2**31 - 1
 MOST_TOKEN_ROWS = 2**31 - 1
+SAMPLES = 20  # titles that are tried
 POSITIONS = ("max_position_embeddings", "n_positions")  # names in different families; T5 has none
 
 
 def check_backbone(path: Path, vocabulary: IdentifierVocabulary, max_tokens: int) -> None:
-    """Check the backbone's `config.json` against the numbers of `bundle.json`.
+    """Check the settings of backbone and tokenizer, before transformers reads them, against those of `bundle.json`.
 
-    transformers makes lists as long as the number of layers when it reads this file.
+    transformers makes lists as long as the number of layers, and asks people whether it may run code.
     Raises `BundleError`, `RecordError`.
     """
-    file = path / "config.json"
-    record = Record.read(file)
-    for name, value in _named_values(record.fields):
-        if name == "auto_map":
-            raise BundleError(f"{file}: auto_map names code that comes with the model, which is never run")
+    settings = Record.read(path / "config.json")
+    _check_no_code(settings)
+    if (path / "tokenizer_config.json").exists():
+        _check_no_code(Record.read(path / "tokenizer_config.json"))
+    for name, value in _named_values(settings.fields):
         if "layer" in name and isinstance(value, int) and not 0 <= value <= MOST_LAYERS:
-            raise BundleError(f"{file}: {name} must be from 0 to {MOST_LAYERS}")
-    rows = record.whole("vocab_size", 1, MOST_TOKEN_ROWS)
+            raise BundleError(f"{settings.path}: {name} must be from 0 to {MOST_LAYERS}")
+    rows = settings.whole("vocab_size", 1, MOST_TOKEN_ROWS)
     if rows < vocabulary.size:
         raise BundleError(
-            f"{file}: vocab_size {rows} is less than the {vocabulary.size} tokens that bundle.json describes"
+            f"{settings.path}: vocab_size {rows} is less than the {vocabulary.size} tokens of bundle.json"
         )
     for name in POSITIONS:
-        if name in record.names and max_tokens > (positions := record.whole(name, 1, MOST_POSITIONS)):
+        if name in settings.names and max_tokens > (positions := settings.whole(name, 1, MOST_POSITIONS)):
             raise BundleError(
                 f"{path / 'bundle.json'}: max_tokens {max_tokens} exceeds the model's context of {positions} tokens"
             )
+
+
+def _check_no_code(settings: Record) -> None:
+    if any(name == "auto_map" for name, _ in _named_values(settings.fields)):
+        raise BundleError(
+            f"{settings.path}: auto_map names code that comes with the model, which is never run"
+        )
 
 
 def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary) -> None:
@@ -60,6 +69,17 @@ def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerFast, vocabulary: 
         raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens under their ids")
     if any(not 0 <= number < vocabulary.first_added for name, number in ids.items() if name not in added):
         raise BundleError(f"{path}: the tokenizer gives a word the id of an identifier token")
+
+
+def check_text(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary, titles: Sequence[str]
+) -> None:
+    """Write some titles as tokens, as requests are written. Raises what the tokenizer raises.
+
+    A tokenizer may open and fail on its first text.
+    """
+    for title in titles[:: max(1, len(titles) // SAMPLES)]:
+        plain_tokens(tokenizer, title, vocabulary.first_added)
 
 
 def _named_values(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,9 @@ def _entries(path: Path) -> dict[str, tuple[int, str]]:
     }
 
 
+PANIC = "PanicException"  # what libraries in Rust fail with; it is no `Exception`, and has no public name
+
+
 @contextmanager
 def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
     """Turn errors of some kinds into `BundleError`. what: completes the message "PATH cannot be …".
@@ -75,7 +78,9 @@ def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = (Except
         yield
     except BundleError:
         raise
-    except kinds as error:
+    except BaseException as error:
+        if not isinstance(error, kinds) and type(error).__name__ != PANIC:
+            raise
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         raise BundleError(f"{path} cannot be {what}: {kind}{error}") from error
 

@@ -185,9 +185,8 @@ def test_every_array_of_a_bundle(copy: Path) -> None:
             sign(copy)
             try:
                 assert use(copy) == expected, (path, name)
-            except BundleError as error:
+            except BundleError:
                 refused += 1
-                assert str(copy) in str(error), (path, name, error)
         for header in (
             b"",
             b"no array",
@@ -231,3 +230,28 @@ def test_codebooks_that_do_not_fit(copy: Path) -> None:
     sign(copy)
     with pytest.raises(BundleError, match="codebooks"):
         Bundle.open(copy).codebooks()
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},  # fails when it is opened
+        {"type": "Replace", "pattern": {"String": ""}, "content": "x"},  # fails on the first text
+        {"type": "Append", "append": "<|item|>"},
+    ],
+)
+def test_a_tokenizer_that_cannot_write_plain_text(copy: Path, normalizer: dict[str, Any]) -> None:
+    record = json.loads((copy / "tokenizer.json").read_text("utf-8"))
+    (copy / "tokenizer.json").write_text(json.dumps(record | {"normalizer": normalizer}), "utf-8")
+    sign(copy)
+    with pytest.raises(BundleError):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_that_comes_with_a_model_is_not_even_asked_for(copy: Path, name: str) -> None:
+    record = json.loads((copy / name).read_text("utf-8"))
+    (copy / name).write_text(json.dumps(record | {"auto_map": {"AutoConfig": "code.Config"}}))
+    sign(copy)
+    with pytest.raises(BundleError, match="code that comes with the model"):
+        Bundle.open(copy)
