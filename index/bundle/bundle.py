@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from index.bundle.consistency import check_backbone, check_text, check_tokenizer
+from index.bundle.consistency import check_backbone, check_text, check_tokenizer, drop_code
 from index.bundle.item_index import ItemIndex
 from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
@@ -156,8 +156,9 @@ def publish(
             versions.publish(first, index.save)
             model.save_pretrained(draft)
             (draft / "generation_config.json").unlink(missing_ok=True)
-            check_backbone(draft, info.vocabulary(), info.max_tokens)
             tokenizer.save_pretrained(draft)
+            drop_code(draft)
+            check_backbone(draft, info.vocabulary(), info.max_tokens)
             check_tokenizer(draft, tokenizer, info.vocabulary())
             if identifiers.codebooks is not None:
                 identifiers.codebooks.save(draft / CODEBOOKS)

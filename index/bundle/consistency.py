@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from index.sequence.vocabulary import IdentifierVocabulary
 MOST_LAYERS = 1024
 MOST_POSITIONS = 2**31 - 1
 MOST_TOKEN_ROWS = 2**31 - 1
+SETTINGS = ("config.json", "tokenizer_config.json")  # of backbone and tokenizer
 SAMPLES = 20  # titles that are tried
 POSITIONS = ("max_position_embeddings", "n_positions")  # names in different families; T5 has none
 
@@ -26,10 +28,12 @@ def check_backbone(path: Path, vocabulary: IdentifierVocabulary, max_tokens: int
     transformers makes lists as long as the number of layers, and asks people whether it may run code.
     Raises `BundleError`, `RecordError`.
     """
-    settings = Record.read(path / "config.json")
-    _check_no_code(settings)
-    if (path / "tokenizer_config.json").exists():
-        _check_no_code(Record.read(path / "tokenizer_config.json"))
+    settings = Record.read(path / SETTINGS[0])
+    for name in SETTINGS:
+        if (path / name).exists() and "auto_map" in Record.read(path / name).names:
+            raise BundleError(
+                f"{path / name}: auto_map names code that comes with the model, which is never run"
+            )
     for name, value in _named_values(settings.fields):
         if "layer" in name and isinstance(value, int) and not 0 <= value <= MOST_LAYERS:
             raise BundleError(f"{settings.path}: {name} must be from 0 to {MOST_LAYERS}")
@@ -45,11 +49,13 @@ def check_backbone(path: Path, vocabulary: IdentifierVocabulary, max_tokens: int
             )
 
 
-def _check_no_code(settings: Record) -> None:
-    if any(name == "auto_map" for name, _ in _named_values(settings.fields)):
-        raise BundleError(
-            f"{settings.path}: auto_map names code that comes with the model, which is never run"
-        )
+def drop_code(path: Path) -> None:
+    """Remove the names of code that came with a backbone from its settings; it was not used either."""
+    for name in SETTINGS:
+        if (path / name).exists():
+            fields = Record.read(path / name).fields
+            if fields.pop("auto_map", None) is not None:
+                (path / name).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
 
 
 def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary) -> None:

@@ -16,6 +16,7 @@ from support.bundles import make_bundle
 from support.damage import DEEP, WRONG_NUMBERS, Place, current, numbers, replaced, sign
 
 from index.bundle.bundle import Bundle
+from index.bundle.consistency import drop_code
 from index.bundle.manifest import BundleError
 from index.identifiers.codebooks import FILE as CODEBOOKS_FILE
 from index.popularity import Popularity
@@ -255,3 +256,6 @@ def test_code_that_comes_with_a_model_is_not_even_asked_for(copy: Path, name: st
     sign(copy)
     with pytest.raises(BundleError, match="code that comes with the model"):
         Bundle.open(copy)
+    drop_code(copy)  # as `publish` does
+    sign(copy)
+    use(copy)
