@@ -54,13 +54,20 @@ def _load(
 ) -> PreTrainedModel:
     """Load the weights into a model of this kind."""
     safetensors = True if local else None  # None: if there are any
-    model, loaded = kind.from_pretrained(
-        source,
-        dtype=dtype,
-        local_files_only=local,
-        use_safetensors=safetensors,
-        output_loading_info=True,
-    )
+    try:
+        model, loaded = kind.from_pretrained(
+            source,
+            dtype=dtype,
+            local_files_only=local,
+            use_safetensors=safetensors,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise LanguageModelError(
+            f"{source}: config.json describes another model than the weights, whose shapes differ; the log lists them"
+        ) from error
     differing = sorted({*loaded["missing_keys"], *loaded["unexpected_keys"]})
     if local and differing:  # transformers would leave them at random, or leave them out
         raise LanguageModelError(

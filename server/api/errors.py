@@ -21,7 +21,8 @@
     └── DeadlineError           504   no answer within `request_timeout_ms`
 
 Each error is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES` bytes. No message contains any part of
-the request: what a client sent is repeated neither in the answer nor in the logs.
+the request: what a client sent is repeated neither in the answer nor in the logs. The two refusals of status 409, which
+only administrators can cause, name files of the server.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ MAX_PROBLEM_BYTES = 2048
 PROBLEM_JSON = "application/problem+json"
 _MAX_FIELD_ERRORS = 5
 _MAX_TEXT = 120
+_MAX_DETAIL = 800
+_GOES_ON = "What was served goes on. The reason: "
 
 
 class ServerError(Exception):
@@ -89,9 +92,25 @@ class MethodNotAllowedError(ServerError):
 class IndexRefusedError(ServerError):
     status, code, title = 409, "index_refused", "The index version cannot be served"
 
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(_refusal(reason))
+
 
 class BundleRefusedError(ServerError):
     status, code, title = 409, "bundle_refused", "The bundle cannot be served"
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(_refusal(reason))
+
+
+def _refusal(reason: Exception) -> str:
+    """Return the detail of a refusal, on one line; only administrators see it."""
+    line = " ".join(str(reason).split())
+    shown = "".join(each if each.isprintable() else "?" for each in line)
+    room = (_MAX_DETAIL - len(_GOES_ON)) // 2
+    if len(shown.encode()) > 2 * room:  # the file is named at the start, what is wrong with it at the end
+        shown = f"{shown.encode()[:room].decode(errors='ignore')}…{shown.encode()[-room:].decode(errors='ignore')}"
+    return _GOES_ON + shown
 
 
 class BodyTimeoutError(ServerError):
@@ -167,7 +186,7 @@ def problem(error: ServerError, request_id: str) -> Problem:
         type=f"urn:gems:problem:{error.code}",
         title=error.title,
         status=error.status,
-        detail=error.detail[: 2 * _MAX_TEXT],
+        detail=error.detail[:_MAX_DETAIL],
         request_id=request_id,
         errors=error.errors[:_MAX_FIELD_ERRORS],
     )

@@ -91,7 +91,7 @@ def parse(
         body=body,
         deployment=deployment,
         bundle=bundle,
-        popularity=deployment.popularity,
+        popularity=deployment.contents.popularity,
         history=history,
         query=query,
         prompt=_encode(bundle, history.events, query),

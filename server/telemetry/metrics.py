@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
@@ -38,6 +39,23 @@ def outcome(status: int) -> str:
         return "ok"
     named = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "timeout"}
     return named.get(status, "invalid" if status < 500 else "error")
+
+
+@dataclass(frozen=True)
+class BundleSeries:
+    """Values of the series that describe a bundle.
+
+    labels: of `gems_bundle_info`.
+    created, index_created: seconds since 1970.
+    conflict: mean conflict of the tasks' gradients; NaN if the bundle does not say.
+    validation: figures by task and name; NaN for those that the bundle lacks.
+    """
+
+    labels: tuple[str, ...]
+    created: float
+    index_created: float
+    conflict: float
+    validation: Mapping[tuple[str, str], float]
 
 
 class Metrics:
@@ -205,24 +223,32 @@ class Metrics:
         self.memory.labels("engine").set_function(lambda: resident_bytes(engine_pid()))
         self.memory_limit.set_function(limit_bytes)
 
-    def name_bundle(self, bundle: Bundle) -> None:
-        """Describe the bundle that is served; it replaces the description of the previous one."""
-        info = bundle.info
-        self.bundle.clear()
-        self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
-        self.bundle_created.set(datetime.fromisoformat(info.created).timestamp())
-        self._describe_training(info.training)
-        self.index_created.set(datetime.fromisoformat(bundle.index.created).timestamp())
-
-    def _describe_training(self, record: Mapping[str, Any]) -> None:
-        """Set the gauges of the bundle's training; NaN for a figure that the bundle lacks."""
-        validation = record.get("validation")
+    def describe(self, bundle: Bundle) -> BundleSeries:
+        """Return the values of the series that describe a bundle."""
+        info, index = bundle.info, bundle.index
+        validation = info.training.get("validation")
         figures = validation if isinstance(validation, Mapping) else {}
-        self.training_conflict.set(_number(record.get("conflict")))
-        for task in Task:
-            for figure in VALIDATION_FIGURES:
-                value = _number(figures.get(f"{task.value}.{figure}"))
-                self.training_validation.labels(task.value, figure).set(value)
+        return BundleSeries(
+            labels=(info.bundle_id, index.version, info.scheme, info.normalisation),
+            created=datetime.fromisoformat(info.created).timestamp(),
+            index_created=datetime.fromisoformat(index.created).timestamp(),
+            conflict=_number(info.training.get("conflict")),
+            validation={
+                (task.value, figure): _number(figures.get(f"{task.value}.{figure}"))
+                for task in Task
+                for figure in VALIDATION_FIGURES
+            },
+        )
+
+    def show(self, series: BundleSeries) -> None:
+        """Describe the bundle that is served; it replaces the description of the previous one."""
+        self.bundle.clear()
+        self.bundle.labels(*series.labels).set(1)
+        self.bundle_created.set(series.created)
+        self.index_created.set(series.index_created)
+        self.training_conflict.set(series.conflict)
+        for labels, value in series.validation.items():
+            self.training_validation.labels(*labels).set(value)
 
     def render(self) -> bytes:
         """Return the metrics in the text format of Prometheus."""
@@ -230,4 +256,7 @@ class Metrics:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number that no float can hold
+        return math.nan
