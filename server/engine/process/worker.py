@@ -49,6 +49,7 @@ OPEN_VERSIONS = 4  # of the index: requests in flight during a swap still use th
 
 def run(
     connection: Connection,
+    lifeline: Connection,
     cancelled: ctypes.Array[ctypes.c_bool],
     path: Path,
     version: str,
@@ -58,6 +59,7 @@ def run(
 ) -> None:
     """Run the process to its end. Its first message is `Done`, or `Failure` and then it ends.
 
+    lifeline: only held, so that it is closed when the process ends.
     cancelled: bool [WATCHED], shared with the server, which marks there requests in flight, by number, to be dropped.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):

@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -103,6 +105,60 @@ def test_a_lost_process_is_replaced(bundle: Bundle, process: EngineProcess) -> N
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: process.pid != pid and process.running)
     assert process.rank([request(bundle)])[0].items == expected.items
+
+
+def template_pid() -> Any:
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+def has_ended(pid: int | None) -> bool:
+    """Whether a process has ended, whether or not its parent has asked for its exit code."""
+    return pid is None or not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_loss_of_the_template_costs_nothing(bundle: Bundle) -> None:
+    """The engine goes on, also under commands, while another template imports; then it can be lost as before."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1))
+    restarts = []
+    process.on_restart = lambda: restarts.append(process.pid)
+    process.start()
+    try:
+        for _ in range(2):
+            engine, template = process.pid, template_pid()
+            os.kill(template, signal.SIGKILL)
+            for _ in range(3):
+                assert process.rank([request(bundle)])[0].items
+            process.prepare(bundle.index)
+            wait_until(lambda: template_pid() not in (template, None))  # noqa: B023
+            assert process.running
+            assert (process.pid, restarts) == (engine, [])
+        os.kill(freeze(process), signal.SIGKILL)
+        wait_until(lambda: len(restarts) == 1 and process.running, 60)
+        assert process.rank([request(bundle)])[0].items
+        os.kill(template_pid(), signal.SIGKILL)
+    finally:
+        process.close()
+    wait_until(lambda: has_ended(process.pid))  # killed without a template, too
+
+
+def test_many_losses_in_a_row_are_each_replaced_without_a_pause(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only starts that fail are followed by pauses."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1))
+    process.start()
+    pauses: list[float] = []
+    waiting = process._closing.wait
+    monkeypatch.setattr(process._closing, "wait", lambda seconds: pauses.append(seconds) or waiting(seconds))
+    try:
+        for _ in range(6):
+            pid = process.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: process.pid != pid and process.running)  # noqa: B023
+    finally:
+        process.close()
+    assert not any(pauses)
 
 
 def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:
