@@ -28,7 +28,7 @@ def parse_json(text: str) -> Any:
     nested deeper than `MAX_DEPTH`.
     """
     try:
-        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if "\\u" in text or text.count("[") + text.count("{") > MAX_DEPTH:  # nothing else can be wrong
@@ -177,3 +177,6 @@ def _finite(text: str) -> float:
 
 def _not_finite(text: str) -> NoReturn:
     raise ValueError(f"{text[:_SHOWN]} is no finite number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_finite, parse_float=_finite)

@@ -21,10 +21,12 @@ from index.bundle.bundle import INDEX, Bundle
 from index.bundle.update import update_index
 from index.bundle.versions import Versions
 from index.catalogue import Item
+from server.__main__ import main
 from server.app import create_app
 from server.engine.contract import EngineLostError, HostedEngine
 from server.engine.torch_backend.engine import TorchEngine
 from server.routes import admin
+from server.runtime import logs
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
@@ -158,9 +160,10 @@ OF_THE_BUNDLE: dict[str, tuple[Damage, str]] = {
     "more counts than items": (array("/popularity.npy", lambda a: np.tile(a, 2)), "popularity.npy"),
     "no bundle": (shutil.rmtree, "is not a folder"),
 }  # fmt: skip
+BOTH = OF_THE_INDEX | OF_THE_BUNDLE
 CASES = [
     *(("index", *each) for each in OF_THE_INDEX.items()),
-    *(("bundle", *each) for each in (OF_THE_INDEX | OF_THE_BUNDLE).items()),
+    *(("bundle", *each) for each in BOTH.items()),
 ]
 
 
@@ -231,6 +234,28 @@ def test_what_cannot_be_served_is_refused_and_nothing_changes(
     assert reason in problem["detail"]
     assert served.state() == before
     assert served.client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [each for kind, _, each in CASES if kind == "bundle"], ids=BOTH
+)
+def test_it_is_refused_in_one_line_at_the_start(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Damage,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(logs, "configure", lambda level: None)  # pytest's own handlers stay
+    path = Path(shutil.copytree(source, tmp_path / "bundle"))
+    damage(path)
+    assert main([str(path), "--port", "0", "--threads", "1"]) == 2
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("Loading weights")
+    ]
+    assert line.startswith("error: ")
+    assert reason in line or reason == "cannot be served"
 
 
 def test_every_other_failure_changes_nothing_either(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
