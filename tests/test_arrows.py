@@ -67,30 +67,30 @@ ALLOWED = {
     "server.__main__": "server.engine.process server.launch server.settings",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
-    "training.settings": "",
+    "training.settings": "index.records",
     "training.config": "index.extensions index.identifiers training.errors training.settings",
     "training.data": (
-        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence "
-        "training.config training.errors"
+        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.records "
+        "index.sequence training.config training.errors"
     ),
-    "training.run": "training.data training.errors training.settings",
+    "training.run": "index.records training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.files index.sequence index.trie server.engine "
+        "index.bundle index.catalogue index.files index.records index.sequence index.trie server.engine "
         "server.engine.torch_backend training.data training.errors training.run"
     ),
     "training.baselines": (
-        "index.catalogue index.embeddings index.files index.identifiers index.sequence training.data "
-        "training.errors training.evaluation training.run training.settings"
+        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
+        "training.data training.errors training.evaluation training.run training.settings"
     ),
     "training.cli.common": "index.extensions",
-    "training.data.sources": "index.catalogue index.sequence training.data",
+    "training.data.sources": "index.catalogue index.records index.sequence training.data",
     "training.model": (
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
     "training.loop": (
-        "gems index.files index.sequence server.engine training.config training.data training.errors "
-        "training.evaluation training.methods training.model training.run"
+        "gems index.files index.records index.sequence server.engine training.config training.data "
+        "training.errors training.evaluation training.methods training.model training.run"
     ),
     "training.prepare": (
         "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
@@ -102,7 +102,7 @@ ALLOWED = {
         "training.run"
     ),
     "training.demo": (
-        "index.sequence training.config training.data training.data.sources training.errors "
+        "index.records index.sequence training.config training.data training.data.sources training.errors "
         "training.evaluation training.pipeline training.run"
     ),
     "training.evaluation.comparison": (
@@ -110,13 +110,15 @@ ALLOWED = {
     ),
     "training.preservation": (
         "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
-        "training.errors training.evaluation training.model training.prepare"
+        "training.errors training.evaluation training.model training.prepare training.settings"
     ),
-    "training.report": "index.files index.sequence training.config training.errors training.settings",
+    "training.report": (
+        "index.files index.records index.sequence training.config training.errors training.settings"
+    ),
     "training.sweep": (
-        "index.files index.sequence training.config training.data training.errors training.evaluation "
-        "training.loop training.pipeline training.prepare training.preservation training.run "
-        "training.settings"
+        "index.files index.records index.sequence training.config training.data training.errors "
+        "training.evaluation training.loop training.pipeline training.prepare training.preservation "
+        "training.run training.settings"
     ),
     "training.cli.commands": (
         "index.bundle index.files training.baselines training.cli.common training.config training.data "

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from index.records import read_json
 from index.sequence.events import Event, Task
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
@@ -50,7 +51,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     begin = time.time()
     bundle = train(out / "data", out / "run", TrainConfig.load(RECIPES / "demo.yaml", {}), console=console)
     assert bundle is not None  # the recipe's method leaves plain weights
-    training = json.loads((bundle / "bundle.json").read_text("utf-8"))["training"]["seconds"]
+    training = read_json(bundle / "bundle.json")["training"]["seconds"]
     prepared = time.time() - begin - training
     console.rule("3. Evaluation, through the engine that serves")
     begin = time.time()

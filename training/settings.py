@@ -12,6 +12,11 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from index.records import check_tree
+
+MOST_GROUPS = 8  # within each other
+MOST_VALUES = 100_000  # in a file of settings; references in YAML can make few lines many
+
 
 class SettingsGroup(BaseModel):
     """Base of every settings model: unknown names are refused, and values cannot change."""
@@ -35,6 +40,23 @@ class RunSettings(SettingsGroup):
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), "utf-8")
 
 
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file; None for an empty one.
+
+    Raises `ValueError` in one line for what is not YAML in UTF-8, and for values that are nested too deeply, in a
+    circle, or too many; `OSError` if it cannot be read.
+    """
+    text = path.read_text("utf-8")
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # wrong tags and dates raise whatever they lead to
+        raise ValueError(" ".join(f"it is not YAML: {error}".split())) from error
+    check_tree(value, MOST_VALUES)
+    return value
+
+
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without groups: `{"gems": {"rank": 4}}` becomes `{"gems.rank": 4}`."""
     found: dict[str, Any] = {}
@@ -49,11 +71,13 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in groups: `{"gems.rank": 4}` becomes `{"gems": {"rank": 4}}`.
 
-    Groups and dotted names may be mixed. Raises `ValueError` if a setting is given twice.
+    Groups and dotted names may be mixed. Raises `ValueError` if a setting is given twice, or lies in too many groups.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         group, dot, inner = str(name).partition(".")
+        if inner.count(".") > MOST_GROUPS:
+            raise ValueError(f"{str(name)[:60]}… is no setting")
         if dot:
             value = nested({inner: value})
         elif isinstance(value, Mapping):

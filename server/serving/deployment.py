@@ -19,7 +19,7 @@ from server.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What requests are answered from: a bundle with one version of its index.
+    """A bundle with one version of its index, and what is looked up in it.
 
     popularity: of the items of the index version; None if the bundle holds no counts.
     titles: of the items that are not removed.

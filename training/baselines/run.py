@@ -7,7 +7,6 @@ For SASRec it also contains item_vectors.parquet, and language_vectors.parquet i
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from safetensors.torch import save_model
 
+from index.records import Record
 from training.baselines.baseline import Baseline
 from training.baselines.dense import dense
 from training.baselines.loop import CHECKPOINT, Progress, fit
@@ -73,8 +73,10 @@ def run_baseline(
     started = check_run(out, settings, dataset, resume)
     if started and (out / EVALUATION).exists():
         console.print(f"{out} is done already; nothing left to do", soft_wrap=True)
-        found: dict[str, Any] = json.loads((out / EVALUATION).read_text("utf-8"))
-        return found
+        try:
+            return Record.read(out / EVALUATION).fields
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{error}; delete {out / EVALUATION} to measure that run again") from error
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(settings.seed)
     kept = out / LANGUAGE_FILE

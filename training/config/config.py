@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from index.extensions import choices, one_of
@@ -25,7 +24,7 @@ from training.config.groups import (
 )
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
-from training.settings import RunSettings, SettingsGroup, merged, nested
+from training.settings import RunSettings, SettingsGroup, merged, nested, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "training.methods.tuning"  # package of the tuning methods
@@ -132,8 +131,8 @@ class TrainConfig(RunSettings):
             if not path.exists() and recipe.exists():
                 path = recipe
             try:
-                settings = yaml.safe_load(path.read_text("utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
+                settings = read_yaml(path) or {}
+            except (OSError, ValueError) as error:
                 known = ", ".join(sorted(r.stem for r in RECIPES.glob("*.yaml")))
                 raise ConfigError(f"{path} cannot be read: {error}. Recipes: {known}") from error
             if not isinstance(settings, dict):

@@ -26,6 +26,7 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue, CatalogueError, Item
+from index.records import parse_json, read_json
 from index.sequence.events import Task
 from training.errors import UserError
 
@@ -79,7 +80,7 @@ class DataInfo:
     def load(cls, path: Path) -> DataInfo:
         """Read `data.json`. Raises `DataError` if it is not JSON of this format."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             found = record["format"]
             if found != FORMAT:
                 raise DataError(
@@ -104,8 +105,8 @@ def read_items(path: Path) -> Catalogue:
                 if not line.strip():
                     continue
                 try:
-                    items.append(Item.from_json(json.loads(line)))
-                except (ValueError, AttributeError) as error:  # not JSON, not an object, or not an item
+                    items.append(Item.from_json(parse_json(line)))
+                except ValueError as error:  # not JSON, or not an item
                     raise DataError(f"{path} line {number}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.files import atomic_write
+from index.records import parse_json
 from index.sequence.events import Task
 from training.data.splits import Case
 from training.errors import EvaluationError
@@ -94,7 +95,7 @@ class CaseRanks:
             )
         try:
             with np.load(file, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
+                about = parse_json(str(stored["about"]))
                 tasks = {
                     task: TaskRanks(*(stored[f"{task.value}.{column}"] for column in COLUMNS))
                     for task in Task

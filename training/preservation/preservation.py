@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -36,6 +35,7 @@ from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.prepare.preparation import CODES, is_prepared, open_prepared
 from training.preservation.general import GeneralFigures, general_figures
+from training.settings import read_yaml
 
 Ranks = dict[Task, NDArray[np.int64]]  # task → rank of each case's target, see `target_ranks`
 
@@ -191,7 +191,13 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
     if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
-    return bundle, modern(yaml.safe_load((run / "config.yaml").read_text("utf-8")))
+    try:
+        settings = read_yaml(run / "config.yaml")
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{run / 'config.yaml'} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise EvaluationError(f"{run / 'config.yaml'} must hold names and values")
+    return bundle, modern(settings)
 
 
 def _rank(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Hashable, Mapping
@@ -11,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
+from index.records import parse_json, read_json
 from training.config import modern
 from training.errors import UserError
+from training.settings import read_yaml
 
 Points = list[tuple[float, float]]  # (step, value)
 Group = TypeVar("Group", bound=Hashable)
@@ -205,7 +204,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     records = []
     for place, (row, line) in enumerate(filled, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if number(record["step"]) is None:
                 raise ValueError("its step is no number")
         except (ValueError, KeyError, TypeError) as error:
@@ -225,9 +224,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text("utf-8")
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        value = read_yaml(path) if path.suffix == ".yaml" else read_json(path)
+    except (OSError, ValueError) as error:
         raise ReportError(f"{path} cannot be read ({error}); write it again, or move it away") from error
     if not isinstance(value, dict):
         raise ReportError(f"{path} must hold names and values; write it again, or move it away")

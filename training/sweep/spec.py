@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from training.config import TrainConfig
 from training.errors import UserError
+from training.settings import read_yaml
 
 
 class SweepError(UserError):
@@ -37,9 +37,9 @@ class SweepSpec(BaseModel):
     def load(cls, path: Path) -> SweepSpec:
         """Read a sweep file. Raises `SweepError` for an invalid file or variant, before anything runs."""
         try:
-            spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
-        except (OSError, yaml.YAMLError, ValidationError) as error:
-            raise SweepError(f"{path} is no sweep: {error}") from error
+            spec = cls.model_validate(read_yaml(path))
+        except (OSError, ValueError) as error:  # one of them is pydantic's
+            raise SweepError(" ".join(f"{path} is no sweep: {error}".split())) from error
         if spec.baseline is not None and spec.baseline not in spec.variants:
             raise SweepError(f"{path}: the baseline {spec.baseline!r} is none of the variants")
         for variant in spec.variants:
