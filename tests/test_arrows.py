@@ -112,9 +112,7 @@ ALLOWED = {
         "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
         "training.errors training.evaluation training.model training.prepare training.settings"
     ),
-    "training.report": (
-        "index.files index.records index.sequence training.config training.errors training.settings"
-    ),
+    "training.report": "index.files index.sequence training.config training.errors training.settings",
     "training.sweep": (
         "index.files index.records index.sequence training.config training.data training.errors "
         "training.evaluation training.loop training.pipeline training.prepare training.preservation "

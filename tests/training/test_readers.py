@@ -61,6 +61,7 @@ NOT_JSON = (
     '{"a": 1e999}',
     '{"a": "\\ud800"}',
 )
+UNUSUAL = ('{"a": 1e999}', '{"a": "\\ud800"}')
 BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{x: *a{k - 1}, y: *a{k - 1}}}\n" for k in range(1, 40))
 NOT_YAML = (
     *(
@@ -114,6 +115,8 @@ def test_a_damaged_file_is_refused_in_one_line(
     monkeypatch.setattr(sys, "argv", ["gems", *command.split()])
     path = world / name
     for content in NOT_YAML if path.suffix == ".yaml" else NOT_JSON:
+        if command.startswith("report") and content in UNUSUAL:
+            continue  # it leaves such figures out, and escapes such texts
         path.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
         if path.name == "metrics.jsonl":  # an incomplete last line is no fault
             path.write_bytes(path.read_bytes() + b'{"step": 2}\n')
@@ -152,6 +155,7 @@ READERS = {
     "index/records.py",
     "training/settings.py",
     "training/data/importer.py",  # names the field of a row that is not finite or not Unicode, as of Parquet files
+    "training/report/run_log.py",  # shows runs whatever their figures and texts are
     "training/run/server_process.py",  # the log of a server
     "gems/knowledge.py",  # the basis that the method wrote
 }

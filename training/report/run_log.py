@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Hashable, Mapping
@@ -10,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from index.records import parse_json, read_json
 from training.config import modern
 from training.errors import UserError
 from training.settings import read_yaml
@@ -204,10 +204,10 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     records = []
     for place, (row, line) in enumerate(filled, start=1):
         try:
-            record = parse_json(line)
+            record = json.loads(line)
             if number(record["step"]) is None:
                 raise ValueError("its step is no number")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if place == len(filled):  # the last line of a killed run may be incomplete
                 break
             raise ReportError(
@@ -224,8 +224,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = read_yaml(path) if path.suffix == ".yaml" else read_json(path)
-    except (OSError, ValueError) as error:
+        value = read_yaml(path) if path.suffix == ".yaml" else json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read ({error}); write it again, or move it away") from error
     if not isinstance(value, dict):
         raise ReportError(f"{path} must hold names and values; write it again, or move it away")
