@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from server.engine.process import template
+from server.runtime.log_pipe import log_pipe
 from server.settings import Settings
 
 EXIT_BAD_SETTINGS = 2
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "_".join(str(part) for part in first["loc"])
         sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
         return EXIT_BAD_SETTINGS
-    template.begin()
-    from server.launch import launch  # slow imports, in parallel with those of the template
+    with log_pipe():  # before the first other process, which inherits it
+        template.begin()
+        from server.launch import launch  # slow imports, in parallel with those of the template
 
-    return launch(bundle, settings)
+        return launch(bundle, settings)
 
 
 def _bundle_in(folder: Path) -> Path:

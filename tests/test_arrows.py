@@ -62,7 +62,7 @@ ALLOWED = {
         "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
         "server.settings server.telemetry server.transport"
     ),
-    "server.__main__": "server.engine.process server.launch server.settings",
+    "server.__main__": "server.engine.process server.launch server.runtime server.settings",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
     "training.settings": "",

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from server.api.paths import KINDS
 from server.api.responses import FallbackReason
 from server.api.stages import STAGES
+from server.runtime.log_pipe import dropped_lines
 from server.runtime.memory import limit_bytes, resident_bytes
 
 OUTCOMES = ("ok", "invalid", "rejected", "cancelled", "unavailable", "timeout", "error")
@@ -156,6 +159,7 @@ class Metrics:
             ["task", "figure"],
             registry=registry,
         )
+        registry.register(_DroppedLogLines())
         self._create_series()
 
     def _create_series(self) -> None:
@@ -227,6 +231,17 @@ class Metrics:
     def render(self) -> bytes:
         """Return the metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+class _DroppedLogLines(Collector):
+    """The count of the process, read at each scrape."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "gems_log_lines_dropped",
+            "Log lines of all processes that were dropped because stderr was not read or not writable",
+            dropped_lines(),
+        )
 
 
 def _number(value: Any) -> float:

@@ -49,11 +49,13 @@ def test_operations_name_what_exists() -> None:
 
 def test_metrics_are_documented_with_their_labels() -> None:
     documented = dict(re.findall(r"^\| `(gems_\w+)` \| (.*?) ?\|", TEXT, re.MULTILINE))
+    metrics = Metrics()
+    ours = [metric for metric in vars(metrics).values() if hasattr(metric, "_labelnames")]
+    labels = {metric.describe()[0].name: metric._labelnames for metric in ours}
     actual = {}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "_labelnames"):
-            name = metric.describe()[0].name + ("_total" if metric._type == "counter" else "")
-            actual[name] = ", ".join(f"`{label}`" for label in metric._labelnames)
+    for family in metrics.registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        actual[name] = ", ".join(f"`{label}`" for label in labels.get(family.name, ()))
     assert documented == actual
 
 
