@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from index.bundle.locate import find_bundle
+from index.bundle.manifest import BundleError
 from server.engine.process import template
 from server.runtime.log_pipe import log_pipe
 from server.settings import Settings
@@ -30,9 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
     )
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    bundle = _bundle_in(given.pop("bundle"))
     try:
+        bundle = find_bundle(given.pop("bundle"))
         settings = Settings(**given)
+    except BundleError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_SETTINGS
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
@@ -43,12 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server.launch import launch  # slow imports, in parallel with those of the template
 
         return launch(bundle, settings)
-
-
-def _bundle_in(folder: Path) -> Path:
-    """Return the bundle of a run folder; any other path is returned as it is."""
-    inside = folder / "bundle"
-    return inside if not (folder / "bundle.json").exists() and (inside / "bundle.json").exists() else folder
 
 
 if __name__ == "__main__":

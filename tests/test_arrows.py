@@ -18,13 +18,15 @@ ALLOWED = {
     # the item side: nothing but itself
     "index.catalogue": "",
     "index.files": "",
+    "index.contents": "",
     "index.extensions": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
     "index.identifiers.schemes": "index.identifiers index.sequence",
     "index.trie": "index.catalogue index.files",
     "index.bundle": (
-        "index.catalogue index.files index.identifiers index.identifiers.schemes index.sequence index.trie"
+        "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes "
+        "index.sequence index.trie"
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",
@@ -62,26 +64,32 @@ ALLOWED = {
         "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
         "server.settings server.telemetry server.transport"
     ),
-    "server.__main__": "server.engine.process server.launch server.runtime server.settings",
+    "server.__main__": "index.bundle server.engine.process server.launch server.runtime server.settings",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
+    "training.inputs": "index.contents training.errors",
+    "training.outputs": "index.files training.errors",
     "training.settings": "",
-    "training.config": "index.extensions index.identifiers training.errors training.settings",
+    "training.config": "index.extensions index.identifiers training.errors training.inputs training.settings",
     "training.data": (
-        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence "
-        "training.config training.errors"
+        "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
+        "index.sequence training.config training.errors training.inputs"
     ),
-    "training.run": "training.data training.errors training.settings",
+    "training.run": "index.contents training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.files index.sequence index.trie server.engine "
-        "server.engine.torch_backend training.data training.errors training.run"
+        "index.bundle index.catalogue index.contents index.sequence index.trie server.engine "
+        "server.engine.torch_backend training.data training.errors training.inputs training.outputs "
+        "training.run"
     ),
     "training.baselines": (
         "index.catalogue index.embeddings index.files index.identifiers index.sequence training.data "
         "training.errors training.evaluation training.run training.settings"
     ),
-    "training.cli.common": "index.extensions",
-    "training.data.sources": "index.catalogue index.sequence training.data",
+    "training.cli.common": (
+        "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers "
+        "server.engine training.errors training.outputs training.settings"
+    ),
+    "training.data.sources": "index.catalogue index.sequence training.data training.inputs",
     "training.model": (
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
@@ -101,31 +109,31 @@ ALLOWED = {
     ),
     "training.demo": (
         "index.sequence training.config training.data training.data.sources training.errors "
-        "training.evaluation training.pipeline training.run"
+        "training.evaluation training.outputs training.pipeline training.run"
     ),
     "training.evaluation.comparison": (
         "index.sequence training.data training.errors training.evaluation training.run"
     ),
     "training.preservation": (
-        "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
-        "training.errors training.evaluation training.model training.prepare"
+        "index.bundle index.contents index.sequence server.engine.torch_backend training.config "
+        "training.data training.errors training.evaluation training.model training.outputs "
+        "training.prepare"
     ),
-    "training.report": "index.files index.sequence training.config training.errors training.settings",
+    "training.report": (
+        "index.contents index.sequence training.config training.errors training.outputs training.settings"
+    ),
     "training.sweep": (
         "index.files index.sequence training.config training.data training.errors training.evaluation "
-        "training.loop training.pipeline training.prepare training.preservation training.run "
-        "training.settings"
+        "training.inputs training.loop training.pipeline training.prepare training.preservation "
+        "training.run training.settings"
     ),
     "training.cli.commands": (
-        "index.bundle index.files training.baselines training.cli.common training.config training.data "
+        "index.bundle training.baselines training.cli.common training.config training.data "
         "training.data.sources training.demo training.errors training.evaluation "
-        "training.evaluation.comparison training.pipeline training.preservation training.report "
-        "training.sweep"
+        "training.evaluation.comparison training.inputs training.outputs training.pipeline "
+        "training.preservation training.report training.run training.settings training.sweep"
     ),
-    "training.cli": (
-        "gems index.bundle index.catalogue index.embeddings index.identifiers server.engine "
-        "training.cli.commands training.errors"
-    ),
+    "training.cli": "training.cli.commands training.cli.common",
     "training.methods.tuning": (
         "gems index.sequence training.config training.errors training.methods training.model"
     ),

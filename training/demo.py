@@ -22,6 +22,7 @@ from training.data.splits import Case, leave_one_out
 from training.errors import UserError
 from training.evaluation.evaluate import evaluate, save_evaluation
 from training.evaluation.table import print_evaluation
+from training.outputs import write_json
 from training.pipeline import train
 from training.run.server_process import ServerProcess
 
@@ -79,7 +80,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
             "evaluation": evaluation,
             "answers": answers,
         }
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        write_json(out / "summary.json", summary)
         console.print(f"{total:.0f} s in all, {training:.0f} s of them training; {out / 'summary.json'}")
         if serve:
             console.rule("The server runs; try")

@@ -10,16 +10,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+MOST = 10**9  # of any count: larger ones are slips, and some would not fit the memory of any machine
+MOST_THREADS = 1024
+MOST_BEAMS = 10_000
+SEEDS = 2**32 - 1  # the largest that every random generator takes
 
 
 class SettingsGroup(BaseModel):
-    """Base of every settings model: unknown names are refused, and values cannot change."""
+    """Base of every settings model: unknown names and endless numbers are refused, and values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     # pairs of settings of which only one is used: a later value of one replaces an earlier value of the other
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @field_validator("*")
+    @classmethod
+    def _no_slip(cls, value: Any, info: ValidationInfo) -> Any:
+        most = SEEDS if info.field_name == "seed" else MOST_THREADS if info.field_name == "threads" else MOST
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"at most {most}")
+        return value
 
 
 class RunSettings(SettingsGroup):

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from gems.errors import GemsError
-from index.bundle.manifest import BundleError
-from index.catalogue import CatalogueError
-from index.embeddings import EmbeddingError
-from index.identifiers.identifiers import IdentifierError
-from server.engine.contract import EngineError
 from training.cli.commands.assets import assets_app
 from training.cli.commands.baseline import baseline_app
 from training.cli.commands.bundle import bundle_app
@@ -25,7 +17,7 @@ from training.cli.commands.report import report_command
 from training.cli.commands.serve import serve_command
 from training.cli.commands.sweep import sweep_command
 from training.cli.commands.train import TrainCommand, train_command
-from training.errors import UserError
+from training.cli.common.command import one_line_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,24 +40,11 @@ app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown
     serve_command
 )
 
-USER_ERRORS = (
-    UserError,
-    BundleError,
-    CatalogueError,
-    EmbeddingError,
-    IdentifierError,
-    EngineError,
-    GemsError,
-)
-
 
 def main() -> None:
-    """Run the command. An error that the user can fix is one paragraph on stderr and exit code 2."""
-    try:
+    """Run the command. An error that the user can correct is one line on stderr and exit code 2."""
+    with one_line_errors("gems"):
         app()
-    except USER_ERRORS as error:
-        print(f"gems: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
 
 
 if __name__ == "__main__":

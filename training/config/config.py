@@ -25,6 +25,7 @@ from training.config.groups import (
 )
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
+from training.inputs import InputError, read_text
 from training.settings import RunSettings, SettingsGroup, merged, nested
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -114,26 +115,25 @@ class TrainConfig(RunSettings):
         return [new_name(name) for name in old_names(settings)]
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+    def load(cls, source: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         """Read settings from a file, and apply overrides.
 
-        path: YAML file, or name of a recipe; None for the defaults.
+        source: name of a recipe, or YAML file; None for the defaults. The name of a recipe always means the recipe,
+            whatever else bears it: a file of that name is `./NAME`.
         overrides: in groups or by dotted names; they win over the file.
         Raises `ConfigError` that names the setting.
         """
         settings: Any = {}
-        if path is not None:
-            recipe = RECIPES / f"{path}.yaml"
-            if not path.exists() and recipe.exists():
-                path = recipe
+        if source is not None:
+            recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+            path = recipes.get(str(source), Path(source))
             try:
-                settings = yaml.safe_load(path.read_text("utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
-                known = ", ".join(sorted(r.stem for r in RECIPES.glob("*.yaml")))
-                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {known}") from error
+                settings = yaml.safe_load(read_text(path, "settings in YAML")) or {}
+            except (InputError, yaml.YAMLError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {', '.join(recipes)}") from error
             if not isinstance(settings, dict):
                 raise ConfigError(f"{path} must hold settings as 'name: value' lines")
-        return cls.combined(settings, overrides, source="" if path is None else f"{path}: ")
+        return cls.combined(settings, overrides, source="" if source is None else f"{source}: ")
 
     @classmethod
     def combined(cls, *layers: Mapping[str, Any], source: str = "") -> TrainConfig:

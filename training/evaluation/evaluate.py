@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from index.bundle.bundle import Bundle
-from index.files import atomic_write
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
@@ -25,6 +23,7 @@ from training.evaluation.figures import add_task, empty_result
 from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.outputs import write_json
 from training.run.run_folder import fingerprint
 
 
@@ -107,6 +106,5 @@ def evaluate(
 
 
 def save_evaluation(result: dict[str, Any], path: Path) -> None:
-    """Write the result as JSON."""
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    """Write the result as JSON. Raises `OutputError`."""
+    write_json(path, result)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from index.contents import contents_of
 from training.config import modern
 from training.errors import UserError
 
@@ -22,7 +23,7 @@ SUBSPACE_FIGURES = ("energy", "overlap", "leak")
 
 
 class ReportError(UserError):
-    """The run folder cannot be reported on, or the page cannot be written."""
+    """The run folder cannot be reported on."""
 
 
 class WeightPlace(NamedTuple):
@@ -195,9 +196,10 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     except (FileNotFoundError, NotADirectoryError) as error:
+        found = f"{folder} is {contents_of(folder)} that" if folder.is_dir() else folder
         raise ReportError(
-            f"{folder} holds no metrics.jsonl, so there is nothing to report; give the folder that "
-            "'gems train' wrote to (its --out)"
+            f"{found} holds no metrics.jsonl, so there is nothing to report; give the folder that 'gems train' wrote "
+            "to (its --out)"
         ) from error
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error}") from error

@@ -13,6 +13,12 @@ from typing import Any
 
 from training.errors import UserError
 
+SERVER = (
+    "-P",
+    "-m",
+    "server",
+)  # -P: a folder named like a package of ours, in the working directory, is not meant
+
 
 class ServingError(UserError):
     """The server did not start; the message holds its output."""
@@ -30,7 +36,7 @@ class ServerProcess:
         self._said: list[str] = []
         self._ready = threading.Event()
         self._patience = patience
-        command = [sys.executable, "-m", "server", str(bundle), "--port", str(port)]
+        command = [sys.executable, *SERVER, str(bundle), "--port", str(port)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._listen, daemon=True).start()
 

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from training.run.server_process import SERVER
+
 
 def serve_command(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="folder of a published bundle, or of its run")],
 ) -> None:
     """Serve a bundle over HTTP. Further options go to the server: see 'python -m server --help'."""
-    command = [sys.executable, "-m", "server", str(bundle), *context.args]
+    command = [sys.executable, *SERVER, str(bundle), *context.args]
     os.execv(sys.executable, command)
