@@ -7,20 +7,20 @@ from pathlib import Path
 from index.contents import contents_of
 from training.errors import UserError
 
-# How to make the right thing of what is there.
-REMEDIES = {
-    "UTF-16 text": "save it as UTF-8",
-    "UTF-32 text": "save it as UTF-8",
-    "text in another encoding than UTF-8": "save it as UTF-8",
-    "gzip data": "unpack it first",
-    "bzip2 data": "unpack it first",
-    "xz data": "unpack it first",
-    "zstd data": "unpack it first",
+ANYTHING = dict.fromkeys(("gzip data", "bzip2 data", "xz data", "zstd data"), "unpack it first")
+IN_TEXT = dict.fromkeys(
+    ("UTF-16 text", "UTF-32 text", "text in another encoding than UTF-8"), "save it as UTF-8"
+)
+IN_LINES = {
     "a JSON array": "write each element on a line of its own, without the brackets",
-    "a JSON object": "write the whole object on one line",
+    "a JSON object": "write each row on a line of its own",
+    "CSV": "convert it to JSON Lines or Parquet",
+    "a Parquet file": "let its name end in .parquet",
 }
-LINES = ("JSON Lines", "text", "nothing (it is empty)")  # text may be JSON Lines with a bad first line
-TEXT = ("text", "CSV", "JSON Lines", "a JSON object", "a JSON array", "HTML or XML", "nothing (it is empty)")
+# What may be there, in the words of `contents_of`. Text may be JSON Lines with a bad first line.
+LINES = ("JSON Lines", "text", "nothing (it is empty)")
+JSON = ("a JSON object", "JSON Lines", "text")
+YAML = (*JSON, "nothing (it is empty)")
 
 
 class InputError(UserError):
@@ -38,7 +38,8 @@ def mistaken(path: Path, meant: str, *fitting: str) -> str | None:
         return f"there is no file {path}"
     if found in fitting:
         return None
-    remedy = REMEDIES.get(found)
+    remedies = ANYTHING | (IN_TEXT if "text" in fitting else {}) | (IN_LINES if fitting == LINES else {})
+    remedy = remedies.get(found)
     return f"{path} {'is' if path.is_dir() else 'holds'} {found}, not {meant}" + (
         f"; {remedy}" if remedy else ""
     )
@@ -47,9 +48,9 @@ def mistaken(path: Path, meant: str, *fitting: str) -> str | None:
 def read_text(path: Path, meant: str, *fitting: str) -> str:
     """Return the text of a UTF-8 file, without a byte-order mark. Raises `InputError`.
 
-    meant, fitting: see `mistaken`; any text fits if nothing else is named.
+    meant, fitting: see `mistaken`.
     """
-    if wrong := mistaken(path, meant, *(fitting or TEXT)):
+    if wrong := mistaken(path, meant, *fitting):
         raise InputError(wrong)
     try:
         return path.read_text("utf-8-sig")

@@ -25,7 +25,7 @@ from training.config.groups import (
 )
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
-from training.inputs import InputError, read_text
+from training.inputs import YAML, InputError, read_text
 from training.settings import RunSettings, SettingsGroup, merged, nested
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -128,9 +128,11 @@ class TrainConfig(RunSettings):
             recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
             path = recipes.get(str(source), Path(source))
             try:
-                settings = yaml.safe_load(read_text(path, "settings in YAML")) or {}
-            except (InputError, yaml.YAMLError) as error:
-                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {', '.join(recipes)}") from error
+                settings = yaml.safe_load(read_text(path, "settings in YAML", *YAML)) or {}
+            except InputError as error:
+                raise ConfigError(f"{error}. Recipes: {', '.join(recipes)}") from error
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path} is no YAML: {error}") from error
             if not isinstance(settings, dict):
                 raise ConfigError(f"{path} must hold settings as 'name: value' lines")
         return cls.combined(settings, overrides, source="" if source is None else f"{source}: ")

@@ -28,7 +28,7 @@ import polars as pl
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.sequence.events import Task
 from training.errors import UserError
-from training.inputs import LINES, InputError, mistaken, read_text
+from training.inputs import JSON, LINES, InputError, mistaken, read_text
 
 ITEMS_FILE = "items.jsonl"
 INTERACTIONS_FILE = "interactions.parquet"
@@ -80,14 +80,16 @@ class DataInfo:
     def load(cls, path: Path) -> DataInfo:
         """Read `data.json`. Raises `DataError` if it is not JSON of this format."""
         try:
-            record = json.loads(read_text(path, "the data.json of a data set"))
+            record = json.loads(read_text(path, "the data.json of a data set", *JSON))
             found = record["format"]
             if found != FORMAT:
                 raise DataError(
                     f"{path}: data set format {found!r}, this version reads {FORMAT}; make the data set again"
                 )
             return cls(**record)
-        except (InputError, ValueError, KeyError, TypeError) as error:
+        except InputError as error:
+            raise DataError(f"{error}; make the data set again") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not the data.json of a data set ({error}); make it again") from error
 
 

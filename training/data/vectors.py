@@ -20,7 +20,12 @@ from index.files import atomic_write
 from training.data.schema import DataError
 from training.inputs import mistaken
 
-FORMATS = {".parquet": "a Parquet file", ".npz": "a zip archive", ".npy": "a NumPy array"}
+# What the name says, and what is then in the file.
+FORMATS = {
+    ".parquet": ("a Parquet file", "a Parquet file"),
+    ".npz": ("an .npz archive", "a zip archive"),
+    ".npy": ("a NumPy array", "a NumPy array"),
+}
 
 
 class VectorFileError(DataError):
@@ -35,9 +40,9 @@ def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
     """
     if path.suffix.lower() not in FORMATS:
         raise VectorFileError(f"{path}: the name must end in {', '.join(FORMATS)}, to say what it is")
-    meant = FORMATS[path.suffix.lower()]
-    if wrong := mistaken(path, f"item vectors in {meant}", meant):
-        raise VectorFileError(f"{path} cannot be read as item vectors: {wrong}")
+    meant, kind = FORMATS[path.suffix.lower()]
+    if wrong := mistaken(path, f"item vectors in {meant}", kind):
+        raise VectorFileError(wrong)
     try:
         ids, vectors = _parquet(path) if path.suffix.lower() == ".parquet" else _arrays(path)
     except (

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.config import TrainConfig
 from training.errors import UserError
-from training.inputs import InputError, read_text
+from training.inputs import YAML, InputError, read_text
 from training.settings import MOST, MOST_BEAMS, SEEDS
 
 
@@ -39,8 +39,10 @@ class SweepSpec(BaseModel):
     def load(cls, path: Path) -> SweepSpec:
         """Read a sweep file. Raises `SweepError` for an invalid file or variant, before anything runs."""
         try:
-            spec = cls.model_validate(yaml.safe_load(read_text(path, "a sweep in YAML")))
-        except (InputError, yaml.YAMLError, ValidationError) as error:
+            spec = cls.model_validate(yaml.safe_load(read_text(path, "a sweep in YAML", *YAML)))
+        except InputError as error:
+            raise SweepError(str(error)) from error
+        except (yaml.YAMLError, ValidationError) as error:
             raise SweepError(f"{path} is no sweep: {error}") from error
         if spec.baseline is not None and spec.baseline not in spec.variants:
             raise SweepError(f"{path}: the baseline {spec.baseline!r} is none of the variants")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from support.commands import COMMANDS, Command, Parameter
-from support.walks import make_data
 
 from training.cli.common.paths import input_bundle, output_file, output_folder
 from training.outputs import OutputError, check_output, write_json
@@ -176,24 +175,6 @@ def test_a_disk_that_is_full_at_the_end_is_one_line(
     assert out.exists() == (old is not None and name != "data import")
     assert not out.exists() or out.read_text() == old
     assert sorted(tmp_path.iterdir()) == ([out] if out.exists() else [])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
-    """A data set, a short run on it, and the ranks of its model."""
-    from rich.console import Console
-    from support.walks import settings
-
-    from training.evaluation.evaluate import evaluate
-    from training.pipeline import train
-
-    folder = tmp_path_factory.mktemp("finished")
-    quiet = Console(quiet=True)
-    make_data(folder / "data", users=20)
-    bundle = train(folder / "data", folder / "run", settings({"optimiser.epochs": 1}), console=quiet)
-    assert bundle is not None
-    evaluate(bundle, folder / "data", max_cases=10, ranks_file=folder / "ranks.npz", threads=1, console=quiet)
-    return folder
 
 
 def test_what_is_written_is_whole_or_old(tmp_path: Path) -> None:
