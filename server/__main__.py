@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
     )
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    path = given.pop("bundle")
     try:
-        bundle = find_bundle(given.pop("bundle"))
         settings = Settings(**given)
+        bundle = find_bundle(path)
     except BundleError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_SETTINGS
