@@ -19,6 +19,7 @@ ALLOWED = {
     "index.catalogue": "",
     "index.files": "",
     "index.extensions": "",
+    "index.words": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
     "index.identifiers.schemes": "index.identifiers index.sequence",
@@ -28,7 +29,7 @@ ALLOWED = {
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",
-    "index.titles": "",
+    "index.titles": "index.words",
     # the request side: imports index
     "server.engine": "index.bundle index.trie",
     "server.engine.torch_backend": "index.bundle index.sequence index.trie server.engine",
@@ -38,7 +39,7 @@ ALLOWED = {
         "index.bundle index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
         "server.runtime"
     ),
-    "server.api": "index.sequence index.trie server.engine",
+    "server.api": "index.sequence index.trie index.words server.engine",
     "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
     "server.serving": (
@@ -68,12 +69,12 @@ ALLOWED = {
     "training.settings": "",
     "training.config": "index.extensions index.identifiers training.errors training.settings",
     "training.data": (
-        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence "
+        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence index.words "
         "training.config training.errors"
     ),
     "training.run": "training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.files index.sequence index.trie server.engine "
+        "index.bundle index.catalogue index.files index.sequence index.trie index.words server.engine "
         "server.engine.torch_backend training.data training.errors training.run"
     ),
     "training.baselines": (

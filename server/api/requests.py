@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from index.trie.filters import BOUNDS, MAX_TEXT_CHARS
+from index.words import is_blank
 
 HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
@@ -203,7 +204,7 @@ class SearchRequest(RecommendRequest):
     @field_validator("query")
     @classmethod
     def _not_blank(cls, query: str) -> str:
-        if not query.strip():
+        if is_blank(query):
             raise ValueError("the query must not be blank; use /recommend to ask without one")
         return query
 

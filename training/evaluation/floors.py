@@ -10,7 +10,7 @@ Every floor scores all items. Items with equal scores rank in catalogue order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import bm25s
 import numpy as np
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
 from index.sequence.events import Event, Task
+from index.words import QueryWord, query_words, terms, words
 from training.data.splits import Case
-from training.data.text import words
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 
@@ -49,18 +49,25 @@ def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
     """Return a function: query → 1 for an item whose text contains all words of it, else 0, float64 [items]."""
     postings: dict[str, list[int]] = {}
     for row, text in enumerate(catalogue.texts()):
-        for word in set(words(text)):
-            postings.setdefault(word, []).append(row)
-    arrays = {word: np.array(rows) for word, rows in postings.items()}
+        for term in set(terms(text)):
+            postings.setdefault(term, []).append(row)
+    arrays = {term: np.array(rows) for term, rows in postings.items()}
+    nowhere = np.empty(0, np.int64)
+
+    def rows_with(word: QueryWord) -> NDArray[np.int64]:
+        spelled = [
+            reduce(np.intersect1d, [arrays.get(term, nowhere) for term in spelling])
+            for spelling in word.spellings
+        ]
+        return np.concatenate(spelled)
 
     @lru_cache(maxsize=256)  # queries repeat
     def matches(query: str) -> NDArray[np.float64]:
-        distinct = set(words(query))
-        found = np.zeros(len(catalogue))
-        for word in distinct & arrays.keys():
-            found[arrays[word]] += 1
-        share: NDArray[np.float64] = np.where(found > 0, found == len(distinct), 0.0)
-        return share
+        found = np.zeros(len(catalogue), np.int64)
+        asked = query_words(query)
+        for word in asked:
+            found[rows_with(word)] += 1
+        return np.asarray((found == len(asked)) & (found > 0), np.float64)
 
     return matches
 

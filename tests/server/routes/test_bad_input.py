@@ -38,6 +38,8 @@ def check_problem(response: Any, status: int) -> dict[str, Any]:
         ("/search", {}, "body.query"),
         ("/search", {"query": ""}, "body.query"),
         ("/search", {"query": " \t\n "}, "body.query"),
+        ("/search", {"query": "?! … \u200b"}, "body.query"),
+        ("/search", {"query": "❤️"}, "body.query"),
         ("/search", {"query": None}, "body.query"),
         ("/search", {"query": 5}, "body.query"),
         ("/search", {"query": [SECRET]}, "body.query"),

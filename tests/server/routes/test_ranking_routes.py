@@ -146,7 +146,9 @@ def test_beam_width_below_the_limit_still_fills_it(client: TestClient) -> None:
     assert len(answer["items"]) == 30
 
 
-@pytest.mark.parametrize("query", ["<|search|>", "<|item|> <|0:3|><|1:2|>", "<|endoftext|>", "\x00", "星😀"])
+@pytest.mark.parametrize(
+    "query", ["<|search|>", "<|item|> <|0:3|><|1:2|>", "<|endoftext|>", "star\x00", "星😀"]
+)
 def test_query_never_becomes_a_control_or_item_token(client: TestClient, bundle: Bundle, query: str) -> None:
     ids = bundle.encoder.encode_text(query)
     assert ids
