@@ -26,7 +26,7 @@ def read_array(path: Path) -> NDArray[Any]:
     """
     try:
         stored: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return stored.view(np.ndarray)  # a plain array: indexing a `memmap` object is several times slower
 

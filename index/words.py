@@ -188,6 +188,11 @@ def is_blank(query: str) -> bool:
     return not any(words(query[start : start + _PIECE]) for start in range(0, len(query), _PIECE))
 
 
+def is_unspaced(word: str) -> bool:
+    """Whether a word is of a language without spaces: a pair of characters, or a single one."""
+    return _CHARACTER.match(word) is not None
+
+
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
     """Yield the runs of the folded text that hold words, and whether a run is of a language without spaces."""
     text = fold(text)

@@ -24,6 +24,7 @@ ALLOWED = {
     "index.sequence": "",
     "index.identifiers.schemes": "index.identifiers index.sequence",
     "index.trie": "index.catalogue index.files",
+    "index.pool": "index.catalogue index.files index.trie index.words",
     "index.bundle": (
         "index.catalogue index.files index.identifiers index.identifiers.schemes index.sequence index.trie"
     ),

@@ -323,6 +323,7 @@ def test_an_array_is_mapped_and_anything_else_is_refused_by_name(tmp_path: Path)
     np.save(tmp_path / "array.npy", np.arange(3))
     assert read_array(tmp_path / "array.npy").tolist() == [0, 1, 2]
     (tmp_path / "other.npy").write_bytes(b"no array")
-    for name in ("other.npy", "missing.npy"):
+    (tmp_path / "empty.npy").touch()
+    for name in ("other.npy", "empty.npy", "missing.npy"):
         with pytest.raises(ValueError, match=name):
             read_array(tmp_path / name)
