@@ -75,8 +75,8 @@ ALLOWED = {
     ),
     "training.run": "training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.files index.sequence index.trie index.words server.engine "
-        "server.engine.torch_backend training.data training.errors training.run"
+        "index.bundle index.catalogue index.files index.pool index.sequence index.trie index.words "
+        "server.engine server.engine.torch_backend training.data training.errors training.run"
     ),
     "training.baselines": (
         "index.catalogue index.embeddings index.files index.identifiers index.sequence training.data "

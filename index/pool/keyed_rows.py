@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,23 @@ from index.pool.arrays import read_offsets, read_places, read_vector
 def hash_of(key: str) -> int:
     """Return the 64-bit BLAKE2b hash of a key, the same on every machine."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def distinct(*columns: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the distinct rows of a table, ascending by the first column, then by the next."""
+    order = np.lexsort(columns[::-1])
+    ordered = [column[order] for column in columns]
+    first = firsts(*ordered)
+    return [column[first] for column in ordered]
+
+
+def firsts(*columns: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the places at which a table, with equal rows side by side, has a new row."""
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = False
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(new)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +58,15 @@ class KeyedRows:
     def build(cls, pairs: Iterable[tuple[str, int]]) -> KeyedRows:
         """Build the lists from pairs (key, row). The rows of a key ascend, each once."""
         hashed = np.fromiter(
-            ((hash_of(key), row) for key, row in pairs), [("hash", np.uint64), ("row", np.int32)]
+            ((hash_of(key), row) for key, row in pairs), [("key", np.uint64), ("row", np.int32)]
         )
-        hashed = np.unique(hashed)
-        return cls.of(hashed["hash"], hashed["row"])
+        return cls.of(*distinct(hashed["key"], hashed["row"]))
 
     @classmethod
     def of(cls, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> KeyedRows:
         """Build the lists from the hash of each row's key: both [rows], hashes ascending."""
-        distinct, first = np.unique(hashes, return_index=True)
-        return cls(distinct, np.append(first, len(rows)).astype(np.int64), np.ascontiguousarray(rows))
+        first = firsts(hashes)
+        return cls(hashes[first], np.append(first, len(rows)), np.ascontiguousarray(rows))
 
     def range_of(self, key: str) -> slice:
         """Return the range of `rows` that a key has; empty for an unknown key."""

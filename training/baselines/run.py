@@ -32,7 +32,6 @@ from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
 from training.evaluation.evaluate import save_evaluation
 from training.evaluation.figures import add_task, empty_result
-from training.evaluation.floors import popularity
 from training.evaluation.ranking import cases_of, draw_cases
 from training.evaluation.scoring import score_ranks
 from training.run.run_folder import check_run, fingerprint, record_run
@@ -129,9 +128,8 @@ def _measure(
         )  # fmt: skip
     protocol = {"split": "test", "users": settings.users} | candidates.protocol
     result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
-    counts = popularity(split.train, len(dataset.catalogue))
     add_task(
-        result, settings.task, cases, ranks, dataset.catalogue, counts,
+        result, settings.task, cases, ranks, dataset.catalogue, split.train,
         candidates=candidates, seed=0,
     )  # fmt: skip
     cost = {

@@ -22,7 +22,6 @@ from training.errors import EvaluationError
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
 from training.evaluation.figures import add_task, empty_result
-from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.run.run_folder import fingerprint
@@ -79,7 +78,6 @@ def evaluate(
     candidates = Candidates(exclude_history, sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
     engine = TorchEngine.open(bundle)
-    counts = popularity(parts.train, len(dataset.catalogue))
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {"beam_width": beam_width, "bundle": bundle.info.bundle_id}
     result = empty_result(about, dict(bundle.info.data))
@@ -97,7 +95,7 @@ def evaluate(
             ranks = target_ranks(rankings, cases)
             ranked[task] = TaskRanks.of(cases, ranks)
             add_task(
-                result, task, cases, ranks, dataset.catalogue, counts, candidates=candidates, seed=seed
+                result, task, cases, ranks, dataset.catalogue, parts.train, candidates=candidates, seed=seed
             )  # fmt: skip
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)

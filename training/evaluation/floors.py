@@ -1,10 +1,13 @@
 """Floors: simple rankings that a useful model must beat.
 
-    popularity           items by their number of training events
-    popularity_in_query  the same, but items whose text contains all words of the query come first (search only)
-    bm25                 BM25 (Lucene variant) of the query against the items' texts (search only)
+    popularity                items by their number of training events
+    popularity_in_query       the same, but items whose text contains all words of the query come first
+    popularity_in_same_query  items by the number of people who chose them for the same query in training; items that
+                              nobody chose for it, and items with equal numbers, in the order of popularity_in_query
+    bm25                      BM25 (Lucene variant) of the query against the items' texts
 
-Every floor scores all items. Items with equal scores rank in catalogue order.
+The last three are for search only. Two queries are the same if they have the same words in the same order. Every floor
+scores all items. Items with equal scores rank in catalogue order.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
+from index.pool.query_log import QueryLog
 from index.sequence.events import Event, Task
 from index.words import QueryWord, query_words, terms, words
 from training.data.splits import Case
@@ -32,17 +36,42 @@ def popularity(histories: Sequence[Sequence[Event]], items: int) -> NDArray[np.f
     return np.bincount(rows, minlength=items).astype(np.float64)
 
 
-def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) -> dict[str, Scores]:
+def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[Event]]) -> dict[str, Scores]:
     """Return the floors of a task by name. Each maps a case to scores, float64 [items], higher is better.
 
-    counts: float64 [items], see `popularity`.
+    histories: training events of each person.
     """
+    counts = popularity(histories, len(catalogue))
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
-        floors["popularity_in_query"] = lambda case: matches(case.query or "") * (counts.max() + 1) + counts
+        log = _query_log(histories)
+        more = counts.max() + 1
+
+        def in_query(case: Case) -> NDArray[np.float64]:
+            scores: NDArray[np.float64] = matches(case.query or "") * more + counts
+            return scores
+
+        def in_same_query(case: Case) -> NDArray[np.float64]:
+            scores = in_query(case)
+            rows, people = log.chosen(case.query or "")
+            scores[rows] += 2 * more * people
+            return scores
+
+        floors |= {"popularity_in_query": in_query, "popularity_in_same_query": in_same_query}
         floors["bm25"] = _bm25(catalogue)
     return floors
+
+
+def _query_log(histories: Sequence[Sequence[Event]]) -> QueryLog:
+    """Return what each person chose for each query, also for queries of one person: nothing of it is stored."""
+    choices = (
+        (str(person), event.query, event.item)
+        for person, history in enumerate(histories)
+        for event in history
+        if event.query is not None
+    )
+    return QueryLog.build(choices, people=1)
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
