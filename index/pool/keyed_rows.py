@@ -56,9 +56,9 @@ class KeyedRows:
 
     @classmethod
     def build(cls, pairs: Iterable[tuple[str, int]]) -> KeyedRows:
-        """Build the lists from pairs (key, row). The rows of a key ascend, each once."""
+        """Build the lists from pairs (key, row); empty keys are left out. The rows of a key ascend, each once."""
         hashed = np.fromiter(
-            ((hash_of(key), row) for key, row in pairs), [("key", np.uint64), ("row", np.int32)]
+            ((hash_of(key), row) for key, row in pairs if key), [("key", np.uint64), ("row", np.int32)]
         )
         return cls.of(*distinct(hashed["key"], hashed["row"]))
 

@@ -73,9 +73,14 @@ class LexicalIndex:
         terms_of: list[list[int]] = []
         title_terms: list[list[int]] = []
         title_words: list[int] = []
-        for item in catalogue:
+        by_title: list[tuple[str, int]] = []
+        by_code: list[tuple[str, int]] = []
+        for row, item in enumerate(catalogue):
             terms_of.append([number.setdefault(term, len(number)) for term in _terms(item, attributes)])
-            named = dict.fromkeys(words(item.title))
+            title = words(item.title)
+            by_title.append(("".join(title), row))
+            by_code += [(key, row) for key in _codes(item, attributes)]
+            named = dict.fromkeys(title)
             title_words.append(len(named))
             named |= dict.fromkeys(terms(item.title))
             title_terms.append([number.setdefault(term, len(number)) for term in named])
@@ -91,10 +96,8 @@ class LexicalIndex:
             Lexicon.of(ascending),
             Postings.build(terms_of, number, order),
             TitleWords(first, place[flat], np.array(title_words, np.int32)),
-            KeyedRows.build((key, row) for row, item in enumerate(catalogue) if (key := code(item.title))),
-            KeyedRows.build(
-                (key, row) for row, item in enumerate(catalogue) for key in _codes(item, attributes) if key
-            ),
+            KeyedRows.build(by_title),
+            KeyedRows.build(by_code),
         )
 
     def match(self, query: str) -> LexicalMatch:
@@ -133,12 +136,12 @@ class LexicalIndex:
         postings = [self.postings.of_all(spelling) for spelling in word.spellings]
         if len(postings) == 1:
             ((rows, score),) = postings
-            scores[rows] += score * np.float32(word.factors[0])
-            found[rows] += 1
+            np.add.at(scores, rows, score if word.is_known else score * np.float32(word.factors[0]))
+            np.add.at(found, rows, np.uint8(1))  # `at` is several times faster than indexing
         elif postings:
             best = np.zeros(self.items, np.float32)
             for (rows, score), factor in zip(postings, word.factors, strict=True):
-                best[rows] = np.maximum(best[rows], score * np.float32(factor))
+                np.maximum.at(best, rows, score * np.float32(factor))
             scores += best
             found += best > 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,26 +35,42 @@ class Lexicon:
 
     letters: uint8, all terms in UTF-8.
     first: int64 [terms + 1]; letters[first[k] : first[k + 1]] is term k.
+    plain: int64, the places of the terms without digits, ascending.
+    signatures: uint64, the set of characters of each of these terms, as bits.
+    lengths: int16, the number of their characters, at most `LONGEST` + 2.
     """
 
     letters: NDArray[np.uint8]
     first: NDArray[np.int64]
+    plain: NDArray[np.int64]
+    signatures: NDArray[np.uint64]
+    lengths: NDArray[np.int16]
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Bytes of the stored arrays."""
         return self.letters.nbytes + self.first.nbytes
 
     @classmethod
     def of(cls, terms: Sequence[str]) -> Lexicon:
         """Build it from distinct terms in ascending order."""
         written = [term.encode() for term in terms]
-        return cls(
-            np.frombuffer(b"".join(written), np.uint8), np.cumsum([0, *map(len, written)], dtype=np.int64)
-        )
+        first = np.cumsum([0, *map(len, written)], dtype=np.int64)
+        return cls._with_signatures(np.frombuffer(b"".join(written), np.uint8), first)
+
+    @classmethod
+    def _with_signatures(cls, letters: NDArray[np.uint8], first: NDArray[np.int64]) -> Lexicon:
+        """Add the arrays that are not stored. letters, first: valid ones."""
+        place = np.concatenate([[0], np.cumsum(_begins_character(letters))])[first]
+        codes = np.frombuffer(letters.tobytes().decode().encode("utf-32-le"), np.uint32)
+        digit = (codes >= ord("0")) & (codes <= ord("9"))
+        plain = np.flatnonzero(~np.logical_or.reduceat(digit, place[:-1]))
+        bits = np.uint64(1) << (codes % _BITS).astype(np.uint64)
+        lengths = np.diff(place).clip(max=LONGEST + 2).astype(np.int16)
+        return cls(letters, first, plain, np.bitwise_or.reduceat(bits, place[:-1])[plain], lengths[plain])
 
     def find(self, term: str) -> int | None:
         """Return the place of a term, or None if it is not there."""
@@ -90,32 +105,24 @@ class Lexicon:
             best = begin + np.argsort(-frequency[begin:end], kind="stable")[:NEAREST]
             found = dict.fromkeys(best.tolist(), PENALTY["beginning"])
         if not any(map(str.isdigit, word)):
-            for place in self._edited(word, 1, 0, len(self)):
+            for place in self._edited(word, 1, ""):
                 found.setdefault(place, PENALTY[1])
-            for place in self._edited(word, 2, *self.begun(word[0])) if len(word) >= LONG else ():
+            for place in self._edited(word, 2, word[0]) if len(word) >= LONG else ():
                 found.setdefault(place, PENALTY[2])
         nearest = sorted(found, key=lambda place: (-found[place], -int(frequency[place]), place))[:NEAREST]
         return [(place, found[place]) for place in nearest]
 
-    def _edited(self, word: str, most: int, begin: int, end: int) -> list[int]:
-        """Return the places, within a range, of terms without digits at no more than `most` edits from a word.
+    def _edited(self, word: str, most: int, prefix: str) -> list[int]:
+        """Return the places of terms with a prefix and without digits, at no more than `most` edits from a word.
 
         One edit changes at most two bits of a signature, so few terms have to be compared.
         """
-        signatures, lengths = self._signatures
+        begin, end = np.searchsorted(self.plain, self.begun(prefix)) if prefix else (0, len(self.plain))
         mine = np.bitwise_or.reduce(np.uint64(1) << np.array([ord(c) % _BITS for c in word], np.uint64))
-        similar = np.bitwise_count(signatures[begin:end] ^ mine) <= 2 * most
-        similar &= np.abs(lengths[begin:end] - len(word)) <= most
-        places = (begin + np.flatnonzero(similar)).tolist()
-        return [place for place in places if _is_edited(word, self.term(place), most)]
-
-    @cached_property
-    def _signatures(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """The set of characters of each term as bits, uint64 [terms], and its number of characters, int64 [terms]."""
-        place = np.concatenate([[0], np.cumsum(_begins_character(self.letters))])[self.first]
-        codes = np.frombuffer(self.letters.tobytes().decode().encode("utf-32-le"), np.uint32)
-        bits = np.uint64(1) << (codes % _BITS).astype(np.uint64)
-        return np.bitwise_or.reduceat(bits, place[:-1]), np.diff(place)
+        similar = np.bitwise_count(self.signatures[begin:end] ^ mine) <= 2 * most
+        similar &= np.abs(self.lengths[begin:end] - len(word)) <= most
+        likely = self.plain[begin:end][similar].tolist()
+        return [place for place in likely if OSA.distance(word, self.term(place), score_cutoff=most) <= most]
 
     def _place(self, written: bytes) -> int:
         return bisect_left(range(len(self)), written, key=self._written)
@@ -141,11 +148,7 @@ class Lexicon:
             raise ValueError(
                 f"{folder / 'term_first.npy'} is damaged: a term must begin with a whole character"
             )
-        return cls(letters, first)
-
-
-def _is_edited(word: str, term: str, most: int) -> bool:
-    return OSA.distance(word, term, score_cutoff=most) <= most and not any(map(str.isdigit, term))
+        return cls._with_signatures(letters, first)
 
 
 def _begins_character(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Postings:
         """Bytes of the arrays."""
         return self.first.nbytes + self.rows.nbytes + self.scores.nbytes
 
-    @property
+    @cached_property
     def frequency(self) -> NDArray[np.int64]:
         """Number of items of each term: int64 [terms]."""
         return np.diff(self.first)

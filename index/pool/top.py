@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from index.pool.match import LexicalMatch
 from index.trie.allowed import Allowed
 
+GROUP = 64  # rows
+MORE = 8  # times as many rows are looked at if a filter leaves too few
+FEW = 50_000  # chosen items that are looked at one by one
 Rows = NDArray[np.int64]
 
 
@@ -24,23 +27,46 @@ def top(match: LexicalMatch, allowed: Allowed, limit: int, popularity: NDArray[n
     popularity: float [items], higher is more popular.
     """
     named = _allowed(np.union1d(match.title_rows, match.attribute_rows).astype(np.int64), allowed)
-    rows = _matching(match.found, allowed)
-    score, popular = match.scores[rows], popularity[rows]
-    by_words = rows[_best([score, popular], limit)]
-    every = np.flatnonzero(match.all_words[rows])
-    by_popularity = rows[every[_best([popular[every], score[every]], limit)]]
     exact = named[_best([popularity[named], match.scores[named]], max(1, limit // 2))]
+    by_words = _leaders(match.scores, 0, popularity, allowed, limit)
+    with_all_words = np.where(match.all_words, popularity, -np.inf)
+    by_popularity = _leaders(with_all_words, -np.inf, match.scores, allowed, limit)
     pairs = zip_longest(by_words.tolist(), by_popularity.tolist())
     order = dict.fromkeys(row for row in chain(exact.tolist(), chain.from_iterable(pairs)) if row is not None)
     return np.array(list(order)[:limit], np.int64)
 
 
-def _matching(found: NDArray[np.uint8], allowed: Allowed) -> Rows:
-    """Return the allowed rows that have a word of the query, ascending."""
-    if allowed.chosen is not None and len(allowed.chosen) < np.count_nonzero(found):
-        chosen = np.sort(allowed.trie.slot_items[allowed.chosen.members]).astype(np.int64)
-        return _allowed(chosen[found[chosen] > 0], allowed)
-    return _allowed(np.flatnonzero(found), allowed)
+def _leaders(
+    key: NDArray[np.floating], least: float, ties: NDArray[np.floating], allowed: Allowed, limit: int
+) -> Rows:
+    """Return the allowed rows with the largest keys, at most `limit`; ties by `ties`, then by row; in that order.
+
+    key, ties: float [items]. least: the key of rows that do not count.
+    """
+    if allowed.chosen is not None and len(allowed.chosen) <= FEW:
+        rows = np.sort(allowed.trie.slot_items[allowed.chosen.members]).astype(np.int64)
+        rows = _allowed(rows[key[rows] > least], allowed)
+    else:
+        wanted, rows = limit, _allowed(_above(key, least, limit), allowed)
+        while len(rows) < limit and wanted < len(key):
+            wanted *= MORE
+            rows = _allowed(_above(key, least, wanted), allowed)
+    return rows[_best([key[rows], ties[rows]], limit)]
+
+
+def _above(key: NDArray[np.floating], least: float, wanted: int) -> Rows:
+    """Return rows, ascending, among them the `wanted` with the largest keys and all that equal the last of these.
+
+    The `wanted` best groups of rows hold as many rows that are no worse than the worst leader of these groups. To look
+    for the leaders of all groups is much faster than to sort all rows.
+    """
+    groups = len(key) // GROUP
+    if wanted < groups:
+        leaders = key[: groups * GROUP].reshape(GROUP, groups).max(0)
+        bound = np.partition(leaders, groups - wanted)[groups - wanted]
+        if bound > least:
+            return np.flatnonzero(key >= bound)
+    return np.flatnonzero(key > least)
 
 
 def _allowed(rows: Rows, allowed: Allowed) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, zip_longest
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,10 +32,13 @@ def expected(match: LexicalMatch, rows: list[int], limit: int, popularity: np.nd
     return list(dict.fromkeys(row for row in chain(exact, pairs) if row is not None))[:limit]
 
 
+@pytest.mark.parametrize(
+    ("group", "few"), [(64, 50_000), (2, 3), (1, 0)]
+)  # the last two: as in a large catalogue
 @given(st.lists(TITLES, min_size=1, max_size=25), TITLES, st.integers(1, 12), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_top_is_what_sorting_all_allowed_items_gives(
-    titles: list[str], query: str, limit: int, data: st.DataObject
+    group: int, few: int, titles: list[str], query: str, limit: int, data: st.DataObject
 ) -> None:
     items = len(titles)
     index = LexicalIndex.build(
@@ -50,7 +54,11 @@ def test_top_is_what_sorting_all_allowed_items_gives(
     allowed = Allowed.of(trie, slots, sorted(excluded))
     match = index.match(query)
     rows = sorted((set(range(items)) if chosen is None else chosen) - excluded)
-    found = top(match, allowed, limit, popularity)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("index.pool.top.GROUP", group)
+        patch.setattr("index.pool.top.FEW", few)
+        patch.setattr("index.pool.top.MORE", 2)
+        found = top(match, allowed, limit, popularity)
     assert found.tolist() == expected(match, rows, limit, popularity)
     assert found.dtype == np.int64
     matching = {row for row in rows if match.found[row]} | set(rows) & {*match.attribute_rows.tolist()}
