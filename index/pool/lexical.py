@@ -10,6 +10,7 @@ beginnings for the last word. Their scores count less. A word that some item has
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,32 +71,38 @@ class LexicalIndex:
         """
         _check_attributes(catalogue, attributes)
         number: dict[str, int] = {}
-        terms_of: list[list[int]] = []
-        title_terms: list[list[int]] = []
+        terms_of: list[array[int]] = []  # arrays: a list for each of a million items takes gigabytes
+        title_terms = array("i")
+        title_ends = [0]
         title_words: list[int] = []
         by_title: list[tuple[str, int]] = []
         by_code: list[tuple[str, int]] = []
         for row, item in enumerate(catalogue):
-            terms_of.append([number.setdefault(term, len(number)) for term in _terms(item, attributes)])
+            terms_of.append(
+                array("i", (number.setdefault(term, len(number)) for term in _terms(item, attributes)))
+            )
             title = words(item.title)
             by_title.append(("".join(title), row))
             by_code += [(key, row) for key in _codes(item, attributes)]
             named = dict.fromkeys(title)
             title_words.append(len(named))
             named |= dict.fromkeys(terms(item.title))
-            title_terms.append([number.setdefault(term, len(number)) for term in named])
+            title_terms.extend(number.setdefault(term, len(number)) for term in named)
+            title_ends.append(len(title_terms))
         ascending = sorted(number)
         order = [number[term] for term in ascending]
         place = np.empty(len(order), np.int32)
         place[order] = np.arange(len(order), dtype=np.int32)
-        flat = np.array([term for some in title_terms for term in some], np.int64)
-        first = np.cumsum([0, *map(len, title_terms)], dtype=np.int64)
         return cls(
             len(catalogue),
             tuple(attributes),
             Lexicon.of(ascending),
             Postings.build(terms_of, number, order),
-            TitleWords(first, place[flat], np.array(title_words, np.int32)),
+            TitleWords(
+                np.array(title_ends, np.int64),
+                place[np.asarray(title_terms)],
+                np.array(title_words, np.int32),
+            ),
             KeyedRows.build(by_title),
             KeyedRows.build(by_code),
         )

@@ -16,7 +16,7 @@ class MatchedWord:
     """A word of a query, looked up.
 
     text: the word.
-    spellings: places of terms; an item has the word if it has all terms of one spelling. None if nothing is known.
+    spellings: places of terms; an item has the word if it has all terms of one spelling. Empty if nothing is known.
     factors: factor of each spelling's score.
     replaced_by: the terms that stand for the word if no item has it; empty for a known word.
     """

@@ -42,7 +42,9 @@ class Postings:
         return np.diff(self.first)
 
     @classmethod
-    def build(cls, terms_of: list[list[int]], number: dict[str, int], order: Sequence[int]) -> Postings:
+    def build(
+        cls, terms_of: Sequence[Sequence[int]], number: dict[str, int], order: Sequence[int]
+    ) -> Postings:
         """Build the postings by bm25s, variant Lucene.
 
         terms_of: numbers of the terms of each item, as often as they occur.
