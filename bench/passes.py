@@ -25,7 +25,7 @@ from index.identifiers.identifiers import Identifiers
 from index.identifiers.schemes.semantic import semantic_identifiers
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.search import ForwardInput
+from server.engine.torch_backend.forward_input import ForwardInput
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
