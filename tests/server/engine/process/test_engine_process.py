@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import item_vectors, make_bundle
+from support.engines import assert_same_ranking
 from support.servers import wait_until
 
 from index.bundle.bundle import INDEX, Bundle
@@ -35,7 +36,7 @@ from server.engine.process import wire
 from server.engine.process.child import WATCH_SECONDS
 from server.engine.process.engine_process import EngineProcess
 from server.engine.process.template import CONTEXT
-from server.engine.process.wire import Chosen, WireRequest, decode_reply, encode
+from server.engine.process.wire import Chosen, WireRequest, decode_command, decode_reply, encode
 from server.engine.process.worker import Worker
 from server.engine.torch_backend.engine import TorchEngine
 from server.serving.scheduler import Scheduler
@@ -79,6 +80,48 @@ def test_rankings_are_those_of_the_engine(
         assert theirs.items == ours.items
         assert theirs.scores == pytest.approx(ours.scores, abs=1e-5)
         assert theirs.seconds.keys() == ours.seconds.keys()
+
+
+def test_pools_and_levels_travel(bundle: Bundle, engine: TorchEngine, process: EngineProcess) -> None:
+    requests = [
+        replace(request(bundle, limit), pool=pool, levels=levels)
+        for limit, pool, levels in ((3, [], 1), (4, [59, 0, 7], None), (5, list(range(60)), 2))
+    ]
+    for theirs, ours, asked in zip(process.rank(requests), engine.rank(requests), requests, strict=True):
+        assert_same_ranking(theirs, ours)
+        assert len(theirs.pool_scores) == len(asked.pool)
+    wrong = ({"pool": [60]}, "rows of this index version are 0 to 59"), ({"levels": 9}, "levels must be")
+    for bad, reason in wrong:
+        with pytest.raises(EngineError, match=reason):
+            process.rank([replace(request(bundle), **bad)])
+
+
+def a_value(name: str) -> object:
+    """Return a value of a field of `RankRequest` that is not its default."""
+    values = {"prompt": [3, 1], "limit": 7, "beam_width": 9, "shared_tokens": 1, "pool": [2, 0], "levels": 1}
+    return {**values, "deadline": 1e300}[name]
+
+
+def test_every_value_of_a_request_arrives_as_it_was(bundle: Bundle) -> None:
+    """A field that is added to requests has to travel."""
+    index = bundle.index
+    allowed = Allowed.of(index.trie, index.living)
+    names = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "cancelled")]
+    sent = RankRequest(**{name: a_value(name) for name in names}, allowed=allowed)  # type: ignore[arg-type]
+    wired = WireRequest.of(sent, allowed, index.version, index.living)
+    command = decode_command(encode(wire.RankCommand(requests={0: wired})))
+    assert isinstance(command, wire.RankCommand)
+    arrived = command.requests[0].rank_request({index.version: (index.trie, index.living)}, bool)
+    assert {name: getattr(arrived, name) for name in names} == {name: a_value(name) for name in names}
+
+
+def test_every_value_of_a_ranking_arrives_as_it_was() -> None:
+    sent = Ranking([3, 1], [-0.1, -1 / 3], {"head": 1e-3}, 5, True, [-1e-30, -7.25])
+    for each in fields(Ranking):
+        assert getattr(sent, each.name) not in ([], {}, 0, False), "give the new field a value"
+    reply = decode_reply(encode(wire.Outcomes(rankings={2: sent}, failures={})))
+    assert isinstance(reply, wire.Outcomes)
+    assert reply.rankings == {2: sent}
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
