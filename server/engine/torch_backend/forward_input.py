@@ -1,4 +1,4 @@
-"""What a request adds to a forward pass, and what it takes from it."""
+"""Tokens that a request adds to a forward pass, and the hidden states that it takes from it."""
 
 from __future__ import annotations
 
