@@ -30,14 +30,17 @@ class Pool:
         levels: number of codes that are scored.
         end: code of the end of a shorter identifier, after which all is certain; None if there is none.
         """
-        # The table of slots is large: only a pool with items reads it.
-        slots = trie.slot_of_item[np.asarray(rows, np.int64)] if len(rows) else np.zeros(0, np.int64)
-        below = [trie.node_at(depth, slots) for depth in range(1, levels + 1)]
-        self.nodes = np.stack([np.zeros(len(slots), np.int64), *below], axis=1)
-        codes = [trie.code[level][nodes].astype(np.int64) for level, nodes in enumerate(below)]
-        self.codes = np.stack(codes, axis=1)
-        self.scores = np.zeros(len(slots))
-        self._open = np.ones(self.codes.shape, bool)  # whether an item has this code still to be written
+        items = len(rows)
+        self.nodes = np.zeros((items, levels + 1), np.int64)
+        self.codes = np.zeros((items, levels), np.int64)
+        self.scores = np.zeros(items)
+        self._open = np.ones((items, levels), bool)  # whether an item has this code still to be written
+        if not items:  # most requests: nothing is read from the trie
+            return
+        slots = trie.slot_of_item[np.asarray(rows, np.int64)]
+        for level, code in enumerate(trie.code[:levels]):
+            below = trie.node_at(level + 1, slots)
+            self.nodes[:, level + 1], self.codes[:, level] = below, code[below]
         if end is not None:
             self._open[:, 1:] = self.codes[:, :-1] != end
 
@@ -47,6 +50,8 @@ class Pool:
         The second array, int64 [n], has for each the place in the pool of an item below it.
         """
         items = np.flatnonzero(self._open[:, depth])
+        if not len(items):
+            return items, items
         nodes, first = np.unique(self.nodes[items, depth], return_index=True)
         return nodes, items[first]
 
@@ -56,5 +61,6 @@ class Pool:
         log_probs: float32 [n, codebook], log p(code | prefix) for the nodes that `prefixes(level)` returns.
         """
         items = np.flatnonzero(self._open[:, level])
-        _, row = np.unique(self.nodes[items, level], return_inverse=True)
-        self.scores[items] += log_probs[row, self.codes[items, level]]
+        if len(items):
+            row = np.unique(self.nodes[items, level], return_inverse=True)[1]
+            self.scores[items] += log_probs[row, self.codes[items, level]]

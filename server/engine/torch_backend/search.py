@@ -133,13 +133,16 @@ class Search:
             return
         kept = np.flatnonzero(known)
         beam, row = self.beam.at(kept), row[kept]
+        open_ = row >= 0
+        scored = row[open_]
         pool_row = self._tree.rows(self.level, self._pool.prefixes(self.level)[0])
-        scored = row[row >= 0]
-        scored = np.append(scored, np.setdiff1d(pool_row, scored))
+        if len(pool_row):
+            scored = np.append(scored, np.setdiff1d(pool_row, scored))
         found = np.zeros((0, self._vocabulary.codebook_sizes[self.level]), np.float32)
         if len(scored):
             found = log_probs(self._tree.hidden(self.level, scored), self.level)
-        ahead = advance(self.level, beam, found, places(row, scored), self.request.width, self.allowed)
+        place = np.where(open_, np.cumsum(open_) - 1, -1)
+        ahead = advance(self.level, beam, found, place, self.request.width, self.allowed)
         if len(waiting) and not self._decided(ahead, self.beam.scores[waiting[0]]):
             self._compute(waiting, spare)
             return

@@ -80,14 +80,15 @@ class TokenTree:
         """
         known, above = self._at[depth], self._at[depth - 1]
         new = self.rows(depth, nodes) < 0
+        if not new.any():
+            return
         nodes, parents = nodes[new], parents[new]
         itself = np.arange(self._free_slot, self._free_slot + len(nodes))
         self._free_slot += len(nodes)
         slots = np.column_stack([above.slots[places(parents, above.nodes)], itself])
         known.nodes = np.concatenate([known.nodes, nodes])
         known.slots = np.concatenate([known.slots, slots])
-        if len(nodes):
-            self._next.append((depth, self._trie.code[depth - 1][nodes].astype(np.int64), slots))
+        self._next.append((depth, self._trie.code[depth - 1][nodes].astype(np.int64), slots))
 
     def next_input(self) -> ForwardInput | None:
         """Return the tokens of the next pass; None if there are none."""
@@ -107,7 +108,10 @@ class TokenTree:
             torch.from_numpy(ids),
             torch.from_numpy(self._prompt + depths - 1),
             Segment(self._key_values, first, len(ids), self._prompt, torch.from_numpy(own)),
-            {int(depth): torch.from_numpy(np.flatnonzero(depths == depth)) for depth in np.unique(depths)},
+            {
+                depth: torch.from_numpy(np.flatnonzero(depths == depth))
+                for depth in dict.fromkeys(depth for depth, _, _ in self._next)
+            },
         )
 
     def take(self, hidden: Mapping[int, Tensor]) -> None:
@@ -123,8 +127,8 @@ def places(wanted: Ints, known: Ints) -> Ints:
 
     known: distinct numbers, in any order.
     """
-    if not len(known):
+    if not len(known) or not len(wanted):
         return np.full(wanted.shape, -1)
     order = np.argsort(known)
-    at = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(order) - 1)]
+    at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
     return np.where(known[at] == wanted, at, -1)
