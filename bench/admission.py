@@ -28,7 +28,12 @@ from index.bundle.bundle import Bundle
 from server.engine.contract import Outcome, RankRequest
 from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
+from training.cli.common.command import run_command
+from training.cli.common.numbers import finite, whole_numbers
+from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json
+from training.settings import MOST
 
 ITEMS = 10_000
 BATCH = 8
@@ -107,15 +112,17 @@ def measure(
 
 def main(
     lengths: Annotated[str, typer.Option(help="prompt lengths, each equally often")] = "30,100,300",
-    load: Annotated[float, typer.Option(min=0.1, max=0.95)] = 0.7,
-    count: Annotated[int, typer.Option(help="requests of a round")] = 150,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    layers: Annotated[int | None, typer.Option(help="of the backbone; all of them otherwise")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json")] = None,
+    load: Annotated[float, typer.Option(min=0.1, max=0.95, callback=finite)] = 0.7,
+    count: Annotated[int, typer.Option(min=1, max=MOST, help="requests of a round")] = 150,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST)] = 3,
+    layers: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="of the backbone; all of them otherwise")
+    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
+    choice = whole_numbers(lengths)
     quiet_libraries()
     torch.set_num_threads(1)
-    choice = [int(length) for length in lengths.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         path = publish_untrained(Path(folder) / "bundle", items=ITEMS, layers=layers, normalisation="level")
         engine = TorchEngine.open(Bundle.open(path), EngineOptions(precision="bfloat16"))
@@ -137,9 +144,9 @@ def main(
             "p99": p99,
         }
     Console().print_json(json.dumps(report))
-    if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    if json_file is not None:
+        write_json(json_file, report)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.admission")

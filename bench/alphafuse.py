@@ -35,15 +35,21 @@ from training.baselines.settings import (
     NCFSettings,
     SASRecSettings,
 )
+from training.cli.common.command import run_command
+from training.cli.common.numbers import whole_numbers
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.data.dataset import DataSet
 from training.data.vectors import read_vectors, save_vectors
+from training.errors import UserError
 from training.evaluation.case_ranks import CaseRanks
 from training.evaluation.comparison.compare import compare, floors_of
 from training.evaluation.comparison.table import markdown
+from training.outputs import write_json, write_text
 from training.report.charts import Line, line_chart
 from training.report.style import STYLE
 from training.run.locks import claim
+from training.settings import MOST_THREADS, SEEDS
 
 ITEMS = ("alphafuse", "id", "language-init", "adapter")  # the others are compared with the first
 UNTUNED = "dense-untuned"
@@ -83,14 +89,14 @@ class Job:
         return Path(self.data) / self.part / self.key / f"seed-{self.settings.seed}"
 
     def done(self, out: Path) -> bool:
-        """Whether the run has a result. Raises `SystemExit` if the result was made with other settings."""
+        """Whether the run has a result. Raises `UserError` if the result was made with other settings."""
         if not (out / self.folder / EVALUATION).exists():
             return False
         before = yaml.safe_load((out / self.folder / "config.yaml").read_text("utf-8"))
         now = self.settings.model_dump(mode="json")
         changed = [name for name, value in now.items() if before.get(name) != value]
         if changed:
-            raise SystemExit(f"{out / self.folder} was made with other settings ({', '.join(changed)})")
+            raise UserError(f"{out / self.folder} was made with other settings ({', '.join(changed)})")
         return True
 
 
@@ -129,13 +135,13 @@ def _sasrec(data: str, seed: int, threads: int, **settings: Any) -> SASRecSettin
 def main(
     beauty: Annotated[Path, typer.Option(help="folder of `gems data amazon-beauty`")],
     movielens: Annotated[Path, typer.Option(help="folder of `gems data movielens`")],
-    out: Annotated[Path, typer.Option(help="folder for the runs, tables and charts")],
+    out: Annotated[Path, typer.Option(help="folder for the runs, tables and charts", callback=output_folder)],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS)] = 1,
     tables: Annotated[bool, typer.Option("--tables", help="train nothing, write what is done")] = False,
     only: Annotated[str, typer.Option(help="comma-separated DATA/PART, such as beauty/null")] = "",
 ) -> None:
-    plan = list(jobs([int(seed) for seed in seeds.split(",")], threads))
+    plan = list(jobs(whole_numbers(seeds, least=0, most=SEEDS), threads))
     if only:
         plan = _only(plan, set(only.split(",")))
     quiet_libraries()
@@ -158,10 +164,10 @@ def main(
 
 
 def _only(plan: Sequence[Job], parts: set[str]) -> list[Job]:
-    """Return the jobs of these parts. Raises `SystemExit` if a part does not exist."""
+    """Return the jobs of these parts. Raises `UserError` if a part does not exist."""
     known = {f"{job.data}/{job.part}" for job in plan}
     if unknown := parts - known:
-        raise SystemExit(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        raise UserError(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     return [job for job in plan if any(_belongs(job, name, plan) for name in parts)]
 
 
@@ -196,8 +202,8 @@ def _write(plan: Sequence[Job], folders: dict[str, Path], language: dict[str, Pa
         vectors = read_vectors(language[data], dataset.catalogue.item_ids)
         figures[data]["cosines"] = _cosines(vectors)
         text += _cosine_table(data, figures[data]["cosines"])
-    (out / "alphafuse.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-    (out / "alphafuse.md").write_text("\n".join(text) + "\n", "utf-8")
+    write_json(out / "alphafuse.json", figures)
+    write_text(out / "alphafuse.md", "\n".join(text) + "\n")
     return "\n".join(text)
 
 
@@ -256,7 +262,7 @@ def _chart(file: Path, title: str, points: Sequence[dict[str, float]], label: st
         for colour, name in enumerate(("test", "validation"))
     ]
     chart = line_chart(title, lines, label, "NDCG@10")
-    file.write_text(chart.replace(">", f"><style>{STYLE}</style>", 1), "utf-8")
+    write_text(file, chart.replace(">", f"><style>{STYLE}</style>", 1))
 
 
 def _cosines(vectors: NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -290,4 +296,4 @@ def _cosine_table(data: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.alphafuse")

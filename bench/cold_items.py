@@ -26,14 +26,20 @@ from index.sequence.events import Task
 from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
+from training.cli.common.command import run_command
+from training.cli.common.numbers import BeamWidth, finite
+from training.cli.common.paths import JsonFile, output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.item_vectors import new_item_vectors
 from training.data.splits import Case, leave_one_out
+from training.errors import UserError
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, target_ranks
+from training.outputs import write_json
 from training.pipeline import train
+from training.settings import MOST
 
 SHARE = 0.1
 METRICS = ("hit@10", "ndcg@10", "hit@50")
@@ -41,13 +47,17 @@ METRICS = ("hit@10", "ndcg@10", "hit@50")
 
 def main(
     data: Annotated[Path, typer.Option(help="folder of a data set")],
-    out: Annotated[Path, typer.Option(help="folder for the reduced data set and the run")],
+    out: Annotated[
+        Path, typer.Option(help="folder for the reduced data set and the run", callback=output_folder)
+    ],
     config: Annotated[str, typer.Option(help="recipe or YAML file")] = "small",
     scheme: Annotated[str | None, typer.Option(help="semantic or text, in place of the recipe's")] = None,
-    minutes: Annotated[float | None, typer.Option(help="length of training")] = None,
-    cases: Annotated[int, typer.Option(help="test cases of each kind at most")] = 1000,
-    beam_width: Annotated[int, typer.Option()] = 100,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.001, max=MOST, callback=finite, help="length of training")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, max=MOST, help="test cases of each kind at most")] = 1000,
+    beam_width: BeamWidth = 100,
+    json_file: JsonFile = None,
 ) -> None:
     quiet_libraries()
     console = Console()
@@ -61,13 +71,13 @@ def main(
         for name, value in (("optimiser.minutes", minutes), ("identifiers.scheme", scheme))
         if value
     }
-    settings = TrainConfig.load(Path(config), given)
+    settings = TrainConfig.load(config, given)
     used = settings.identifiers.scheme
     if used == "atomic":
-        raise SystemExit("atomic identifiers cannot name later items; use semantic or text ones")
+        raise UserError("atomic identifiers cannot name later items; use semantic or text ones")
     published = train(out / "data", out / "run", settings, resume=(out / "run").exists(), console=console)
     if published is None:
-        raise SystemExit("this method leaves no bundle")
+        raise UserError("this method leaves no bundle")
     bundle = Bundle.open(published)
     if len(bundle.index.catalogue) < len(dataset.catalogue):
         items = [dataset.catalogue[row] for row in sorted(cold)]
@@ -79,7 +89,7 @@ def main(
     figures |= _measure(dataset, bundle, cold, cases, beam_width)
     console.print_json(json.dumps(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 def _without(dataset: DataSet, cold: set[int]) -> DataSet:
@@ -152,4 +162,4 @@ def _ranked(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.cold_items")

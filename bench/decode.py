@@ -15,7 +15,6 @@ the second request of a history, compared with the first, which fills the prefix
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -41,7 +40,12 @@ from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.engine import TorchEngine
 from server.engine.torch_backend.packed import dtype_of
 from server.engine.torch_backend.prefix_cache import PrefixCache
+from training.cli.common.command import run_command
+from training.cli.common.numbers import whole_numbers
+from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json
+from training.settings import MOST, MOST_BEAMS, MOST_THREADS
 
 ITEMS = 10_000
 BATCH = [(100, 10), (150, 50), (200, 20), (250, 10), (300, 50), (400, 20), (500, 50), (300, 10)]  # P, W
@@ -216,27 +220,30 @@ class Bench:
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    json_file: JsonFile = None,
     backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
-    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="keep the first N layers")] = None,
     prompts: Annotated[str, typer.Option(help="prompt lengths P")] = "100,300,1000",
     widths: Annotated[str, typer.Option(help="beam widths W")] = "10,20,50",
-    repeats: Annotated[int, typer.Option(help="timed runs of engine and floor")] = 5,
-    generate_repeats: Annotated[int, typer.Option(help="timed runs of generate; 0 leaves it out")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, max=MOST, help="timed runs of engine and floor")] = 5,
+    generate_repeats: Annotated[
+        int, typer.Option(min=0, max=MOST, help="timed runs of generate; 0 leaves it out")
+    ] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads")] = 2,
     precision: Annotated[
         Precision, typer.Option(help="of the engine; the floor of int8 is in bfloat16")
     ] = "bfloat16",
 ) -> None:
     """Time one request for every prompt length and beam width."""
+    prompt_lengths, beam_widths = whole_numbers(prompts), whole_numbers(widths, most=MOST_BEAMS)
     torch.set_num_threads(threads)
     quiet_libraries()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench.build(Path(folder), backbone, layers, precision)
     cases = []
-    for P in map(int, prompts.split(",")):
-        for W in map(int, widths.split(",")):
+    for P in prompt_lengths:
+        for W in beam_widths:
             with console.status(f"P = {P}, W = {W}"):
                 cases.append(bench.measure(P, W, repeats, generate_repeats))
     with console.status("a batch of eight; the prefix cache"):
@@ -254,13 +261,12 @@ def main(
     console.print(f"eight requests: {batched['ratio_to_floor']:.2f} of the sum of their floors")
     console.print(f"second request of a known history: {prefix_cache['ratio']:.2f} of the first")
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "backbone": backbone, "layers": layers, "items": ITEMS, "threads": threads, "precision": precision,
             "cases": cases, "batched": batched, "prefix_cache": prefix_cache,
         }  # fmt: skip
-        json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_json(json_file, record)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.decode")

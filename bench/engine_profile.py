@@ -7,7 +7,6 @@ only the shares count.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -26,7 +25,12 @@ from index.bundle.bundle import Bundle
 from server.engine.contract import RankRequest
 from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.engine import TorchEngine
+from training.cli.common.command import run_command
+from training.cli.common.numbers import whole_numbers
+from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json
+from training.settings import MOST, MOST_BEAMS, MOST_THREADS
 
 KINDS = {
     "linear layers": ("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise", "aten::addmm", "aten::mm"),
@@ -78,15 +82,16 @@ def measure(engine: TorchEngine, first_added: int, P: int, W: int, repeats: int)
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    json_file: JsonFile = None,
     backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
-    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="keep the first N layers")] = None,
     prompts: Annotated[str, typer.Option(help="prompt lengths P")] = "100,300",
     widths: Annotated[str, typer.Option(help="beam widths W")] = "10,50",
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, max=MOST)] = 5,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads")] = 2,
     precision: Annotated[Precision, typer.Option(help="of the engine")] = "bfloat16",
 ) -> None:
+    prompt_lengths, beam_widths = whole_numbers(prompts), whole_numbers(widths, most=MOST_BEAMS)
     torch.set_num_threads(threads)
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,8 +102,8 @@ def main(
         engine = TorchEngine.open(bundle, EngineOptions(precision=precision))
         cases = [
             measure(engine, bundle.vocabulary.first_added, P, W, repeats)
-            for P in map(int, prompts.split(","))
-            for W in map(int, widths.split(","))
+            for P in prompt_lengths
+            for W in beam_widths
         ]
     report = Table(title=f"{backbone}, {ITEMS} items, {threads} threads, {precision}: milliseconds a request")
     columns = ["P", "W", "ms", *cases[0]["stages_ms"], *cases[0]["operations_ms"]]
@@ -109,10 +114,9 @@ def main(
         report.add_row(str(case["P"]), str(case["W"]), *(f"{value:.1f}" for value in values))
     Console(width=140).print(report)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         record = {"backbone": backbone, "precision": precision, "threads": threads, "cases": cases}
-        json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_json(json_file, record)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.engine_profile")

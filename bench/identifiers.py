@@ -12,7 +12,6 @@ dimensions, without a limit on the items of a code.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -32,12 +31,18 @@ from index.identifiers.codebooks import Codebooks
 from index.identifiers.kmeans import fit_kmeans
 from index.identifiers.rqvae import fit_rqvae
 from index.identifiers.schemes.semantic import CAPACITY, numbered
+from training.cli.common.command import run_command
+from training.cli.common.numbers import Seed, whole_numbers
+from training.cli.common.paths import JsonFile, output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.item_vectors import vector_source
 from training.data.splits import leave_one_out
+from training.errors import UserError
+from training.outputs import write_json
 from training.prepare.fused_vectors import fused_source
+from training.settings import MOST
 
 Fit = Callable[[NDArray[np.float32], Sequence[int], int], Codebooks]
 HELD_OUT = 0.1
@@ -56,21 +61,24 @@ VARIANTS: dict[str, Fit] = {
 def main(
     data: Annotated[Path, typer.Option(help="folder of a data set")],
     codebooks: Annotated[str, typer.Option(help="codes per level, comma-separated")] = "256,256",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     item_vectors: Annotated[Path | None, typer.Option(help="file with vectors; else MiniLM's")] = None,
     fused: Annotated[
         Path | None,
-        typer.Option(help="fuse the vectors with behaviour (AlphaFuse), by a training in this folder"),
+        typer.Option(
+            help="fuse the vectors with behaviour (AlphaFuse), by a training in this folder",
+            callback=output_folder,
+        ),
     ] = None,
-    fused_epochs: Annotated[int, typer.Option(help="with --fused: epochs at most")] = 40,
+    fused_epochs: Annotated[int, typer.Option(min=1, max=MOST, help="with --fused: epochs at most")] = 40,
     variant: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     quiet_libraries()
     if variant is not None and not set(variant) <= set(VARIANTS):
-        raise SystemExit(f"variants are {'; '.join(VARIANTS)}")
+        raise UserError(f"variants are {'; '.join(VARIANTS)}")
     console = Console()
-    sizes = [int(size) for size in codebooks.split(",")]
+    sizes = whole_numbers(codebooks)
     dataset = DataSet.load(data)
     catalogue = dataset.catalogue
     identifiers = {"vectors": item_vectors, "fused_epochs": fused_epochs}
@@ -99,7 +107,7 @@ def main(
             ]
     _print(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 def _figures(
@@ -198,4 +206,4 @@ def _shares(values: Sequence[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.identifiers")

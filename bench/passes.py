@@ -8,7 +8,6 @@ dropped early. Without look-ahead a request takes one pass for each code. The la
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +24,16 @@ from index.identifiers.identifiers import Identifiers
 from index.identifiers.schemes.semantic import semantic_identifiers
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.search import ForwardInput
+from server.engine.torch_backend.forward_input import ForwardInput
+from training.cli.common.command import run_command
+from training.cli.common.numbers import whole_numbers
+from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.item_vectors import vector_source
+from training.outputs import write_json
+from training.settings import MOST_BEAMS
 
 REQUESTS = 50
 PROMPT = 50
@@ -39,8 +43,10 @@ def main(
     data: Annotated[list[Path], typer.Option(help="folder of a data set; may be repeated")],
     codebooks: Annotated[list[str], typer.Option(help="codes per level, comma-separated; may be repeated")],
     widths: Annotated[str, typer.Option(help="beam widths W")] = "10,50",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    json_file: JsonFile = None,
 ) -> None:
+    beam_widths = whole_numbers(widths, most=MOST_BEAMS)
+    level_sizes = [whole_numbers(sizes) for sizes in codebooks]
     quiet_libraries()
     torch.set_num_threads(1)
     console = Console()
@@ -53,7 +59,7 @@ def main(
                 identifiers=identifiers,
             )  # fmt: skip
             engine = TorchEngine.open(Bundle.open(path))
-        for width in map(int, widths.split(",")):
+        for width in beam_widths:
             passes = _passes(engine, width)
             row = {
                 "data": name,
@@ -69,13 +75,11 @@ def main(
     for folder in data:
         dataset = DataSet.load(folder)
         vectors = vector_source(TrainConfig(threads=1), dataset.catalogue).make(console)
-        for sizes in codebooks:
-            measure(
-                dataset.info.name, semantic_identifiers(vectors, [int(size) for size in sizes.split(",")])
-            )
+        for sizes in level_sizes:
+            measure(dataset.info.name, semantic_identifiers(vectors, sizes))
     measure("random", random_identifiers(10_000))
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 def _passes(engine: TorchEngine, width: int) -> list[list[int]]:
@@ -99,4 +103,4 @@ def _passes(engine: TorchEngine, width: int) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.passes")

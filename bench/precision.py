@@ -7,7 +7,6 @@ Hit@10 and seconds of each precision.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +23,16 @@ from index.sequence.events import Task
 from server.engine.contract import Ranking
 from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.engine import TorchEngine
+from training.cli.common.command import run_command
+from training.cli.common.numbers import BeamWidth
+from training.cli.common.paths import JsonFile, input_bundle
 from training.cli.common.quiet import quiet_libraries
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
+from training.errors import UserError
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.outputs import write_json
+from training.settings import MOST, MOST_THREADS
 
 TOP = 10
 
@@ -50,13 +55,15 @@ def agreement(rankings: Sequence[Ranking], exact: Sequence[Ranking]) -> dict[str
 
 
 def main(
-    bundle_folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="a trained bundle")],
+    bundle_folder: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="a trained bundle, or its run", callback=input_bundle)
+    ],
     data: Annotated[Path, typer.Option(help="the data set of its catalogue")],
-    cases: Annotated[int, typer.Option(min=1, help="test cases, drawn by seed 0")] = 500,
-    beam_width: Annotated[int, typer.Option(min=1)] = 50,
-    limit: Annotated[int, typer.Option(min=1)] = 10,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    cases: Annotated[int, typer.Option(min=1, max=MOST, help="test cases, drawn by seed 0")] = 500,
+    beam_width: BeamWidth = 50,
+    limit: Annotated[int, typer.Option(min=1, max=MOST)] = 10,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads")] = 2,
+    json_file: JsonFile = None,
 ) -> None:
     torch.set_num_threads(threads)
     quiet_libraries()
@@ -64,7 +71,7 @@ def main(
     bundle = Bundle.open(bundle_folder)
     dataset = DataSet.load(data)
     if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
-        raise SystemExit(f"{bundle_folder} and {data} have different catalogues")
+        raise UserError(f"{bundle_folder} and {data} have different catalogues")
     chosen = draw_cases(leave_one_out(dataset).test, cases, 0)
     found: dict[str, dict[Task, list[Ranking]]] = {}
     rows: list[dict[str, Any]] = []
@@ -100,10 +107,9 @@ def main(
         report.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     console.print(report)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         record = {"bundle": bundle.info.bundle_id, "beam_width": beam_width, "limit": limit, "rows": rows}
-        json_file.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_json(json_file, record)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.precision")

@@ -9,7 +9,6 @@ core in addition to the engine's threads.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
 import tempfile
@@ -32,8 +31,13 @@ from server.engine.torch_backend.engine import TorchEngine
 from server.launch import engine_options
 from server.runtime import garbage
 from server.settings import Settings
+from training.cli.common.command import run_command
+from training.cli.common.numbers import finite
+from training.cli.common.paths import JsonFile, input_bundle
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json
 from training.run.server_process import ServerProcess
+from training.settings import MOST, MOST_THREADS
 
 ITEMS = 10_000
 HISTORY = 20
@@ -71,7 +75,11 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
         for prompt in prompts
     ]
     bodies = [
-        {"history": [{"item_id": bundle.index.catalogue[row].item_id} for row in rows], "limit": LIMIT}
+        {
+            "history": [{"item_id": bundle.index.catalogue[row].item_id} for row in rows],
+            "limit": LIMIT,
+            "exclude_history": False,  # as in the requests to the engine
+        }
         for rows in people
     ]
     messages = [request("POST", "/v1/recommend", body) for body in bodies]
@@ -106,15 +114,16 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    json_file: JsonFile = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="a published bundle instead of one made for this")
+        Path | None,
+        typer.Option(help="a published bundle instead of one made for this", callback=input_bundle),
     ] = None,
     backbone: Annotated[str, typer.Option(help="as in 'gems train'")] = "smollm2-135m",
-    layers: Annotated[int | None, typer.Option(help="keep the first N layers")] = 4,
-    rounds: Annotated[int, typer.Option(help="turns of the engine and of the server")] = 3,
-    seconds: Annotated[float, typer.Option(help="of each turn")] = 15,
-    threads: Annotated[int, typer.Option(help="CPU threads of the engine")] = 1,
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="keep the first N layers")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="turns of the engine and of the server")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, max=MOST, callback=finite, help="of each turn")] = 15,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of the engine")] = 1,
 ) -> None:
     """Measure requests a second of the engine and of the server around it."""
     quiet_libraries()
@@ -128,9 +137,8 @@ def main(
     for name in ("engine_rps", "http_rps", "overhead", "p50_ms", "p99_ms"):
         console.print(f"{name:12}{figures[name]:10.3f}", highlight=False)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.serve")

@@ -8,7 +8,6 @@ for `--backbone.name DIR`.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -20,22 +19,29 @@ import typer
 from rich.console import Console
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from training.cli.common.command import run_command
+from training.cli.common.numbers import Seed, finite
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.data.general_text import held_out_articles, knowledge_articles, token_windows
 from training.loop.schedule import rate_factor
 from training.model.backbones import train_tokenizer
+from training.outputs import write_json
 from training.preservation.general import general_figures
+from training.settings import MOST, MOST_THREADS
 
 WINDOW = 128
 BATCH = 16
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    epochs: Annotated[float, typer.Option(help="passes over the text")] = 10,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
-    threads: Annotated[int, typer.Option()] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="folder to write", callback=output_folder)],
+    epochs: Annotated[
+        float, typer.Option(min=0.001, max=MOST, callback=finite, help="passes over the text")
+    ] = 10,
+    learning_rate: Annotated[float, typer.Option(min=0, max=MOST, callback=finite)] = 2e-3,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS)] = 1,
+    seed: Seed = 0,
 ) -> None:
     quiet_libraries()
     console = Console()
@@ -84,8 +90,8 @@ def main(
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {"epochs": epochs, "windows": len(windows), "perplexity": figures.perplexity}
-    (out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    write_json(out / "pretraining.json", record)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.tiny_lm")

@@ -27,6 +27,8 @@ from rich.table import Table
 
 from index.identifiers.identifiers import Identifiers
 from index.sequence.events import Task
+from training.cli.common.command import run_command
+from training.cli.common.paths import output_file
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.loop.batches import Part
@@ -35,6 +37,8 @@ from training.methods.method import Method
 from training.methods.registry import make_method
 from training.model.backbones import load_backbone
 from training.model.extension import extend_backbone
+from training.outputs import write_json
+from training.settings import MOST, MOST_THREADS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -122,21 +126,24 @@ def _peak() -> int:
 
 
 def main(
-    json_file: Annotated[Path, typer.Option("--json", help="write the figures to this file")],
-    layers: Annotated[int | None, typer.Option(help="first N layers (default: all)")] = None,
-    rows: Annotated[int, typer.Option(help="sequences of a step")] = 4,
-    tokens: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
-    steps: Annotated[int, typer.Option(help="timed steps, after those in which subspaces start")] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = os.cpu_count() or 1,
+    json_file: Annotated[
+        Path, typer.Option("--json", help="write the figures to this file", callback=output_file)
+    ],
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="first N layers (default: all)")] = None,
+    rows: Annotated[int, typer.Option(min=1, max=MOST, help="sequences of a step")] = 4,
+    tokens: Annotated[int, typer.Option(min=2, max=MOST, help="tokens of a sequence")] = 128,
+    steps: Annotated[
+        int, typer.Option(min=1, max=MOST, help="timed steps, after those in which subspaces start")
+    ] = 5,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads")] = os.cpu_count() or 1,
     only: Annotated[str | None, typer.Option(help="methods, comma-separated")] = None,
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     quiet_libraries()
     if worker is not None:
-        json_file.write_text(json.dumps(measure(worker, layers, rows, tokens, steps, threads)), "utf-8")
+        write_json(json_file, measure(worker, layers, rows, tokens, steps, threads))
         return
     console = Console()
-    json_file.parent.mkdir(parents=True, exist_ok=True)
     names = only.split(",") if only else list(SETTINGS)
     shape = {"rows": rows, "tokens": tokens, "layers": layers, "steps": steps, "threads": threads}
     methods: dict[str, Any] = {}
@@ -157,7 +164,7 @@ def main(
             figures["step_to_full"] = figures["step_seconds"] / full["step_seconds"]
             figures["held_to_full"] = figures["held_bytes"] / held
     result = {"model": "SmolLM2-135M", "shape": shape, "torch": torch.__version__, "methods": methods}
-    json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    write_json(json_file, result)
     table = Table("method", "s / step", "÷ full", "state MB", "gradient MB", "held ÷ full", "peak MB")
     for name, f in methods.items():
         table.add_row(
@@ -168,4 +175,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.train")

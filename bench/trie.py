@@ -7,7 +7,6 @@ code. `filtered` allows a random 1% of the items. All figures are medians from o
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,11 @@ from rich.table import Table
 from bench.clock import milliseconds
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
+from training.cli.common.command import run_command
+from training.cli.common.numbers import Seed
+from training.cli.common.paths import JsonFile
+from training.outputs import write_json
+from training.settings import MOST
 
 BEAMS = (50, 256)
 SHARE = 0.01
@@ -31,12 +35,12 @@ PLANE = 0x10000  # offset that maps codes to characters beyond the surrogates
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-    items: Annotated[int, typer.Option(min=1000)] = 10_000_000,
-    levels: Annotated[int, typer.Option(min=2)] = 4,
+    json_file: JsonFile = None,
+    items: Annotated[int, typer.Option(min=1000, max=MOST)] = 10_000_000,
+    levels: Annotated[int, typer.Option(min=2, max=64)] = 4,
     codebook: Annotated[int, typer.Option(min=2, max=65536, help="codes of each level")] = 65536,
     peers: Annotated[bool, typer.Option(help="measure marisa-trie and nested dicts, too")] = True,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     console = Console()
     rng = np.random.default_rng(seed)
@@ -51,8 +55,9 @@ def main(
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trie.save(Path(folder))
-        figures["open_ms"] = milliseconds(lambda: Trie.open(Path(folder)), 9)
-        trie = Trie.open(Path(folder))  # memory-mapped, as in the server
+        figures["open_ms"] = milliseconds(lambda: Trie.open(Path(folder), checked=True), 9)
+        trie = Trie.open(Path(folder), checked=True)  # as the engine's process opens it
+        figures["check_ms"] = milliseconds(trie.check, 3)  # as the API does, on a thread
         start = time.perf_counter()
         chosen = SlotSet.of(rng.random(items) < SHARE)
         figures["filter_build_ms"] = 1000 * (time.perf_counter() - start)
@@ -76,7 +81,7 @@ def main(
                 del expand
     _print(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 def _times(beams: dict[int, Any], expand: Callable[[Any], Any]) -> dict[str, float]:
@@ -131,4 +136,4 @@ def _print(figures: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.trie")

@@ -100,7 +100,7 @@ class KnowledgeBasis:
             site_of = dict(json.loads(about["site_of"]))
             eigenvalues = {site: file.get_tensor(f"eigenvalues.{site}") for site in set(site_of.values())}
             backbone, tokens = dict(json.loads(about["backbone"])), int(about["tokens"])
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise GemsError(f"{path} is no knowledge basis: {error}") from error
         return cls(site_of, eigenvalues, lambda site: file.get_tensor(f"directions.{site}"), backbone, tokens)
 

@@ -7,9 +7,12 @@ by its `item_id`, a string that the owner of the data chooses.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from index.records import parse_json
 
 REQUIRED_FIELDS = ("item_id", "title")
 FIELDS = (*REQUIRED_FIELDS, "description", "categories")  # any other field of a record is an attribute
@@ -50,14 +53,16 @@ class Item:
         return record | dict(self.attributes)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, object]) -> Item:
-        """Read one record. Raises `CatalogueError` for a field that is missing or has a wrong type."""
+    def from_json(cls, record: object) -> Item:
+        """Read one record. Raises `CatalogueError` if it is no object, or a field is missing or has a wrong type."""
+        if not isinstance(record, dict):
+            raise CatalogueError(f"an item must be a JSON object, got {_shown(record)}")
         item_id = record.get("item_id")
         if not isinstance(item_id, str | int) or isinstance(item_id, bool) or item_id == "":
-            raise CatalogueError(f"'item_id' must be a non-empty string or an integer, got {item_id!r}")
+            raise CatalogueError(f"'item_id' must be a non-empty string or an integer, got {_shown(item_id)}")
         title = record.get("title")
         if not isinstance(title, str) or not title.strip():
-            raise CatalogueError(f"item {item_id!r}: 'title' must be a non-empty string, got {title!r}")
+            raise CatalogueError(f"item {item_id!r}: 'title' must be a non-empty string, got {_shown(title)}")
         description = record.get("description")
         if description is not None and not isinstance(description, str):
             raise CatalogueError(f"item {item_id!r}: 'description' must be a string")
@@ -67,7 +72,13 @@ class Item:
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
         attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
-        return cls(str(item_id), title.strip(), description or "", tuple(categories), attributes)  # type: ignore[arg-type]
+        for name, value in attributes.items():
+            if not _is_attribute(value):
+                raise CatalogueError(
+                    f"item {item_id!r}: attribute {name!r} must be a string, a finite number, a boolean, or a list of "
+                    f"strings or of integers, got {_shown(value)}"
+                )
+        return cls(str(item_id), title.strip(), description or "", tuple(categories), attributes)
 
 
 class Catalogue(Sequence[Item]):
@@ -118,6 +129,30 @@ class Catalogue(Sequence[Item]):
 
     @classmethod
     def load(cls, path: Path) -> Catalogue:
-        """Read the items that `save` wrote."""
-        with path.open(encoding="utf-8") as file:
-            return cls(Item.from_json(json.loads(line)) for line in file if line.strip())
+        """Read the items that `save` wrote. Raises `CatalogueError` that names the line."""
+        return cls(_items(path))
+
+
+def _is_attribute(value: object) -> bool:
+    if isinstance(
+        value, list
+    ):  # bool is a kind of int in Python, but a list of booleans is no list of numbers
+        return all(isinstance(each, str) for each in value) or all(
+            isinstance(each, int) and not isinstance(each, bool) for each in value
+        )
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _items(path: Path) -> Iterator[Item]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield Item.from_json(parse_json(line))
+                except ValueError as error:
+                    raise CatalogueError(f"{path}, line {number}: {error}") from error

@@ -7,6 +7,7 @@ the machine loses power.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -19,23 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Memory-map a `.npy` file.
+def read_array(path: Path, *kinds: type[np.generic]) -> NDArray[Any]:
+    """Read a one-dimensional `.npy` file into memory. kinds: element types that it may have.
 
+    It is not memory-mapped: a file that is later shortened in place would end the process with SIGBUS.
     Raises `ValueError` with the name of the file if it is missing or is not such an array.
     """
     try:
-        stored: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            stored: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises whatever a wrong header leads to
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return stored.view(np.ndarray)  # a plain array: indexing a `memmap` object is several times slower
+    if stored.ndim != 1 or stored.dtype not in map(np.dtype, kinds):
+        wanted = " or ".join(np.dtype(kind).name for kind in kinds)
+        raise ValueError(f"{path} must hold a list of {wanted}, not {stored.dtype} {list(stored.shape)}")
+    return stored
 
 
 @contextmanager
 def atomic_write(path: Path, *, single_writer: bool = False) -> Iterator[Path]:
     """Yield a draft file to write; put it at `path` when the block ends without an exception.
 
-    path: a link stays a link, and the file that it points to is replaced. Missing parent folders are made.
+    path: a link stays a link, and the file that it points to is replaced. Missing parent folders are made. `OSError`
+        if it is a folder or a device.
     single_writer: whether nobody else writes `path` at the same time. Then the draft has a fixed name, and the next
     write removes the draft that a killed process has left. Otherwise each draft has a name of its own.
     The file gets the permissions that `open(path, "w")` would give it. After any exception the draft is removed and
@@ -43,6 +50,7 @@ def atomic_write(path: Path, *, single_writer: bool = False) -> Iterator[Path]:
     fails, the new content stays in place.
     """
     path = _target(path)
+    _refuse_others(path)
     draft = _draft_of(path, single_writer)
     try:
         draft.unlink(missing_ok=True)
@@ -95,6 +103,26 @@ def atomic_folder(path: Path, *, single_writer: bool = False, replace: bool = Fa
     shutil.rmtree(old, ignore_errors=True)
 
 
+def try_write(path: Path, *, folder: bool = False) -> None:
+    """Try whether a file, or a folder of files, could be written at `path`; leave everything as it is.
+
+    path: what is there may be replaced, or, with `folder`, may be added to. Parent folders may be missing.
+    Raises `OSError` with the reason if it could not be written.
+    """
+    path = Path(os.path.realpath(path))
+    place = path / "file" if folder else path
+    if not folder:
+        _refuse_others(path)
+    elif path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(path))
+    inside = place.parent
+    while not inside.exists():  # folders are not made: another process may be about to use them
+        inside = inside.parent
+    draft = _draft_of(inside / path.name, single_writer=False)
+    draft.touch(exist_ok=False)
+    draft.unlink()
+
+
 def sync(path: Path) -> None:
     """Flush the content of a file, or the list of names in a folder, to disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -109,6 +137,14 @@ def _target(path: Path) -> Path:
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise `OSError` if there is something at `path` that no file may replace."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
 
 
 def _draft_of(path: Path, single_writer: bool) -> Path:

@@ -1,13 +1,11 @@
-"""Search for items by the words of their titles: by word prefixes, without case and accents.
+"""Search for items by the words of their titles: every word of the query has to begin a term of the title.
 
-All titles are in alphabetical order, and so are all of their words. A prefix is a range of the words. The postings of
-this range, that is, the places of the titles with these words, are one slice of an array.
+All titles are in alphabetical order, and so are all of their terms (`index/words.py`). A prefix is a range of the
+terms. The postings of this range, that is, the places of the titles with these terms, are one slice of an array.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,32 +14,24 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD = re.compile(r"\w+")
-_APOSTROPHES = str.maketrans("", "", "'’`")  # Schindler's is found by schindlers
+from index.words import query_words, terms, words
+
 _LAST = "\U0010ffff"  # sorts after every character of a word
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, without accents: `Amélie (2001)` gives `amelie`, `2001`."""
-    plain = text.translate(_APOSTROPHES)
-    if not plain.isascii():
-        plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-    return _WORD.findall(plain.casefold())
 
 
 @dataclass(frozen=True, eq=False)
 class TitleIndex:
-    """Titles and their words in alphabetical order.
+    """Titles and their terms in alphabetical order.
 
     rows: int64 [n], the catalogue rows of `titles`.
     titles: the words of each title, joined by spaces, ascending.
-    words: every word once, ascending.
-    first, places: places[first[k] : first[k + 1]], int32, are the places in `titles` of the titles with words[k].
+    terms: every term once, ascending.
+    first, places: places[first[k] : first[k + 1]], int32, are the places in `titles` of the titles with terms[k].
     """
 
     rows: NDArray[np.int64]
     titles: list[str]
-    words: list[str]
+    terms: list[str]
     first: NDArray[np.int64]
     places: NDArray[np.int32]
 
@@ -49,38 +39,45 @@ class TitleIndex:
     def build(cls, titles: Sequence[str], removed: Sequence[int] = ()) -> TitleIndex:
         """Build the index. titles: by catalogue row. removed: rows that are left out."""
         gone = set(removed)
-        found = {row: words_of(title) for row, title in enumerate(titles) if row not in gone}
-        folded = {row: " ".join(words) for row, words in found.items()}
+        folded = {row: " ".join(words(title)) for row, title in enumerate(titles) if row not in gone}
         rows = sorted(folded, key=lambda row: (folded[row], row))
         places_of: dict[str, list[int]] = {}
         for place, row in enumerate(rows):
-            for word in dict.fromkeys(found[row]):
-                places_of.setdefault(word, []).append(place)
-        words = sorted(places_of)
+            for term in dict.fromkeys(terms(titles[row])):
+                places_of.setdefault(term, []).append(place)
+        ascending = sorted(places_of)
         return cls(
             np.array(rows, np.int64),
             [folded[row] for row in rows],
-            words,
-            np.cumsum([0, *(len(places_of[word]) for word in words)]),
-            np.fromiter(chain.from_iterable(places_of[word] for word in words), np.int32),
+            ascending,
+            np.cumsum([0, *(len(places_of[term]) for term in ascending)]),
+            np.fromiter(chain.from_iterable(places_of[term] for term in ascending), np.int32),
         )
 
     def find(self, text: str, limit: int) -> list[int]:
-        """Return at most `limit` catalogue rows of titles in which every word of `text` begins a word.
+        """Return at most `limit` catalogue rows of titles that have every word of `text`, or terms that begin with it.
 
         Titles that begin with the text come first, then the others, both in alphabetical order.
         """
-        wanted = words_of(text)
-        if not wanted:
+        asked = query_words(text)
+        if not asked:
             return []
         matching = np.ones(len(self.titles), bool)
-        for word in set(wanted):
-            begin, end = _range(self.words, word)
-            of_word = np.zeros_like(matching)
-            of_word[self.places[self.first[begin] : self.first[end]]] = True
-            matching &= of_word
-        begin, end = _range(self.titles, " ".join(wanted))
+        for word in asked:
+            spelled = [self._with_prefixes(spelling) for spelling in word.spellings]
+            matching &= np.logical_or.reduce(spelled)
+        begin, end = _range(self.titles, " ".join(words(text)))
         return [int(self.rows[place]) for place in islice(_within_first(matching, begin, end), limit)]
+
+    def _with_prefixes(self, prefixes: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which titles have, for each prefix, a term that begins with it: bool [n]."""
+        matching = np.ones(len(self.titles), bool)
+        for prefix in prefixes:
+            begin, end = _range(self.terms, prefix)
+            of_prefix = np.zeros_like(matching)
+            of_prefix[self.places[self.first[begin] : self.first[end]]] = True
+            matching &= of_prefix
+        return matching
 
 
 def _range(ascending: Sequence[str], prefix: str) -> tuple[int, int]:

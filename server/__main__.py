@@ -1,55 +1,15 @@
-"""`python -m server BUNDLE`: serve a bundle. Settings come from `GEMS_*` environment variables and from flags."""
+"""`python -m server BUNDLE`: serve a bundle. See `command_line`."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from pydantic import ValidationError
-
-from server.engine.process import template
-from server.settings import Settings
-
-EXIT_BAD_SETTINGS = 2
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and serve; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m server", description="Serve a bundle over HTTP.")
-    parser.add_argument(
-        "bundle", type=Path, help="folder of a published bundle, or of the run that published it"
-    )
-    parser.add_argument("--host", help="address to listen on (GEMS_HOST)")
-    parser.add_argument("--port", type=int, help="port to listen on; 0 for any free one (GEMS_PORT)")
-    parser.add_argument("--engine", help="torch or vllm (GEMS_ENGINE)")
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
-    )
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    bundle = _bundle_in(given.pop("bundle"))
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        sys.stderr.write(f"error: setting {name or 'combination'}: {first['msg']}\n")
-        return EXIT_BAD_SETTINGS
-    template.begin()
-    from server.launch import launch  # slow imports, in parallel with those of the template
-
-    return launch(bundle, settings)
-
-
-def _bundle_in(folder: Path) -> Path:
-    """Return the bundle of a run folder; any other path is returned as it is."""
-    inside = folder / "bundle"
-    return inside if not (folder / "bundle.json").exists() and (inside / "bundle.json").exists() else folder
-
+from server import stopping
 
 if __name__ == "__main__":
+    stopping.listen()  # before the imports of the command line, which take their time
+    from server.command_line import main
+
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # a regular exit would spend seconds on freeing the imported modules
+    stopping.end(code)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from index.bundle.bundle import Bundle
 from server.api import errors, openapi
@@ -15,6 +16,7 @@ from server.api.paths import VERSION
 from server.engine.contract import EngineError, HostedEngine
 from server.ranking.service import Service
 from server.routes.admin import administration
+from server.routes.docs import docs
 from server.routes.items import lookup
 from server.routes.operations import operations
 from server.routes.playground import playground
@@ -24,15 +26,21 @@ from server.serving.readiness import Readiness
 from server.settings import Settings, split
 from server.telemetry.metrics import Metrics
 from server.transport.middleware import RequestMiddleware
+from server.transport.root_path import RootPathMiddleware
 
 
 def create_app(
-    bundle: Bundle, engine: HostedEngine, settings: Settings, reopen: Reopen | None = None
+    bundle: Bundle,
+    engine: HostedEngine,
+    settings: Settings,
+    reopen: Reopen | None = None,
+    traced: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """Return an application that answers from `bundle`, and from later versions of its index.
 
     engine: used by one thread while the application runs. An `EngineProcess` starts and ends with the application.
     reopen: opens the bundle again, see `Deployments`; without it the bundle cannot be swapped.
+    traced: returns its argument with a span around each ranking request, see `Spans.around`.
 
     `app.state.readiness` is the application's `Readiness`; the caller may set its stage to "draining".
     `app.state.refused` is the `EngineError` that prevented the start, or None.
@@ -67,6 +75,8 @@ def create_app(
         summary="One language model that both searches and recommends.",
         version=metadata.version("gems-sr"),
         lifespan=lifespan,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        docs_url=None,  # FastAPI's page loads Swagger UI from another host; ours is `server.routes.docs`
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -79,6 +89,7 @@ def create_app(
     titles = lookup(deployments)
     app.include_router(titles, prefix=VERSION)
     app.include_router(titles, include_in_schema=False)
+    app.include_router(docs())
     if settings.playground:
         app.include_router(playground())
     app.include_router(operations(deployments, metrics, readiness, settings))
@@ -97,6 +108,9 @@ def create_app(
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
+    if traced is not None:
+        app.add_middleware(traced)
+    app.add_middleware(RootPathMiddleware, root_path=settings.root_path)  # around all the others
     errors.install(app)
     openapi.install(app)
     return app

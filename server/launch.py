@@ -2,7 +2,7 @@
 
 On SIGTERM `/health/ready` answers 503 at once, while other requests are still answered, until the load balancer has
 noticed. After `drain_seconds` the listener closes, and the requests in flight are finished. uvicorn itself would close
-the listener first. A second signal, or Ctrl-C, skips the wait.
+the listener first. A second signal, or Ctrl-C, skips the wait. A signal that comes earlier ends the process at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import BundleError
+from server import stopping
 from server.app import create_app
 from server.engine.contract import EngineError
 from server.engine.options import EngineOptions
@@ -33,7 +34,6 @@ from server.runtime import garbage, logs
 from server.serving.readiness import Readiness
 from server.settings import Settings
 from server.telemetry.tracing import TracingError
-from server.transport import listening
 from server.transport.protocol import TimedProtocol
 
 if TYPE_CHECKING:
@@ -58,10 +58,11 @@ def engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def launch(path: Path, settings: Settings) -> int:
+def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
     """Serve a bundle until a signal stops it; return the exit code. Call it on the main thread.
 
     path: folder of a bundle, or a link to one.
+    sockets: to listen on, already bound.
     """
     logs.configure(settings.log_level)
     try:
@@ -72,10 +73,6 @@ def launch(path: Path, settings: Settings) -> int:
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     _raise_descriptor_limit()
-    try:
-        sockets = listening.bind(settings.host, settings.port)
-    except listening.ListenError as error:
-        return _refuse(error)
 
     def reopen() -> tuple[Bundle, EngineProcess]:
         bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
@@ -88,13 +85,11 @@ def launch(path: Path, settings: Settings) -> int:
 
     try:
         bundle, engine = reopen()
-        app = create_app(bundle, engine, settings, reopen)
+        app = create_app(bundle, engine, settings, reopen, None if spans is None else spans.around)
     except (BundleError, EngineError) as error:
-        for each in sockets:
-            each.close()
         return _refuse(error)
     config = uvicorn.Config(
-        app if spans is None else spans.around(app),
+        app,
         http=partial(  # type: ignore[arg-type]
             TimedProtocol, idle_seconds=settings.idle_seconds, body_seconds=settings.body_seconds
         ),
@@ -156,9 +151,11 @@ class DrainingServer(uvicorn.Server):
 
         uvicorn's own handler ends the process by the signal in the end; here a clean stop exits with 0.
         """
+        if not self.started:
+            stopping.stop(sig, frame)
         if self.should_exit:
             self.force_exit = True
-        elif sig == signal.SIGTERM and self.started and self._drained_at is None:
+        elif sig == signal.SIGTERM and self._drained_at is None:
             self._readiness.stage = "draining"
             self._drained_at = time.monotonic() + self._drain_seconds
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.api.requests import BATCH_CEILING, HISTORY_CEILING, Fallback
+from server.api.paths import NAMED, VERSION
+from server.api.requests import BATCH_CEILING, HISTORY_CEILING, QUERY_CEILING, Fallback
 from server.engine.options import DEFAULTS, BackEndName, Device, Precision
 
 MAX_THREADS = 1024
@@ -27,6 +29,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)  # 0: any free port; the log reports it
     engine: BackEndName = "torch"
     threads: int = Field(0, ge=0, le=MAX_THREADS)  # of the engine; 0: as many as torch chooses
+    root_path: str = ""  # prefix of a proxy
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: Literal["off", "on"] = "off"  # OpenTelemetry, an optional extra; OTEL_* variables configure it
 
@@ -55,7 +58,7 @@ class Settings(BaseSettings):
     max_beam_width: int = Field(500, ge=1)
 
     max_history: int = Field(20_000, ge=1, le=HISTORY_CEILING)
-    max_query_chars: int = Field(500, ge=1)
+    max_query_chars: int = Field(500, ge=1, le=QUERY_CEILING)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1)
     max_batch_requests: int = Field(32, ge=1, le=BATCH_CEILING)
     max_explained: int = Field(20, ge=1)
@@ -69,6 +72,22 @@ class Settings(BaseSettings):
         2.0, ge=0, allow_inf_nan=False
     )  # after SIGTERM: not ready, but still answering
     shutdown_seconds: int = Field(10, ge=1)  # for requests in flight after the listener has closed
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_prefix(cls, value: str) -> str:
+        """Refuse what is no path, or what could be taken for a path of the server itself."""
+        if not re.fullmatch(r"(/[\w.~-]+)*", value, re.ASCII) or {".", ".."} & set(value.split("/")):
+            raise ValueError(
+                "GEMS_ROOT_PATH is a path such as /gems: '/' in front, none at the end, and letters, digits, "
+                "'.', '_', '~' and '-' between"
+            )
+        own = {path.split("/")[1] for path in (*NAMED, VERSION)}
+        if value and value.split("/")[1] in own:
+            raise ValueError(
+                f"GEMS_ROOT_PATH must not begin like a path of the server itself ({', '.join(sorted(own - {''}))})"
+            )
+        return value
 
     @field_validator("api_keys", "admin_key", "cors_origins")
     @classmethod

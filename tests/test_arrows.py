@@ -16,19 +16,24 @@ ALLOWED = {
     # the method: nothing of ours
     "gems": "",
     # the item side: nothing but itself
-    "index.catalogue": "",
+    "index.records": "",
+    "index.catalogue": "index.records",
     "index.files": "",
+    "index.contents": "index.records",
     "index.extensions": "",
+    "index.words": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
     "index.identifiers.schemes": "index.identifiers index.sequence",
-    "index.trie": "index.catalogue index.files",
+    "index.trie": "index.catalogue index.files index.records",
+    "index.pool": "index.catalogue index.files index.records index.sequence index.trie index.words",
     "index.bundle": (
-        "index.catalogue index.files index.identifiers index.identifiers.schemes index.sequence index.trie"
+        "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes "
+        "index.pool index.records index.sequence index.trie"
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",
-    "index.titles": "",
+    "index.titles": "index.words",
     # the request side: imports index
     "server.engine": "index.bundle index.trie",
     "server.engine.torch_backend": "index.bundle index.sequence index.trie server.engine",
@@ -38,94 +43,110 @@ ALLOWED = {
         "index.bundle index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
         "server.runtime"
     ),
-    "server.api": "index.sequence index.trie server.engine",
+    "server.stopping": "server.engine.process server.runtime",
+    "server.api": "index.sequence index.trie index.words server.engine",
     "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
     "server.serving": (
-        "index.bundle index.popularity index.sequence index.titles server.api server.engine server.runtime "
-        "server.settings server.telemetry"
+        "index.bundle index.popularity index.sequence index.titles server.api server.engine "
+        "server.runtime server.settings server.telemetry"
     ),
     "server.ranking": (
-        "index.bundle index.popularity index.sequence index.trie server.api server.engine server.serving "
-        "server.settings server.telemetry"
+        "index.bundle index.catalogue index.pool index.popularity index.sequence index.trie server.api "
+        "server.engine server.serving server.settings server.telemetry"
     ),
     "server.transport": "server.api server.settings server.telemetry",
     "server.routes": (
-        "index.bundle index.trie server.api server.ranking server.serving server.settings server.telemetry "
-        "server.transport"
+        "index.bundle index.trie server.api server.ranking server.serving server.settings "
+        "server.telemetry server.transport"
     ),
     "server.app": (
-        "index.bundle server.api server.engine server.ranking server.routes server.serving server.settings "
-        "server.telemetry server.transport"
+        "index.bundle server.api server.engine server.ranking server.routes server.serving "
+        "server.settings server.telemetry server.transport"
     ),
     "server.launch": (
         "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
-        "server.settings server.telemetry server.transport"
+        "server.settings server.stopping server.telemetry server.transport"
     ),
-    "server.__main__": "server.engine.process server.launch server.settings",
+    "server.command_line": (
+        "index.bundle server.engine.process server.launch server.runtime server.settings server.transport"
+    ),
+    "server.__main__": "server.command_line server.stopping",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
-    "training.settings": "",
-    "training.config": "index.extensions index.identifiers training.errors training.settings",
+    "training.inputs": "index.contents training.errors",
+    "training.outputs": "index.files training.errors",
+    "training.settings": "index.records",
+    "training.config": "index.extensions index.identifiers training.errors training.inputs training.settings",
     "training.data": (
-        "index.bundle index.catalogue index.embeddings index.files index.identifiers index.sequence "
-        "training.config training.errors"
+        "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
+        "index.records index.sequence index.words training.config training.errors training.inputs"
     ),
-    "training.run": "training.data training.errors training.settings",
+    "training.run": "index.contents index.records training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.files index.sequence index.trie server.engine "
-        "server.engine.torch_backend training.data training.errors training.run"
+        "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
+        "index.words server.engine server.engine.torch_backend training.data training.errors "
+        "training.inputs training.outputs training.run"
     ),
     "training.baselines": (
-        "index.catalogue index.embeddings index.files index.identifiers index.sequence training.data "
-        "training.errors training.evaluation training.run training.settings"
+        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
+        "training.data training.errors training.evaluation training.run training.settings"
     ),
-    "training.cli.common": "index.extensions",
-    "training.data.sources": "index.catalogue index.sequence training.data",
+    "training.cli.common": (
+        "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers "
+        "server.engine training.errors training.outputs training.settings"
+    ),
+    "training.data.sources": "index.catalogue index.records index.sequence training.data training.inputs",
     "training.model": (
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
     "training.loop": (
-        "gems index.files index.sequence server.engine training.config training.data training.errors "
-        "training.evaluation training.methods training.model training.run"
+        "gems index.files index.records index.sequence server.engine training.config training.data "
+        "training.errors training.evaluation training.methods training.model training.run"
+    ),
+    "training.fusion": (
+        "index.bundle index.catalogue index.pool index.sequence index.trie index.words server.engine "
+        "server.engine.torch_backend training.data training.errors training.evaluation"
     ),
     "training.prepare": (
         "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
         "training.config training.data training.model training.run training.settings"
     ),
     "training.pipeline": (
-        "gems index.bundle index.sequence index.trie server.engine.torch_backend training.config "
-        "training.data training.evaluation training.loop training.methods training.model training.prepare "
-        "training.run"
+        "gems index.bundle index.pool index.sequence index.trie server.engine.torch_backend "
+        "training.config training.data training.evaluation training.fusion training.loop training.methods "
+        "training.model training.prepare training.run"
     ),
     "training.demo": (
-        "index.sequence training.config training.data training.data.sources training.errors "
-        "training.evaluation training.pipeline training.run"
+        "index.bundle index.catalogue index.records index.sequence training.config training.data "
+        "training.data.sources training.errors training.evaluation training.outputs training.pipeline "
+        "training.run"
     ),
     "training.evaluation.comparison": (
         "index.sequence training.data training.errors training.evaluation training.run"
     ),
     "training.preservation": (
-        "index.bundle index.files index.sequence server.engine.torch_backend training.config training.data "
-        "training.errors training.evaluation training.model training.prepare"
+        "index.bundle index.contents index.sequence server.engine.torch_backend training.config "
+        "training.data training.errors training.evaluation training.model training.outputs "
+        "training.prepare training.settings"
     ),
-    "training.report": "index.files index.sequence training.config training.errors training.settings",
+    "training.report": (
+        "index.contents index.sequence training.config training.errors training.outputs training.settings"
+    ),
     "training.sweep": (
-        "index.files index.sequence training.config training.data training.errors training.evaluation "
-        "training.loop training.pipeline training.prepare training.preservation training.run "
-        "training.settings"
+        "index.files index.records index.sequence training.config training.data training.errors "
+        "training.evaluation training.inputs training.loop training.pipeline training.prepare "
+        "training.preservation training.run training.settings"
     ),
     "training.cli.commands": (
-        "index.bundle index.files training.baselines training.cli.common training.config training.data "
+        "index.bundle training.baselines training.cli.common training.config training.data "
         "training.data.sources training.demo training.errors training.evaluation "
-        "training.evaluation.comparison training.pipeline training.preservation training.report "
+        "training.evaluation.comparison training.fusion training.inputs training.outputs "
+        "training.pipeline training.preservation training.report training.run training.settings "
         "training.sweep"
     ),
-    "training.cli": (
-        "gems index.bundle index.catalogue index.embeddings index.identifiers server.engine "
-        "training.cli.commands training.errors"
-    ),
+    "training.cli": "training.cli.commands training.cli.common",
     "training.methods.tuning": (
         "gems index.sequence training.config training.errors training.methods training.model"
     ),

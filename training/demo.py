@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import shutil
 import socket
@@ -13,17 +14,31 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from index.bundle.bundle import Bundle
+from index.bundle.update import update_index
+from index.catalogue import Item
+from index.records import read_json
 from index.sequence.events import Event, Task
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
+from training.data.item_vectors import new_item_vectors
 from training.data.schema import is_data_set
 from training.data.sources.movielens import movielens
-from training.data.splits import Case, leave_one_out
+from training.data.splits import leave_one_out
 from training.errors import UserError
 from training.evaluation.evaluate import evaluate, save_evaluation
 from training.evaluation.table import print_evaluation
+from training.outputs import write_json
 from training.pipeline import train
 from training.run.server_process import ServerProcess
+
+QUERIES = ("cinema paradiso", "comedy 1980s")  # words of a title; a genre and a decade
+NEW_FILM = Item(
+    "the-wild-robot",
+    "The Wild Robot",
+    categories=("Animation", "Children", "Sci-Fi"),
+    attributes={"year": 2024, "decade": "2020s"},
+)
 
 
 def demo(out: Path, *, started: float, serve: bool, port: int, console: Console) -> None:
@@ -50,7 +65,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     begin = time.time()
     bundle = train(out / "data", out / "run", TrainConfig.load(RECIPES / "demo.yaml", {}), console=console)
     assert bundle is not None  # the recipe's method leaves plain weights
-    training = json.loads((bundle / "bundle.json").read_text("utf-8"))["training"]["seconds"]
+    training = read_json(bundle / "bundle.json")["training"]["seconds"]
     prepared = time.time() - begin - training
     console.rule("3. Evaluation, through the engine that serves")
     begin = time.time()
@@ -59,14 +74,18 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     save_evaluation(evaluation, out / "evaluation.json")
     evaluated = time.time() - begin
     console.rule("4. Serving")
-    with ServerProcess(bundle, port if serve else 0) as server:
-        body, query = example(dataset)
-        answers = {
-            "search": server.post("/search", body | {"query": query}),
-            "recommend": server.post("/recommend", body),
-        }
-        for path, answer in answers.items():
-            _print_answer(f"/{path}" + (f"  “{query}”" if path == "search" else ""), answer, console)
+    with ServerProcess(bundle, port if serve else 0, admin_key=secrets.token_hex()) as server:
+        body = example(dataset)
+        answers = {"recommend": server.post("/recommend", body)}
+        _print_answer("/recommend", answers["recommend"], console)
+        for query in QUERIES:
+            answers[query] = server.post("/search", body | {"query": query})
+            _print_answer(f"/search  “{query}”", answers[query], console)
+        console.print(f"now {NEW_FILM.title!r} is added, without training")
+        update_index(opened := Bundle.open(bundle), [NEW_FILM], [], new_item_vectors(opened.info, [NEW_FILM]))
+        server.post("/admin/index/refresh", {})
+        answers[NEW_FILM.title] = server.post("/search", body | {"query": NEW_FILM.title.lower()})
+        _print_answer(f"/search  “{NEW_FILM.title.lower()}”", answers[NEW_FILM.title], console)
         total = time.time() - started
         summary = {
             "seconds": {
@@ -79,11 +98,11 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
             "evaluation": evaluation,
             "answers": answers,
         }
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        write_json(out / "summary.json", summary)
         console.print(f"{total:.0f} s in all, {training:.0f} s of them training; {out / 'summary.json'}")
         if serve:
             console.rule("The server runs; try")
-            for path, request in (("search", body | {"query": query}), ("recommend", body)):
+            for path, request in (("search", body | {"query": QUERIES[0]}), ("recommend", body)):
                 quoted = shlex.quote(json.dumps(request))
                 console.print(
                     f"curl -s {server.url}/{path} -H 'Content-Type: application/json' -d {quoted}",
@@ -98,14 +117,10 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
                 console.print("stopping")
 
 
-def example(dataset: DataSet) -> tuple[dict[str, Any], str]:
-    """Return a request body with the last five events of the first test user, and a query of the same user."""
-    cases: list[Case] = [case for case in leave_one_out(dataset).test if case.query]
-    if not cases:
-        raise UserError("the data set has nobody with three interactions and a query")
-    case = cases[0]
-    history = [_entry(dataset, event) for event in case.history[-5:]]
-    return {"history": history, "limit": 5, "exclude_history": True}, str(case.query)
+def example(dataset: DataSet) -> dict[str, Any]:
+    """Return a request body with the last five events of the first test user."""
+    case = leave_one_out(dataset).test[0]
+    return {"history": [_entry(dataset, event) for event in case.history[-5:]], "limit": 5}
 
 
 def _check_port(port: int) -> None:
@@ -125,7 +140,13 @@ def _print_answer(title: str, answer: dict[str, Any], console: Console) -> None:
     table = Table(title=title)
     table.add_column("rank", justify="right")
     table.add_column("item")
-    table.add_column("score", justify="right")
+    table.add_column("relevance", justify="right")
+    table.add_column("source")
     for item in answer["items"]:
-        table.add_row(str(item["rank"]), f"{item['title']} [{item['item_id']}]", f"{item['score']:.3f}")
+        table.add_row(
+            str(item["rank"]),
+            f"{item['title']} [{item['item_id']}]",
+            f"{item['relevance']:.1%}",
+            item["source"],
+        )
     console.print(table)

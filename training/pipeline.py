@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
 from index.bundle.bundle import BundleInfo, publish
+from index.pool.lexical import check_attributes
+from index.pool.pool_index import PoolIndex
 from index.sequence.vocabulary import MARKERS
 from index.trie.trie import Trie
 from server.engine.torch_backend.engine import TorchEngine
@@ -33,6 +35,8 @@ from training.data.item_vectors import VectorOrigin, VectorSource, vector_source
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
 from training.evaluation.floors import popularity
+from training.fusion.fit import fit_fusion
+from training.fusion.log import searches
 from training.loop.batches import BatchSource
 from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
@@ -86,14 +90,24 @@ def train(
         return None
     trained.method.merge()
     if parallel.main:
+        catalogue = trained.dataset.catalogue
+        counts = popularity(trained.split.train, len(catalogue)).astype(np.int64)
+        pool = PoolIndex.build(
+            catalogue, searches(trained.dataset, trained.split), counts, config.search_attributes
+        )
+        fusion = fit_fusion(
+            trained.engine, trained.prepared.encoder(config), pool, trained.split.validation,
+            seed=config.seed, console=console,
+        )  # fmt: skip
         publish(
             bundle,
             model=trained.prepared.model,
             tokenizer=trained.prepared.tokenizer,
-            catalogue=trained.dataset.catalogue,
+            catalogue=catalogue,
             identifiers=trained.prepared.identifiers,
             info=_bundle_info(config, trained),
-            popularity=popularity(trained.split.train, len(trained.dataset.catalogue)).astype(np.int64),
+            popularity=counts,
+            pool=replace(pool, fusion=fusion),
         )
     parallel.wait()
     return bundle
@@ -124,6 +138,7 @@ def fit(
         raise RunError(
             "nobody has three interactions, so there is nothing to validate on; more data is needed"
         )
+    check_attributes(dataset.catalogue, config.search_attributes)
     continued = parallel.agree(check_run(out, config, dataset, resume) if parallel.main else False)
     if (out / "bundle").exists():
         return None

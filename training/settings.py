@@ -10,16 +10,34 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from index.records import check_tree
+
+MOST = 10**9  # of any count: larger ones are slips, and some would not fit the memory of any machine
+MOST_THREADS = 1024
+MOST_BEAMS = 10_000
+SEEDS = 2**32 - 1  # the largest that every random generator takes
+
+MOST_GROUPS = 8  # within each other
+MOST_VALUES = 100_000  # in a file of settings; references in YAML can make few lines many
 
 
 class SettingsGroup(BaseModel):
-    """Base of every settings model: unknown names are refused, and values cannot change."""
+    """Base of every settings model: unknown names and endless numbers are refused, and values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     # pairs of settings of which only one is used: a later value of one replaces an earlier value of the other
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @field_validator("*")
+    @classmethod
+    def _no_slip(cls, value: Any, info: ValidationInfo) -> Any:
+        most = SEEDS if info.field_name == "seed" else MOST_THREADS if info.field_name == "threads" else MOST
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"at most {most}")
+        return value
 
 
 class RunSettings(SettingsGroup):
@@ -33,6 +51,27 @@ class RunSettings(SettingsGroup):
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), "utf-8")
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text; None for an empty one.
+
+    Raises `ValueError` in one line for what is not YAML, and for values that are nested too deeply, in a circle, or too
+    many.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # wrong tags and dates raise whatever they lead to
+        raise ValueError(" ".join(f"it is not YAML: {error}".split())) from error
+    check_tree(value, MOST_VALUES)
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file. Raises what `parse_yaml` raises, and `OSError` if it cannot be read."""
+    return parse_yaml(path.read_text("utf-8"))
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,11 +88,13 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in groups: `{"gems.rank": 4}` becomes `{"gems": {"rank": 4}}`.
 
-    Groups and dotted names may be mixed. Raises `ValueError` if a setting is given twice.
+    Groups and dotted names may be mixed. Raises `ValueError` if a setting is given twice, or lies in too many groups.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         group, dot, inner = str(name).partition(".")
+        if inner.count(".") > MOST_GROUPS:
+            raise ValueError(f"{str(name)[:60]}… is no setting")
         if dot:
             value = nested({inner: value})
         elif isinstance(value, Mapping):

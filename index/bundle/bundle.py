@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from index.bundle.consistency import check_backbone, check_text, check_tokenizer, drop_code
 from index.bundle.item_index import ItemIndex
 from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
@@ -32,11 +33,15 @@ from index.catalogue import Catalogue
 from index.files import atomic_folder, read_array
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import SPELLED, Identifiers
+from index.pool.pool_index import PoolIndex
+from index.records import Record
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.language_model import load_language_model
 from index.sequence.vocabulary import IdentifierVocabulary
 
 FORMAT_VERSION = 3
+MAX_TOKENS = 2**20  # of a prompt
+MAX_CODES = 2**31 - 1  # of a level; token ids
 INDEX = "index"
 CODEBOOKS = "codebooks"
 POPULARITY = "popularity.npy"
@@ -77,25 +82,52 @@ class BundleInfo:
 
     @classmethod
     def load(cls, path: Path) -> BundleInfo:
-        """Read `bundle.json`. Raises `BundleError` for another format version or a missing or wrong field."""
-        record = json.loads(path.read_text("utf-8"))
-        if record.get("format_version") != FORMAT_VERSION:
-            raise BundleError(
-                f"{path}: format version {record.get('format_version')!r}; this program reads {FORMAT_VERSION}"
-            )
-        missing = {f.name for f in fields(cls)} - set(record)
-        if missing:
-            raise BundleError(f"{path}: lacks {', '.join(sorted(missing))}")
-        if record["normalisation"] not in NORMALISATIONS:
-            raise BundleError(f"{path}: unknown normalisation {record['normalisation']!r}")
-        record["codebook_sizes"] = tuple(record["codebook_sizes"])
-        return cls(**{f.name: record[f.name] for f in fields(cls)})
+        """Read `bundle.json`. Raises `BundleError`, `RecordError` for another format version or a wrong field."""
+        record = Record.read(path)
+        version = record.fields.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(f"{path}: format version {version!r}; this program reads {FORMAT_VERSION}")
+        record.require(*(f.name for f in fields(cls)))
+        sizes = record.wholes("codebook_sizes", 1, MAX_CODES)
+        if not sizes:
+            raise BundleError(f"{path}: codebook_sizes holds no level")
+        max_tokens = record.whole("max_tokens", 1, MAX_TOKENS)
+        return cls(
+            bundle_id=record.text("bundle_id"),
+            scheme=record.text("scheme"),
+            codebook_sizes=sizes,
+            first_added_token=record.whole("first_added_token", 1, MAX_CODES),
+            normalisation=record.one_of("normalisation", NORMALISATIONS),
+            max_tokens=max_tokens,
+            max_events=record.whole("max_events", 1, max_tokens),
+            max_query_tokens=record.whole("max_query_tokens", 1, max_tokens),
+            created=record.time("created"),
+            code_version=record.text("code_version"),
+            item_embeddings=record.text("item_embeddings", empty=True),
+            item_encoder=record.text("item_encoder", empty=True),
+            item_encoder_sha256=record.text("item_encoder_sha256", empty=True),
+            data=record.mapping("data"),
+            training=record.mapping("training"),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write `bundle.json`. Raises `BundleError`, `RecordError` if `load` would refuse it."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
+        self.load(path)
 
     def vocabulary(self) -> IdentifierVocabulary:
         """Return the vocabulary of the tokens that were added to its tokenizer."""
         return IdentifierVocabulary(
             self.first_added_token, self.codebook_sizes, spelled=self.scheme == SPELLED
         )
+
+
+def read_info(path: Path) -> BundleInfo:
+    """Read the description of the bundle at `path`, and check that its backbone fits. Raises `BundleError`."""
+    with refusing(path, "opened"):
+        info = BundleInfo.load(path / "bundle.json")
+        check_backbone(path, info.vocabulary(), info.max_tokens)
+        return info
 
 
 def publish(
@@ -107,33 +139,37 @@ def publish(
     identifiers: Identifiers,
     info: BundleInfo,
     popularity: NDArray[np.integer] | None = None,
+    pool: PoolIndex | None = None,
 ) -> None:
     """Write a bundle to `target`: all of it or nothing.
 
     target: must not exist yet.
     popularity: int [items], interactions of each item. A server cannot answer by popularity without it.
+    pool: index of the pool. Without it the beam alone ranks.
     Raises `BundleError` if `target` exists, the parts do not fit each other, or the disk is full.
     """
     if target.exists():
         raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and info.max_tokens > positions:
-        raise BundleError(f"prompts of {info.max_tokens} tokens exceed the model's context of {positions}")
     try:
         with atomic_folder(target) as draft:
             (draft / INDEX).mkdir()
             versions = Versions(draft / INDEX)
             first = versions.next_name()
-            index = ItemIndex.build(info.bundle_id, first, info.created, catalogue, identifiers.codes)
+            index = ItemIndex.build(
+                info.bundle_id, first, info.created, catalogue, identifiers.codes, pool=pool
+            )
             versions.publish(first, index.save)
             model.save_pretrained(draft)
             (draft / "generation_config.json").unlink(missing_ok=True)
             tokenizer.save_pretrained(draft)
+            drop_code(draft)
+            check_backbone(draft, info.vocabulary(), info.max_tokens)
+            check_tokenizer(draft, tokenizer, info.vocabulary())
             if identifiers.codebooks is not None:
                 identifiers.codebooks.save(draft / CODEBOOKS)
             if popularity is not None:
                 np.save(draft / POPULARITY, popularity.astype(np.int64))
-            (draft / "bundle.json").write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
+            info.save(draft / "bundle.json")
             for path in draft.rglob("*.safetensors"):
                 path.chmod(0o644)  # safetensors writes 0600: a server of another user could not read it
             write_manifest(draft, apart=INDEX)
@@ -160,12 +196,12 @@ class Bundle:
         path = Path(path)
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
-            info = BundleInfo.load(path / "bundle.json")
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            info = read_info(path)
             vocabulary = info.vocabulary()
-            if tokenizer.convert_tokens_to_ids(vocabulary.token_names()[-1]) != vocabulary.size - 1:
-                raise BundleError(f"{path}: the tokenizer does not hold the identifier tokens")
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            check_tokenizer(path, tokenizer, vocabulary)
             index = _open_index(path, info)
+            check_text(tokenizer, vocabulary, [item.title for item in index.catalogue])
             return cls(path, info, index, tokenizer, vocabulary, _encoder(info, index, tokenizer, vocabulary))
 
     def refreshed(self) -> Bundle:
@@ -180,9 +216,18 @@ class Bundle:
             )
 
     def codebooks(self) -> Codebooks | None:
-        """Return the codebooks that name later items; None if the identifier scheme has none."""
+        """Return the codebooks that name later items; None if the identifier scheme has none.
+
+        Raises `BundleError` if they are damaged or do not fit the identifiers.
+        """
         folder = self.path / CODEBOOKS
-        return Codebooks.open(folder) if folder.exists() else None
+        if not folder.exists():
+            return None
+        with refusing(folder, "opened"):
+            codebooks = Codebooks.open(folder)
+            if codebooks.sizes != self.info.codebook_sizes[:-1]:  # the last level separates collisions
+                raise BundleError(f"{folder}: the codebooks do not fit the codebook_sizes of bundle.json")
+            return codebooks
 
     def popularity(self) -> NDArray[np.int64] | None:
         """Return the interactions of each item in training: int64 [rows at that time], or None if not published.
@@ -190,16 +235,26 @@ class Bundle:
         Raises `BundleError` if the file is damaged.
         """
         path = self.path / POPULARITY
-        with refusing(self.path, "opened"):
-            return read_array(path) if path.exists() else None
+        if not path.exists():
+            return None
+        with refusing(path, "opened"):
+            counts = read_array(path, np.int64)
+            if len(counts) > len(self.index.catalogue) or (len(counts) and counts.min() < 0):
+                raise BundleError(f"{path} does not hold one count, at least 0, for each of the first items")
+            return counts
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """Return the model, in evaluation mode."""
-        return load_model(self.path, dtype)
+        """Return the model, in evaluation mode. Raises `BundleError` if it cannot be loaded."""
+        with refusing(self.path, "opened"):
+            return load_model(self.path, dtype)
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return the model of the bundle at `path`, in evaluation mode."""
+    """Return the model of the bundle at `path`, in evaluation mode.
+
+    Raises `LanguageModelError` if the weights are not those that `config.json` describes; any other error of
+    transformers goes to the caller.
+    """
     return load_language_model(path, dtype, local=True)
 
 

@@ -3,6 +3,7 @@
     catalogue/items.jsonl     every item, removed ones included, row by row
     trie/*.npy                their identifiers
     filters/                  the items of each attribute value
+    pool/                     what ranks candidates besides the beam (`PoolIndex`); older bundles have none
     index.json                version, the bundle it belongs to, and the removed rows
 
 A removed item keeps its row and its identifier, so that the model still understands histories with this item. It is
@@ -11,7 +12,6 @@ never returned. Rows are only added: a row means the same item in all later vers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.bundle.index_record import IndexRecord
 from index.bundle.manifest import BundleError
 from index.catalogue import Catalogue
+from index.pool.pool_index import PoolIndex
 from index.trie.allowed import SlotSet
 from index.trie.filters import Filters
 from index.trie.trie import Trie
+
+POOL = "pool"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,7 @@ class ItemIndex:
     created: ISO 8601 time.
     removed: rows of removed items, ascending.
     living: slots of the other items; None if no item is removed.
+    pool: None in a bundle of an older program, which is ranked by the beam alone.
     """
 
     bundle_id: str
@@ -44,6 +49,7 @@ class ItemIndex:
     filters: Filters
     removed: tuple[int, ...]
     living: SlotSet | None
+    pool: PoolIndex | None = None
 
     @classmethod
     def build(
@@ -54,11 +60,13 @@ class ItemIndex:
         catalogue: Catalogue,
         codes: NDArray[np.integer],
         removed: Sequence[int] = (),
+        pool: PoolIndex | None = None,
     ) -> ItemIndex:
         """Build the trie and the filters of a catalogue.
 
         codes: int [N, L], the identifiers of the catalogue's rows.
         removed: rows of removed items, in any order.
+        pool: of the same catalogue.
         Raises `BundleError` if items and identifiers differ in number, `TrieError` for codes that form no trie.
         """
         if len(codes) != len(catalogue):
@@ -66,7 +74,7 @@ class ItemIndex:
         trie = Trie.build(codes)
         rows, living = _split_removed(trie, removed)
         filters = Filters.build(catalogue, trie, living)
-        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living)
+        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living, pool)
 
     @property
     def living_count(self) -> int:
@@ -79,30 +87,41 @@ class ItemIndex:
         self.catalogue.save(folder / "catalogue" / "items.jsonl")
         self.trie.save(folder / "trie")
         self.filters.save(folder / "filters")
-        record = {
-            "bundle_id": self.bundle_id, "version": self.version, "created": self.created,
-            "items": len(self.catalogue), "removed": list(self.removed),
-        }  # fmt: skip
-        (folder / "index.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        if self.pool is not None:
+            self.pool.save(folder / POOL)
+        about = (self.bundle_id, self.version, self.created, len(self.catalogue), self.removed)
+        IndexRecord(*about).save(folder)
 
     @classmethod
     def open(cls, folder: Path) -> ItemIndex:
-        """Read an index that `save` wrote; arrays are memory-mapped. Raises `BundleError` if its parts do not fit."""
-        record = json.loads((folder / "index.json").read_text("utf-8"))
+        """Read an index that `save` wrote into memory.
+
+        Raises `BundleError` or `ValueError` if a part is wrong, or the parts do not fit each other.
+        """
+        about = IndexRecord.load(folder)
         catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
         trie = Trie.open(folder / "trie")
-        if trie.items != len(catalogue):
-            raise BundleError(f"{folder}: {trie.items} identifiers for {len(catalogue)} items")
-        rows, living = _split_removed(trie, record["removed"])
+        if not about.items == trie.items == len(catalogue):
+            raise BundleError(
+                f"{folder}: {trie.items} identifiers for {len(catalogue)} items, and {about.items} by index.json"
+            )
+        rows, living = _split_removed(trie, about.removed)
         filters = Filters.open(folder / "filters", trie.items, living)
-        about = (record["bundle_id"], record["version"], record["created"])
-        return cls(*about, catalogue, trie, filters, rows, living)
+        pool = PoolIndex.open(folder / POOL, catalogue) if (folder / POOL).exists() else None
+        return cls(
+            about.bundle_id, about.version, about.created, catalogue, trie, filters, rows, living, pool
+        )
 
 
 def open_identifiers(folder: Path) -> tuple[Trie, SlotSet | None]:
-    """Open the part of a version that an engine needs: its trie, and `ItemIndex.living`."""
-    trie = Trie.open(folder / "trie")
-    return trie, _split_removed(trie, json.loads((folder / "index.json").read_text("utf-8"))["removed"])[1]
+    """Read the part of a version that an engine needs: its trie, and `ItemIndex.living`.
+
+    Another process must have opened the same files as an `ItemIndex` before, which checks them.
+    """
+    about, trie = IndexRecord.load(folder), Trie.open(folder / "trie", checked=True)
+    if about.items != trie.items:
+        raise BundleError(f"{folder}: {trie.items} identifiers, {about.items} by index.json")
+    return trie, _split_removed(trie, about.removed)[1]
 
 
 def _split_removed(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:

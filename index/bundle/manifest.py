@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from index.records import Record
+
 MANIFEST = "manifest.json"
+LARGEST_FILE = 2**63 - 1  # bytes
 
 
 class BundleError(Exception):
@@ -35,17 +38,16 @@ def verify(folder: Path, apart: str | None = None) -> None:
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
     try:
-        expected = json.loads(path.read_text("utf-8"))["files"]
-        entries = [(name, entry["sha256"], entry["bytes"]) for name, entry in expected.items()]
+        entries = _entries(path)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} holds no {MANIFEST}; it is not a complete bundle") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}") from error
     present = set(_files(folder, apart)) - {MANIFEST}
-    unknown = present - set(expected)
+    unknown = present - set(entries)
     if unknown:
         raise BundleError(f"{folder / min(unknown)} is not listed in the manifest")
-    for name, sha256, size in entries:
+    for name, (size, sha256) in entries.items():
         if name not in present:
             raise BundleError(f"{folder / name} is missing")
         if (folder / name).stat().st_size != size or sha256_of(folder / name) != sha256:
@@ -54,16 +56,33 @@ def verify(folder: Path, apart: str | None = None) -> None:
             )
 
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError)  # errors that damaged files may cause
+def _entries(path: Path) -> dict[str, tuple[int, str]]:
+    """Return the size and SHA-256 of each file of a manifest. Raises `ValueError`, `FileNotFoundError`."""
+    files = Record(path, Record.read(path).mapping("files"))
+    entries = {name: Record(path, files.mapping(name)) for name in files.names}
+    return {
+        name: (each.whole("bytes", 0, LARGEST_FILE), each.text("sha256")) for name, each in entries.items()
+    }
+
+
+PANIC = "PanicException"  # what libraries in Rust fail with; it is no `Exception`, and has no public name
 
 
 @contextmanager
-def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
-    """Turn errors of some kinds into `BundleError`. what: completes the message "PATH cannot be …"."""
+def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Turn errors of some kinds into `BundleError`. what: completes the message "PATH cannot be …".
+
+    By default of every kind: libraries that read foreign files raise whatever a damaged one leads to.
+    """
     try:
         yield
-    except kinds as error:
-        raise BundleError(f"{path} cannot be {what}: {error}") from error
+    except BundleError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, kinds) and type(error).__name__ != PANIC:
+            raise
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        raise BundleError(f"{path} cannot be {what}: {kind}{error}") from error
 
 
 def sha256_of(path: Path) -> str:

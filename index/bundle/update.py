@@ -1,9 +1,10 @@
 """Updates of the catalogue: items are added, changed and removed without training.
 
 A new item gets the codes of its vector from the fixed codebooks, and the first free number after them. If no number is
-free, the last code is replaced by the next nearest one. A text identifier spells the new title. A changed item keeps
-its identifier, because the model knows the item by it. A removed item keeps its row (see `ItemIndex`) and is living
-again if it is added again.
+free, the last code is replaced by the next nearest one. A text identifier spells the new title. Where one code names
+one item (atomic identifiers), a new item shares the code of the known item whose text is most like its own: the beam
+returns both, and histories with either mean the same to the model. A changed item keeps its identifier, because the
+model knows the item by it. A removed item keeps its row (see `ItemIndex`) and is living again if it is added again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from index.catalogue import Catalogue, CatalogueError, Item
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import IdentifierError
 from index.identifiers.schemes.text import spell
+from index.pool.pool_index import PoolIndex
 from index.sequence.plain_text import plain_tokens
 
 Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
@@ -74,18 +76,45 @@ def update_index(
             return Update(now.version, 0, 0, 0)
         codes = now.trie.codes()
         if new:
-            codes = np.concatenate([codes, _name(new, codes, bundle, embed)])
-        version = versions.next_name()
-        index = ItemIndex.build(
-            bundle.info.bundle_id,
-            version,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new]),
-            codes,
-            sorted((set(now.removed) - set(existing)) | leaving),
-        )
-        versions.publish(version, index.save)
+            codes = np.concatenate([codes, _name(new, now, codes, bundle, embed)])
+        catalogue = Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new])
+        gone = sorted((set(now.removed) - set(existing)) | leaving)
+        pool = None if now.pool is None else now.pool.updated(catalogue)
+        version = _publish(bundle, versions, catalogue, codes, gone, pool)
         return Update(version, len(new), len(changed), len(leaving), versions.prune(keep, now.version))
+
+
+def replace_pool(bundle: Bundle, pool: PoolIndex, *, keep: int = 3) -> str:
+    """Publish the next version of a bundle's index, with the same items and another pool, and return its name.
+
+    pool: of the current version's catalogue.
+    keep: see `update_index`.
+    Raises `BundleError` if another update is running or the disk is full, or the items have changed meanwhile.
+    """
+    versions = Versions(bundle.path / INDEX)
+    with refusing(bundle.path, "updated", (OSError,)), versions.locked():
+        now = bundle.refreshed().index
+        if now.version != bundle.index.version:
+            raise BundleError(f"{bundle.path} has moved on to version {now.version}; try again")
+        version = _publish(bundle, versions, now.catalogue, now.trie.codes(), now.removed, pool)
+        versions.prune(keep, now.version)
+        return version
+
+
+def _publish(
+    bundle: Bundle,
+    versions: Versions,
+    catalogue: Catalogue,
+    codes: NDArray[np.int64],
+    removed: Sequence[int],
+    pool: PoolIndex | None,
+) -> str:
+    """Publish the next version of the index, point to it, and return its name."""
+    version = versions.next_name()
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    index = ItemIndex.build(bundle.info.bundle_id, version, created, catalogue, codes, removed, pool)
+    versions.publish(version, index.save)
+    return version
 
 
 def rollback_index(path: Path, version: str) -> None:
@@ -97,7 +126,7 @@ def rollback_index(path: Path, version: str) -> None:
     with refusing(path, "rolled back"):
         info = BundleInfo.load(path / "bundle.json")
         with versions.locked():
-            if version in versions.names() and versions.describe(version)["bundle_id"] != info.bundle_id:
+            if version in versions.names() and versions.describe(version).bundle_id != info.bundle_id:
                 raise BundleError(f"{versions.folder / version} belongs to another bundle")
             versions.point_to(version)
 
@@ -126,11 +155,15 @@ def _rows_to_remove(now: ItemIndex, removed: Sequence[str], given: dict[str, Ite
     return rows
 
 
-def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: Embed) -> NDArray[np.int64]:
+def _name(
+    new: Sequence[Item], now: ItemIndex, codes: NDArray[np.int64], bundle: Bundle, embed: Embed
+) -> NDArray[np.int64]:
     """Return identifiers for new items: int64 [new, L]."""
     if bundle.vocabulary.spelled:
         return _spell(new, codes, bundle)
     codebooks = bundle.codebooks()
+    if codebooks is None and now.pool is not None:
+        return codes[_relatives(new, now.pool)]
     if codebooks is None:
         raise IdentifierError(
             f"{len(new)} items are new, and this bundle has no codebooks to name them by ({bundle.info.scheme} "
@@ -156,6 +189,20 @@ def _name(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, embed: 
         taken.add(identifier)
         named.append(identifier)
     return np.array(named, np.int64)
+
+
+def _relatives(new: Sequence[Item], pool: PoolIndex) -> NDArray[np.int64]:
+    """Return for each new item the row of the known item whose text shares most with it: int64 [new].
+
+    If no item shares a word, it is the one with the fewest events.
+    """
+    known = np.flatnonzero(~pool.fresh)
+    rarest = known[np.argmin(pool.counts[known])]
+    rows = []
+    for item in new:
+        scores = pool.lexical.match(item.text()).scores[known]
+        rows.append(known[np.argmax(scores)] if scores.max() > 0 else rarest)
+    return np.array(rows, np.int64)
 
 
 def _spell(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle) -> NDArray[np.int64]:

@@ -17,10 +17,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from index.bundle.manifest import MANIFEST, BundleError, sha256_of, verify, write_manifest
+from index.bundle.index_record import IndexRecord
+from index.bundle.manifest import MANIFEST, BundleError, refusing, sha256_of, verify, write_manifest
 from index.files import atomic_folder, atomic_write
+from index.records import Record
 
 POINTER = "current.json"
 NAME = re.compile(r"v([1-9]\d*)")
@@ -52,19 +53,19 @@ class Versions:
         """Return the name of the current version without a check. Raises `BundleError` for a damaged pointer."""
         return self._pointer()[0]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> IndexRecord:
         """Check a version and return the content of its `index.json`. Raises `BundleError` if it is damaged."""
-        verify(self.folder / name)
-        record: dict[str, Any] = json.loads((self.folder / name / "index.json").read_text("utf-8"))
-        return record
+        with refusing(self.folder / name, "opened"):
+            verify(self.folder / name)
+            return IndexRecord.load(self.folder / name)
 
     def _pointer(self) -> tuple[str, str]:
         """Return the name of the current version, and the SHA-256 of its manifest."""
         pointer = self.folder / POINTER
         try:
-            record = json.loads(pointer.read_text("utf-8"))
-            name, manifest = str(record["version"]), str(record["manifest_sha256"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            record = Record.read(pointer)
+            name, manifest = record.text("version"), record.text("manifest_sha256")
+        except (OSError, ValueError) as error:
             raise BundleError(f"{pointer} is damaged: {error}") from error
         if name not in self.names():
             raise BundleError(f"{pointer} is damaged: it names no version")

@@ -50,6 +50,11 @@ class Codebooks:
         """d, the dimensions of the vectors that are quantised."""
         return len(self.encoder[0].weight)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return tuple(len(book) for book in self.levels)
+
     def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the encoded vectors: float32 [N, d] → [N, h]."""
         hidden = vectors
@@ -94,15 +99,36 @@ class Codebooks:
 
     @classmethod
     def open(cls, folder: Path) -> Codebooks:
-        """Read the codebooks that `save` wrote."""
+        """Read the codebooks that `save` wrote. Raises `ValueError` if they cannot be applied one after the other."""
         stored = load_file(folder / FILE)
         depths = range(sum(name.endswith(".weight") for name in stored))
         levels = range(sum(name.startswith("level_") for name in stored))
-        return cls(
+        codebooks = cls(
             tuple(Layer(stored[f"encoder_{j}.weight"], stored[f"encoder_{j}.bias"]) for j in depths),
             tuple(stored[f"level_{j}"] for j in levels),
             tuple(stored[f"prices_{j}"] for j in levels),
         )
+        codebooks._check()
+        return codebooks
+
+    def _check(self) -> None:
+        """Raise `ValueError` unless the shapes follow from each other and all numbers are finite."""
+        if not self.encoder or not self.levels:
+            raise ValueError("there is no encoder or no level")
+        layers = [each for layer in self.encoder for each in (layer.weight, layer.bias)]
+        arrays = [*layers, *self.levels, *self.prices]
+        if not all(each.dtype == np.float32 and np.isfinite(each).all() for each in arrays):
+            raise ValueError("a number is not finite, or not float32")
+        width = self.dimensions
+        for layer in self.encoder:
+            if layer.weight.shape != (width, layer.bias.size) or layer.bias.ndim != 1:
+                raise ValueError("the layers of the encoder do not fit each other")
+            width = layer.bias.size
+        for book, price in zip(self.levels, self.prices, strict=True):
+            if not len(book) or book.shape != (len(book), width) or price.shape != (len(book),):
+                raise ValueError("a level does not fit the encoder or its prices")
+            if price.min() < 0:
+                raise ValueError("a price is negative")
 
 
 def costs(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 
 class LanguageModelError(ValueError):
-    """The model is of a kind that is not supported."""
+    """The model is of a kind that is not supported, or its weights are not those that its settings describe."""
 
 
 def load_language_model(
@@ -23,18 +23,14 @@ def load_language_model(
 
     source: a folder, or a name on the hub.
     local: whether it is a folder that this program wrote. Then weights must be safetensors, never a pickle.
-    Raises `LanguageModelError` for an encoder-decoder other than T5; errors of transformers go to the caller.
+    Raises `LanguageModelError` for an encoder-decoder other than T5, and for a local one whose weights are not exactly
+    those that its `config.json` describes; errors of transformers go to the caller.
     """
-    safetensors = True if local else None  # None: if there are any
     config = AutoConfig.from_pretrained(source, local_files_only=local)
     if not config.is_encoder_decoder:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=local, use_safetensors=safetensors
-        )
+        model = _load(AutoModelForCausalLM, source, dtype, local)
     elif config.model_type == "t5":
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=dtype, local_files_only=local, use_safetensors=safetensors
-        )
+        model = _load(AutoModelForSeq2SeqLM, source, dtype, local)
         if model.config.decoder_start_token_id is None:
             model.config.decoder_start_token_id = model.config.pad_token_id
         if model.config.decoder_start_token_id is None:
@@ -48,6 +44,37 @@ def load_language_model(
         )
     evaluated: PreTrainedModel = model.eval()
     return evaluated
+
+
+def _load(
+    kind: type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM],
+    source: str | Path,
+    dtype: torch.dtype,
+    local: bool,
+) -> PreTrainedModel:
+    """Load the weights into a model of this kind."""
+    safetensors = True if local else None  # None: if there are any
+    try:
+        model, loaded = kind.from_pretrained(
+            source,
+            dtype=dtype,
+            local_files_only=local,
+            use_safetensors=safetensors,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise LanguageModelError(
+            f"{source}: config.json describes another model than the weights, whose shapes differ; the log lists them"
+        ) from error
+    differing = sorted({*loaded["missing_keys"], *loaded["unexpected_keys"]})
+    if local and differing:  # transformers would leave them at random, or leave them out
+        raise LanguageModelError(
+            f"{source}: config.json describes another model than the weights, which differ in {differing[0]}"
+            + (f" and {len(differing) - 1} more" if len(differing) > 1 else "")
+        )
+    return model
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from index.catalogue import Catalogue, Item
 from index.files import read_array
+from index.records import Record
 from index.trie.allowed import SlotSet
 from index.trie.trie import Trie
 
@@ -37,6 +39,12 @@ PATH = " > "
 MAX_TEXT_CHARS = 512  # nobody filters by longer texts
 MAX_NAMED = 20  # attributes in a message
 COMPILED_BYTES = 2**28  # size of the cache of filters that requests have used
+ARRAYS: dict[str, type[np.generic]] = {  # those of an attribute, as they are stored
+    "term_first": np.int64,
+    "term_slots": np.int32,
+    "numbers": np.float64,
+    "number_slots": np.int32,
+}
 
 
 class FilterError(ValueError):
@@ -86,6 +94,23 @@ class Attribute:
         if isinstance(condition, Mapping):
             return self._range(condition)
         return self._equal(condition)
+
+    def fault(self, slots: int) -> str | None:
+        """Return what is wrong with the lists, if they are to be those of `slots` slots; None if nothing is."""
+        first, listed = self.term_first, (self.term_slots, self.number_slots)
+        if any(one >= other for one, other in pairwise(self.terms)):
+            return "the terms do not ascend"
+        if len(first) != len(self.terms) + 1 or first[0] != 0 or first[-1] != len(self.term_slots):
+            return "term_first does not fit the terms"
+        if not (first[1:] > first[:-1]).all():
+            return "term_first does not ascend"
+        if len(self.numbers) != len(self.number_slots) or not np.isfinite(self.numbers).all():
+            return "the numbers are no numbers of slots"
+        if not (self.numbers[1:] >= self.numbers[:-1]).all():
+            return "the numbers do not ascend"
+        if any(len(each) and (each.min() < 0 or each.max() >= slots) for each in listed):
+            return f"a slot is none of the {slots}"
+        return None
 
     def _equal(self, value: Value) -> NDArray[np.int32]:
         if not isinstance(value, str | bool):
@@ -173,26 +198,32 @@ class Filters:
         folder.mkdir(parents=True, exist_ok=True)
         for k, name in enumerate(self.names):
             attribute = self._attributes[name]
-            np.save(folder / f"{k}_term_first.npy", attribute.term_first)
-            np.save(folder / f"{k}_term_slots.npy", attribute.term_slots)
-            np.save(folder / f"{k}_numbers.npy", attribute.numbers)
-            np.save(folder / f"{k}_number_slots.npy", attribute.number_slots)
+            for part in ARRAYS:
+                np.save(folder / f"{k}_{part}.npy", getattr(attribute, part))
         terms = {name: self._attributes[name].terms for name in self.names}
         (folder / "attributes.json").write_text(json.dumps(terms, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod
     def open(cls, folder: Path, slots: int, living: SlotSet | None = None) -> Filters:
-        """Memory-map the arrays that `save` wrote. slots, living: see the class."""
-        terms: dict[str, list[str]] = json.loads((folder / "attributes.json").read_text("utf-8"))
-        parts = ("term_first", "term_slots", "numbers", "number_slots")
-        return cls(
-            {
-                name: Attribute(known, *(read_array(folder / f"{k}_{part}.npy") for part in parts))
-                for k, (name, known) in enumerate(terms.items())
-            },
-            slots,
-            living,
-        )
+        """Read what `save` wrote. slots, living: see the class.
+
+        Raises `ValueError` that names the file if the lists are not those of `slots` slots.
+        """
+        record = Record.read(folder / "attributes.json")
+        if len(list(folder.glob("*.npy"))) != len(ARRAYS) * len(record.names):
+            raise ValueError(
+                f"{folder}: attributes.json names {len(record.names)}, which do not fit the arrays"
+            )
+        attributes = {}
+        for k, name in enumerate(record.names):
+            attributes[name] = Attribute(
+                record.texts(name),
+                *(read_array(folder / f"{k}_{part}.npy", kind) for part, kind in ARRAYS.items()),
+            )
+            wrong = attributes[name].fault(slots)
+            if wrong:
+                raise ValueError(f"{folder}: of attribute {k}, {wrong}")
+        return cls(attributes, slots, living)
 
 
 def _values(item: Item) -> Iterator[tuple[str, Value]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.files import read_array
+
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS
 
@@ -53,9 +55,11 @@ class Offsets:
         return value
 
     def spans(self, ranges: int, end: int) -> bool:
-        """Whether these are the offsets of `ranges` ranges, the last of which ends at `end`."""
-        fit = len(self) == ranges + 1 and len(self.base) == -(-len(self) // BLOCK)
-        return fit and int(self[np.array([ranges])][0]) == end
+        """Whether these are the offsets of `ranges` ranges, none of them empty, that cover 0 … end − 1."""
+        if len(self) != ranges + 1 or len(self.base) != -(-len(self) // BLOCK):
+            return False
+        values = self.values()
+        return bool(values[0] == 0 and values[-1] == end and (values[1:] > values[:-1]).all())
 
     def values(self) -> NDArray[np.int64]:
         """Return all values: int64 [n]."""
@@ -65,3 +69,11 @@ class Offsets:
         """Write `NAME_base.npy` and `NAME_excess.npy`."""
         np.save(folder / f"{name}_base.npy", self.base)
         np.save(folder / f"{name}_excess.npy", self.excess)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> Offsets:
+        """Read what `save` wrote. Raises `ValueError` that names the file."""
+        return cls(
+            read_array(folder / f"{name}_base.npy", np.int32),
+            read_array(folder / f"{name}_excess.npy", np.uint8, np.uint16, np.uint32),
+        )

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.files import read_array
+
 WORD_BITS = 6
 WORD = 1 << WORD_BITS
 
@@ -37,15 +39,22 @@ class RankedBits:
         """Bytes in memory."""
         return self.words.nbytes + self.before.nbytes
 
-    def spans(self, n: int, members: int) -> bool:
-        """Whether this is a subset of 0 … n − 1 with `members` members."""
-        words = n // WORD + 1
-        return len(self.words) == len(self.before) == words and self.rank(np.array([n]))[0] == members
+    def equals(self, other: RankedBits) -> bool:
+        """Whether it is the same set, counted in the same way."""
+        return np.array_equal(self.words, other.words) and np.array_equal(self.before, other.before)
 
     def save(self, folder: Path, name: str) -> None:
         """Write `NAME_words.npy` and `NAME_before.npy`."""
         np.save(folder / f"{name}_words.npy", self.words)
         np.save(folder / f"{name}_before.npy", self.before)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> RankedBits:
+        """Read what `save` wrote. Raises `ValueError` that names the file."""
+        return cls(
+            read_array(folder / f"{name}_words.npy", np.uint64),
+            read_array(folder / f"{name}_before.npy", np.int32),
+        )
 
     def rank(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of members below each position in 0 … n: int64, same shape."""

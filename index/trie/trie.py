@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,40 +176,50 @@ class Trie:
         np.save(folder / "slot_items.npy", self.slot_items)
 
     @classmethod
-    def open(cls, folder: Path) -> Trie:
-        """Memory-map a stored trie. Raises `TrieError` if its arrays do not fit each other."""
+    def open(cls, folder: Path, *, checked: bool = False) -> Trie:
+        """Read a stored trie into memory.
 
-        def read(name: str) -> NDArray[Any]:
-            try:
-                return read_array(folder / f"{name}.npy")
-            except ValueError as error:
-                raise TrieError(str(error)) from error
-
-        def offsets(name: str) -> Offsets:
-            return Offsets(read(f"{name}_base"), read(f"{name}_excess"))
-
-        def bits(name: str) -> RankedBits:
-            return RankedBits(read(f"{name}_words"), read(f"{name}_before"))
-
+        checked: whether another process has opened these files before, so that `check` is spared.
+        Raises `TrieError` if a file is missing or the arrays do not form a trie.
+        """
         levels = len(list(folder.glob("code_*.npy")))
-        trie = cls(
-            tuple(read(f"code_{level}") for level in range(levels)),
-            tuple(offsets(f"first_edge_{level}") for level in range(levels)),
-            tuple(bits(f"first_slots_{depth}") for depth in range(1, levels + 1)),
-            offsets("leaf_first"),
-            read("slot_items"),
-        )
-        nodes = 1
-        for level in range(levels):
-            edges = len(trie.code[level])
-            if not trie.first_edge[level].spans(nodes, edges):
-                raise TrieError(f"{folder}: the arrays of level {level} do not fit each other")
-            if not trie.first_slots[level].spans(trie.items, edges):
-                raise TrieError(f"{folder}: the first slots of depth {level + 1} do not fit the trie")
-            nodes = edges
-        if not levels or not trie.leaf_first.spans(nodes, trie.items):
-            raise TrieError(f"{folder}: the leaf arrays do not fit the trie")
+        try:
+            trie = cls(
+                tuple(read_array(folder / f"code_{k}.npy", np.uint16, np.uint32) for k in range(levels)),
+                tuple(Offsets.open(folder, f"first_edge_{level}") for level in range(levels)),
+                tuple(RankedBits.open(folder, f"first_slots_{depth}") for depth in range(1, levels + 1)),
+                Offsets.open(folder, "leaf_first"),
+                read_array(folder / "slot_items.npy", np.int32),
+            )
+            if not checked:
+                trie.check()
+        except TrieError as error:
+            raise TrieError(f"{folder}: {error}") from error
+        except ValueError as error:
+            raise TrieError(str(error)) from error
         return trie
+
+    def check(self) -> None:
+        """Raise `TrieError` unless the arrays are those of one trie in which each item has one slot."""
+        if not self.levels or not self.items:
+            raise TrieError("there is no identifier")
+        nodes = 1
+        for level, (code, first) in enumerate(zip(self.code, self.first_edge, strict=True)):
+            if not first.spans(nodes, len(code)):
+                raise TrieError(f"the arrays of level {level} do not fit each other")
+            if not (code[1:] > code[:-1])[~_members(first.values()[:-1], len(code))[1:]].all():
+                raise TrieError(f"codes of level {level} do not ascend below a node")
+            nodes = len(code)
+        if not self.leaf_first.spans(nodes, self.items):
+            raise TrieError("the leaf arrays do not fit the trie")
+        first_slot = self.leaf_first.values()
+        for depth in range(self.levels, 0, -1):
+            if not self.first_slots[depth - 1].equals(RankedBits.of(_members(first_slot[:-1], self.items))):
+                raise TrieError(f"the first slots of depth {depth} do not fit the trie")
+            first_slot = first_slot[self.first_edge[depth - 1].values()]
+        rows = self.slot_items
+        if rows.min() < 0 or rows.max() >= len(rows) or not _members(rows, len(rows)).all():
+            raise TrieError("slot_items does not hold each item once")
 
 
 def ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -223,6 +232,13 @@ def ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np
     value = np.arange(len(owner))
     value += np.repeat(begin - (np.cumsum(count) - count), count)
     return owner, value
+
+
+def _members(positions: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
+    """Return a mask that is true at the positions: bool [total]."""
+    member = np.zeros(total, bool)
+    member[positions] = True
+    return member
 
 
 def _narrow(column: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:

@@ -20,13 +20,15 @@
     ├── EngineUnavailableError  503   the engine process ended, and is being restarted
     └── DeadlineError           504   no answer within `request_timeout_ms`
 
-Each error is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES` bytes. No message contains any part of
-the request: what a client sent is repeated neither in the answer nor in the logs.
+Each error is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES` bytes. No message contains a value of
+the request: what a client sent is repeated neither in the answer nor in the logs. Only the name of an unknown field is
+in the answer. The two refusals of status 409, which only administrators can cause, name files of the server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -34,12 +36,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from server.api.requests import BatchRequest, HistoryEntry, SearchEntry
 from server.api.responses import FieldError, Problem
 
 MAX_PROBLEM_BYTES = 2048
 PROBLEM_JSON = "application/problem+json"
-_MAX_FIELD_ERRORS = 5
+MAX_FIELD_ERRORS = 5
+MAX_NAME_CHARS = 64  # of an unknown field
 _MAX_TEXT = 120
+_KNOWN = sorted({*SearchEntry.model_fields, *HistoryEntry.model_fields, *BatchRequest.model_fields})
+_MAX_DETAIL = 800
+_GOES_ON = "What was served goes on. The reason: "
 
 
 class ServerError(Exception):
@@ -89,9 +96,25 @@ class MethodNotAllowedError(ServerError):
 class IndexRefusedError(ServerError):
     status, code, title = 409, "index_refused", "The index version cannot be served"
 
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(_refusal(reason))
+
 
 class BundleRefusedError(ServerError):
     status, code, title = 409, "bundle_refused", "The bundle cannot be served"
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(_refusal(reason))
+
+
+def _refusal(reason: Exception) -> str:
+    """Return the detail of a refusal, on one line; only administrators see it."""
+    line = " ".join(str(reason).split())
+    shown = "".join(each if each.isprintable() else "?" for each in line)
+    room = (_MAX_DETAIL - len(_GOES_ON)) // 2
+    if len(shown.encode()) > 2 * room:  # the file is named at the start, what is wrong with it at the end
+        shown = f"{shown.encode()[:room].decode(errors='ignore')}…{shown.encode()[-room:].decode(errors='ignore')}"
+    return _GOES_ON + shown
 
 
 class BodyTimeoutError(ServerError):
@@ -112,9 +135,17 @@ class InvalidRequestError(ServerError):
     @classmethod
     def at(cls, field: str, message: str) -> InvalidRequestError:
         """Return the error for one invalid field of the body."""
+        return cls.of({field: message})
+
+    @classmethod
+    def of(cls, messages: Mapping[str, str]) -> InvalidRequestError:
+        """Return the error for invalid fields of the body: what is wrong, by field."""
         return cls(
             "One or more fields have to be mended.",
-            errors=[FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])],
+            errors=[
+                FieldError(where=f"body.{field}", message=message[: 4 * _MAX_TEXT])
+                for field, message in messages.items()
+            ],
         )
 
 
@@ -167,9 +198,9 @@ def problem(error: ServerError, request_id: str) -> Problem:
         type=f"urn:gems:problem:{error.code}",
         title=error.title,
         status=error.status,
-        detail=error.detail[: 2 * _MAX_TEXT],
+        detail=error.detail[:_MAX_DETAIL],
         request_id=request_id,
-        errors=error.errors[:_MAX_FIELD_ERRORS],
+        errors=error.errors[:MAX_FIELD_ERRORS],
     )
 
 
@@ -188,7 +219,7 @@ def as_server_error(error: Exception) -> ServerError:
     if isinstance(error, ServerError):
         return error
     if isinstance(error, RequestValidationError):
-        found = [_field_error(each) for each in islice(error.errors(), _MAX_FIELD_ERRORS)]
+        found = [_field_error(each) for each in islice(error.errors(), MAX_FIELD_ERRORS)]
         return InvalidRequestError("One or more fields have to be mended.", errors=found)
     if isinstance(error, HTTPException):
         return _from_routing(error)
@@ -196,14 +227,24 @@ def as_server_error(error: Exception) -> ServerError:
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
-    """Convert an error of pydantic. Neither the values that were sent nor the names of unknown fields are kept."""
+    """Convert an error of pydantic. The values that were sent are not kept."""
     path = list(error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":  # the last part is a name chosen by the client
-        path, message = path[:-1], "holds an unknown field; see /docs for the known ones"
+        path, message = path[:-1], _unknown(str(path[-1]))
     if "filter" in path:  # attribute names are chosen by the client, too
         path = path[: path.index("filter") + 1]
     return FieldError(where=".".join(str(part) for part in path)[:_MAX_TEXT], message=message[:_MAX_TEXT])
+
+
+def _unknown(name: str) -> str:
+    """Name an unknown field, in printable ASCII, and the known one that was probably meant."""
+    start = name[: MAX_NAME_CHARS + 1]
+    shown = ascii(start)[1:-1]
+    if len(shown) > MAX_NAME_CHARS:
+        shown = shown[: MAX_NAME_CHARS - 1] + "…"
+    meant = [known for known in get_close_matches(start, _KNOWN, 1) if known != start]
+    return f"unknown field '{shown}'" + (f"; did you mean '{meant[0]}'?" if meant else "; see /docs")
 
 
 def _from_routing(error: HTTPException) -> ServerError:

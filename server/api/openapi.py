@@ -67,7 +67,7 @@ def onwards() -> dict[int | str, dict[str, Any]]:
     history = [{"item_id": "$response.body#/items/0/item_id"}]
     bodies: dict[str, dict[str, Any]] = {
         "search": {"query": "more like this", "history": history},
-        "recommend": {"history": history, "exclude_history": True},
+        "recommend": {"history": history},
         "batch": {"requests": [{"task": "recommendation", "history": history}]},
     }
     links = {

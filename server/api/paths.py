@@ -10,14 +10,21 @@ KINDS = (*(task.value for task in Task), "batch")  # the kinds of ranking reques
 _RANKING = {"/search": Task.SEARCH.value, "/recommend": Task.RECOMMENDATION.value, "/batch": "batch"}
 RANKING = _RANKING | {VERSION + path: kind for path, kind in _RANKING.items()}
 LOOKUP = "/items"
-PLAYGROUND = {"/": "index.html"} | {  # path → file in `server/static`
+DOCS = {"/docs": "index.html"} | {  # path → file in `server/static/docs`
+    f"/docs/{name}": name for name in ("start.js", "icon.svg")
+}
+SWAGGER_UI = {f"/docs/{name}": name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
+PLAYGROUND = {"/": "index.html"} | {  # path → file in `server/static/playground`
     f"/playground/{name}": name
     for name in (
         *("style.css", "icon.svg"),
         *("app.js", "api.js", "card.js", "combobox.js", "dom.js", "results.js"),
     )
 }
-QUIET = ("/health/live", "/health/ready", "/metrics", "/info", "/docs", "/openapi.json", *PLAYGROUND)
+QUIET = (
+    *("/health/live", "/health/ready", "/metrics", "/info", "/openapi.json"),
+    *(*DOCS, *SWAGGER_UI, *PLAYGROUND),
+)
 ADMINISTRATION = ("/admin/index/refresh", "/admin/bundle/refresh")
 _LOOKUPS = (LOOKUP, VERSION + LOOKUP)
 NAMED = {*RANKING, *_LOOKUPS, *QUIET, *ADMINISTRATION}

@@ -1,32 +1,31 @@
 """The bodies of requests.
 
-Validation is strict: no type coercion, no unknown fields. The service checks the limits that an operator can set; the
-ceilings here only bound the work of validation.
+Validation is strict: no type coercion, no unknown fields. An optional field that is null counts as absent. The service
+checks the limits that an operator can set; the ceilings here only bound the work of validation.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
-from index.trie.filters import BOUNDS, MAX_TEXT_CHARS
+from index.words import is_blank
+from server.api import filter as filters
+from server.api.filter import Filter
 
+QUERY_CEILING = 10_000  # `max_query_chars` cannot be set higher
 HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
 MAX_ITEM_ID_CHARS = 512
 MAX_FIELDS = 32  # fields of one JSON object; no valid request has as many
 
 BATCH_CEILING = 1000  # `max_batch_requests` cannot be set higher
 ITEMS_CEILING = 10_000  # entries of `exclude` and of `candidates`
-MAX_FILTER_VALUES = 1000  # values of one attribute
 
 TaskName = Literal["search", "recommendation"]
 Fallback = Literal["none", "popularity"]
 ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-FilterValue = Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | bool | Number
-FilterValues = Annotated[list[FilterValue], Field(min_length=1)]
+ItemIds = Annotated[list[ItemId], Field(max_length=ITEMS_CEILING)]
 
 
 def _crowded(data: Any) -> bool:
@@ -40,31 +39,6 @@ def _short(values: Any, most: int) -> Any:
     return values
 
 
-def _check_condition(condition: Any) -> None:
-    if isinstance(condition, dict):
-        if not condition or len(condition) > len(BOUNDS) or not set(condition) <= set(BOUNDS):
-            raise ValueError(f"a range takes {', '.join(BOUNDS)}, at least one of them, and nothing else")
-        if not all(_is_number(bound) for bound in condition.values()):
-            raise ValueError("the bounds of a range are numbers that a double can hold")
-        return
-    values = condition if isinstance(condition, list) else [condition]
-    if not 1 <= len(values) <= MAX_FILTER_VALUES:
-        raise ValueError(f"a list of values holds 1 to {MAX_FILTER_VALUES} of them")
-    for value in values:
-        if isinstance(value, str):
-            if len(value) > MAX_TEXT_CHARS:
-                raise ValueError(f"a text to filter by has at most {MAX_TEXT_CHARS} characters")
-        elif not isinstance(value, bool) and not _is_number(value):
-            raise ValueError(
-                "a value to filter by is a text, true, false, or a number that a double can hold"
-            )
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
 class HistoryEntry(BaseModel):
     """One past interaction."""
 
@@ -73,22 +47,11 @@ class HistoryEntry(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     item_id: str = Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)
-    behaviour: TaskName = "recommendation"
+    behaviour: TaskName | None = "recommendation"
     query: str | None = Field(None, description="The typed text; required if the behaviour is `search`.")
 
 
-class NumberRange(BaseModel):
-    """Range of numbers; an absent bound does not limit it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    gt: Number | None = None
-    gte: Number | None = None
-    lt: Number | None = None
-    lte: Number | None = None
-
-
-FilterCondition = FilterValue | FilterValues | NumberRange
+History = Annotated[list[HistoryEntry], Field(max_length=HISTORY_CEILING)]
 
 
 class _Body(BaseModel):
@@ -111,13 +74,15 @@ class RecommendRequest(_Body):
     model_config = ConfigDict(  # pydantic merges it with the parent's
         json_schema_extra={
             "examples": [
-                {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5, "exclude_history": True},
+                {"history": [{"item_id": "1"}, {"item_id": "2"}], "limit": 5},
                 {"history": [{"item_id": "1"}], "filter": {"categories": ["Comedy"], "year": {"gte": 1990}}},
             ]
         },
     )
 
-    history: Annotated[list[HistoryEntry], FailFast()] = Field(
+    EXCLUDES_HISTORY: ClassVar[bool] = True  # if `exclude_history` is not given
+
+    history: Annotated[History, FailFast()] = Field(
         default=[], description="Past interactions, oldest first; may be empty."
     )
     limit: int | None = Field(None, ge=1, description="Items to return at most; default: `default_limit`.")
@@ -126,16 +91,37 @@ class RecommendRequest(_Body):
         ge=1,
         description="Hypotheses per level; default: the larger of `limit` and `default_beam_width`.",
     )
-    exclude_history: bool = Field(False, description="Leave out every item of the history.")
-    exclude: Annotated[list[ItemId], FailFast()] = Field(
-        default=[], description="Items to leave out; unknown ids are ignored."
+    exclude_history: bool | None = Field(
+        None,
+        description="Leave out every item of the history; default: true for recommendations, false for searches.",
     )
-    candidates: list[ItemId] | None = Field(None, min_length=1, description="Rank only these items.")
-    filter: dict[str, FilterCondition] | None = Field(
+    exclude: Annotated[ItemIds, FailFast()] = Field(
+        default=[], description="Items to leave out; unknown ids exclude nothing."
+    )
+    candidates: ItemIds | None = Field(
+        None, description="Rank only these items; unknown ids are dropped and reported. Empty: all items."
+    )
+    filter: Filter | None = Field(
         None,
         description="Maps attributes to a value, a list of values or a range of numbers; an item has to match all.",
     )
-    explain: bool = Field(False, description="Report which history entries mattered for the first item.")
+    strict: bool | None = Field(
+        False, description="Refuse a request that names an unknown item in history, exclude or candidates."
+    )
+    ranking: Literal["pool", "beam"] | None = Field(
+        None,
+        description="`pool`: candidates by the model, by words, by what others chose, and new items; `beam`: by the "
+        "model alone; default: `pool` where the bundle has weights for it.",
+    )
+    min_relevance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Leave out items that the person takes with a lower probability; only with `pool`.",
+    )
+    explain: bool | None = Field(
+        False, description="Report which signals and history entries mattered for the first item."
+    )
     timeout_ms: int | None = Field(
         None,
         ge=1,
@@ -147,7 +133,12 @@ class RecommendRequest(_Body):
         "fails; `none`: answer by the model or with an error; default: the server's setting.",
     )
 
-    @field_validator("history", mode="before")
+    @property
+    def excludes_history(self) -> bool:
+        """Whether the items of the history are left out."""
+        return self.EXCLUDES_HISTORY if self.exclude_history is None else self.exclude_history
+
+    @field_validator("history", mode="before", json_schema_input_type=History | None)
     @classmethod
     def _bounded(cls, history: Any) -> Any:
         """Refuse a history that is too large before its entries are validated."""
@@ -156,23 +147,22 @@ class RecommendRequest(_Body):
                 raise ValueError(f"more than {HISTORY_CEILING} entries; send the newest")
             if any(map(_crowded, history)):
                 raise ValueError("an entry has too many fields")
-        return history
+        return [] if history is None else history
 
-    @field_validator("exclude", "candidates", mode="before")
+    @field_validator("exclude", mode="before", json_schema_input_type=ItemIds | None)
     @classmethod
-    def _few_items(cls, items: Any) -> Any:
-        return _short(items, ITEMS_CEILING)
+    def _few_excluded(cls, items: Any) -> Any:
+        return [] if items is None else _short(items, ITEMS_CEILING)
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _few_candidates(cls, items: Any) -> Any:
+        return None if items == [] else _short(items, ITEMS_CEILING)
 
     @field_validator("filter", mode="before")
     @classmethod
     def _readable(cls, asked: Any) -> Any:
-        """Report one clear error for the first invalid condition; pydantic reports one for each type of the union."""
-        if isinstance(asked, dict):
-            if not 1 <= len(asked) <= MAX_FIELDS:
-                raise ValueError(f"a filter names 1 to {MAX_FIELDS} attributes")
-            for condition in asked.values():
-                _check_condition(condition)
-        return asked
+        return filters.given(asked)
 
     @field_validator("history")
     @classmethod
@@ -198,12 +188,14 @@ class SearchRequest(RecommendRequest):
         }
     )
 
-    query: str
+    EXCLUDES_HISTORY: ClassVar[bool] = False  # people search for what they know, too
+
+    query: str = Field(max_length=QUERY_CEILING, json_schema_extra={"pattern": r"[^\W_]"})
 
     @field_validator("query")
     @classmethod
     def _not_blank(cls, query: str) -> str:
-        if not query.strip():
+        if is_blank(query):
             raise ValueError("the query must not be blank; use /recommend to ask without one")
         return query
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 
 from server.api.requests import TaskName
 
+Source = Literal["beam", "query_log", "lexical", "fresh", "popularity"]
+RankingName = Literal["pool", "beam"]
 FallbackReason = Literal["cold_start", "engine_failed", "engine_unavailable", "deadline_exceeded"]
 
 
@@ -16,27 +18,36 @@ class RankedItem(BaseModel):
     """One item of an answer.
 
     rank: position in the answer, from 1.
-    score: log-probability of the item's identifier. For a popular item: the logarithm of its share of all interactions.
+    score: of the pool: weighted sum of signals, in nats; of the beam alone: log-probability of the item's identifier;
+        of a popular item: logarithm of its share of all interactions.
+    source: where the item came from: the beam, what people chose for this query, its words, items that were added after
+        training, or popularity.
+    relevance: probability that the person takes the item; only of a ranked pool.
     """
 
     rank: int
     item_id: str
     title: str
     score: float
-    source: Literal["model", "popularity"]
+    source: Source
+    relevance: float | None = None
 
 
 class Dropped(BaseModel):
-    """The part of the history that was not used.
+    """The parts of the history and of the candidates that were not used.
 
-    unknown_items: the first few distinct ids that the catalogue does not contain.
+    unknown_items: the first few distinct ids of the history that the catalogue does not contain.
     unknown_count: number of history entries that name an unknown item.
     old_events: number of the oldest known entries that did not fit into the model's prompt.
+    unknown_candidates: the first few distinct candidates that the catalogue does not contain.
+    unknown_candidates_count: number of candidates that the catalogue does not contain.
     """
 
     unknown_items: list[str] = []
     unknown_count: int = 0
     old_events: int = 0
+    unknown_candidates: list[str] = []
+    unknown_candidates_count: int = 0
 
 
 class Timings(BaseModel):
@@ -46,6 +57,7 @@ class Timings(BaseModel):
     """
 
     tokenise: float
+    pool: float
     queue: float
     prefill: float
     decode: float
@@ -59,7 +71,7 @@ class HistoryEffect(BaseModel):
     """The effect of one history entry on the explained item.
 
     position: index of the entry in the history that was sent, from 0.
-    effect: increase of the item's score by the entry, in nats.
+    effect: increase of the model's log-probability of the item by the entry, in nats.
     """
 
     position: int
@@ -68,13 +80,15 @@ class HistoryEffect(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The history entries that mattered for the first item: each is left out once, and the item is scored again.
+    """The signals and the history entries that mattered for the first item.
 
-    history: effects, strongest first.
+    signals: contribution of each signal to its score, in nats; only of a ranked pool.
+    history: effects, strongest first: each entry is left out once, and the model scores the item again.
     unexplained: number of older entries that the model read, but that were not left out in turn.
     """
 
     item_id: str
+    signals: dict[str, float] | None = None
     history: list[HistoryEffect]
     unexplained: int
 
@@ -87,6 +101,9 @@ class Answer(BaseModel):
     index_version: str
     task: TaskName
     items: list[RankedItem]
+    ranking: RankingName | None = Field(
+        description="`pool`: candidates of several sources; `beam`: the model alone; null if popularity answered."
+    )
     fewer_than_limit: str | None = Field(
         description="Why there are fewer than `limit` items; null if there are `limit` items."
     )
@@ -113,7 +130,7 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457, `application/problem+json`). It never repeats any part of the request."""
+    """An error (RFC 9457, `application/problem+json`). It never repeats a value of the request."""
 
     type: str
     title: str
@@ -168,6 +185,8 @@ class Info(BaseModel):
     """The bundle and the limits of the server.
 
     attributes: the first few attributes that a filter can name.
+    ranking: `pool` or `beam`, how a request is ranked that does not say.
+    min_relevance: by task, a cut-off that hardly ever loses what people look for.
     key_required: whether ranking requests must name an API key.
     data, training: descriptions from the bundle.
     """
@@ -184,6 +203,8 @@ class Info(BaseModel):
     max_events: int
     max_query_tokens: int
     attributes: list[str]
+    ranking: RankingName
+    min_relevance: Mapping[str, float]
     key_required: bool
     limits: Limits
     data: Mapping[str, Any]

@@ -67,12 +67,16 @@ def advance(
     return Beam(child[best], score[best], parent[best], code[best])
 
 
-def best_items(beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], list[float]]:
-    """Return catalogue rows of allowed items on a beam's leaves, best first and at most `limit`, and their scores."""
+def best_items(depth: int, beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], list[float]]:
+    """Return catalogue rows of allowed items below a beam's nodes, and their scores: best node first, then slot order.
+
+    depth: of the nodes, each of which has an allowed item below it; they need not be leaves.
+    limit: number of items at most.
+    """
     trie = allowed.trie
-    leaf, slots = ranges(*trie.slots(trie.levels, beam.nodes))
+    node, slots = ranges(*trie.slots(depth, beam.nodes[:limit]))
     kept = np.flatnonzero(allowed.holds(slots))[:limit]
-    return trie.slot_items[slots[kept]].tolist(), beam.scores[leaf[kept]].tolist()
+    return trie.slot_items[slots[kept]].tolist(), beam.scores[node[kept]].tolist()
 
 
 def _top(score: NDArray[np.float64], node: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -48,9 +48,13 @@ class RankRequest:
     allowed: items that may be returned, of one index version; None for all that the engine was opened with.
     shared_tokens: tokens at the start of the prompt that later requests may share and the prefix cache should keep;
         None for the whole prompt, 0 for none.
+    pool: catalogue rows, each once, to be scored exactly besides the beam. They need not be allowed, and the beam and
+        the items that it returns do not depend on them.
+    levels: number of codes of an identifier that are written and scored, the first ones; None for all. The beam ends
+        there, and items below the same node share its score.
     deadline: time on the clock of `time.monotonic` after which nobody waits for the answer.
     cancelled: tells whether nobody waits any more; called on any thread while the engine computes.
-    Raises `EngineError` if the prompt is empty, or limit or beam width are below 1.
+    Raises `EngineError` if the prompt is empty, a number below 1, or the pool names an item twice.
     """
 
     prompt: Sequence[int]
@@ -58,6 +62,8 @@ class RankRequest:
     beam_width: int
     allowed: Allowed | None = None
     shared_tokens: int | None = None
+    pool: Sequence[int] = ()
+    levels: int | None = None
     deadline: float = math.inf
     cancelled: Callable[[], bool] = field(default=_never, compare=False)
 
@@ -68,11 +74,23 @@ class RankRequest:
             raise EngineError(
                 f"limit and beam_width must be at least 1, got {self.limit} and {self.beam_width}"
             )
+        if self.levels is not None and self.levels < 1:
+            raise EngineError(f"levels must be at least 1, got {self.levels}; None writes whole identifiers")
+        if len(set(self.pool)) < len(self.pool):
+            raise EngineError("the pool names an item more than once; each needs to be there once")
 
     @property
     def width(self) -> int:
         """Hypotheses kept per level."""
         return max(self.beam_width, self.limit)
+
+    def written(self, levels: int) -> int:
+        """Return how many codes of an identifier are written. levels: L, the number of its codes."""
+        return levels if self.levels is None else self.levels
+
+    def positions(self, levels: int) -> int:
+        """Return how many positions its prompt, beams and pool take at most. levels: as in `written`."""
+        return len(self.prompt) + (self.width + len(self.pool)) * (self.written(levels) - 1)
 
     @property
     def expired(self) -> bool:
@@ -80,18 +98,27 @@ class RankRequest:
         return self.deadline < time.monotonic() or self.cancelled()
 
     def check_fits(self, allowed: Allowed, levels: int, positions: int) -> None:
-        """Raise `EngineError` if identifiers have another length or the prompt leaves no room for one.
+        """Raise `EngineError` if the request fits neither the identifiers nor the context of the model.
 
         allowed: items that may be returned.
         levels: codes of an identifier that the model writes.
         positions: length of the model's context, in tokens.
         """
-        if allowed.trie.levels != levels:
+        trie = allowed.trie
+        if trie.levels != levels:
             raise EngineError(f"identifiers of {levels} codes are needed")
-        if len(self.prompt) + levels > positions:
+        written = self.written(levels)
+        if written > levels:
+            raise EngineError(f"levels must be at most {levels}, the codes of an identifier, got {written}")
+        if len(self.prompt) + written > positions:
             raise EngineError(
-                f"a prompt of {len(self.prompt)} tokens leaves no room for {levels} codes in a context "
+                f"a prompt of {len(self.prompt)} tokens leaves no room for {written} codes in a context "
                 f"of {positions} positions"
+            )
+        if self.pool and not 0 <= min(self.pool) <= max(self.pool) < trie.items:
+            raise EngineError(
+                f"the pool names rows from {min(self.pool)} to {max(self.pool)}; the rows of this index version "
+                f"are 0 to {trie.items - 1}"
             )
 
 
@@ -105,7 +132,9 @@ class Ranking:
     seconds: time spent in each stage of `ENGINE_STAGES`, counted by the steps that the request took part in. The
         scheduler adds `queue`, the service `tokenise` and `explain`.
     cached_tokens: tokens of the prompt that came from the prefix cache.
-    expired: whether the request was dropped because nobody waited any more; there are no items then.
+    expired: whether the request was dropped because nobody waited any more; there are no items and no scores then.
+    pool_scores: log p(first `levels` codes | prompt) of each item of `RankRequest.pool`, in its order; what a beam wide
+        enough to hold the item would give it.
     """
 
     items: list[int]
@@ -113,6 +142,7 @@ class Ranking:
     seconds: dict[str, float] = field(default_factory=dict)
     cached_tokens: int = 0
     expired: bool = False
+    pool_scores: list[float] = field(default_factory=list)
 
 
 Outcome = Ranking | Exception  # a ranking, or the reason why there is none

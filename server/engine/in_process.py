@@ -8,6 +8,7 @@ from typing import Any
 from index.bundle.item_index import ItemIndex
 from index.trie.allowed import Allowed
 from server.engine.contract import Engine, OnDone, Outcome, Ranking, RankRequest
+from server.engine.waiting import warmed_up
 
 
 class InProcess:
@@ -27,9 +28,9 @@ class InProcess:
         return self._engine.everything
 
     def start(self, warm_up: Sequence[RankRequest] = ()) -> None:
-        """Rank `warm_up`. Raises what the engine raises."""
+        """Rank `warm_up`. Raises what the engine raises, and `EngineError` for scores that are not finite."""
         if warm_up:
-            self._engine.rank(warm_up)
+            warmed_up(self._engine.rank(warm_up))
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`."""

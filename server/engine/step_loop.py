@@ -17,19 +17,25 @@ from server.engine.contract import EngineBrokenError, Outcome, Ranking, RankRequ
 class RunningSearch(Protocol):
     """One request while it is being ranked.
 
-    request: the request. allowed: items that it may return. beam: hypotheses of the level that was reached.
+    request: the request. allowed: items that it may return. level: depth that its beam has reached.
     seconds: time of its steps so far, by stage. cached_tokens: tokens of the prompt from the prefix cache.
     """
 
     request: RankRequest
     allowed: Allowed
+    level: int
     beam: Beam
     seconds: dict[str, float]
     cached_tokens: int
 
     @property
     def done(self) -> bool:
-        """Whether the beam has reached the last level."""
+        """Whether the beam has reached the last level that the request wants."""
+        ...
+
+    @property
+    def pool_scores(self) -> list[float]:
+        """Scores of the request's pool, once it is done."""
         ...
 
 
@@ -128,8 +134,10 @@ def _take_done(running: dict[int, S]) -> dict[int, Outcome]:
     rankings: dict[int, Outcome] = {}
     for number, search in running.items():
         if search.done:
-            items, scores = best_items(search.beam, search.allowed, search.request.limit)
-            rankings[number] = Ranking(items, scores, search.seconds, search.cached_tokens)
+            items, scores = best_items(search.level, search.beam, search.allowed, search.request.limit)
+            rankings[number] = Ranking(
+                items, scores, search.seconds, search.cached_tokens, pool_scores=search.pool_scores
+            )
     for number in rankings:
         del running[number]
     return rankings

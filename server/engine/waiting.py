@@ -1,12 +1,13 @@
-"""Waiting for a batch: rankings from engines that report outcomes by a callback."""
+"""Waiting for a batch: rankings from engines that report outcomes by a callback, and the check of the first."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from server.engine.contract import OnDone, Outcome, Ranking, RankRequest, StepwiseEngine
+from server.engine.contract import EngineError, OnDone, Outcome, Ranking, RankRequest, StepwiseEngine
 
 
 def rank_by_serving(engine: StepwiseEngine, requests: Sequence[RankRequest]) -> list[Ranking]:
@@ -37,6 +38,12 @@ def rank_by_submitting(
         submit(dict(enumerate(requests)), on_done)
         complete.wait()
     return [_ranking(outcomes[number]) for number in range(len(requests))]
+
+
+def warmed_up(rankings: Sequence[Ranking]) -> None:
+    """Raise `EngineError` if a ranking of the warm-up has a score that no answer may have."""
+    if not all(math.isfinite(score) for each in rankings for score in each.scores):
+        raise EngineError("the model's scores are not finite: its weights are damaged, or training diverged")
 
 
 def _ranking(outcome: Outcome) -> Ranking:

@@ -22,7 +22,7 @@ AT_ONCE = 4  # prompts that are ranked at the same time: explanations must not f
 
 async def explain(
     row: int,
-    score: float,
+    score: float | None,
     events: Sequence[Event],
     positions: Sequence[int],
     query: str | None,
@@ -34,7 +34,8 @@ async def explain(
 ) -> Explanation:
     """Explain why an item came first.
 
-    row, score: catalogue row of the item, and its score.
+    row: catalogue row of the item.
+    score: its log-probability; None if it has to be computed.
     events: events that the prompt holds, oldest first.
     positions: position of each event in the history as it was sent.
     query: text of a search; None for a recommendation.
@@ -47,6 +48,10 @@ async def explain(
     first = max(0, len(events) - most)
     left_out = range(first, len(events))
     deadline = time.monotonic() + timeout
+    if score is None:
+        score = (await _all(scheduler, [_request(bundle, events, query, only, deadline)], timeout))[0].scores[
+            0
+        ]
     without: list[Ranking] = []
     for start in range(first, len(events), AT_ONCE):
         requests = [

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from index.bundle.bundle import Bundle
+from index.pool.fusion import TaskFusion
+from index.pool.pool import Pool
 from index.popularity import Popularity
 from index.sequence.encoder import Prompt, SequenceError
 from index.sequence.events import Event, Task
 from index.trie.allowed import Allowed
-from server.api.errors import InvalidRequestError
+from server.api.errors import MAX_FIELD_ERRORS, InvalidRequestError
 from server.api.requests import RecommendRequest, SearchRequest
+from server.ranking.candidates import Candidates
 from server.ranking.history import History
 from server.ranking.selection import allowed_items
 from server.serving.deployment import Deployment
@@ -26,6 +30,7 @@ class ParsedRequest:
     body: the request as it was sent.
     deployment: the one that answers; `bundle` and `popularity` are those of the index version.
     history, query: the person's events, and the text of a search; None for a recommendation.
+    candidates: the only items that are ranked, if the request names any.
     prompt: tokens for the engine.
     limit, beam_width: requested values, or the server's defaults.
     allowed: items that may be returned.
@@ -39,6 +44,7 @@ class ParsedRequest:
     popularity: Popularity | None
     history: History
     query: str | None
+    candidates: Candidates
     prompt: Prompt
     limit: int
     beam_width: int
@@ -55,9 +61,53 @@ class ParsedRequest:
         """Number of events that the prompt holds; they are the newest."""
         return len(self.history.events) - self.prompt.dropped_events
 
+    def why_fewer(self, found: int, irrelevant: int) -> str | None:
+        """Return the reason why an answer holds fewer than `limit` items; None if it does not.
+
+        found: items of the answer. irrelevant: items that `min_relevance` left out.
+        """
+        if found >= self.limit:
+            return None
+        if self.candidates.rows == []:
+            return "the catalogue holds none of the candidates"
+        if irrelevant:
+            return f"min_relevance leaves out {irrelevant} items"
+        left, items = self.allowed.count, self.bundle.index.living_count
+        if found < left:
+            return f"the search ended with {found} items"
+        if left == items:
+            return f"the catalogue holds only {items} items"
+        given = {
+            "filter": self.body.filter is not None,
+            "candidates": self.candidates.rows is not None,
+            "exclude": bool(self.body.exclude),
+            "exclude_history": self.body.excludes_history and bool(self.history.rows),
+        }
+        *others, last = [field for field, is_given in given.items() if is_given]
+        fields = f"{', '.join(others)} and {last}" if others else last
+        return f"{left} of the catalogue's {items} items are left by {fields}"
+
+    @property
+    def ranks_pool(self) -> bool:
+        """Whether a pool of candidates is ranked, not the beam alone."""
+        return self.body.ranking != "beam" and fusion_of(self.bundle, self.task) is not None
+
+    def pool(self) -> Pool | None:
+        """Return the candidates besides the beam; None if the beam alone is ranked."""
+        index = self.bundle.index.pool
+        if index is None or not self.ranks_pool:
+            return None
+        return Pool.gather(index, self.allowed, self.query, self.history.rows)
+
     def remaining(self) -> float:
         """Return the seconds until the deadline."""
         return self.deadline - time.perf_counter()
+
+
+def fusion_of(bundle: Bundle, task: Task) -> TaskFusion | None:
+    """Return the weights of a task's pool; None if the bundle has none."""
+    pool = bundle.index.pool
+    return None if pool is None or pool.fusion is None else pool.fusion.tasks.get(task)
 
 
 def check_caps(body: RecommendRequest, settings: Settings) -> None:
@@ -84,23 +134,56 @@ def parse(
     """
     began = time.perf_counter()
     bundle = deployment.bundle
+    if body.strict:
+        _refuse_unknown(body, bundle)
     query = body.query if isinstance(body, SearchRequest) else None
+    _check_ranking(body, bundle)
+    candidates = Candidates.read(body.candidates, bundle.index.catalogue)
     history = History.read(body.history, bundle, settings.max_query_chars)
     limit = body.limit or settings.default_limit
     return ParsedRequest(
         body=body,
         deployment=deployment,
         bundle=bundle,
-        popularity=deployment.popularity,
+        popularity=deployment.contents.popularity,
         history=history,
         query=query,
+        candidates=candidates,
         prompt=_encode(bundle, history.events, query),
         limit=limit,
         beam_width=body.beam_width or max(limit, settings.default_beam_width),
-        allowed=allowed_items(body, history.rows, bundle.index),
+        allowed=allowed_items(body, history.rows, candidates, bundle.index),
         deadline=started + (body.timeout_ms or settings.request_timeout_ms) / 1000,
         parse_seconds=time.perf_counter() - began,
     )
+
+
+def _check_ranking(body: RecommendRequest, bundle: Bundle) -> None:
+    """Raise `InvalidRequestError` if a pool is needed that the bundle has no weights for."""
+    task = Task.SEARCH if isinstance(body, SearchRequest) else Task.RECOMMENDATION
+    has_pool = fusion_of(bundle, task) is not None
+    if body.ranking == "pool" and not has_pool:
+        raise InvalidRequestError.at("ranking", "this bundle ranks by the beam alone; see 'gems fuse'")
+    if body.min_relevance is not None and (body.ranking == "beam" or not has_pool):
+        raise InvalidRequestError.at("min_relevance", "only items of a ranked pool have a relevance")
+
+
+def _refuse_unknown(body: RecommendRequest, bundle: Bundle) -> None:
+    """Raise `InvalidRequestError` with the places of the first ids that the catalogue does not hold."""
+    known = bundle.index.catalogue.row
+    unknown = (place for place, item_id in _named(body) if known(item_id) is None)
+    first = dict.fromkeys(islice(unknown, MAX_FIELD_ERRORS), "the catalogue holds no such item")
+    if first:
+        raise InvalidRequestError.of(first)
+
+
+def _named(body: RecommendRequest) -> Iterator[tuple[str, str]]:
+    """Yield the place and the id of every item that a request names."""
+    for position, entry in enumerate(body.history):
+        yield f"history.{position}.item_id", entry.item_id
+    for field, item_ids in (("exclude", body.exclude), ("candidates", body.candidates or [])):
+        for position, item_id in enumerate(item_ids):
+            yield f"{field}.{position}", item_id
 
 
 def _encode(bundle: Bundle, events: Sequence[Event], query: str | None) -> Prompt:

@@ -12,36 +12,28 @@ from index.bundle.item_index import ItemIndex
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.filters import Condition, FilterError
 from server.api.errors import InvalidRequestError
-from server.api.requests import FilterCondition, NumberRange, RecommendRequest
+from server.api.filter import FilterCondition, NumberRange
+from server.api.requests import RecommendRequest
+from server.ranking.candidates import Candidates
 
 
-def allowed_items(body: RecommendRequest, history: Sequence[int], index: ItemIndex) -> Allowed:
+def allowed_items(
+    body: RecommendRequest, history: Sequence[int], candidates: Candidates, index: ItemIndex
+) -> Allowed:
     """Return the items that may answer a request. Unknown excluded ids exclude nothing.
 
     history: catalogue rows of the person's items.
-    Raises `InvalidRequestError` for a filter or a candidate that the catalogue does not know.
+    Raises `InvalidRequestError` for a filter that the catalogue does not know.
     """
-    excluded = set(history) if body.exclude_history else set()
+    excluded = set(history) if body.excludes_history else set()
     excluded.update(row for row in map(index.catalogue.row, body.exclude) if row is not None)
     choices = [
         index.living if body.filter is None else _filtered(body.filter, index),
-        _candidates(body, index),
+        _chosen(candidates, index),
     ]
     asked = [slots for slots in choices if slots is not None]
     chosen = reduce(operator.and_, asked) if asked else None
     return Allowed.of(index.trie, chosen, sorted(excluded))
-
-
-def why_fewer(found: int, limit: int, allowed: Allowed, index: ItemIndex) -> str | None:
-    """Return the reason why an answer holds fewer than `limit` items; None if it does not."""
-    if found >= limit:
-        return None
-    if found < allowed.count:
-        return f"the beam search ended with {found} items"
-    items = index.living_count
-    if allowed.count == items:
-        return f"the catalogue holds only {items} items"
-    return f"filter, candidates and exclusions leave {allowed.count} of the catalogue's {items} items"
 
 
 def _filtered(asked: Mapping[str, FilterCondition], index: ItemIndex) -> SlotSet:
@@ -55,13 +47,8 @@ def _filtered(asked: Mapping[str, FilterCondition], index: ItemIndex) -> SlotSet
         raise InvalidRequestError.at("filter", str(error)) from error
 
 
-def _candidates(body: RecommendRequest, index: ItemIndex) -> SlotSet | None:
-    if body.candidates is None:
+def _chosen(candidates: Candidates, index: ItemIndex) -> SlotSet | None:
+    if candidates.rows is None:
         return None
-    rows = []
-    for position, item_id in enumerate(body.candidates):
-        row = index.catalogue.row(item_id)
-        if row is None:
-            raise InvalidRequestError.at(f"candidates.{position}", "the catalogue holds no such item")
-        rows.append(row)
-    return SlotSet.of_members(index.trie.slot_of_item[np.array(rows)], index.trie.items)
+    rows = np.array(candidates.rows, np.int64)
+    return SlotSet.of_members(index.trie.slot_of_item[rows], index.trie.items)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from index.popularity import Popularity
@@ -30,10 +30,9 @@ from server.api.responses import (
     Timings,
 )
 from server.api.stages import STAGES
-from server.engine.contract import Ranking, RankRequest
 from server.ranking.explanation import explain
 from server.ranking.parsed_request import ParsedRequest, check_caps, parse
-from server.ranking.selection import why_fewer
+from server.ranking.ranked import Ranked, rank_by_model, rank_by_popularity
 from server.serving.deployments import Deployments
 from server.settings import Settings
 from server.telemetry import tracing
@@ -41,7 +40,7 @@ from server.telemetry.metrics import Metrics, outcome
 
 logger = logging.getLogger("server.ranking.service")
 
-MAX_UNKNOWN_NAMED = 20  # ids in an answer; the count is always complete
+MAX_UNKNOWN_NAMED = 20  # ids of a kind in an answer; the count is always complete
 FALLBACKS: dict[type[ServerError], FallbackReason] = {
     EngineFailedError: "engine_failed",
     EngineUnavailableError: "engine_unavailable",
@@ -61,10 +60,13 @@ class Service:
         """Raise the error with which any ranking request would be refused now."""
         self._deployments.current.scheduler.admit()
 
-    async def answer(self, body: RecommendRequest, request_id: str, started: float) -> Answer:
+    async def answer(
+        self, body: RecommendRequest, request_id: str, started: float, *, admitted: bool = False
+    ) -> Answer:
         """Rank for a validated request.
 
         started: time at which it arrived, on the clock of `time.perf_counter`.
+        admitted: whether it is part of a batch that was admitted as a whole.
         Raises `InvalidRequestError` if it exceeds the settings, and what `Scheduler.rank` raises.
         """
         check_caps(body, self._settings)
@@ -81,15 +83,17 @@ class Service:
                 limit=parsed.limit,
                 beam_width=parsed.beam_width,
             )
-            ranking, fallback = await self._ranked_or_popular(parsed)
+            ranked = await self._ranked_or_popular(parsed, admitted)
             explanation = None
-            if body.explain and fallback is None:  # if the explanation fails, the whole request does
-                ranking, explanation = await self._explained(parsed, ranking)
-            account.seconds = ranking.seconds
+            if body.explain and ranked.fallback is None:  # if the explanation fails, the whole request does
+                ranked, explanation = await self._explained(parsed, ranked)
+            account.seconds = ranked.seconds
             account.tell(
-                items=len(ranking.items), cached_tokens=ranking.cached_tokens, fallback=fallback or "none"
+                items=len(ranked.items),
+                cached_tokens=ranked.cached_tokens,
+                fallback=ranked.fallback or "none",
             )
-            return self._answer(parsed, ranking, fallback, explanation, request_id, started)
+            return self._answer(parsed, ranked, explanation, request_id, started)
 
     async def answer_batch(self, body: BatchRequest, request_id: str, started: float) -> BatchAnswer:
         """Answer every request of a batch, or say what is wrong with it.
@@ -105,7 +109,7 @@ class Service:
         async def one(entry: RecommendRequest) -> Answer | ServerError:
             async with places:
                 try:
-                    return await self.answer(entry, request_id, started)
+                    return await self.answer(entry, request_id, started, admitted=True)
                 except ServerError as error:
                     return error
                 except Exception as error:
@@ -121,101 +125,95 @@ class Service:
             answers=[problem(r, request_id) if isinstance(r, ServerError) else r for r in results],
         )
 
-    async def _ranked_or_popular(self, parsed: ParsedRequest) -> tuple[Ranking, FallbackReason | None]:
-        """Rank by the model; by popularity if that is wanted and the model cannot. Returns the reason for that."""
+    async def _ranked_or_popular(self, parsed: ParsedRequest, admitted: bool) -> Ranked:
+        """Rank by the model; by popularity if that is wanted and the model cannot."""
         popular = (parsed.body.fallback or self._settings.fallback) == "popularity"
         if not popular or parsed.popularity is None:
-            return await self._ranked(parsed), None
+            return await rank_by_model(parsed, admitted)
         if parsed.query is None and not parsed.history.events:
             return self._popular(parsed, parsed.popularity, "cold_start")
         try:
-            return await self._ranked(parsed), None
+            return await rank_by_model(parsed, admitted)
         except tuple(FALLBACKS) as error:
             return self._popular(parsed, parsed.popularity, FALLBACKS[type(error)])
 
-    async def _ranked(self, parsed: ParsedRequest) -> Ranking:
-        """Rank by the model."""
-        request = RankRequest(
-            parsed.prompt.ids,
-            parsed.limit,
-            parsed.beam_width,
-            parsed.allowed,
-            shared_tokens=parsed.prompt.history,
-            deadline=time.monotonic() + parsed.remaining(),
-        )
-        ranking = await parsed.deployment.scheduler.rank(request, parsed.remaining())
-        if not all(map(math.isfinite, ranking.scores)):
-            raise ServerError("The model gave a score that is not a number.")
-        return replace(ranking, seconds={"tokenise": parsed.parse_seconds} | ranking.seconds)
-
-    def _popular(
-        self, parsed: ParsedRequest, popularity: Popularity, reason: FallbackReason
-    ) -> tuple[Ranking, FallbackReason]:
-        """Rank by popularity."""
+    def _popular(self, parsed: ParsedRequest, popularity: Popularity, reason: FallbackReason) -> Ranked:
         self._metrics.fallbacks.labels(reason).inc()
-        rows, scores = popularity.best(parsed.allowed, parsed.limit)
-        return Ranking(rows, scores, {"tokenise": parsed.parse_seconds}), reason
+        return rank_by_popularity(parsed, popularity, reason)
 
-    async def _explained(self, parsed: ParsedRequest, ranking: Ranking) -> tuple[Ranking, Explanation | None]:
+    async def _explained(self, parsed: ParsedRequest, ranked: Ranked) -> tuple[Ranked, Explanation | None]:
         """Explain the first item; returns also the ranking with the time that this took."""
         began = time.perf_counter()
         explanation = None
-        if ranking.items and parsed.events_in_prompt:
+        if ranked.items and (parsed.events_in_prompt or ranked.signals):
             explanation = await explain(
-                ranking.items[0],
-                ranking.scores[0],
-                parsed.history.events[-parsed.events_in_prompt :],
-                parsed.history.positions[-parsed.events_in_prompt :],
+                ranked.items[0],
+                ranked.scores[0] if ranked.signals is None else None,
+                parsed.history.events[len(parsed.history.events) - parsed.events_in_prompt :],
+                parsed.history.positions[len(parsed.history.events) - parsed.events_in_prompt :],
                 parsed.query,
                 parsed.bundle,
                 parsed.deployment.scheduler,
                 most=self._settings.max_explained,
                 timeout=parsed.remaining(),
             )
-        seconds = ranking.seconds | {"explain": time.perf_counter() - began}
-        return replace(ranking, seconds=seconds), explanation
+            explanation = explanation.model_copy(update={"signals": ranked.signals})
+        seconds = {**ranked.seconds, "explain": time.perf_counter() - began}
+        return replace(ranked, seconds=seconds), explanation
 
     def _answer(
         self,
         parsed: ParsedRequest,
-        ranking: Ranking,
-        fallback: FallbackReason | None,
+        ranked: Ranked,
         explanation: Explanation | None,
         request_id: str,
         started: float,
     ) -> Answer:
         """Add item ids and titles to the rows of a ranking, and report what was left out."""
         bundle, history = parsed.bundle, parsed.history
-        items = [bundle.index.catalogue[row] for row in ranking.items]
-        source = "model" if fallback is None else "popularity"
+        relevance: Sequence[float | None] = ranked.relevance or [None] * len(ranked.items)
+        facts = zip(ranked.items, ranked.scores, ranked.sources, relevance, strict=True)
         answer = Answer(
             request_id=request_id,
             bundle_id=bundle.info.bundle_id,
             index_version=bundle.index.version,
             task=parsed.task.value,
             items=[
-                RankedItem(rank=rank, item_id=item.item_id, title=item.title, score=score, source=source)
-                for rank, (item, score) in enumerate(zip(items, ranking.scores, strict=True), start=1)
+                RankedItem(
+                    rank=rank,
+                    item_id=bundle.index.catalogue[row].item_id,
+                    title=bundle.index.catalogue[row].title,
+                    score=score,
+                    source=source,
+                    relevance=share,
+                )
+                for rank, (row, score, source, share) in enumerate(facts, start=1)
             ],
-            fewer_than_limit=why_fewer(len(items), parsed.limit, parsed.allowed, bundle.index),
-            fallback=fallback,
+            ranking=None if ranked.fallback else "beam" if ranked.relevance is None else "pool",
+            fewer_than_limit=parsed.why_fewer(len(ranked.items), ranked.irrelevant),
+            fallback=ranked.fallback,
             dropped=Dropped(
-                unknown_items=list(dict.fromkeys(history.unknown))[:MAX_UNKNOWN_NAMED],
+                unknown_items=_first(history.unknown),
                 unknown_count=len(history.unknown),
                 old_events=len(history.rows) - parsed.events_in_prompt,
+                unknown_candidates=_first(parsed.candidates.unknown),
+                unknown_candidates_count=len(parsed.candidates.unknown),
             ),
             explanation=explanation,
-            cached_tokens=ranking.cached_tokens,
-            timings_ms=_timings(ranking.seconds, time.perf_counter() - started),
+            cached_tokens=ranked.cached_tokens,
+            timings_ms=_timings(ranked.seconds, time.perf_counter() - started),
         )
-        self._count(parsed, ranking, answer)
+        self._count(parsed, ranked, answer)
         return answer
 
-    def _count(self, parsed: ParsedRequest, ranking: Ranking, answer: Answer) -> None:
+    def _count(self, parsed: ParsedRequest, ranked: Ranked, answer: Answer) -> None:
         """Count an answer in the metrics."""
         metrics, body = self._metrics, parsed.body
         metrics.unknown_items.inc(answer.dropped.unknown_count)
         metrics.old_events.inc(answer.dropped.old_events)
+        metrics.unknown_candidates.inc(answer.dropped.unknown_candidates_count)
+        for source in ranked.sources:
+            metrics.items.labels(source).inc()
         if answer.fewer_than_limit is not None:
             metrics.short_answers.labels(answer.task).inc()
         if body.filter is not None or body.candidates is not None or body.exclude or body.exclude_history:
@@ -224,13 +222,18 @@ class Service:
             return
         metrics.beam_width.observe(max(parsed.beam_width, parsed.limit))
         metrics.prompt_tokens.inc(len(parsed.prompt.ids))
-        metrics.cached_tokens.inc(ranking.cached_tokens)
+        metrics.cached_tokens.inc(ranked.cached_tokens)
         for stage in STAGES:
             if stage != "explain" or answer.explanation is not None:
-                metrics.stage_seconds.labels(stage).observe(ranking.seconds.get(stage, 0.0))
+                metrics.stage_seconds.labels(stage).observe(ranked.seconds.get(stage, 0.0))
 
 
-def _timings(seconds: dict[str, float], total: float) -> Timings:
+def _first(unknown: Sequence[str]) -> list[str]:
+    """Return the first distinct ids."""
+    return list(dict.fromkeys(unknown))[:MAX_UNKNOWN_NAMED]
+
+
+def _timings(seconds: Mapping[str, float], total: float) -> Timings:
     """Convert seconds by stage to milliseconds."""
     stages = {stage: seconds.get(stage, 0.0) for stage in STAGES} | {"total": total}
     return Timings(**{stage: round(value * 1000, 3) for stage, value in stages.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
+from index.bundle.bundle import Bundle
 from server.api import openapi
 from server.api.errors import NotFoundError
 from server.api.responses import BundleState, IndexState
@@ -34,22 +35,28 @@ def administration(deployments: Deployments, settings: Settings) -> APIRouter:
 
     @router.post("/index/refresh", summary="Serve the index version that is now current on disk")
     async def refresh_index() -> IndexState:
-        before, bundle = await deployments.refresh_index()
-        return IndexState(
-            bundle_id=bundle.info.bundle_id,
-            index_version=bundle.index.version,
-            previous_version=before.index.version,
-            items=bundle.index.living_count,
-        )
+        return await deployments.refresh_index(_index_state)
 
     @router.post("/bundle/refresh", summary="Serve the bundle that is now at the path of the command line")
     async def refresh_bundle() -> BundleState:
-        before, bundle = await deployments.refresh_bundle()
-        return BundleState(
-            bundle_id=bundle.info.bundle_id,
-            previous_bundle_id=before.info.bundle_id,
-            index_version=bundle.index.version,
-            items=bundle.index.living_count,
-        )
+        return await deployments.refresh_bundle(_bundle_state)
 
     return router
+
+
+def _index_state(before: Bundle, now: Bundle) -> IndexState:
+    return IndexState(
+        bundle_id=now.info.bundle_id,
+        index_version=now.index.version,
+        previous_version=before.index.version,
+        items=now.index.living_count,
+    )
+
+
+def _bundle_state(before: Bundle, now: Bundle) -> BundleState:
+    return BundleState(
+        bundle_id=now.info.bundle_id,
+        previous_bundle_id=before.info.bundle_id,
+        index_version=now.index.version,
+        items=now.index.living_count,
+    )

@@ -52,10 +52,10 @@ def lookup(deployments: Deployments) -> APIRouter:
 
     @router.get(LOOKUP, operation_id="items", summary="Find items by the beginnings of title words, or by id")
     async def items(query: Annotated[ItemsQuery, Query()]) -> FoundItems:
-        deployment = deployments.current
-        catalogue = deployment.bundle.index.catalogue
+        contents = deployments.current.contents
+        catalogue = contents.bundle.index.catalogue
         if query.prefix is not None:
-            rows = deployment.titles.find(query.prefix, query.limit)
+            rows = contents.titles.find(query.prefix, query.limit)
         else:
             rows = [row for row in map(catalogue.row, dict.fromkeys(query.id)) if row is not None]
         found = [catalogue[row] for row in rows]

@@ -51,6 +51,9 @@ def operations(
 
 def _info(bundle: Bundle, settings: Settings) -> Info:
     info = bundle.info
+    fusion = None if bundle.index.pool is None else bundle.index.pool.fusion
+    if fusion is not None and not fusion.tasks:
+        fusion = None
     return Info(
         version=metadata.version("gems-sr"),
         bundle_id=info.bundle_id,
@@ -64,6 +67,8 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
         max_events=info.max_events,
         max_query_tokens=info.max_query_tokens,
         attributes=bundle.index.filters.names[:MAX_NAMED],
+        ranking="beam" if fusion is None else "pool",
+        min_relevance={} if fusion is None else {t.value: f.cutoff for t, f in fusion.tasks.items()},
         key_required=bool(split(settings.api_keys.get_secret_value())),
         limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
         data=info.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
 from index.popularity import Popularity
@@ -16,17 +17,38 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
 
-class Deployment:
-    """A bundle with its engine and scheduler; its index version may change.
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """A bundle with one version of its index, from which requests are answered.
 
     popularity: of the items of the index version; None if the bundle holds no counts.
     titles: of the items that are not removed.
     """
 
+    bundle: Bundle
+    popularity: Popularity | None
+    titles: TitleIndex
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Contents:
+        """Make everything that is looked up in. Slow: call it on a thread. Raises `BundleError`."""
+        counts = bundle.popularity()
+        catalogue = bundle.index.catalogue
+        return cls(
+            bundle,
+            None if counts is None else Popularity.of(counts, len(catalogue)),
+            TitleIndex.build([item.title for item in catalogue], bundle.index.removed),
+        )
+
+
+class Deployment:
+    """A bundle with its engine and scheduler; its index version may change.
+
+    Making one is slow: do it on a thread. Raises `BundleError`.
+    """
+
     def __init__(self, bundle: Bundle, engine: HostedEngine, metrics: Metrics, settings: Settings) -> None:
-        self.bundle = bundle
-        self.popularity = _popularity(bundle)
-        self.titles = _titles(bundle)
+        self.contents = Contents.of(bundle)
         self.engine = engine
         self._settings = settings
         self._users = 0
@@ -39,13 +61,18 @@ class Deployment:
             queue_limit=settings.queue_limit,
         )
 
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle, with the index version that is served now."""
+        return self.contents.bundle
+
     async def start(self) -> None:
         """Start the engine and rank the longest prompt of the bundle, so that faults show before the first request.
 
         Raises what the engine raises.
         """
         try:
-            await self.scheduler.start(self._warm_up())
+            await self.scheduler.start(await asyncio.to_thread(self._warm_up))
         except BaseException:
             await self.scheduler.stop(0)
             raise
@@ -67,30 +94,12 @@ class Deployment:
             await asyncio.sleep(0.02)
         await self.scheduler.stop(patience)
 
-    async def refresh(self) -> tuple[Bundle, Bundle]:
-        """Serve the index version that is now the current one on disk. Returns the bundle before, and after.
-
-        The new version is opened on a thread, here and by the engine, while the old one serves. Raises `BundleError`,
-        `EngineError`.
-        """
-        fresh = await asyncio.to_thread(self.bundle.refreshed)
-        popularity = await asyncio.to_thread(_popularity, fresh)
-        titles = await asyncio.to_thread(_titles, fresh)
-        await asyncio.to_thread(self.engine.prepare, fresh.index)
-        before, self.bundle, self.popularity, self.titles = self.bundle, fresh, popularity, titles
-        return before, fresh
+    def refreshed(self) -> Contents:
+        """Open the index version that is now current on disk. Slow: call it on a thread. Raises `BundleError`."""
+        return Contents.of(self.bundle.refreshed())
 
     def _warm_up(self) -> list[RankRequest]:
         items = len(self.bundle.index.catalogue)
         longest = [Event(k % items) for k in range(self.bundle.info.max_events)]
         prompt = self.bundle.encoder.prompt(longest)
         return [RankRequest(prompt.ids, self._settings.default_limit, self._settings.default_beam_width)]
-
-
-def _popularity(bundle: Bundle) -> Popularity | None:
-    counts = bundle.popularity()
-    return None if counts is None else Popularity.of(counts, len(bundle.index.catalogue))
-
-
-def _titles(bundle: Bundle) -> TitleIndex:
-    return TitleIndex.build([item.title for item in bundle.index.catalogue], bundle.index.removed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import BundleError
@@ -18,6 +19,8 @@ from server.telemetry.metrics import Metrics
 logger = logging.getLogger("server.serving.deployments")
 
 Reopen = Callable[[], tuple[Bundle, HostedEngine]]
+Answer = TypeVar("Answer")
+Tell = Callable[[Bundle, Bundle], Answer]  # says what a switch from the first to the second means
 
 
 class Deployments:
@@ -40,7 +43,7 @@ class Deployments:
         self._reopen = reopen
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
-        metrics.name_bundle(bundle)
+        metrics.show(metrics.describe(bundle))
         metrics.watch_memory(lambda: self.current.engine.pid)
 
     async def start(self) -> None:
@@ -51,54 +54,54 @@ class Deployments:
         """Stop the current deployment and those that are still retiring."""
         await asyncio.gather(self.current.scheduler.stop(self._settings.shutdown_seconds), *self._retiring)
 
-    async def refresh_index(self) -> tuple[Bundle, Bundle]:
-        """Serve the index version that is now the current one on disk. Returns the bundle before, and after.
+    async def refresh_index(self, tell: Tell[Answer]) -> Answer:
+        """Serve the index version that is now the current one on disk. Returns what `tell` says about it.
 
-        Raises `IndexRefusedError` for a damaged version, `EngineUnavailableError` if the engine is lost meanwhile;
-        the old version goes on.
+        The new version is opened on a thread, here and by the engine, while the old one serves.
+        Raises `IndexRefusedError` for a damaged version, `EngineUnavailableError` if the engine is lost meanwhile.
+        After any error the old version goes on.
         """
         async with self._swapping:
+            current = self.current
             try:
-                before, fresh = await self.current.refresh()
+                fresh = await asyncio.to_thread(current.refreshed)
+                answer, series = tell(current.bundle, fresh.bundle), self._metrics.describe(fresh.bundle)
+                await asyncio.to_thread(current.engine.prepare, fresh.bundle.index)
             except EngineLostError as error:
                 raise EngineUnavailableError("The model's process was lost; try again.") from error
             except (BundleError, EngineError) as error:
                 logger.error("index refused", extra={"reason": str(error)})
-                raise IndexRefusedError(
-                    "The current index version on disk is damaged or of another bundle; the log names the file. "
-                    "The version that was served goes on."
-                ) from error
-            self._metrics.name_bundle(fresh)
+                raise IndexRefusedError(error) from error
+            current.contents = fresh  # nothing fails from here on
+            self._metrics.show(series)
             garbage.settle_again()
-            logger.info("index swapped", extra={"index_version": fresh.index.version})
-            return before, fresh
+            logger.info("index swapped", extra={"index_version": fresh.bundle.index.version})
+            return answer
 
-    async def refresh_bundle(self) -> tuple[Bundle, Bundle]:
-        """Serve the bundle that is now at the served path. Returns the bundle before, and after.
+    async def refresh_bundle(self, tell: Tell[Answer]) -> Answer:
+        """Serve the bundle that is now at the served path. Returns what `tell` says about it.
 
         Its engine is started and warmed up next to the old one, which ends when its last request has been answered.
-        Raises `BundleRefusedError` for a bundle that cannot be served; the old one goes on.
+        Raises `BundleRefusedError` for a bundle that cannot be served. After any error the old one goes on.
         """
         if self._reopen is None:
             raise NotFoundError("This server was not started from a path.")
         async with self._swapping:
             try:
                 fresh = await asyncio.to_thread(self._prepare, self._reopen)
+                answer, series = tell(self.current.bundle, fresh.bundle), self._metrics.describe(fresh.bundle)
                 await fresh.start()
             except (BundleError, EngineError) as error:
                 logger.error("bundle refused", extra={"reason": str(error)})
-                raise BundleRefusedError(
-                    "The bundle at the served path is damaged or cannot be served; the log holds the reason. "
-                    "The bundle that was served goes on."
-                ) from error
-            old, self.current = self.current, fresh
+                raise BundleRefusedError(error) from error
+            old, self.current = self.current, fresh  # nothing fails from here on
+            self._metrics.show(series)
             retiring = asyncio.create_task(old.retire(self._settings.shutdown_seconds))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-            self._metrics.name_bundle(fresh.bundle)
             garbage.settle_again()
             logger.info("bundle swapped", extra={"bundle_id": fresh.bundle.info.bundle_id})
-            return old.bundle, fresh.bundle
+            return answer
 
     def _prepare(self, reopen: Reopen) -> Deployment:
         bundle, engine = reopen()

@@ -165,7 +165,7 @@ class Scheduler:
 
     def _cost(self, *requests: RankRequest) -> int:
         """Positions that the engine computes for requests."""
-        return sum(len(each.prompt) + each.width * (self._levels - 1) for each in requests)
+        return sum(each.positions(self._levels) for each in requests)
 
     def _forecast(self) -> float:
         """Seconds until the engine would have done all requests in flight and all that wait."""

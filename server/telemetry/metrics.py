@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from server.api.paths import KINDS
-from server.api.responses import FallbackReason
+from server.api.responses import FallbackReason, Source
 from server.api.stages import STAGES
+from server.runtime.log_pipe import dropped_lines
 from server.runtime.memory import limit_bytes, resident_bytes
 
 OUTCOMES = ("ok", "invalid", "rejected", "cancelled", "unavailable", "timeout", "error")
@@ -27,6 +31,7 @@ REJECTIONS = (
     *("not_ready", "engine_unavailable", "deadline_exceeded"),
 )
 VALIDATION_FIGURES = ("loss", "hit@10", "ndcg@10")
+SOURCES: tuple[Source, ...] = get_args(Source)
 FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -38,6 +43,23 @@ def outcome(status: int) -> str:
         return "ok"
     named = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "timeout"}
     return named.get(status, "invalid" if status < 500 else "error")
+
+
+@dataclass(frozen=True)
+class BundleSeries:
+    """Values of the series that describe a bundle.
+
+    labels: of `gems_bundle_info`.
+    created, index_created: seconds since 1970.
+    conflict: mean conflict of the tasks' gradients; NaN if the bundle does not say.
+    validation: figures by task and name; NaN for those that the bundle lacks.
+    """
+
+    labels: tuple[str, ...]
+    created: float
+    index_created: float
+    conflict: float
+    validation: Mapping[tuple[str, str], float]
 
 
 class Metrics:
@@ -113,9 +135,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.items = Counter(
+            "gems_items_total", "Items of answers, by where they came from", ["source"], registry=registry
+        )
         self.restricted_answers = Counter(
             "gems_restricted_answers_total",
-            "Answers under a filter, candidates or exclusions",
+            "Answers under a filter, candidates or exclusions that the request names",
             ["task"],
             registry=registry,
         )
@@ -127,6 +152,9 @@ class Metrics:
         )
         self.unknown_items = Counter(
             "gems_unknown_history_items_total", "History entries whose item is unknown", registry=registry
+        )
+        self.unknown_candidates = Counter(
+            "gems_unknown_candidates_total", "Candidates that the catalogue does not hold", registry=registry
         )
         self.old_events = Counter(
             "gems_old_history_events_total", "History entries that did not fit the prompt", registry=registry
@@ -156,6 +184,7 @@ class Metrics:
             ["task", "figure"],
             registry=registry,
         )
+        registry.register(_DroppedLogLines())
         self._create_series()
 
     def _create_series(self) -> None:
@@ -173,6 +202,8 @@ class Metrics:
             self.stage_seconds.labels(stage)
         for reason in REJECTIONS:
             self.rejected.labels(reason)
+        for source in SOURCES:
+            self.items.labels(source)
         for fallback in FALLBACK_REASONS:
             self.fallbacks.labels(fallback)
 
@@ -205,29 +236,51 @@ class Metrics:
         self.memory.labels("engine").set_function(lambda: resident_bytes(engine_pid()))
         self.memory_limit.set_function(limit_bytes)
 
-    def name_bundle(self, bundle: Bundle) -> None:
-        """Describe the bundle that is served; it replaces the description of the previous one."""
-        info = bundle.info
-        self.bundle.clear()
-        self.bundle.labels(info.bundle_id, bundle.index.version, info.scheme, info.normalisation).set(1)
-        self.bundle_created.set(datetime.fromisoformat(info.created).timestamp())
-        self._describe_training(info.training)
-        self.index_created.set(datetime.fromisoformat(bundle.index.created).timestamp())
-
-    def _describe_training(self, record: Mapping[str, Any]) -> None:
-        """Set the gauges of the bundle's training; NaN for a figure that the bundle lacks."""
-        validation = record.get("validation")
+    def describe(self, bundle: Bundle) -> BundleSeries:
+        """Return the values of the series that describe a bundle."""
+        info, index = bundle.info, bundle.index
+        validation = info.training.get("validation")
         figures = validation if isinstance(validation, Mapping) else {}
-        self.training_conflict.set(_number(record.get("conflict")))
-        for task in Task:
-            for figure in VALIDATION_FIGURES:
-                value = _number(figures.get(f"{task.value}.{figure}"))
-                self.training_validation.labels(task.value, figure).set(value)
+        return BundleSeries(
+            labels=(info.bundle_id, index.version, info.scheme, info.normalisation),
+            created=datetime.fromisoformat(info.created).timestamp(),
+            index_created=datetime.fromisoformat(index.created).timestamp(),
+            conflict=_number(info.training.get("conflict")),
+            validation={
+                (task.value, figure): _number(figures.get(f"{task.value}.{figure}"))
+                for task in Task
+                for figure in VALIDATION_FIGURES
+            },
+        )
+
+    def show(self, series: BundleSeries) -> None:
+        """Describe the bundle that is served; it replaces the description of the previous one."""
+        self.bundle.clear()
+        self.bundle.labels(*series.labels).set(1)
+        self.bundle_created.set(series.created)
+        self.index_created.set(series.index_created)
+        self.training_conflict.set(series.conflict)
+        for labels, value in series.validation.items():
+            self.training_validation.labels(*labels).set(value)
 
     def render(self) -> bytes:
         """Return the metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
+class _DroppedLogLines(Collector):
+    """The count of the process, read at each scrape."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "gems_log_lines_dropped",
+            "Log lines of all processes that were dropped because stderr was not read or not writable",
+            dropped_lines(),
+        )
+
+
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number that no float can hold
+        return math.nan

@@ -319,10 +319,16 @@ def test_missing_parent_folders_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "c" / "d" / "folder" / "first").exists()
 
 
-def test_an_array_is_mapped_and_anything_else_is_refused_by_name(tmp_path: Path) -> None:
-    np.save(tmp_path / "array.npy", np.arange(3))
-    assert read_array(tmp_path / "array.npy").tolist() == [0, 1, 2]
+def test_an_array_is_read_into_memory_and_anything_else_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(3))
+    array = read_array(path, np.int32, np.int64)
+    os.truncate(path, 0)  # under a map, the next look would end the process
+    assert array.tolist() == [0, 1, 2]
     (tmp_path / "other.npy").write_bytes(b"no array")
-    for name in ("other.npy", "missing.npy"):
+    np.save(tmp_path / "table.npy", np.ones((2, 2), np.int64))
+    np.save(tmp_path / "floats.npy", np.ones(2))
+    (tmp_path / "empty.npy").touch()
+    for name in ("array.npy", "other.npy", "empty.npy", "missing.npy", "table.npy", "floats.npy"):
         with pytest.raises(ValueError, match=name):
-            read_array(tmp_path / name)
+            read_array(tmp_path / name, np.int32, np.int64)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from index.titles import TitleIndex, words_of
+from index.titles import TitleIndex
+from index.words import query_words, terms, words
 
 TITLES = [
     "Star Wars: Episode IV",
@@ -18,6 +19,11 @@ TITLES = [
     "七人の侍",
     "Star",
     "???",
+    "食パン",
+    "パン屋",
+    "ハンカチ",
+    "バンド",
+    "WD-40 Spray",
 ]
 INDEX = TitleIndex.build(TITLES)
 
@@ -43,11 +49,22 @@ def test_titles_that_begin_with_the_text_come_first_and_all_words_have_to_match(
         ("Schindler’s", "Schindler's List"),
         ("strasse sud", "Straße nach Süden"),
         ("七人", "七人の侍"),
+        ("七", "七人の侍"),
+        ("侍", "七人の侍"),
         ("the  STAR ch…", "The Star Chamber"),
+        ("ﾊﾝ", "ハンカチ"),
+        ("wd4", "WD-40 Spray"),
+        ("wd 40 sp", "WD-40 Spray"),
+        ("wd40", "WD-40 Spray"),
     ],
 )
 def test_case_accents_and_punctuation_do_not_count(text: str, title: str) -> None:
     assert found(text) == [title]
+
+
+def test_marks_that_make_another_letter_count() -> None:
+    assert found("パン") == ["パン屋", "食パン"]
+    assert found("バ") == ["バンド"]
 
 
 @pytest.mark.parametrize("text", ["", "  ", "?!", "\u0301", "'"])
@@ -60,7 +77,7 @@ def test_removed_items_are_not_found() -> None:
     assert TitleIndex.build(["A star"], removed=[0]).find("star", 5) == []
 
 
-TEXT = st.text(st.sampled_from("aAbéßİ1 '-星\u0301\U0010ffff"), max_size=8)
+TEXT = st.text(st.sampled_from("aAbéßİ1 '-星ハパ\u0301\U0010ffff"), max_size=8)
 
 
 @given(st.lists(TEXT, max_size=12), TEXT, st.integers(1, 5), st.sets(st.integers(0, 11)))
@@ -68,14 +85,19 @@ TEXT = st.text(st.sampled_from("aAbéßİ1 '-星\u0301\U0010ffff"), max_size=8)
 def test_it_finds_what_comparing_every_title_finds(
     titles: list[str], text: str, limit: int, removed: set[int]
 ) -> None:
-    asked = words_of(text)
+    asked = query_words(text)
+
+    def begun(prefix: str, title: str) -> bool:
+        return any(term.startswith(prefix) for term in terms(title))
 
     def matches(title: str) -> bool:
-        return all(any(word.startswith(part) for word in words_of(title)) for part in asked)
+        return all(
+            any(all(begun(part, title) for part in spelling) for spelling in word.spellings) for word in asked
+        )
 
     def order(row: int) -> tuple[bool, str, int]:
-        folded = " ".join(words_of(titles[row]))
-        return not folded.startswith(" ".join(asked)), folded, row
+        folded = " ".join(words(titles[row]))
+        return not folded.startswith(" ".join(words(text))), folded, row
 
     rows = [row for row, title in enumerate(titles) if asked and row not in removed and matches(title)]
     gone = [row for row in removed if row < len(titles)]

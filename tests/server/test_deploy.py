@@ -64,7 +64,7 @@ def test_every_metric_that_is_named_exists(tree: Any) -> None:
 
 def test_every_label_that_is_named_exists(bundle: Bundle) -> None:
     metrics = Metrics()
-    metrics.name_bundle(bundle)
+    metrics.show(metrics.describe(bundle))
     exist = set(re.findall(r'(\w+)="([^"]*)"', metrics.render().decode()))
     asked = re.findall(r'(\w+)(?:=|!=|=~)"([^"$]*)"', " ".join(texts([RULES, DASHBOARD["panels"]])))
     named = {(label, value) for label, values in asked if label != "job" for value in values.split("|")}

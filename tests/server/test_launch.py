@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from support.servers import Server, wait_until
 
-from server.__main__ import _bundle_in, main
+from server.command_line import main
 from server.launch import DrainingServer
 from server.runtime import logs
 from server.serving.readiness import Readiness
@@ -120,7 +120,7 @@ def test_damaged_bundle_is_refused_in_one_line_that_names_the_file(
     damaged, missing = capsys.readouterr().err.splitlines()
     assert damaged.startswith("error: ")
     assert "model.safetensors is damaged" in damaged
-    assert "nowhere is not a folder" in missing
+    assert "there is no folder" in missing
 
 
 def test_second_signal_or_interrupt_skips_the_drain() -> None:
@@ -142,9 +142,3 @@ def test_second_signal_or_interrupt_skips_the_drain() -> None:
     server, _ = started()
     server.handle_exit(signal.SIGINT, None)
     assert server.should_exit
-
-
-def test_a_run_folder_stands_for_the_bundle_in_it(copy: Path, tmp_path: Path) -> None:
-    assert _bundle_in(copy.parent) == copy
-    assert _bundle_in(copy) == copy
-    assert _bundle_in(tmp_path) == tmp_path  # refused later, by the name that was given

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from server.__main__ import main
+from server.command_line import main
 from server.settings import Settings
 
 

@@ -34,13 +34,18 @@ class Visitor:
         self.context.set_default_timeout(10_000)
 
     def open(self, path: str = "") -> Page:
-        """Open a new tab and wait for the page and its first answers."""
+        """Open the playground in a new tab and wait for the page and its first answers."""
+        page = self.tab(path)
+        self.settled(page)
+        return page
+
+    def tab(self, path: str = "") -> Page:
+        """Open a page in a new tab."""
         page = self.context.new_page()
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
         page.on("request", lambda request: self._see(request.url))
         page.goto(self.base + path)
-        self.settled(page)
         return page
 
     def settled(self, page: Page) -> None:

@@ -27,10 +27,12 @@ from transformers import (
 from index.bundle.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.identifiers.identifiers import Identifiers
+from index.identifiers.schemes.atomic import atomic_identifiers
 from index.identifiers.schemes.semantic import semantic_identifiers
 from index.identifiers.schemes.text import text_identifiers
 from index.sequence.plain_text import plain_tokens
 from index.sequence.vocabulary import IdentifierVocabulary
+from support.pools import make_pool
 
 _ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
 _NOUNS = ("River", "Machine", "Garden", "Voyage", "Letter", "Empire", "Señorita", "星")
@@ -144,11 +146,15 @@ def make_bundle(
     seed: int = 0,
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
+    atomic: bool = False,
+    pool: bool = False,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`.
 
     codebooks: sizes; identifiers are then quantised `text_vectors`, so that items can be added.
     spelling: most tokens of an identifier; identifiers are then the titles.
+    atomic: one code for each item.
+    pool: with `make_pool`; otherwise the beam alone ranks.
     """
     catalogue = make_catalogue(items)
     tokenizer = make_tokenizer(catalogue.texts())
@@ -157,7 +163,7 @@ def make_bundle(
     elif codebooks is not None:
         identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
     else:
-        identifiers = make_identifiers(items)
+        identifiers = atomic_identifiers(items) if atomic else make_identifiers(items)
     vocabulary = IdentifierVocabulary.for_tokenizer(
         tokenizer, identifiers.codebook_sizes, spelled=identifiers.spelled
     )
@@ -185,5 +191,6 @@ def make_bundle(
         identifiers=identifiers,
         info=info,
         popularity=np.arange(items) * 7 % 23,
+        pool=make_pool(catalogue) if pool else None,
     )
     return path

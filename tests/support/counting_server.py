@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 
-from server.__main__ import main
+from server.command_line import main
 from server.launch import DrainingServer
 
 _startup = DrainingServer.startup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from server.__main__ import main
+from server.command_line import main
 from server.ranking.service import Service
 
 KEPT: list[Any] = []

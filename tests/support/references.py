@@ -36,15 +36,24 @@ def found_items(output, tokens: np.ndarray, begin: int) -> tuple[list[int], list
 
 
 def identifier_scores(
-    logits: torch.Tensor, tokens: torch.Tensor, vocabulary: IdentifierVocabulary, normalisation: str
+    logits: torch.Tensor,
+    codes: np.ndarray,
+    vocabulary: IdentifierVocabulary,
+    normalisation: str,
+    levels: int | None = None,
 ) -> np.ndarray:
-    """Return log p of every identifier: logits float64 [items, levels, V], tokens [items, levels] → [items]."""
-    total = torch.zeros(len(tokens), dtype=torch.double)
-    for level in range(vocabulary.levels):
+    """Return log p of every identifier, or of its first `levels` codes, float64 [items].
+
+    logits: float64 [items, levels, V], teacher-forced. codes: int [items, levels].
+    Nothing is added behind the end of a shorter identifier.
+    """
+    lengths = vocabulary.lengths(codes)
+    total = np.zeros(len(codes))
+    for level in range(levels or vocabulary.levels):
         first, last = vocabulary.span(level)
         if normalisation == "level":
             log_p = logits[:, level, first:last].log_softmax(-1)
         else:
             log_p = logits[:, level].log_softmax(-1)[:, first:last]
-        total += log_p.gather(1, tokens[:, level : level + 1] - first).squeeze(1)
-    return total.numpy()
+        total += np.where(level < lengths, log_p.numpy()[np.arange(len(codes)), codes[:, level]], 0)
+    return total

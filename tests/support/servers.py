@@ -24,12 +24,15 @@ class Server:
 
     program: another script with the same arguments.
     lines: the log records so far.
+    reading: cleared while the log shall not be read.
     """
 
     def __init__(self, bundle: Path, *arguments: str, program: Path | None = None, **settings: str) -> None:
         command = ["-m", "server"] if program is None else [str(program)]
         self.lines: list[dict[str, object]] = []
         self.url = ""
+        self.reading = threading.Event()
+        self.reading.set()
         self._ready = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, *command, str(bundle), "--port", "0", "--threads", "1", *arguments],
@@ -44,6 +47,7 @@ class Server:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            self.reading.wait()
             self.lines.append(json.loads(line))
             if self.lines[-1]["message"] == "ready":
                 self.url = str(self.lines[-1]["url"])

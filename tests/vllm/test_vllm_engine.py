@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
@@ -90,6 +90,27 @@ def test_filters_and_exclusions_act_before_the_beam(pair: Pair) -> None:
         assert_same_ranking(ranking, expected)
         assert set(ranking.items) <= allowed
         assert len(ranking.items) == min(request.limit, len(allowed))
+
+
+def test_pools_and_levels_mean_what_they_mean_to_the_torch_engine(pair: Pair) -> None:
+    """The pool's question about a prompt is not mistaken for one whose prompt was known."""
+    trie = pair.torch.everything.trie
+    rng = np.random.default_rng(0)
+    half = Allowed.of(trie, SlotSet.of_members(np.arange(0, pair.items, 2), trie.items), [1, 2, 3])
+    requests = [
+        RankRequest(prompt(70 + k, 5), width, width, half, pool=pool, levels=levels)
+        for k, (width, pool, levels) in enumerate(
+            [
+                (5, rng.permutation(pair.items)[:20].tolist(), None),
+                (1, list(range(pair.items)), trie.levels - 1),
+                (pair.items, [7], 1),
+            ]
+        )
+    ]
+    for ranking, expected in zip(pair.vllm.rank(requests), pair.torch.rank(requests), strict=True):
+        assert_same_ranking(ranking, expected)
+    assert pair.vllm.rank([replace(requests[0], prompt=prompt(80, 6))])[0].cached_tokens == 0
+    assert not pair.vllm._llm.has_unfinished_requests()
 
 
 def test_what_is_known_of_a_prompt_is_not_computed_again_and_changes_nothing(pair: Pair) -> None:

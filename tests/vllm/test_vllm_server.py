@@ -62,7 +62,7 @@ def answers(client: httpx.Client) -> list[list[str]]:
     for asked, body in QUESTIONS:
         response = client.post(asked, json=body)
         assert response.status_code == 200, response.text
-        assert {item["source"] for item in response.json()["items"]} == {"model"}
+        assert {item["source"] for item in response.json()["items"]} == {"beam"}
         found.append([item["item_id"] for item in response.json()["items"]])
     return found
 

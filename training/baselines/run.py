@@ -7,7 +7,6 @@ For SASRec it also contains item_vectors.parquet, and language_vectors.parquet i
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from safetensors.torch import save_model
 
+from index.records import Record
 from training.baselines.baseline import Baseline
 from training.baselines.dense import dense
 from training.baselines.loop import CHECKPOINT, Progress, fit
@@ -32,7 +32,6 @@ from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
 from training.evaluation.evaluate import save_evaluation
 from training.evaluation.figures import add_task, empty_result
-from training.evaluation.floors import popularity
 from training.evaluation.ranking import cases_of, draw_cases
 from training.evaluation.scoring import score_ranks
 from training.run.run_folder import check_run, fingerprint, record_run
@@ -73,8 +72,10 @@ def run_baseline(
     started = check_run(out, settings, dataset, resume)
     if started and (out / EVALUATION).exists():
         console.print(f"{out} is done already; nothing left to do", soft_wrap=True)
-        found: dict[str, Any] = json.loads((out / EVALUATION).read_text("utf-8"))
-        return found
+        try:
+            return Record.read(out / EVALUATION).fields
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{error}; delete {out / EVALUATION} to measure that run again") from error
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(settings.seed)
     kept = out / LANGUAGE_FILE
@@ -129,9 +130,8 @@ def _measure(
         )  # fmt: skip
     protocol = {"split": "test", "users": settings.users} | candidates.protocol
     result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
-    counts = popularity(split.train, len(dataset.catalogue))
     add_task(
-        result, settings.task, cases, ranks, dataset.catalogue, counts,
+        result, settings.task, cases, ranks, dataset.catalogue, split.train,
         candidates=candidates, seed=0,
     )  # fmt: skip
     cost = {

@@ -61,7 +61,7 @@ class SASRecSettings(BaselineSettings):
     task: ClassVar[Task] = Task.RECOMMENDATION
 
     items: Items = Field("id", description="where item vectors come from")
-    hidden: int = Field(128, ge=2, description="width of the model and of the item vectors")
+    hidden: int = Field(128, ge=2, le=16384, description="width of the model and of the item vectors")
     null: int | None = Field(
         None,
         ge=1,
@@ -73,11 +73,11 @@ class SASRecSettings(BaselineSettings):
     semantic_scale: float = Field(
         0.05, gt=0, description="'alphafuse': length of the frozen part, as a multiple of unit variance"
     )
-    layers: int = Field(2, ge=1, description="transformer blocks")
-    heads: int = Field(2, ge=1, description="attention heads")
+    layers: int = Field(2, ge=1, le=1000, description="transformer blocks")
+    heads: int = Field(2, ge=1, le=1024, description="attention heads")
     dropout: float = Field(0.4, ge=0, lt=1, description="dropout on inputs, attention and block outputs")
     temperature: float = Field(0.07, gt=0, description="cosines are divided by it before the softmax")
-    max_events: int = Field(50, ge=1, description="latest events that are read")
+    max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     batch_size: int = Field(256, ge=1, description="histories a step")
@@ -105,10 +105,10 @@ class NCFSettings(BaselineSettings):
     task: ClassVar[Task] = Task.RECOMMENDATION
 
     hidden: int = Field(
-        64, ge=4, description="width of the vectors of users and items, in each of the two parts"
+        64, ge=4, le=16384, description="width of the vectors of users and items, in each of the two parts"
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout on the inputs of the perceptron")
-    negatives: int = Field(4, ge=1, description="random items for each logged one")
+    negatives: int = Field(4, ge=1, le=10_000, description="random items for each logged one")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay")
     batch_size: int = Field(1024, ge=1, description="logged interactions a step")
@@ -135,7 +135,7 @@ class DenseSettings(BaselineSettings):
     batch_size: int = Field(64, ge=2, description="pairs of query and item a step")
     mined: int = Field(50, ge=1, description="hard negatives are drawn from the N best-ranked items")
     frozen_layers: int = Field(4, ge=0, description="lower layers that are not tuned, token rows too")
-    max_tokens: int = Field(64, ge=4, description="tokens of a text; longer ones are cut")
+    max_tokens: int = Field(64, ge=4, le=1_000_000, description="tokens of a text; longer ones are cut")
     temperature: float = Field(0.05, gt=0, description="cosines are divided by it before the softmax")
     learning_rate: float = Field(5e-5, gt=0, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")

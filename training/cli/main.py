@@ -1,71 +1,19 @@
-"""The `gems` command line."""
+"""The entry of the `gems` command line."""
 
 from __future__ import annotations
 
 import sys
 
-import typer
-
-from gems.errors import GemsError
-from index.bundle.manifest import BundleError
-from index.catalogue import CatalogueError
-from index.embeddings import EmbeddingError
-from index.identifiers.identifiers import IdentifierError
-from server.engine.contract import EngineError
-from training.cli.commands.assets import assets_app
-from training.cli.commands.baseline import baseline_app
-from training.cli.commands.bundle import bundle_app
-from training.cli.commands.compare import compare_command
-from training.cli.commands.data import data_app
-from training.cli.commands.demo import demo_command
-from training.cli.commands.evaluate import evaluate_command
-from training.cli.commands.index import index_app
-from training.cli.commands.preservation import preservation_command
-from training.cli.commands.report import report_command
-from training.cli.commands.serve import serve_command
-from training.cli.commands.sweep import sweep_command
-from training.cli.commands.train import TrainCommand, train_command
-from training.errors import UserError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="One language model that both searches and recommends.",
-)
-app.add_typer(assets_app, name="assets")
-app.add_typer(data_app, name="data")
-app.add_typer(bundle_app, name="bundle")
-app.add_typer(index_app, name="index")
-app.add_typer(baseline_app, name="baseline")
-app.command("train", cls=TrainCommand)(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("compare")(compare_command)
-app.command("preservation")(preservation_command)
-app.command("report")(report_command)
-app.command("sweep")(sweep_command)
-app.command("demo")(demo_command)
-app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    serve_command
-)
-
-USER_ERRORS = (
-    UserError,
-    BundleError,
-    CatalogueError,
-    EmbeddingError,
-    IdentifierError,
-    EngineError,
-    GemsError,
-)
+from training.cli.commands.serve import become_server
 
 
 def main() -> None:
     """Run the command. An error that the user can fix is one paragraph on stderr and exit code 2."""
-    try:
-        app()
-    except USER_ERRORS as error:
-        print(f"gems: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+    if sys.argv[1:2] == ["serve"]:
+        become_server(sys.argv[2:])
+    from training.cli.app import run  # slow imports, which the server does not need
+
+    run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from index.extensions import choices, one_of
@@ -25,7 +24,8 @@ from training.config.groups import (
 )
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
-from training.settings import RunSettings, SettingsGroup, merged, nested
+from training.inputs import YAML, InputError, read_text
+from training.settings import RunSettings, SettingsGroup, merged, nested, parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "training.methods.tuning"  # package of the tuning methods
@@ -49,6 +49,10 @@ class TrainConfig(RunSettings):
     method: str = Field("gems", description="tuning method", json_schema_extra={"choices_of": METHODS})
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+    search_attributes: tuple[str, ...] = Field(
+        (),
+        description="attributes whose values are found as a whole, such as article numbers, comma-separated",
+    )
     backbone: BackboneSettings = BackboneSettings()
     identifiers: IdentifierSettings = IdentifierSettings()
     sequence: SequenceSettings = SequenceSettings()
@@ -58,6 +62,14 @@ class TrainConfig(RunSettings):
     lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
     run: RunFolderSettings = RunFolderSettings()
+
+    @field_validator("search_attributes", mode="before")
+    @classmethod
+    def _split(cls, names: Any) -> Any:
+        """Split the comma-separated form of a flag."""
+        return (
+            [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+        )
 
     @field_validator("method")
     @classmethod
@@ -96,6 +108,11 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 f"sequence.max_tokens {self.sequence.max_tokens} has no room for one search; at least {room}"
             )
+        if self.sequence.max_events > self.sequence.max_tokens:
+            raise ValueError(
+                f"sequence.max_events {self.sequence.max_events} cannot fit sequence.max_tokens "
+                f"{self.sequence.max_tokens}: an event takes a token or more"
+            )
         if self.identifiers.embeddings == "alphafuse" and self.identifiers.scheme != "semantic":
             raise ValueError(
                 "identifiers.embeddings 'alphafuse' is for semantic identifiers; "
@@ -114,26 +131,27 @@ class TrainConfig(RunSettings):
         return [new_name(name) for name in old_names(settings)]
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+    def load(cls, source: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         """Read settings from a file, and apply overrides.
 
-        path: YAML file, or name of a recipe; None for the defaults.
+        source: name of a recipe, or YAML file; None for the defaults. The name of a recipe always means the recipe,
+            whatever else bears it: a file of that name is `./NAME`.
         overrides: in groups or by dotted names; they win over the file.
         Raises `ConfigError` that names the setting.
         """
         settings: Any = {}
-        if path is not None:
-            recipe = RECIPES / f"{path}.yaml"
-            if not path.exists() and recipe.exists():
-                path = recipe
+        if source is not None:
+            recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+            path = recipes.get(str(source), Path(source))
             try:
-                settings = yaml.safe_load(path.read_text("utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
-                known = ", ".join(sorted(r.stem for r in RECIPES.glob("*.yaml")))
-                raise ConfigError(f"{path} cannot be read: {error}. Recipes: {known}") from error
+                settings = parse_yaml(read_text(path, "settings in YAML", *YAML)) or {}
+            except InputError as error:
+                raise ConfigError(f"{error}. Recipes: {', '.join(recipes)}") from error
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from error
             if not isinstance(settings, dict):
                 raise ConfigError(f"{path} must hold settings as 'name: value' lines")
-        return cls.combined(settings, overrides, source="" if path is None else f"{path}: ")
+        return cls.combined(settings, overrides, source="" if source is None else f"{source}: ")
 
     @classmethod
     def combined(cls, *layers: Mapping[str, Any], source: str = "") -> TrainConfig:

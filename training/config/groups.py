@@ -23,15 +23,15 @@ class BackboneSettings(SettingsGroup):
         description="'smollm2-135m', 'scratch', 't5-tiger', or a Hugging Face name or folder",
     )
     layers: int | None = Field(
-        None, ge=1, description="keep the first N layers (from scratch: build N; 't5-tiger': 4)"
+        None, ge=1, le=1000, description="keep the first N layers (from scratch: build N; 't5-tiger': 4)"
     )
-    hidden: int = Field(128, ge=8, description="from scratch: width of the model")
-    heads: int = Field(4, ge=1, description="from scratch: attention heads ('t5-tiger': 6)")
+    hidden: int = Field(128, ge=8, le=16384, description="from scratch: width of the model")
+    heads: int = Field(4, ge=1, le=1024, description="from scratch: attention heads ('t5-tiger': 6)")
     dropout: float = Field(
         0.3, ge=0, lt=1, description="from scratch: dropout on embeddings and block outputs ('t5-tiger': 0.1)"
     )
     text_vocabulary: int = Field(
-        8000, ge=300, description="from scratch: size of the BPE trained on the catalogue"
+        8000, ge=300, le=1_000_000, description="from scratch: size of the BPE trained on the catalogue"
     )
 
 
@@ -41,7 +41,7 @@ class IdentifierSettings(SettingsGroup):
     scheme: str = Field(
         "semantic", description="identifier scheme", json_schema_extra={"choices_of": SCHEMES}
     )
-    codebooks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    codebooks: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (256, 256),
         min_length=1,
         description="'semantic': codes per level, comma-separated; a level that separates collisions is added",
@@ -61,6 +61,7 @@ class IdentifierSettings(SettingsGroup):
     fused_hidden: int = Field(
         128,
         ge=4,
+        le=16384,
         multiple_of=2,
         description="'alphafuse': width of fused vectors; half is meaning, half is learned",
     )
@@ -73,9 +74,10 @@ class IdentifierSettings(SettingsGroup):
     code_capacity: float = Field(
         2.0,
         ge=1,
+        allow_inf_nan=True,
         description="'semantic': largest number of items of a code, as a multiple of the mean (approximate)",
     )
-    spelling: int = Field(12, ge=4, description="'text': tokens of an identifier at most")
+    spelling: int = Field(12, ge=4, le=1000, description="'text': tokens of an identifier at most")
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"
     )
@@ -101,8 +103,10 @@ class SchemeSettings(IdentifierSettings):
 class SequenceSettings(SettingsGroup):
     """Token sequences that are made from the histories."""
 
-    max_events: int = Field(50, ge=2, description="events of a sequence, including the one to be predicted")
-    max_tokens: int = Field(512, ge=48, description="tokens of a sequence or prompt")
+    max_events: int = Field(
+        50, ge=2, le=1_000_000, description="events of a sequence, including the one to be predicted"
+    )
+    max_tokens: int = Field(512, ge=48, le=2**20, description="tokens of a sequence or prompt")
     max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
     targets: int = Field(
         4,
@@ -233,9 +237,9 @@ class KnowledgeSettings(SettingsGroup):
 class LoraSettings(SettingsGroup):
     """Adapters of the methods 'lora' and 'lora-moe'."""
 
-    rank: int = Field(32, ge=1, description="rank of an adapter")
+    rank: int = Field(32, ge=1, le=16384, description="rank of an adapter")
     alpha: float = Field(64, gt=0, description="adapters are scaled by alpha / rank")
-    experts: int = Field(4, ge=1, description="'lora-moe': experts of a layer")
+    experts: int = Field(4, ge=1, le=1024, description="'lora-moe': experts of a layer")
 
 
 class ValidationSettings(SettingsGroup):

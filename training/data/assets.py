@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from index.files import atomic_folder
+from index.records import read_json
 from training.errors import UserError
 
 RECORD = ".asset.json"
@@ -146,7 +147,7 @@ def is_cached(asset: Asset) -> bool:
     """Whether the asset is in the cache, undamaged and from the pinned wheel."""
     folder = asset_folder(asset)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         if record["wheel_sha256"] != asset.sha256 or asset.main not in record["files"]:
             return False
         return all(

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue
+from index.contents import contents_of
 from index.files import atomic_folder
 from index.sequence.events import Event, Task
 from training.data.schema import (
@@ -72,13 +73,15 @@ class DataSet:
         """Read a data set folder. Raises `DataError` with the file, the row and the reason."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(f"no data set at {folder}: there is no such folder; make one with 'gems data'")
+            why = "it is a file" if folder.exists() else "there is no such folder"
+            raise DataError(f"no data set at {folder}: {why}; make one with 'gems data'")
         missing = [
             name for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE) if not (folder / name).is_file()
         ]
         if missing:
             raise DataError(
-                f"{folder} is not a data set: missing {', '.join(missing)}; make one with 'gems data'"
+                f"{folder} is {contents_of(folder)}, not a data set: missing {', '.join(missing)}; make one with "
+                "'gems data'"
             )
         info = DataInfo.load(folder / INFO_FILE)
         catalogue = read_items(folder / ITEMS_FILE)
@@ -130,7 +133,9 @@ def check_writable(folder: Path, force: bool) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not is_data_set(folder):
-        raise DataError(f"{folder} is not empty and is not a data set, so it stays; choose another --out")
+        raise DataError(
+            f"{folder} is {contents_of(folder)}, not a data set, so it stays; choose another --out"
+        )
     if not force:
         raise DataError(
             f"{folder} already holds a data set; give --force to replace it, or choose another --out"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from index.sequence.events import Event, Task
+from index.words import words
 from training.data.dataset import DataSet, UserHistory
 
 EXAMPLES = 3
@@ -76,7 +77,7 @@ def _queries(queries: list[str]) -> list[tuple[str, str]]:
     common = ", ".join(f"{query!r} ({count:,})" for query, count in counts.most_common(3))
     return [
         ("distinct queries", f"{len(counts):,}"),
-        ("words of a query", quantiles([len(query.split()) for query in queries])),
+        ("words of a query", quantiles([len(words(query)) for query in queries])),
         ("most common queries", common),
     ]
 

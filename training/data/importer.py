@@ -28,7 +28,9 @@ from training.data.schema import (
     TEXT_COLUMNS,
     DataError,
     DataInfo,
+    read_parquet,
 )
+from training.inputs import LINES, mistaken
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
@@ -47,7 +49,13 @@ class BadRow:
         return f"{self.file} {_place(self.file, self.number)}: {self.reason}"
 
 
-class BadRowsError(DataError):
+class RowsError(DataError):
+    """Rows are bad; the message has a line for each of them."""
+
+    one_line = False
+
+
+class BadRowsError(RowsError):
     """There are bad rows, and they may not be skipped. rows: all of them."""
 
     def __init__(self, rows: list[BadRow]) -> None:
@@ -88,7 +96,7 @@ def import_files(
     for path, left in ((items, kept), (interactions, events)):
         if not left:
             listed = "".join(f"{row}\n" for row in bad)
-            raise DataError(f"{listed}no usable row in {path}; nothing was written")
+            raise RowsError(f"{listed}no usable row in {path}; nothing was written")
     left_out = {"bad item rows": bad_items, "bad interaction rows": len(bad) - bad_items} if bad else {}
     info = DataInfo(name, f"imported from {items.name} and {interactions.name}", left_out=left_out)
     catalogue = Catalogue(kept.values())
@@ -126,21 +134,20 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, obje
     required: columns of a Parquet file.
     Raises `DataError` if the file is missing, cannot be read, or lacks a column.
     """
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
     if path.suffix.lower() in JSON_LINES:
+        if wrong := mistaken(path, "JSON Lines", *LINES):
+            raise DataError(wrong)
         yield from _json_rows(path)
     elif path.suffix.lower() in PARQUET:
-        try:
-            frame = pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        frame = read_parquet(path)
         missing = [column for column in required if column not in frame.columns]
         if missing:
             raise DataError(
                 f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}"
             )
         yield from enumerate(frame.iter_rows(named=True), start=1)
+    elif not path.is_file():
+        raise DataError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
     else:
         raise DataError(f"{path}: the name must end in .jsonl (JSON Lines) or .parquet, to say what it is")
 
@@ -155,9 +162,10 @@ def check_item(row: object) -> Item:
         item = Item.from_json(record)
     except CatalogueError as error:
         raise RowError(str(error)) from error
-    for key, value in item.attributes.items():
-        _check_attribute(key, value)
-    for text in (item.item_id, item.title, item.description, *item.categories):
+    texts = [item.item_id, item.title, item.description, *item.categories, *item.attributes]
+    for value in item.attributes.values():
+        texts += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    for text in texts:
         _check_text(text)
     return item
 
@@ -236,21 +244,6 @@ def _check_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"holds text that is not valid Unicode: {error}") from error
     return text
-
-
-def _check_attribute(key: str, value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RowError(f"attribute {key!r} must be a finite number, got {value}")
-    # bool is a kind of int in Python, but a list of booleans is no list of numbers
-    plural = isinstance(value, list) and (
-        all(isinstance(v, str) for v in value)
-        or all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    )
-    if not (isinstance(value, str | int | float) or plural):
-        kinds = "a string, a number, a boolean, or a list of strings or of integers"
-        raise RowError(f"attribute {key!r} must be {kinds}, got {_shown(value)}")
-    for text in (key, value, *(value if isinstance(value, list) else ())):
-        _check_text(text if isinstance(text, str) else "")
 
 
 def _place(path: Path, number: int) -> str:

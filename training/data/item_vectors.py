@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,10 @@ from index.bundle.bundle import BundleInfo
 from index.catalogue import Catalogue, Item
 from index.embeddings import FILES, EmbeddingError, TextEncoder, check_texts, encoder_hash
 from index.identifiers.codebooks import Layer
+from index.records import Record
 from training.config import TrainConfig
 from training.data import assets
+from training.data.schema import DataError
 from training.data.vectors import read_vectors
 from training.errors import UserError
 
@@ -51,8 +53,12 @@ class VectorOrigin:
 
     @classmethod
     def load(cls, path: Path) -> VectorOrigin:
-        """Read a file that `save` wrote."""
-        return cls(**json.loads(path.read_text("utf-8")))
+        """Read a file that `save` wrote. Raises `DataError`."""
+        try:
+            record = Record.read(path)
+            return cls(*(record.text(each.name, empty=True) for each in fields(cls)))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{error}; delete {path.parent} to prepare the run again") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,10 @@ from pathlib import Path
 import polars as pl
 
 from index.catalogue import Catalogue, CatalogueError, Item
+from index.records import parse_json
 from index.sequence.events import Task
 from training.errors import UserError
+from training.inputs import JSON, LINES, InputError, mistaken, read_text
 
 ITEMS_FILE = "items.jsonl"
 INTERACTIONS_FILE = "interactions.parquet"
@@ -79,13 +81,15 @@ class DataInfo:
     def load(cls, path: Path) -> DataInfo:
         """Read `data.json`. Raises `DataError` if it is not JSON of this format."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(read_text(path, "the data.json of a data set", *JSON))
             found = record["format"]
             if found != FORMAT:
                 raise DataError(
                     f"{path}: data set format {found!r}, this version reads {FORMAT}; make the data set again"
                 )
             return cls(**record)
+        except InputError as error:
+            raise DataError(f"{error}; make the data set again") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not the data.json of a data set ({error}); make it again") from error
 
@@ -95,8 +99,20 @@ def is_data_set(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE))
 
 
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Read a Parquet file. Raises `DataError` that says what is there instead."""
+    if wrong := mistaken(path, "a Parquet file", "a Parquet file"):
+        raise DataError(wrong)
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+
+
 def read_items(path: Path) -> Catalogue:
     """Read `items.jsonl`. Raises `DataError` with the line."""
+    if wrong := mistaken(path, "JSON Lines", *LINES):
+        raise DataError(wrong)
     items: list[Item] = []
     try:
         with path.open(encoding="utf-8") as file:
@@ -104,8 +120,8 @@ def read_items(path: Path) -> Catalogue:
                 if not line.strip():
                     continue
                 try:
-                    items.append(Item.from_json(json.loads(line)))
-                except (ValueError, AttributeError) as error:  # not JSON, not an object, or not an item
+                    items.append(Item.from_json(parse_json(line)))
+                except ValueError as error:  # not JSON, or not an item
                     raise DataError(f"{path} line {number}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
@@ -120,10 +136,7 @@ def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
 
     Raises `DataError` with the first wrong row, from 1, and the number of further ones.
     """
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    frame = read_parquet(path)
     missing = [column for column in REQUIRED_COLUMNS if column not in frame.columns]
     if missing:
         raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ from numpy.typing import NDArray
 
 from index.files import atomic_write
 from training.data.schema import DataError
+from training.inputs import mistaken
 
-FORMATS = (".parquet", ".npz", ".npy")
+# What the name says, and what is then in the file.
+FORMATS = {
+    ".parquet": ("a Parquet file", "a Parquet file"),
+    ".npz": ("an .npz archive", "a zip archive"),
+    ".npy": ("a NumPy array", "a NumPy array"),
+}
 
 
 class VectorFileError(DataError):
@@ -33,9 +40,14 @@ def read_vectors(path: Path, item_ids: Sequence[str]) -> NDArray[np.float32]:
     """
     if path.suffix.lower() not in FORMATS:
         raise VectorFileError(f"{path}: the name must end in {', '.join(FORMATS)}, to say what it is")
+    meant, kind = FORMATS[path.suffix.lower()]
+    if wrong := mistaken(path, f"item vectors in {meant}", kind):
+        raise VectorFileError(wrong)
     try:
         ids, vectors = _parquet(path) if path.suffix.lower() == ".parquet" else _arrays(path)
-    except (OSError, ValueError, KeyError, EOFError, pl.exceptions.PolarsError) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, pl.exceptions.PolarsError
+    ) as error:  # fmt: skip
         raise VectorFileError(f"{path} cannot be read as item vectors: {error}") from error
     if ids is None and len(vectors) != len(item_ids):
         raise VectorFileError(

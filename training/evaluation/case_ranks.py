@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.files import atomic_write
+from index.contents import contents_of
+from index.records import parse_json
 from index.sequence.events import Task
 from training.data.splits import Case
 from training.errors import EvaluationError
+from training.inputs import mistaken
+from training.outputs import write_output
 
 RANKS_FILE = "ranks.npz"
 COLUMNS = ("users", "targets", "history", "ranks")
@@ -71,7 +74,7 @@ class CaseRanks:
     cost: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
+        """Write the file as a whole. Raises `OutputError`."""
         about = {
             "system": self.system, "seed": self.seed, "data": self.data, "protocol": dict(self.protocol),
             "cost": dict(self.cost),
@@ -81,20 +84,25 @@ class CaseRanks:
             for task, ranks in self.tasks.items()
             for column in COLUMNS
         }
-        with atomic_write(path, single_writer=True) as draft, draft.open("wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:
+                np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+
+        write_output(path, write)
 
     @classmethod
     def load(cls, path: Path) -> CaseRanks:
         """Read a file, or the file in a run folder. Raises `EvaluationError`."""
         file = path / RANKS_FILE if path.is_dir() else path
-        if not file.exists():
-            raise EvaluationError(
-                f"{file}: there is no such file; 'gems baseline' writes one, and 'gems evaluate --ranks FILE'"
-            )
+        hint = "'gems baseline' writes one, and 'gems evaluate --ranks FILE'"
+        if path.is_dir() and not file.exists():
+            raise EvaluationError(f"{path} is {contents_of(path)} without a file {RANKS_FILE}; {hint}")
+        if wrong := mistaken(file, "the ranks of a system", "a zip archive"):
+            raise EvaluationError(f"{wrong}; {hint}")
         try:
             with np.load(file, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
+                about = parse_json(str(stored["about"]))
                 tasks = {
                     task: TaskRanks(*(stored[f"{task.value}.{column}"] for column in COLUMNS))
                     for task in Task

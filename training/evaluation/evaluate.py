@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from index.bundle.bundle import Bundle
-from index.files import atomic_write
+from index.pool.pool import Fused
+from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
 from training.errors import EvaluationError
+from training.evaluation.calibration import calibration_error, first_items
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
 from training.evaluation.figures import add_task, empty_result
-from training.evaluation.floors import popularity
 from training.evaluation.matching import query_match_share
-from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.evaluation.pools import rank_pools
+from training.evaluation.ranking import RankedItems, cases_of, draw_cases, rank_cases, target_ranks
+from training.outputs import write_json
 from training.run.run_folder import fingerprint
 
 
@@ -42,6 +47,7 @@ def evaluate(
     console: Console | None = None,
     ranks_file: Path | None = None,
     system: str = "model",
+    ranking: str | None = None,
 ) -> dict[str, Any]:
     """Rank the whole catalogue for every case, as search and as recommendation, with the serving engine.
 
@@ -51,15 +57,18 @@ def evaluate(
     seed: seed of the drawn cases, of the negatives and of the bootstrap.
     ranks_file: file for the rank of every case, for `gems compare`.
     system: name of the model in that file.
+    ranking: 'pool' (candidates from all sources, fused, as a server ranks by default) or 'beam'; None: 'pool' if the
+        bundle has weights for it.
     Raises `EvaluationError` if bundle, data set and options do not fit together.
 
     Returns a JSON-ready dictionary:
 
         search, recommendation            metric → mean over the cases
-        floors.<name>.<task>              metric → mean
+        floors.<name>.<task>              metric → mean; with a pool also of the beam alone (`beam`)
         intervals.<task>                  metric → [low, high], 95% bootstrap over cases
         differences.<name>.<task>         metric → [mean, low, high] of model − floor, paired
         cases.<task>, protocol, data      number of cases, and description of the measurement
+        calibration.<task>                of the pool: expected calibration error of the relevance of the first ten
         search_match_share                share of the model's top-10 search results whose text contains a
                                           word of the query
     """
@@ -78,10 +87,12 @@ def evaluate(
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
     candidates = Candidates(exclude_history, sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
+    pool = _pool_of(bundle, bundle_folder, ranking)
     engine = TorchEngine.open(bundle)
-    counts = popularity(parts.train, len(dataset.catalogue))
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
-    about = protocol | {"beam_width": beam_width, "bundle": bundle.info.bundle_id}
+    about = protocol | {
+        "beam_width": beam_width, "bundle": bundle.info.bundle_id, "items": "beam" if pool is None else "pool",
+    }  # fmt: skip
     result = empty_result(about, dict(bundle.info.data))
     ranked: dict[Task, TaskRanks] = {}
     with Progress(console=console) as bar:
@@ -90,14 +101,26 @@ def evaluate(
             if not cases:
                 continue
             row = bar.add_task(f"ranking for {task.value}", total=len(cases))
-            rankings = rank_cases(
-                engine, bundle.encoder, cases, task, beam_width=beam_width, candidates=candidates,
-                progress=lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
-            )  # fmt: skip
+            progress = partial(_show, bar, row)
+            rankings: Sequence[RankedItems]
+            others: dict[str, NDArray[np.int64]] = {}
+            if pool is None or not pool.fusion.has(task):  # type: ignore[union-attr]
+                rankings = rank_cases(
+                    engine, bundle.encoder, cases, task, beam_width=beam_width, candidates=candidates,
+                    progress=progress,
+                )  # fmt: skip
+            else:
+                rankings, beams = rank_pools(
+                    engine, bundle.encoder, pool, cases, task, beam_width=beam_width, candidates=candidates,
+                    progress=progress,
+                )  # fmt: skip
+                others["beam"] = target_ranks(beams, cases)
+                result.setdefault("calibration", {})[task.value] = _calibration(rankings, cases)
             ranks = target_ranks(rankings, cases)
             ranked[task] = TaskRanks.of(cases, ranks)
             add_task(
-                result, task, cases, ranks, dataset.catalogue, counts, candidates=candidates, seed=seed
+                result, task, cases, ranks, dataset.catalogue, parts.train,
+                candidates=candidates, seed=seed, others=others,
             )  # fmt: skip
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)
@@ -106,7 +129,32 @@ def evaluate(
     return result
 
 
+def _pool_of(bundle: Bundle, folder: Path, ranking: str | None) -> PoolIndex | None:
+    """Return the index of the pool if it is to be ranked."""
+    if ranking not in (None, "pool", "beam"):
+        raise EvaluationError(f"--ranking must be 'pool' or 'beam', not {ranking!r}")
+    pool = bundle.index.pool
+    if ranking == "beam" or (ranking is None and (pool is None or pool.fusion is None)):
+        return None
+    if pool is None or pool.fusion is None:
+        raise EvaluationError(f"{folder} has no weights to rank a pool by; make them with 'gems fuse'")
+    return pool
+
+
+def _calibration(rankings: Sequence[Fused], cases: Sequence[Case]) -> float:
+    shares, taken = first_items(
+        [each.items for each in rankings],
+        [each.relevance for each in rankings],
+        [c.target for c in cases],
+        10,
+    )
+    return calibration_error(shares, taken)
+
+
+def _show(bar: Progress, row: TaskID, done: int, total: int) -> None:
+    bar.update(row, completed=done)
+
+
 def save_evaluation(result: dict[str, Any], path: Path) -> None:
-    """Write the result as JSON."""
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    """Write the result as JSON. Raises `OutputError`."""
+    write_json(path, result)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
-from index.sequence.events import Task
+from index.sequence.events import Event, Task
 from training.data.splits import Case
 from training.evaluation.bootstrap import mean_intervals
 from training.evaluation.candidates import Candidates
@@ -30,23 +30,28 @@ def add_task(
     cases: Sequence[Case],
     ranks: NDArray[np.int64],
     catalogue: Catalogue,
-    counts: NDArray[np.float64],
+    histories: Sequence[Sequence[Event]],
     *,
     candidates: Candidates,
     seed: int,
+    others: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> None:
     """Add the figures of a system and of the floors on the cases of a task to `result`.
 
     ranks: int64 [cases], 1-based, 0 if the target was not ranked.
-    counts: float64 [items], see `popularity`.
+    histories: training events of each person, for the floors.
     seed: seed of the bootstrap.
+    others: ranks of further rankings to compare with, by name.
     """
     model = per_case(ranks)
     result["cases"][task.value] = len(cases)
     result[task.value] = _means(model)
     result["intervals"][task.value] = _intervals(model, seed)
-    for name, scores in floor_scores(task, catalogue, counts).items():
-        floor = per_case(floor_ranks(scores, cases, candidates=candidates))
+    rivals = dict(others or {})
+    for name, scores in floor_scores(task, catalogue, histories).items():
+        rivals[name] = floor_ranks(scores, cases, candidates=candidates)
+    for name, theirs in rivals.items():
+        floor = per_case(theirs)
         result["floors"].setdefault(name, {})[task.value] = _means(floor)
         apart = {metric: model[metric] - floor[metric] for metric in NAMES}
         intervals = _intervals(apart, seed)

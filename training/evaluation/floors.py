@@ -1,25 +1,29 @@
 """Floors: simple rankings that a useful model must beat.
 
-    popularity           items by their number of training events
-    popularity_in_query  the same, but items whose text contains all words of the query come first (search only)
-    bm25                 BM25 (Lucene variant) of the query against the items' texts (search only)
+    popularity                items by their number of training events
+    popularity_in_query       the same, but items whose text contains all words of the query come first
+    popularity_in_same_query  items by the number of people who chose them for the same query in training; items that
+                              nobody chose for it, and items with equal numbers, in the order of popularity_in_query
+    bm25                      BM25 (Lucene variant) of the query against the items' texts
 
-Every floor scores all items. Items with equal scores rank in catalogue order.
+The last three are for search only. Two queries are the same if they have the same words in the same order. Every floor
+scores all items. Items with equal scores rank in catalogue order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
+from index.pool.query_log import QueryLog
 from index.sequence.events import Event, Task
+from index.words import QueryWord, query_words, terms, words
 from training.data.splits import Case
-from training.data.text import words
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 
@@ -32,35 +36,67 @@ def popularity(histories: Sequence[Sequence[Event]], items: int) -> NDArray[np.f
     return np.bincount(rows, minlength=items).astype(np.float64)
 
 
-def floor_scores(task: Task, catalogue: Catalogue, counts: NDArray[np.float64]) -> dict[str, Scores]:
+def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[Event]]) -> dict[str, Scores]:
     """Return the floors of a task by name. Each maps a case to scores, float64 [items], higher is better.
 
-    counts: float64 [items], see `popularity`.
+    histories: training events of each person.
     """
+    counts = popularity(histories, len(catalogue))
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
-        floors["popularity_in_query"] = lambda case: matches(case.query or "") * (counts.max() + 1) + counts
+        log = _query_log(histories)
+        more = counts.max() + 1
+
+        def in_query(case: Case) -> NDArray[np.float64]:
+            scores: NDArray[np.float64] = matches(case.query or "") * more + counts
+            return scores
+
+        def in_same_query(case: Case) -> NDArray[np.float64]:
+            scores = in_query(case)
+            rows, people = log.chosen(case.query or "")
+            scores[rows] += 2 * more * people
+            return scores
+
+        floors |= {"popularity_in_query": in_query, "popularity_in_same_query": in_same_query}
         floors["bm25"] = _bm25(catalogue)
     return floors
+
+
+def _query_log(histories: Sequence[Sequence[Event]]) -> QueryLog:
+    """Return what each person chose for each query, also for queries of one person: nothing of it is stored."""
+    choices = (
+        (str(person), event.query, event.item)
+        for person, history in enumerate(histories)
+        for event in history
+        if event.query is not None
+    )
+    return QueryLog.build(choices, people=1)
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:
     """Return a function: query → 1 for an item whose text contains all words of it, else 0, float64 [items]."""
     postings: dict[str, list[int]] = {}
     for row, text in enumerate(catalogue.texts()):
-        for word in set(words(text)):
-            postings.setdefault(word, []).append(row)
-    arrays = {word: np.array(rows) for word, rows in postings.items()}
+        for term in set(terms(text)):
+            postings.setdefault(term, []).append(row)
+    arrays = {term: np.array(rows) for term, rows in postings.items()}
+    nowhere = np.empty(0, np.int64)
+
+    def rows_with(word: QueryWord) -> NDArray[np.int64]:
+        spelled = [
+            reduce(np.intersect1d, [arrays.get(term, nowhere) for term in spelling])
+            for spelling in word.spellings
+        ]
+        return np.concatenate(spelled)
 
     @lru_cache(maxsize=256)  # queries repeat
     def matches(query: str) -> NDArray[np.float64]:
-        distinct = set(words(query))
-        found = np.zeros(len(catalogue))
-        for word in distinct & arrays.keys():
-            found[arrays[word]] += 1
-        share: NDArray[np.float64] = np.where(found > 0, found == len(distinct), 0.0)
-        return share
+        found = np.zeros(len(catalogue), np.int64)
+        asked = query_words(query)
+        for word in asked:
+            found[rows_with(word)] += 1
+        return np.asarray((found == len(asked)) & (found > 0), np.float64)
 
     return matches
 

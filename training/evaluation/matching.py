@@ -7,19 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from index.catalogue import Catalogue
-from server.engine.contract import Ranking
+from index.words import query_words, terms
 from training.data.splits import Case
-from training.data.text import words
+from training.evaluation.ranking import RankedItems
 
 
 def query_match_share(
-    catalogue: Catalogue, cases: Sequence[Case], rankings: Sequence[Ranking], k: int = 10
+    catalogue: Catalogue, cases: Sequence[Case], rankings: Sequence[RankedItems], k: int = 10
 ) -> float:
     """Return the share of the first `k` results whose text (`Item.text`) contains a word of the query."""
-    texts = [set(words(text)) for text in catalogue.texts()]
-    matches = [
-        not texts[item].isdisjoint(words(case.query or ""))
-        for case, ranking in zip(cases, rankings, strict=True)
-        for item in ranking.items[:k]
-    ]
+    terms_of = [frozenset(terms(text)) for text in catalogue.texts()]
+    matches = []
+    for case, ranking in zip(cases, rankings, strict=True):
+        asked = query_words(case.query or "")
+        matches += [any(word.is_in(terms_of[row]) for word in asked) for row in ranking.items[:k]]
     return float(np.mean(matches)) if matches else 0.0

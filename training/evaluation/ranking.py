@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,16 @@ from training.errors import EvaluationError
 from training.evaluation.candidates import EVERYTHING, Candidates
 
 Progress = Callable[[int, int], None]  # called with the number of finished cases and of all cases
+
+
+class RankedItems(Protocol):
+    """A ranking. items: catalogue rows, best first."""
+
+    @property
+    def items(self) -> list[int]: ...
+
+
+PoolOf = Callable[[int, Allowed], Sequence[int]]
 
 
 def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
@@ -41,6 +52,7 @@ def rank_cases(
     candidates: Candidates = EVERYTHING,
     batch: int = 256,
     progress: Progress | None = None,
+    pool_of: PoolOf | None = None,
 ) -> list[Ranking]:
     """Rank the candidates of each case; rankings are in the order of `cases`.
 
@@ -48,6 +60,7 @@ def rank_cases(
 
     limit: most items of a ranking.
     batch: cases in one call of the engine.
+    pool_of: maps the number of a case, and the items allowed for it, to rows that the engine scores besides the beam.
     Raises `EvaluationError` if a case has no valid prompt or too few candidates.
     """
     rankings: dict[int, Ranking] = {}
@@ -65,14 +78,15 @@ def rank_cases(
                 ) from error
             allowed = allowed_of(engine.everything, case, candidates)
             width = beam_width if candidates.negatives is None else max(beam_width, candidates.negatives + 1)
-            requests.append(RankRequest(prompt.ids, limit, width, allowed))
+            pool = pool_of(k, allowed) if pool_of else ()
+            requests.append(RankRequest(prompt.ids, limit, width, allowed, pool=pool))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
             progress(len(rankings), len(order))
     return [rankings[k] for k in range(len(cases))]
 
 
-def target_ranks(rankings: Sequence[Ranking], cases: Sequence[Case]) -> NDArray[np.int64]:
+def target_ranks(rankings: Sequence[RankedItems], cases: Sequence[Case]) -> NDArray[np.int64]:
     """Return the rank of each case's target: int64 [cases], 1-based, 0 if it was not ranked."""
     return np.array(
         [

@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
 from index.files import atomic_folder
+from index.records import read_json
 from training.errors import UserError
 from training.methods.method import Method
 
@@ -50,7 +51,7 @@ def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[s
         load_model(model, str(folder / "weights.safetensors"))
         state = torch.load(folder / "state.pt", weights_only=True)
         method.load_state_dict(state["method"])
-        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text("utf-8"))
+        progress: dict[str, Any] = read_json(folder / "progress.json")
     except Exception as error:  # safetensors, torch and json each have their own errors
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
     return progress

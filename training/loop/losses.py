@@ -47,14 +47,15 @@ def item_losses(
         span = vocabulary.span(j) if normalisation == "level" else (0, len(head))
         levels.setdefault(span, []).append(j)
     for (first, last), shared in levels.items():
-        where = torch.isin(level, torch.tensor(shared, dtype=level.dtype))
+        written = torch.isin(level, torch.tensor(shared, dtype=level.dtype))
         used = head[first:last] if rows is None else rows.head(first, last)
-        logits = hidden[where] @ used.T
-        nll = F.cross_entropy(logits.float(), target[where] - first, reduction="none")  # [targets]
         for k, name in enumerate(TASKS):
-            chosen = task[where] == k
-            if bool(chosen.any()):
-                totals[name] = totals.get(name, torch.zeros(())) + nll[chosen].sum()
+            # logits of each task apart: methods that run a backward pass for each task pay for its rows only
+            where = written & (task == k)
+            if bool(where.any()):
+                logits = hidden[where] @ used.T
+                nll = F.cross_entropy(logits.float(), target[where] - first, reduction="sum")
+                totals[name] = totals.get(name, torch.zeros(())) + nll
     return totals
 
 

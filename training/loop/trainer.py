@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from transformers import PreTrainedModel
 
 from index.files import atomic_write
+from index.records import parse_json
 from index.sequence.encoder import TASKS
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.config import TrainConfig
@@ -252,9 +252,9 @@ class Trainer:
         kept = []
         for line in path.read_text("utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= last:
+                if parse_json(line)["step"] <= last:
                     kept.append(line + "\n")
-            except ValueError:  # the last line of a killed run may be cut off
+            except (ValueError, TypeError, KeyError):  # the last line of a killed run may be cut off
                 continue
         with atomic_write(path, single_writer=True) as draft:
             draft.write_text("".join(kept), "utf-8")

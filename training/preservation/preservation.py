@@ -6,7 +6,6 @@ knowledge predicts the held-out articles of `training.data.general_text` as well
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -22,7 +20,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from index.bundle.bundle import Bundle
-from index.files import atomic_write
+from index.contents import contents_of
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
 from training.config import SCRATCH, modern
@@ -34,8 +32,10 @@ from training.evaluation.bootstrap import mean_interval
 from training.evaluation.candidates import WHOLE, Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.outputs import write_json
 from training.prepare.preparation import CODES, is_prepared, open_prepared
 from training.preservation.general import GeneralFigures, general_figures
+from training.settings import read_yaml
 
 Ranks = dict[Task, NDArray[np.int64]]  # task → rank of each case's target, see `target_ranks`
 
@@ -175,12 +175,10 @@ def backbone_note(settings: dict[str, Any]) -> str | None:
 def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     """Return the bundle of a finished run and the settings of the run. Raises `EvaluationError`."""
     if not (run / "config.yaml").is_file() or not (run / "environment.json").is_file():
-        hint = (
-            f"; that is a bundle, its run folder may be {run.parent}"
-            if (run / "bundle.json").exists()
-            else ""
-        )
-        raise EvaluationError(f"{run} is no run folder, as 'gems train --out' makes one{hint}")
+        found = contents_of(run)
+        hint = f"; its run folder may be {run.resolve().parent}" if found == "a bundle" else ""
+        said = f"{run} is {found}, no" if run.is_dir() else f"at {run} there is no"
+        raise EvaluationError(f"{said} run folder, as 'gems train --out' makes one{hint}")
     if not (run / "bundle").exists():
         raise EvaluationError(
             f"{run} has no bundle yet: let 'gems train' finish, with --resume if it was stopped"
@@ -191,7 +189,13 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
     if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
-    return bundle, modern(yaml.safe_load((run / "config.yaml").read_text("utf-8")))
+    try:
+        settings = read_yaml(run / "config.yaml")
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{run / 'config.yaml'} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise EvaluationError(f"{run / 'config.yaml'} must hold names and values")
+    return bundle, modern(settings)
 
 
 def _rank(
@@ -250,9 +254,5 @@ def print_preservation(result: dict[str, Any], console: Console) -> None:
 
 
 def save_preservation(result: dict[str, Any], path: Path) -> None:
-    """Write the figures as JSON, all or nothing. Raises `EvaluationError` if that fails."""
-    try:
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error}") from error
+    """Write the figures as JSON. Raises `OutputError`."""
+    write_json(path, result)

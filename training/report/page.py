@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from index.files import atomic_write
+from training.outputs import write_text
 from training.report import curves, tables
 from training.report.markup import escape, note
-from training.report.run_log import ReportError, RunLog
+from training.report.run_log import RunLog
 from training.report.style import STYLE
 
 
 def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
     """Read the run (and the baseline) and write the page to `out`, atomically.
 
-    Raises `ReportError` if a folder is not a run, or if the page cannot be written.
+    Raises `ReportError` if a folder is not a run, `OutputError` if the page cannot be written.
     """
-    page = render(RunLog.read(run), None if baseline is None else RunLog.read(baseline))
-    try:
-        with atomic_write(out) as draft:
-            draft.write_text(page, "utf-8")
-    except OSError as error:
-        raise ReportError(f"{out} cannot be written: {error}; choose another --out") from error
+    write_text(out, render(RunLog.read(run), None if baseline is None else RunLog.read(baseline)))
 
 
 def render(run: RunLog, baseline: RunLog | None) -> str:

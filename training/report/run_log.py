@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
+from index.contents import contents_of
 from training.config import modern
 from training.errors import UserError
+from training.settings import read_yaml
 
 Points = list[tuple[float, float]]  # (step, value)
 Group = TypeVar("Group", bound=Hashable)
@@ -22,7 +22,7 @@ SUBSPACE_FIGURES = ("energy", "overlap", "leak")
 
 
 class ReportError(UserError):
-    """The run folder cannot be reported on, or the page cannot be written."""
+    """The run folder cannot be reported on."""
 
 
 class WeightPlace(NamedTuple):
@@ -195,9 +195,10 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     except (FileNotFoundError, NotADirectoryError) as error:
+        found = f"{folder} is {contents_of(folder)} that" if folder.is_dir() else folder
         raise ReportError(
-            f"{folder} holds no metrics.jsonl, so there is nothing to report; give the folder that "
-            "'gems train' wrote to (its --out)"
+            f"{found} holds no metrics.jsonl, so there is nothing to report; give the folder that 'gems train' wrote "
+            "to (its --out)"
         ) from error
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error}") from error
@@ -208,7 +209,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if number(record["step"]) is None:
                 raise ValueError("its step is no number")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if place == len(filled):  # the last line of a killed run may be incomplete
                 break
             raise ReportError(
@@ -225,9 +226,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text("utf-8")
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        value = read_yaml(path) if path.suffix == ".yaml" else json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read ({error}); write it again, or move it away") from error
     if not isinstance(value, dict):
         raise ReportError(f"{path} must hold names and values; write it again, or move it away")

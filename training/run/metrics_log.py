@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from index.records import parse_json
 from training.errors import UserError
 
 
@@ -84,7 +85,10 @@ def _drop_torn_line(path: Path) -> None:
 def _next_step(path: Path) -> int | None:
     """Return the step after the last record; None for a new run."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) + 1 if lines else None
+    try:
+        return int(parse_json(lines[-1].decode())["step"]) + 1 if lines else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise MetricsError(f"the last line of {path} is no record of a step ({error}); remove it") from error
 
 
 def _open_board(run: Path) -> _Board:

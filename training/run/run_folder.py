@@ -9,14 +9,16 @@ import platform
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
+from index.contents import contents_of
+from index.records import read_json
 from training.data.dataset import DataSet
 from training.data.schema import package_version
 from training.errors import UserError
-from training.settings import RunSettings, flat
+from training.settings import RunSettings, flat, read_yaml
 
 
 class RunError(UserError):
@@ -43,10 +45,11 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "environment.json").is_file() or not (out / "config.yaml").is_file():
-        raise RunError(f"{out} is not empty and is not a run folder; choose another --out")
+        said = f"{out} is {contents_of(out)}" if out.is_dir() else f"{out} is a file"
+        raise RunError(f"{said}, not a run folder; choose another --out")
     if not resume:
         raise RunError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
-    recorded = yaml.safe_load((out / "config.yaml").read_text("utf-8")) or {}
+    recorded, environment = _records(out)
     old = config.renamed(recorded)
     if old:
         raise RunError(
@@ -60,9 +63,23 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
             f"{out} was started with other settings ({', '.join(changed)}); a resumed run keeps them, "
             "or choose another --out"
         )
-    if json.loads((out / "environment.json").read_text("utf-8"))["data_sha256"] != fingerprint(dataset):
+    if environment.get("data_sha256") != fingerprint(dataset):
         raise RunError(f"{out} was started on other data; a resumed run keeps its data set")
     return True
+
+
+def _records(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recorded settings and surroundings of a run. Raises `RunError`."""
+    found = []
+    for name, read in (("config.yaml", read_yaml), ("environment.json", read_json)):
+        try:
+            value = read(out / name)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{out / name} cannot be read ({error}); choose another --out") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{out / name} must hold names and values; choose another --out")
+        found.append(value)
+    return found[0], found[1]
 
 
 def record_run(out: Path, config: RunSettings, dataset: DataSet, data: Path, threads: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from training.errors import UserError
+
+SERVER = (
+    "-P",
+    "-m",
+    "server",
+)  # -P: a folder named like a package of ours, in the working directory, is not meant
 
 
 class ServingError(UserError):
@@ -23,15 +30,18 @@ class ServerProcess:
 
     port: 0 for any free port; `url` holds the port in use.
     patience: seconds to wait for the start.
+    admin_key: key of the administration endpoints; "" for the one of the environment, if any.
     """
 
-    def __init__(self, bundle: Path, port: int = 0, patience: float = 120) -> None:
+    def __init__(self, bundle: Path, port: int = 0, patience: float = 120, admin_key: str = "") -> None:
         self.url = ""
         self._said: list[str] = []
         self._ready = threading.Event()
         self._patience = patience
-        command = [sys.executable, "-m", "server", str(bundle), "--port", str(port)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._admin_key = admin_key
+        command = [sys.executable, *SERVER, str(bundle), "--port", str(port)]
+        environment = os.environ | ({"GEMS_ADMIN_KEY": admin_key} if admin_key else {})
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -64,9 +74,10 @@ class ServerProcess:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST a JSON body and return the JSON answer. Raises `urllib.error.HTTPError` for a status from 400 on."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if path.startswith("/admin"):
+            headers["Authorization"] = f"Bearer {self._admin_key}"
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             record: dict[str, Any] = json.load(answer)
         return record

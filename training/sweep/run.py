@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from index.files import atomic_write
+from index.records import Record, parse_json
 from index.sequence.events import Task
 from training.config import TrainConfig, modern
 from training.data.dataset import DataSet
@@ -51,9 +52,9 @@ def run_variant(
     settings = config.model_dump(mode="json")
     about = {"settings": settings, "measured": spec.measures(), "data": dataset}
     if found.exists():
-        before: dict[str, Any] = json.loads(found.read_text("utf-8"))
+        before = _result(found)
         # Earlier versions recorded settings without groups.
-        same = modern(before.get("settings", {})) == flat(settings)
+        same = modern(before["settings"]) == flat(settings)
         if not same or any(before.get(name) != about[name] for name in ("measured", "data")):
             raise SweepError(f"{found} was made with other settings, measures or data; choose another --out")
         return before
@@ -75,6 +76,16 @@ def run_variant(
         for spent in ("checkpoints", "best"):
             shutil.rmtree(folder / spent, ignore_errors=True)
         return result
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """Read the figures of a finished run. Raises `SweepError`."""
+    try:
+        record = Record.read(path)
+        record.mapping("settings")
+    except (OSError, ValueError) as error:
+        raise SweepError(f"{error}; delete {path} to make that run again") from error
+    return record.fields
 
 
 def _measure(
@@ -105,7 +116,7 @@ def _measure(
 
 def _log_figures(folder: Path) -> dict[str, Any]:
     """Return cost, conflict and validation curve of a run, from its `metrics.jsonl`."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = [parse_json(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "seconds" in line]
     apart = [b["seconds"] - a["seconds"] for a, b in pairwise(steps)]
     conflicts = [line["conflict"] for line in lines if line.get("conflict")]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from training.config import TrainConfig
 from training.errors import UserError
+from training.inputs import YAML, InputError, read_text
+from training.settings import MOST, MOST_BEAMS, SEEDS, parse_yaml
 
 
 class SweepError(UserError):
@@ -26,20 +27,22 @@ class SweepSpec(BaseModel):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    cases: int = Field(2000, ge=1, description="test cases, drawn once")
-    beam_width: int = Field(20, ge=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=SEEDS)], ...] = Field((0,), min_length=1)
+    cases: int = Field(2000, ge=1, le=MOST, description="test cases, drawn once")
+    beam_width: int = Field(20, ge=1, le=MOST_BEAMS)
     exclude_history: bool = False
     baseline: str | None = Field(None, description="variant that the others are compared with, seed by seed")
-    text_tokens: int = Field(8192, ge=0, description="held-out general text; 0 for none")
+    text_tokens: int = Field(8192, ge=0, le=MOST, description="held-out general text; 0 for none")
 
     @classmethod
     def load(cls, path: Path) -> SweepSpec:
         """Read a sweep file. Raises `SweepError` for an invalid file or variant, before anything runs."""
         try:
-            spec = cls.model_validate(yaml.safe_load(path.read_text("utf-8")))
-        except (OSError, yaml.YAMLError, ValidationError) as error:
-            raise SweepError(f"{path} is no sweep: {error}") from error
+            spec = cls.model_validate(parse_yaml(read_text(path, "a sweep in YAML", *YAML)))
+        except InputError as error:
+            raise SweepError(str(error)) from error
+        except ValueError as error:  # one of them is pydantic's
+            raise SweepError(" ".join(f"{path} is no sweep: {error}".split())) from error
         if spec.baseline is not None and spec.baseline not in spec.variants:
             raise SweepError(f"{path}: the baseline {spec.baseline!r} is none of the variants")
         for variant in spec.variants:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.context import ForkServerProcess
@@ -32,6 +34,7 @@ from server.engine.process.wire import (
 )
 
 START_SECONDS = 600.0  # for a worker to open its bundle, and again to warm up
+UNKNOWN_EXIT = 255  # what multiprocessing says of a process whose template was lost
 WATCHED = 1024  # requests in flight that can be cancelled; those beyond are computed to the end
 WATCH_SECONDS = 0.05  # between two looks for cancelled requests
 
@@ -71,6 +74,8 @@ class Child:
         self.stall_seconds = START_SECONDS
         self._on_lost = on_lost
         self._connection, theirs = CONTEXT.Pipe()
+        # Closed by the end of the process. The template would report it, too, but may be lost itself.
+        self._lifeline, held = CONTEXT.Pipe(duplex=False)
         self._cancelled: ctypes.Array[ctypes.c_bool] = CONTEXT.RawArray(ctypes.c_bool, WATCHED)
         self._sending = threading.Lock()
         self._changed = threading.Condition()  # guards all that follows
@@ -81,14 +86,15 @@ class Child:
         self._end: EngineLostError | None = None
         self.process: ForkServerProcess = CONTEXT.Process(
             target=worker.run,
-            args=(theirs, self._cancelled, path, version, options, log_level, bundle_id),
+            args=(theirs, held, self._cancelled, path, version, options, log_level, bundle_id),
             name="gems-engine",
             daemon=True,
         )
         self.process.start()
+        self._pid = int(self.process.pid or 0)
         theirs.close()
+        held.close()
         self._wait_started()
-        self.started = time.monotonic()
         threading.Thread(target=self._receive, name="engine-replies", daemon=True).start()
 
     def submit(self, requests: Mapping[Any, tuple[RankRequest, WireRequest]], on_done: OnDone) -> None:
@@ -122,10 +128,26 @@ class Child:
 
     def kill(self) -> None:
         """Kill the process. Requests in flight fail with `EngineLostError`."""
-        self.process.kill()
+        self._kill()
         with self._changed:
             self._killed = True
             self._changed.notify()
+
+    def ended(self, timeout: float | None = None) -> bool:
+        """Wait until the process has ended, for `timeout` seconds at most. Returns whether it has."""
+        return self._lifeline.poll(timeout)
+
+    def join(self) -> int | None:
+        """Wait for the end. Returns the exit code, minus the signal if one ended it; None if nobody knows it."""
+        self.ended()
+        self.process.join()  # it has left nothing behind by now
+        code = self.process.exitcode
+        return None if code == UNKNOWN_EXIT else code
+
+    def _kill(self) -> None:
+        if not self.ended(0):  # otherwise another process may have its number by now
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
     def _free_number(self) -> int:
         return next(number for number in count() if number not in self._in_flight)
@@ -158,7 +180,7 @@ class Child:
             end = EngineLostError("the engine's process ended while it had this request")
         except ValueError as error:
             end = EngineLostError(f"the engine's answer cannot be read: {str(error)[:200]}")
-        self.process.kill()
+        self._kill()
         self._on_lost(self)
         with self._changed:
             self._end = end
@@ -209,10 +231,10 @@ class Child:
             with self._killed_after(START_SECONDS):
                 reply = decode_reply(self._connection.recv_bytes())
         except (EOFError, OSError) as error:  # a timeout is an OSError
-            self.process.kill()
+            self._kill()
             raise EngineError("the engine's process ended, or took too long, before it was ready") from error
         if isinstance(reply, Failure):
-            self.process.kill()
+            self._kill()
             raise EngineError(reply.reason)
 
     @contextmanager
@@ -225,7 +247,7 @@ class Child:
 
         def kill() -> None:
             late.set()
-            self.process.kill()
+            self._kill()
 
         timer = threading.Timer(seconds, kill)
         timer.daemon = True

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import atexit
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import wait
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,14 +23,15 @@ from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome, Ranking, RankRequest
 from server.engine.options import DEFAULTS, EngineOptions
+from server.engine.process import template
 from server.engine.process.child import Child
 from server.engine.process.wire import WireRequest
-from server.engine.waiting import rank_by_submitting
+from server.engine.waiting import rank_by_submitting, warmed_up
 
 logger = logging.getLogger("server.engine.process.engine_process")
 
 LONGEST_PAUSE = 10.0  # seconds between two attempts to start
-STABLE_SECONDS = 1.0  # a worker that has lived so long is replaced at once when it dies
+TEMPLATE_SECONDS = 1.0  # between two looks whether the template is there
 
 
 class EngineProcess:
@@ -103,7 +104,7 @@ class EngineProcess:
             self._running.clear()
             if self._child is not None:
                 self._child.kill()
-                self._child.process.join()
+                self._child.join()
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`.
@@ -174,39 +175,39 @@ class EngineProcess:
                 self._running.set()
 
     def _supervise(self) -> None:
-        pause = 0.0
         while True:
             child = self._child
             assert child is not None  # `start` has installed the first
-            wait([child.process.sentinel])
+            while not child.ended(TEMPLATE_SECONDS):
+                template.begin()  # does nothing unless it was lost; the next engine need not wait for its imports
             self._lose(child)
-            child.process.join()
             if self._closing.is_set():
                 return
-            logger.error(
-                "the engine's process ended; starting another", extra={"code": child.process.exitcode}
-            )
-            if time.monotonic() - child.started > STABLE_SECONDS:
-                pause = 0.0
-            while True:
-                if self._closing.wait(pause):
-                    return
-                pause = min(2 * pause or 0.25, LONGEST_PAUSE)
-                try:
-                    fresh = self._spawn()
-                    break
-                # Whatever it is: without an engine nothing is left but to try again.
-                except Exception as error:
-                    logger.error("the engine does not start", extra={"reason": str(error)[:500]})
+            logger.error("the engine's process ended; starting another", extra=_how(child.join()))
+            fresh = self._replacement()
+            if fresh is None:
+                return
             self.on_restart()
             self._install(fresh)
             logger.info("the engine is back", extra={"pid": fresh.process.pid})
+
+    def _replacement(self) -> Child | None:
+        """Start a process, again and again until one starts; None if this object is closed before."""
+        pause = 0.0
+        while not self._closing.wait(pause):
+            try:
+                return self._spawn()
+            # Whatever it is: without an engine nothing is left but to try again.
+            except Exception as error:
+                logger.error("the engine does not start", extra={"reason": str(error)[:500]})
+            pause = min(2 * pause or 0.25, LONGEST_PAUSE)
+        return None
 
     def _spawn(self) -> Child:
         """Start a process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
         child = Child(self._path, self._version, *self._options, self._lose)
         try:
-            rank_by_submitting(partial(self._submit_to, child), self._warm_up)
+            warmed_up(rank_by_submitting(partial(self._submit_to, child), self._warm_up))
         except EngineLostError as error:
             raise EngineError("the engine's process ended, or took too long, before it was ready") from error
         except EngineError:
@@ -214,3 +215,12 @@ class EngineProcess:
             raise
         child.stall_seconds = self._stall_seconds
         return child
+
+
+def _how(code: int | None) -> dict[str, object]:
+    """Return the fields of the log line about a process that ended."""
+    if code is None or code >= 0:
+        return {"code": code}
+    name = signal.Signals(-code).name
+    reason = {"reason": "a file that it had mapped, such as its weights, was changed in place"}
+    return {"code": code, "signal": name} | (reason if name == "SIGBUS" else {})

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from index.bundle.bundle import INDEX, BundleInfo
+from index.bundle.bundle import INDEX, read_info
 from index.bundle.item_index import open_identifiers
 from index.bundle.manifest import BundleError, refusing, verify
 from index.trie.allowed import SlotSet
@@ -49,6 +49,7 @@ OPEN_VERSIONS = 4  # of the index: requests in flight during a swap still use th
 
 def run(
     connection: Connection,
+    lifeline: Connection,
     cancelled: ctypes.Array[ctypes.c_bool],
     path: Path,
     version: str,
@@ -58,6 +59,7 @@ def run(
 ) -> None:
     """Run the process to its end. Its first message is `Done`, or `Failure` and then it ends.
 
+    lifeline: only held, so that it is closed when the process ends.
     cancelled: bool [WATCHED], shared with the server, which marks there requests in flight, by number, to be dropped.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
@@ -71,8 +73,11 @@ def run(
         torch.set_num_threads(options.threads)
     try:
         worker = Worker(connection, path, version, options, bundle_id, cancelled)
-    except (BundleError, EngineError) as error:
-        connection.send_bytes(encode(Failure(reason=str(error))))
+    except Exception as error:  # whatever it is, the server has to learn of it
+        expected = isinstance(error, (BundleError, EngineError))
+        if not expected:
+            _log(error)
+        connection.send_bytes(encode(Failure(reason=str(error) if expected else _reason(error))))
         return
     garbage.settle()
     try:
@@ -108,12 +113,12 @@ class Worker:
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
             verify(self._folder / version)
-            info = BundleInfo.load(path / "bundle.json")
+            info = read_info(path)
             if info.bundle_id != bundle_id:
                 raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
-            self._open(version)
-            trie, living = self._versions[version]
-            self._engine = open_engine(path, info, trie, living, options)
+        self._open(version)
+        trie, living = self._versions[version]
+        self._engine = open_engine(path, info, trie, living, options)
 
     def serve(self) -> None:
         """Obey commands one after the other.

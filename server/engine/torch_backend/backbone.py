@@ -18,10 +18,11 @@ from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend.attention import ForwardPass, KeyValues, Rows, Segment, flat_attention
 from server.engine.torch_backend.decoder import Decoder
 from server.engine.torch_backend.encoder_decoder import EncoderDecoder
+from server.engine.torch_backend.forward_input import ForwardInput
 from server.engine.torch_backend.graphs import PaddedPasses
 from server.engine.torch_backend.out_of_memory import is_out_of_memory
 from server.engine.torch_backend.same_logits import same_logits
-from server.engine.torch_backend.search import ForwardInput, Search
+from server.engine.torch_backend.search import Search
 
 
 class Backbone(Protocol):

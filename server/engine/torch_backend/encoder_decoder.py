@@ -29,8 +29,9 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from server.engine.contract import EngineError, RankRequest
 from server.engine.torch_backend.attention import KeyValues, Segment
+from server.engine.torch_backend.forward_input import ForwardInput
 from server.engine.torch_backend.same_logits import same_logits
-from server.engine.torch_backend.search import ForwardInput, Search
+from server.engine.torch_backend.search import Search
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -28,11 +28,12 @@ from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.options import DEFAULTS, TRAINING, Device, EngineOptions
 from server.engine.step_loop import serve_in_steps
 from server.engine.torch_backend.backbone import backbone_of
+from server.engine.torch_backend.forward_input import last_of
 from server.engine.torch_backend.head import Head
 from server.engine.torch_backend.out_of_memory import is_out_of_memory
 from server.engine.torch_backend.packed import dtype_of
 from server.engine.torch_backend.prefix_cache import BLOCK, PrefixCache
-from server.engine.torch_backend.search import SPARE_ROWS, Search, last_of
+from server.engine.torch_backend.search import SPARE_ROWS, Search
 from server.engine.waiting import rank_by_serving
 
 
@@ -84,7 +85,7 @@ class TorchEngine:
 
         info: description of that bundle.
         trie, living: identifiers of the index version, and the slots of its items that are not removed.
-        Raises `EngineError` also if the weights do not fit into memory, or the device is not there.
+        Raises `EngineError` also if the weights cannot be read or do not fit into memory, or the device is not there.
         """
         if options.device == "cpu":
             options = replace(options, cuda_graphs=0)
@@ -97,10 +98,14 @@ class TorchEngine:
                 living=living,
                 options=options,
             )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise EngineError(f"the model does not fit the memory: {error}") from error
+        except EngineError:
+            raise
+        except Exception as error:  # transformers raises whatever settings and weights lead to
+            if is_out_of_memory(error):
+                raise EngineError(f"the model does not fit the memory: {error}") from error
+            raise EngineError(
+                f"the model in {path} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
@@ -126,7 +131,7 @@ class TorchEngine:
         if not room:
             return None
         prefix = self.cache.longest(request.prompt)
-        if len(request.prompt) - (0 if prefix is None else prefix.shape[3]) > room:
+        if self._first_rows(request) - (0 if prefix is None else prefix.shape[3]) > room:
             return None
         allowed = request.allowed or self.everything
         request.check_fits(allowed, self.vocabulary.levels, self._positions)
@@ -180,22 +185,27 @@ class TorchEngine:
         torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
     def _room(self, request: RankRequest, running: Sequence[Search]) -> int:
-        """Tokens of its prompt that a request may compute next to the running searches.
+        """Return how many rows the first pass of a request may have next to the running searches.
 
         It may join searches that have begun already only if their next pass stays small: a large one delays them.
         """
         if not running:
-            return len(request.prompt)
+            return self._first_rows(request)
         together = [request, *(search.request for search in running)]
         if sum(map(self._positions_of, together)) > self.options.max_batch_tokens:
             return 0
         if all(search.level == 0 for search in running):
-            return len(request.prompt)
+            return self._first_rows(request)
         return max(0, self.options.join_rows - sum(search.next_rows for search in running))
 
+    def _first_rows(self, request: RankRequest) -> int:
+        """Return how many tokens its prompt and its pool have at most, which are computed in its first pass."""
+        return len(request.prompt) + len(request.pool) * (request.written(self.vocabulary.levels) - 1)
+
     def _positions_of(self, request: RankRequest) -> int:
-        """Positions of its prompt and its beams at most."""
-        return len(request.prompt) + (request.width + SPARE_ROWS) * (self.vocabulary.levels - 1)
+        """Return how many positions its prompt, its beams with their look-ahead, and its pool have at most."""
+        levels = self.vocabulary.levels
+        return request.positions(levels) + SPARE_ROWS * (request.written(levels) - 1)
 
     def _remember(self, search: Search) -> None:
         """Put the part of the prompt that later requests may share into the prefix cache."""

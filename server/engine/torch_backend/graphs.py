@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from server.engine.torch_backend.attention import ForwardPass, KeyValues, attention_in_parts
-from server.engine.torch_backend.search import ForwardInput
+from server.engine.torch_backend.forward_input import ForwardInput
 
 logger = logging.getLogger("server.engine.torch_backend.graphs")
 

@@ -231,7 +231,7 @@ class VllmEngine:
     def _answer(self, search: TokenSearch, output: Any) -> None:
         """Give a search the scores that vLLM found for one of its questions."""
         question = search.open_questions.pop(output.request_id)
-        if search.level == 0:
+        if search.level == 0 and question.row == 0:  # the pool's question finds the blocks of the beam's
             search.cached_tokens = output.num_cached_tokens or 0
         # vLLM lists the chosen token first, and once more in its place.
         found = output.outputs[0].logprobs

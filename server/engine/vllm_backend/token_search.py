@@ -1,10 +1,14 @@
 """Beam search for one request with a model behind an interface: "what may follow these tokens?".
 
     level 0:            the prompt                         → the beam of level 0
-    level j = 1 .. L−1: the prompt and each hypothesis     → the beam of level j
+    level j = 1 .. D−1: the prompt and each hypothesis     → the beam of level j
 
-Unlike `Search` it holds no keys and values: the model behind the interface caches the prompt. No question is asked
-about hypotheses that have ended early (spelled identifiers): all that follows them is certain.
+D is the number of codes that the request wants written. Unlike `Search` it holds no keys and values: the model behind
+the interface caches the prompt. No question is asked about hypotheses that have ended early (spelled identifiers): all
+that follows them is certain.
+
+The prefixes of the pool are further questions of their level, for the codes of its items alone: a hypothesis' question
+returns only the best codes that lead to allowed items, which need not be theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed
 from server.engine.beam import Beam, advance
 from server.engine.contract import ENGINE_STAGES, EngineError, RankRequest
+from server.engine.pool import Pool
 from server.engine.vllm_backend.legal_tokens import LegalTokens
 
 
@@ -31,7 +36,9 @@ class Question:
 
 
 class TokenSearch:
-    """Beam search that asks. Call `ask`, `answer` each question, and so on until `ask` has none.
+    """Beam search that asks, and the scores of a pool.
+
+    Call `ask`, `answer` each question, and so on until `ask` has none.
 
     normalisation: `level` or `vocabulary`, see `BundleInfo`. rows: output rows of the model.
     """
@@ -53,14 +60,23 @@ class TokenSearch:
         self.open_questions: dict[str, Question] = {}  # for the caller, by its own names
         self._open = 0
         self._vocabulary = vocabulary
+        self._levels = request.written(vocabulary.levels)
+        self._pool = Pool(request.pool, allowed.trie, self._levels, vocabulary.end)
         self._whole = (0, rows) if normalisation == "vocabulary" else None
         self._written = np.zeros((1, 0), np.int64)  # tokens of each hypothesis, [w, level]
         self._row = np.zeros(1, np.int64)  # of each hypothesis in `_log_probs`; −1 for one that has ended
-        self._log_probs: NDArray[np.float32] | None = None  # None: nothing was asked on this level yet
+        # Rows of hypotheses, then those of the pool's prefixes. None: nothing was asked on this level yet.
+        self._log_probs: NDArray[np.float32] | None = None
+        self._pool_row = 0  # the first of the pool
 
     @property
     def done(self) -> bool:
-        return self.level == self._vocabulary.levels
+        return self.level == self._levels
+
+    @property
+    def pool_scores(self) -> list[float]:
+        scores: list[float] = self._pool.scores.tolist()
+        return scores
 
     @property
     def answered(self) -> bool:
@@ -94,21 +110,35 @@ class TokenSearch:
         begin = np.searchsorted(parent, np.arange(len(live) + 1))
         # What `advance` looks at lies among as many of one hypothesis as of all.
         most = self.request.width + len(self.allowed.excluded)
-        first, last = self._whole or self._vocabulary.span(level)
         self._row = np.full(len(beam.nodes), -1)
         self._row[live] = np.arange(len(live))
-        self._log_probs = np.full((len(live), self._vocabulary.codebook_sizes[level]), -np.inf, np.float32)
+        nodes, items = self._pool.prefixes(level)
+        self._pool_row = len(live)
+        shape = len(live) + len(nodes), self._vocabulary.codebook_sizes[level]
+        self._log_probs = np.full(shape, -np.inf, np.float32)
         questions = []
         for row, hypothesis in enumerate(live):
-            tokens = code[begin[row] : begin[row + 1]] + self._vocabulary.first_code[level]
-            if len(tokens):
-                legal = LegalTokens(tokens.astype(np.int32), min(most, len(tokens)), first, last)
-                prompt = [*self.request.prompt, *self._written[hypothesis].tolist()]
-                questions.append(Question(row, prompt, legal))
+            codes = code[begin[row] : begin[row + 1]]
+            if len(codes):
+                questions.append(self._question(row, self._written[hypothesis], codes, most))
+        for row, (node, item) in enumerate(zip(nodes, items, strict=True), start=len(live)):
+            codes = np.unique(self._pool.codes[self._pool.nodes[:, level] == node, level])
+            written = self._pool.codes[item, :level] + self._vocabulary.first_code[:level]
+            questions.append(self._question(row, written, codes, len(codes)))
         return questions
+
+    def _question(
+        self, row: int, written: NDArray[np.int64], codes: NDArray[np.int64], most: int
+    ) -> Question:
+        """Ask for the best `most` of these codes, ascending, behind the tokens that were written."""
+        tokens = codes + self._vocabulary.first_code[self.level]
+        first, last = self._whole or self._vocabulary.span(self.level)
+        legal = LegalTokens(tokens.astype(np.int32), min(most, len(tokens)), first, last)
+        return Question(row, [*self.request.prompt, *written.tolist()], legal)
 
     def _advance(self, log_probs: NDArray[np.float32]) -> None:
         self.beam = advance(self.level, self.beam, log_probs, self._row, self.request.width, self.allowed)
+        self._pool.add(self.level, log_probs[self._pool_row :])
         token = self.beam.codes + self._vocabulary.first_code[self.level]
         self._written = np.column_stack([self._written[self.beam.parents], token])
         self._log_probs = None

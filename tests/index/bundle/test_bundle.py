@@ -112,9 +112,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         ("format_version", 99, "format version 99"),
         ("normalisation", "none", "unknown normalisation"),
         ("bundle_id", None, "lacks bundle_id"),
-        ("codebook_sizes", [4, 5], "the trie does not fit"),
+        ("codebook_sizes", [4, 5], "does not hold the identifier tokens"),
         ("first_added_token", 7, "does not hold the identifier tokens"),
-        ("max_tokens", 1, "max_tokens=1"),
+        ("max_tokens", 20, "max_tokens=20"),
+        ("max_events", 10**9, "max_events must be a whole number from 1 to 256"),
+        ("max_tokens", 257, "exceeds the model's context of 256"),
     ],
 )
 def test_bundle_that_describes_itself_wrongly_is_refused(

@@ -16,7 +16,7 @@ from index.bundle.item_index import ItemIndex
 from index.bundle.sizes import bundle_sizes
 from index.bundle.update import update_index
 from index.catalogue import Catalogue, CatalogueError, Item
-from training.cli.main import app
+from training.cli.app import app
 
 
 def test_figures_of_identifiers_are_those_counted_by_hand() -> None:

@@ -38,6 +38,6 @@ def test_ranks_are_counts_of_what_lies_before(member: NDArray[np.bool_]) -> None
     n = len(member)
     assert bits.rank(np.arange(n + 1)).tolist() == [0, *np.cumsum(member).tolist()]
     assert np.array_equal(bits.holds(np.arange(n)), member)
-    assert bits.spans(n, int(member.sum()))
-    assert not bits.spans(n, int(member.sum()) + 1)
-    assert not bits.spans(n + 64, int(member.sum()))
+    assert bits.equals(RankedBits.of(member))
+    assert not bits.equals(RankedBits.of(~member))
+    assert not bits.equals(RankedBits(bits.words, bits.before + np.int32(1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from typing import Any
@@ -49,11 +50,13 @@ def test_operations_name_what_exists() -> None:
 
 def test_metrics_are_documented_with_their_labels() -> None:
     documented = dict(re.findall(r"^\| `(gems_\w+)` \| (.*?) ?\|", TEXT, re.MULTILINE))
+    metrics = Metrics()
+    ours = [metric for metric in vars(metrics).values() if hasattr(metric, "_labelnames")]
+    labels = {metric.describe()[0].name: metric._labelnames for metric in ours}
     actual = {}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "_labelnames"):
-            name = metric.describe()[0].name + ("_total" if metric._type == "counter" else "")
-            actual[name] = ", ".join(f"`{label}`" for label in metric._labelnames)
+    for family in metrics.registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        actual[name] = ", ".join(f"`{label}`" for label in labels.get(family.name, ()))
     assert documented == actual
 
 
@@ -69,14 +72,16 @@ def test_field_of_a_request_is_documented(field: str) -> None:
 
 def test_curl_examples_are_answered(client: TestClient) -> None:
     examples = re.findall(r"curl -s localhost:8000(/\w+) .*? -d '(.*?)'", TEXT, re.DOTALL)
-    assert [path for path, _ in examples] == ["/search", *["/recommend"] * 3, "/batch", "/recommend"]
+    assert [path for path, _ in examples] == [
+        *("/search", "/recommend", "/recommend", "/recommend", "/batch", "/search", "/search", "/recommend")
+    ]
     for path, body in examples:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 200
 
 
 def test_python_example_runs(bundle: Bundle, engine: TorchEngine, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    example, paging = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     with serving(create_app(bundle, hosted(engine), Settings(api_keys="KEY"))) as port:
         here: dict[str, Any] = {}
         exec(example.replace("localhost:8000", f"127.0.0.1:{port}"), here)
@@ -85,6 +90,12 @@ def test_python_example_runs(bundle: Bundle, engine: TorchEngine, capsys: pytest
         assert lines[0].startswith("1 item-")
         with pytest.raises(RuntimeError, match=r"not valid.*request"):
             here["ask"]("/v1/search", query="")
+        exec(paging, here)
+        printed = capsys.readouterr().out.splitlines()
+        titles = [title for line in printed for title in ast.literal_eval(line)]
+        assert (
+            len(titles) == len(set(titles)) == len(bundle.index.catalogue)
+        )  # every item once, in pages of 20
         here["client"].close()
 
 

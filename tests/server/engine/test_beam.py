@@ -36,12 +36,12 @@ def log_probs(prefix: Prefix, codebook: int, seed: int) -> np.ndarray:
 
 
 def search(
-    codes: np.ndarray, rows: set[int], width: int, codebook: int, seed: int
+    codes: np.ndarray, rows: set[int], width: int, codebook: int, seed: int, levels: int
 ) -> list[tuple[Prefix, float]]:
     """Run a beam search over the prefixes of the allowed items; the smaller identifier wins a tie."""
     beam: list[tuple[Prefix, float]] = [((), 0.0)]
     allowed = [tuple(codes[row].tolist()) for row in rows]
-    for depth in range(codes.shape[1]):
+    for depth in range(levels):
         grown = [
             ((*prefix, code), score + float(log_probs(prefix, codebook, seed)[code]))
             for prefix, score in beam
@@ -52,11 +52,12 @@ def search(
 
 
 def check(seed: int) -> int:
-    """Compare the two searches on a random case; return the number of items."""
+    """Compare the two searches on a random case, to a random depth; return the number of items."""
     codes, chosen, excluded, allowed, width = random_case(seed)
     codebook = int(codes.max()) + 1
+    levels = int(np.random.default_rng([seed, 1]).integers(1, codes.shape[1] + 1))
     beam, prefixes = Beam.root(), [()]
-    for depth in range(codes.shape[1]):
+    for depth in range(levels):
         scores = np.stack([log_probs(prefix, codebook, seed) for prefix in prefixes])
         beam = advance(depth, beam, scores, np.arange(len(scores)), width, allowed)
         prefixes = [
@@ -64,14 +65,14 @@ def check(seed: int) -> int:
         ]
         if not prefixes:
             break
-    items, found = best_items(beam, allowed, width) if prefixes else ([], [])
+    items, found = best_items(levels, beam, allowed, width) if prefixes else ([], [])
     left = chosen - excluded
     of_prefix = defaultdict(list)
-    for row in sorted(left):
-        of_prefix[tuple(codes[row].tolist())].append(row)
+    for row in sorted(left, key=lambda row: (*codes[row].tolist(), row)):  # the order of slots
+        of_prefix[tuple(codes[row, :levels].tolist())].append(row)
     expected = [
         (row, score)
-        for prefix, score in search(codes, left, width, codebook, seed)
+        for prefix, score in search(codes, left, width, codebook, seed, levels)
         for row in of_prefix[prefix]
     ]
     assert items == [row for row, _ in expected][:width]

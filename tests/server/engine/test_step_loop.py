@@ -25,9 +25,11 @@ class Countdown:
     request: RankRequest
     steps: int = 0
     allowed: Allowed = ALLOWED
+    level: int = 1
     beam: Beam = field(default_factory=Beam.root)
     seconds: dict[str, float] = field(default_factory=dict)
     cached_tokens: int = 0
+    pool_scores: list[float] = field(default_factory=list)
 
     @property
     def done(self) -> bool:

@@ -41,7 +41,7 @@ def by_popularity(bundle: Bundle, limit: int) -> list[str]:
 def test_batch_answers_each_request_as_if_alone(client: TestClient) -> None:
     requests: list[dict[str, Any]] = [
         {"task": "search", "query": "winter machine", "history": HISTORY, "limit": 4},
-        {"task": "recommendation", "history": HISTORY, "exclude_history": True},
+        {"task": "recommendation", "history": HISTORY},
         {"task": "recommendation", "limit": 1000},
         {"task": "recommendation", "filter": {"nothing": 1}},
     ]
@@ -119,7 +119,7 @@ def test_cold_start_is_popular_where_asked_for(client: TestClient, bundle: Bundl
     for path, body in (("/recommend", {"history": HISTORY}), ("/search", {"query": "river"})):
         answer = client.post(path, json=POPULAR | body).json()
         assert answer["fallback"] is None
-        assert {item["source"] for item in answer["items"]} == {"model"}
+        assert {item["source"] for item in answer["items"]} == {"beam"}
 
 
 def test_popular_answers_heed_filters_and_exclusions(client: TestClient, bundle: Bundle) -> None:
@@ -131,12 +131,12 @@ def test_popular_answers_heed_filters_and_exclusions(client: TestClient, bundle:
     answer = client.post("/recommend", json=body).json()
     kept = [i for i in by_popularity(bundle, 60)[5:] if int(i.removeprefix("item-")) >= 40]
     assert ids_of(answer) == kept
-    assert answer["fewer_than_limit"].startswith("filter, candidates and exclusions leave")
+    assert answer["fewer_than_limit"].endswith("are left by filter and exclude")
 
 
 def test_model_failure_is_popular_where_asked_for(make_client, engine: TorchEngine, bundle: Bundle) -> None:
     client = make_client(FailingEngine(engine, limit=13))
-    body = {"history": HISTORY, "limit": 13}
+    body = {"history": HISTORY, "limit": 13, "exclude_history": False}
     assert client.post("/recommend", json=body).status_code == 500
     answer = client.post("/recommend", json=body | POPULAR).json()
     assert ids_of(answer) == by_popularity(bundle, 13)

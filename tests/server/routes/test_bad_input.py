@@ -1,4 +1,7 @@
-"""Requests that cannot be answered: each gets a clear, small problem document that repeats no part of the request."""
+"""Requests that cannot be answered: each gets a clear, small problem document that repeats no value of the request.
+
+Of what a client sent, only the name of an unknown field is repeated.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from server.api.errors import MAX_PROBLEM_BYTES, PROBLEM_JSON
+from server.api.errors import MAX_NAME_CHARS, MAX_PROBLEM_BYTES, PROBLEM_JSON
+from server.api.requests import HistoryEntry, SearchRequest
 
 SECRET = "s3cret-words"
+FIELD = "unheard-of"
 JSON = {"content-type": "application/json"}
 
 
 def check_problem(response: Any, status: int) -> dict[str, Any]:
-    """Check that the response is a problem document of this status and repeats no part of the request."""
+    """Check that the response is a problem document of this status and repeats no value of the request."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == PROBLEM_JSON
     assert len(response.content) <= MAX_PROBLEM_BYTES
@@ -38,13 +43,15 @@ def check_problem(response: Any, status: int) -> dict[str, Any]:
         ("/search", {}, "body.query"),
         ("/search", {"query": ""}, "body.query"),
         ("/search", {"query": " \t\n "}, "body.query"),
+        ("/search", {"query": "?! … \u200b"}, "body.query"),
+        ("/search", {"query": "❤️"}, "body.query"),
         ("/search", {"query": None}, "body.query"),
         ("/search", {"query": 5}, "body.query"),
         ("/search", {"query": [SECRET]}, "body.query"),
         ("/search", {"query": SECRET * 100}, "body.query"),
-        ("/search", {"query": "a", SECRET: 1}, "body"),
+        ("/search", {"query": "a", FIELD: SECRET}, "body"),
         ("/recommend", {"query": SECRET}, "body"),
-        ("/recommend", {SECRET: 1}, "body"),
+        ("/recommend", {FIELD: SECRET}, "body"),
         ("/recommend", {"limit": 0}, "body.limit"),
         ("/recommend", {"limit": -1}, "body.limit"),
         ("/recommend", {"limit": 1.0}, "body.limit"),
@@ -55,7 +62,6 @@ def check_problem(response: Any, status: int) -> dict[str, Any]:
         ("/recommend", {"beam_width": 0}, "body.beam_width"),
         ("/recommend", {"beam_width": 100_000}, "body.beam_width"),
         ("/recommend", {"exclude_history": "yes"}, "body.exclude_history"),
-        ("/recommend", {"history": None}, "body.history"),
         ("/recommend", {"history": {"item_id": "item-1"}}, "body.history"),
         ("/recommend", {"history": ["item-1"]}, "body.history.0"),
         ("/recommend", {"history": [{}]}, "body.history.0.item_id"),
@@ -66,17 +72,18 @@ def check_problem(response: Any, status: int) -> dict[str, Any]:
         ("/recommend", {"history": [{"item_id": "a", "behaviour": "search"}]}, "body.history"),
         ("/recommend", {"history": [{"item_id": "a", "behaviour": "search", "query": " "}]}, "body.history"),
         ("/recommend", {"history": [{f"{SECRET}{k}": 1 for k in range(100_000)}]}, "body.history"),
-        ("/recommend", {"history": [{"item_id": "a", SECRET: 1}]}, "body.history.0"),
+        ("/recommend", {"history": [{"item_id": "a", FIELD: SECRET}]}, "body.history.0"),
         ("/recommend", {"history": [{"item_id": "a"}] * 50_001}, "body.history"),
         ("/recommend", {"history": [SECRET] * 50_000}, "body.history.0"),
         ("/recommend", {f"{SECRET}{k}": 1 for k in range(100_000)}, "body"),
         ("/recommend", {"exclude": SECRET}, "body.exclude"),
         ("/recommend", {"exclude": [""]}, "body.exclude.0"),
         ("/recommend", {"exclude": ["a"] * 10_001}, "body.exclude"),
-        ("/recommend", {"candidates": []}, "body.candidates"),
-        ("/recommend", {"candidates": ["item-1", SECRET]}, "body.candidates.1"),
+        ("/recommend", {"candidates": [""]}, "body.candidates.0"),
+        ("/recommend", {"candidates": ["item-1", SECRET], "strict": True}, "body.candidates.1"),
+        ("/recommend", {"exclude": ["item-1", SECRET], "strict": True}, "body.exclude.1"),
+        ("/recommend", {"history": [{"item_id": SECRET}], "strict": True}, "body.history.0.item_id"),
         ("/recommend", {"candidates": ["a"] * 10_001}, "body.candidates"),
-        ("/recommend", {"filter": {}}, "body.filter"),
         ("/recommend", {"filter": [SECRET]}, "body.filter"),
         ("/recommend", {"filter": {SECRET: 1}}, "body.filter"),
         ("/recommend", {"filter": {SECRET: None}}, "body.filter"),
@@ -198,3 +205,64 @@ def test_a_wrong_condition_is_answered_with_one_reason(client: TestClient) -> No
 def test_an_unknown_attribute_is_answered_with_the_known_ones(client: TestClient) -> None:
     (error,) = check_problem(client.post("/recommend", json={"filter": {SECRET: 1}}), 422)["errors"]
     assert error["message"] == "no item has such an attribute; the attributes are: categories, year"
+
+
+NAMES = st.text(min_size=1, max_size=200) | st.sampled_from(
+    ["\\" * 100, '"' * 100, "\u202e" + "a" * 70, "\n\r\x1b[31m", "😀" * 80, "limıt"]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(NAMES, min_size=1, max_size=8, unique=True))
+def test_unknown_fields_are_named_in_printable_characters_and_nothing_else_is(
+    client: TestClient, names: list[str]
+) -> None:
+    names = [name for name in names if name not in SearchRequest.model_fields]
+    content = json.dumps(dict.fromkeys(names, SECRET)).encode("utf-8", "surrogatepass")
+    response = client.post("/search", content=content, headers=JSON)
+    if response.status_code == 400:  # a lone surrogate
+        return
+    errors = check_problem(response, 422)["errors"]
+    for error in errors:
+        if error["where"] == "body":
+            shown = error["message"].removeprefix("unknown field '").rpartition("'; ")[0]
+            shown = shown.partition("'; did you mean '")[0]
+            assert shown.replace("…", "").isascii()
+            assert shown.isprintable()
+            assert len(shown) <= MAX_NAME_CHARS
+    messages = " ".join(error["message"] for error in errors)
+    for name in names[:4]:  # five errors are told, one of them is the missing query
+        assert ascii(name[: MAX_NAME_CHARS + 1])[1:-1][:50] in messages
+
+
+@pytest.mark.parametrize("field", [*SearchRequest.model_fields, *HistoryEntry.model_fields])
+def test_a_misspelt_field_is_told_its_name(client: TestClient, field: str) -> None:
+    wrong = field[0] + field[2:]  # one letter is missing
+    entry = {"item_id": "item-1", wrong: SECRET}
+    for body in ({wrong: SECRET}, {"history": [entry]}):
+        (error,) = check_problem(client.post("/recommend", json=body), 422)["errors"]
+        assert error["message"] == f"unknown field '{wrong}'; did you mean '{field}'?"
+
+
+def test_a_field_of_another_endpoint_is_named_without_a_guess(client: TestClient) -> None:
+    (error,) = check_problem(client.post("/recommend", json={"query": SECRET}), 422)["errors"]
+    assert error["message"] == "unknown field 'query'; see /docs"
+    response = client.post("/batch", json={"requests": [{"task": "recommendation", "limt": 5}]})
+    (error,) = check_problem(response, 422)["errors"]
+    assert error["where"] == "body.requests.0.recommendation"
+    assert error["message"] == "unknown field 'limt'; did you mean 'limit'?"
+
+
+def test_a_strict_request_names_the_places_of_the_first_unknown_items(client: TestClient) -> None:
+    body = {
+        "strict": True,
+        "history": [{"item_id": "item-1"}, {"item_id": SECRET}],
+        "exclude": [SECRET, "item-2"],
+        "candidates": ["item-3", *[f"{SECRET}-{k}" for k in range(9000)]],
+    }
+    errors = check_problem(client.post("/recommend", json=body), 422)["errors"]
+    assert [error["where"] for error in errors] == [
+        *("body.history.1.item_id", "body.exclude.0"),
+        *("body.candidates.1", "body.candidates.2", "body.candidates.3"),
+    ]
+    assert {error["message"] for error in errors} == {"the catalogue holds no such item"}

@@ -7,7 +7,17 @@ from starlette.testclient import TestClient
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/health/live", "/health/ready", "/metrics", "/info", "/playground/app.js"]
+    "path",
+    [
+        "/",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/info",
+        "/playground/app.js",
+        "/docs",
+        "/openapi.json",
+    ],
 )
 def test_head_is_answered_like_get(client: TestClient, path: str) -> None:
     get, head = client.get(path), client.head(path)

@@ -154,6 +154,23 @@ def test_all_of_it_by_keyboard(visitor: Visitor, base: str) -> None:
     visitor.settled(page)
 
 
+def test_items_of_the_history_are_left_out_where_the_page_says_so(visitor: Visitor, base: str) -> None:
+    page = visitor.open(address(item=[f"item-{k}" for k in range(5, 60)], query="river", limit=60))
+    body = {"history": [{"item_id": f"item-{k}"} for k in range(5, 60)], "limit": 60}
+    counts = {"of recommendations": (60, 6), "of both lists": (6, 6), "of neither list": (60, 60)}
+    sent: dict[str, dict[str, bool]] = {
+        "of recommendations": {},
+        "of both lists": {"exclude_history": True},
+        "of neither list": {"exclude_history": False},
+    }
+    for choice, (searched, recommended) in counts.items():
+        page.select_option("#exclude", choice)
+        expect(page.locator(f"#search {ROWS}")).to_have_count(searched)
+        expect(page.locator(f"#recommend {ROWS}")).to_have_count(recommended)
+        visitor.settled(page)
+        assert shown(page, "recommend") == answered(base, "recommend", body | sent[choice])
+
+
 def test_explanations_name_the_items_of_the_history(visitor: Visitor, base: str) -> None:
     page = visitor.open(address(item=["item-3", "item-14", "item-50"]))
     assert page.locator(".explanation").count() == 0
@@ -177,7 +194,7 @@ def test_popularity_is_labelled_and_short_lists_say_why(visitor: Visitor) -> Non
     assert [row[4] for row in shown(page, "recommend")] == ["popularity"] * 3
     notes = page.locator("#recommend .notes")
     expect(notes).to_contain_text("Popular items instead of the model's")
-    expect(notes).to_contain_text("filter, candidates and exclusions leave 3 of the catalogue's 61 items")
+    expect(notes).to_contain_text("3 of the catalogue's 61 items are left by filter")
     expect(page.locator("#search")).to_be_hidden()
     page.fill("#filter", "{year")
     expect(page.locator("#filter")).to_have_attribute("aria-invalid", "true")
@@ -208,7 +225,7 @@ def test_problems_are_shown_as_the_server_says_them(visitor: Visitor) -> None:
 
 
 def test_a_hostile_title_is_a_text(visitor: Visitor) -> None:
-    page = visitor.open(address(item="hostile", limit=100, explain=1, query="river"))
+    page = visitor.open(address(item="hostile", limit=100, explain=1, query="river", exclude=0))
     page.locator("#history").press_sequentially("img src")
     expect(page.locator("#titles [role=option]").first).to_contain_text("<img src=x")
     page.keyboard.press("Enter")
@@ -232,7 +249,7 @@ def test_an_address_restores_what_was_seen(visitor: Visitor) -> None:
     page.fill("#query", "señorita & ‘golden’ #1")
     expect(page.locator(f"#search {ROWS}")).to_have_count(10)
     page.locator("#search .title").nth(2).click()
-    page.check("#exclude")
+    page.select_option("#exclude", "of both lists")
     page.check("#explain")
     page.click("#options summary")
     page.fill("#limit", "4")

@@ -23,7 +23,7 @@ def test_the_files_come_with_their_types_and_a_strict_policy(client: TestClient)
 
 
 def test_every_file_of_the_folder_is_served_and_no_other() -> None:
-    folder = ROOT / "server" / "static"
+    folder = ROOT / "server" / "static" / "playground"
     assert sorted(PLAYGROUND.values()) == sorted(file.name for file in folder.iterdir())
 
 

@@ -61,9 +61,9 @@ def test_what_is_swapped_out_is_freed_without_the_collector(tmp_path: Path, coll
                 await served.current.scheduler.rank(RankRequest(prompt.ids, 5, 10), 20)
                 old = [
                     weakref.ref(served.current.bundle.index.catalogue),
-                    weakref.ref(served.current.titles),
+                    weakref.ref(served.current.contents.titles),
                 ]
-                await refresh()
+                await refresh(lambda before, now: None)
                 await until_gone(old)
         finally:
             await served.stop()

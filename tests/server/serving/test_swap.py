@@ -59,7 +59,8 @@ def swap(client: TestClient, path: Path, version: str) -> None:
 
 
 def ask(client: TestClient, body: dict[str, object]) -> tuple[str, set[str]]:
-    response = client.post("/recommend", json=body)
+    """Return the version and the items of an answer, those of the history among them."""
+    response = client.post("/recommend", json=body | {"exclude_history": False})
     assert response.status_code == 200, response.text
     answer = response.json()
     return answer["index_version"], {item["item_id"] for item in answer["items"]}
@@ -70,7 +71,7 @@ def test_a_new_version_is_taken_up_and_rolled_back(client: TestClient, path: Pat
     assert ask(client, body) == ("v1", EVERYTHING["v1"])
     swap(client, path, "v2")
     assert ask(client, body) == ("v2", EVERYTHING["v2"])
-    answer = client.post("/recommend", json=body).json()
+    answer = client.post("/recommend", json=body | {"exclude_history": False}).json()
     assert answer["dropped"]["unknown_count"] == 0  # a removed item still counts in a history
     assert answer["fewer_than_limit"] == "the catalogue holds only 62 items"
     only = {"filter": {"year": 3000}, "exclude": ["new-0"], "candidates": ["new-0", "new-1", "item-5"]}
@@ -198,9 +199,9 @@ def test_another_bundle_is_served_and_rolled_back_under_load(bundle_client: Test
 
     def load() -> None:
         while not done.is_set():
-            response = bundle_client.post(
-                "/recommend", json={"limit": 100, "history": [{"item_id": "item-1"}]}
-            )
+            history = [{"item_id": "item-1"}]
+            body = {"limit": 100, "history": history, "exclude_history": False}
+            response = bundle_client.post("/recommend", json=body)
             answer = response.json()
             if response.status_code != 200:
                 wrong.append(response.text)

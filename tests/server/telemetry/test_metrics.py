@@ -113,14 +113,14 @@ def test_the_bundles_own_figures_are_told(bundle: Bundle) -> None:
         "validation": {"search.loss": 3.5, "recommendation.hit@10": 0.1, "score": "?"},
     }
     metrics = Metrics()
-    metrics.name_bundle(replace(bundle, info=replace(bundle.info, training=record)))
+    metrics.show(metrics.describe(replace(bundle, info=replace(bundle.info, training=record))))
     read = metrics.registry.get_sample_value
     assert read("gems_training_conflict") == 1.02
     assert read("gems_training_validation", {"task": "search", "figure": "loss"}) == 3.5
     assert read("gems_training_validation", {"task": "recommendation", "figure": "hit@10"}) == 0.1
     assert math.isnan(read("gems_training_validation", {"task": "search", "figure": "ndcg@10"}) or 0)
     assert read("gems_bundle_created_timestamp_seconds") == 1767225600
-    metrics.name_bundle(bundle)
+    metrics.show(metrics.describe(bundle))
     assert math.isnan(read("gems_training_conflict") or 0)
 
 

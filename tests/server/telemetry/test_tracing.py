@@ -55,8 +55,9 @@ def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         spans = Spans(exporter)
-    app = create_app(bundle, hosted(FailingEngine(engine, FAILS)), Settings())
-    with serving(spans.around(app)) as port:
+    failing = hosted(FailingEngine(engine, FAILS))
+    app = create_app(bundle, failing, Settings(root_path="/shop/gems"), traced=spans.around)
+    with serving(app) as port:
         yield Traced(f"http://127.0.0.1:{port}", exporter)
     spans.close()
 
@@ -232,7 +233,7 @@ def test_without_the_extra_the_server_says_what_to_install(
     monkeypatch.delitem(sys.modules, "server.telemetry.spans")
     monkeypatch.delattr("server.telemetry.spans")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    assert launch.launch(tiny_bundle, Settings(tracing="on")) == 2
+    assert launch.launch(tiny_bundle, Settings(tracing="on"), []) == 2
     assert (
         capsys.readouterr().err == "error: GEMS_TRACING=on needs OpenTelemetry: pip install 'gems-sr[otel]'\n"
     )
@@ -242,7 +243,7 @@ def test_an_exporter_that_is_not_installed_is_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "carrier-pigeon")
-    assert launch.launch(tiny_bundle, Settings(tracing="on")) == 2
+    assert launch.launch(tiny_bundle, Settings(tracing="on"), []) == 2
     assert "'carrier-pigeon'" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from index.bundle.bundle import Bundle
-from server.__main__ import main
+from server.command_line import main
 from server.transport.listening import ListenError, bind
 
 

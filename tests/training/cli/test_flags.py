@@ -12,7 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from training import pipeline
-from training.cli.main import app, main
+from training.cli.app import app
+from training.cli.main import main
 from training.config import TrainConfig
 from training.config.renamed import RENAMED
 from training.settings import SettingsGroup, flat, nested
@@ -23,7 +24,7 @@ GROUPS = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, SettingsGroup)
 }
 OTHER: dict[str, Any] = {
-    "method": "lora", "seed": 3, "threads": 2,
+    "method": "lora", "seed": 3, "threads": 2, "search_attributes": ("sku", "brand"),
     "backbone.name": "scratch", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
     "backbone.dropout": 0.2, "backbone.text_vocabulary": 500,
     "identifiers.scheme": "semantic", "identifiers.codebooks": (8, 16), "identifiers.embeddings": "alphafuse",

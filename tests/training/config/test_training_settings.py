@@ -14,6 +14,7 @@ from support.bundles import make_model
 from support.walks import SETTINGS, make_data, settings
 
 from gems import GEMS
+from index.bundle.bundle import MAX_TOKENS
 from training.config import ConfigError, TrainConfig, modern
 from training.config.groups import GemsSettings, KnowledgeSettings
 from training.config.renamed import RENAMED
@@ -57,9 +58,9 @@ def test_the_refusal_names_both_ranks_the_opposite_and_every_old_name() -> None:
 
 
 def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
-    """Three names stayed, and the two shares are new."""
+    """Three names stayed; the two shares and the search attributes are new."""
     assert set(KNOWN) - set(RENAMED.values()) == {
-        "method", "seed", "threads", "gems.rank_share", "gems.task_rank_share",
+        "method", "seed", "threads", "search_attributes", "gems.rank_share", "gems.task_rank_share",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
 
@@ -177,3 +178,13 @@ def test_merging_leaves_its_arguments_alone() -> None:
     before = flat(SETTINGS)
     merged(SETTINGS, {"gems": {"rank": 3}}, TrainConfig)
     assert flat(SETTINGS) == before
+
+
+def test_a_sequence_that_no_bundle_may_have_is_refused_before_the_training() -> None:
+    assert settings({"sequence.max_events": 128, "sequence.max_tokens": 128})
+    for changes in ({"sequence.max_events": 129, "sequence.max_tokens": 128}, {"sequence.max_tokens": 10**9}):
+        with pytest.raises(ConfigError, match=r"sequence\.max_"):
+            settings(changes)
+    assert settings({"sequence.max_tokens": MAX_TOKENS})
+    with pytest.raises(ConfigError, match=r"sequence\.max_tokens"):
+        settings({"sequence.max_tokens": MAX_TOKENS + 1})

@@ -130,8 +130,8 @@ def test_wrong_interactions_are_refused_with_their_place(
     [
         ("items.jsonl", b'{"item_id": "a", "title": "A"}\n{"item_id"\n', "items.jsonl line 2"),
         ("items.jsonl", b'{"item_id": "a", "title": ""}\n', "line 1: item 'a': 'title'"),
-        ("items.jsonl", b"[1]\n", "line 1"),
-        ("items.jsonl", b"\xff\xfe\n", "not UTF-8"),
+        ("items.jsonl", b"[1]\n", "a JSON array, not JSON Lines"),
+        ("items.jsonl", b"\xff\xfe\n", "UTF-16"),
         ("items.jsonl", b"", "empty"),
         ("items.jsonl", b'{"item_id": "a", "title": "A"}\n{"item_id": "a", "title": "B"}\n', "unique"),
         ("interactions.parquet", b"PAR1 but no more", "not a readable Parquet"),

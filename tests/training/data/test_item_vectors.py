@@ -17,7 +17,7 @@ from index.bundle.update import update_index
 from index.catalogue import Catalogue, Item
 from index.embeddings import EmbeddingError
 from index.identifiers.identifiers import IdentifierError
-from training.cli.main import app
+from training.cli.app import app
 from training.config import TrainConfig
 from training.data import assets
 from training.data.dataset import DataSet

@@ -85,23 +85,39 @@ def case(target: int, query: str | None = None, history: tuple[Event, ...] = ())
 
 
 def test_popularity_counts_training_only_and_breaks_ties_by_catalogue_order() -> None:
-    counts = popularity(TRAIN, 4)
-    assert counts.tolist() == [0, 1, 3, 2]
-    floor = floor_scores(Task.RECOMMENDATION, CATALOGUE, counts)["popularity"]
+    assert popularity(TRAIN, 4).tolist() == [0, 1, 3, 2]
+    floor = floor_scores(Task.RECOMMENDATION, CATALOGUE, TRAIN)["popularity"]
     assert floor_ranks(floor, [case(k) for k in range(4)]).tolist() == [4, 3, 1, 2]
-    ties = floor_scores(Task.RECOMMENDATION, CATALOGUE, np.zeros(4))["popularity"]
+    ties = floor_scores(Task.RECOMMENDATION, CATALOGUE, [])["popularity"]
     assert floor_ranks(ties, [case(k) for k in range(4)]).tolist() == [1, 2, 3, 4]
 
 
 def test_query_floors_put_matching_items_first() -> None:
-    floors = floor_scores(Task.SEARCH, CATALOGUE, popularity(TRAIN, 4))
+    floors = floor_scores(Task.SEARCH, CATALOGUE, TRAIN)
     assert floor_ranks(floors["popularity_in_query"], [case(2, "hats"), case(1, "hats")]).tolist() == [1, 2]
     assert floor_ranks(floors["popularity_in_query"], [case(0, "red shoes")]).tolist() == [1]
     assert floor_ranks(floors["bm25"], [case(3, "green scarf"), case(0, "red shoes")]).tolist() == [1, 1]
 
 
+def test_what_people_chose_for_the_same_query_comes_first_then_popularity_in_the_query() -> None:
+    def searched(query: str, item: int) -> Event:
+        return Event(item, Task.SEARCH, query)
+
+    train = [
+        [searched("Hats!", 3), searched("hats", 3), Event(1)],  # one person twice
+        [searched("hats", 0), Event(1)],
+        [searched("HATS", 0), searched("red hats", 3)],
+    ]
+    floor = floor_scores(Task.SEARCH, CATALOGUE, train)["popularity_in_same_query"]
+    ranks = floor_ranks(floor, [case(row, "hats") for row in (0, 3, 1, 2)])
+    assert ranks.tolist() == [1, 2, 3, 4]  # two people, one person, then the hats by popularity
+    unknown = [case(row, "hat") for row in range(4)]
+    behind = floor_scores(Task.SEARCH, CATALOGUE, train)["popularity_in_query"]
+    assert floor_ranks(floor, unknown).tolist() == floor_ranks(behind, unknown).tolist()
+
+
 def test_floors_exclude_the_history_and_with_it_a_target_that_comes_back() -> None:
-    floor = floor_scores(Task.RECOMMENDATION, CATALOGUE, popularity(TRAIN, 4))["popularity"]
+    floor = floor_scores(Task.RECOMMENDATION, CATALOGUE, TRAIN)["popularity"]
     history = (Event(2), Event(3))
     assert floor_ranks(floor, [case(1, history=history)], candidates=Candidates(True)).tolist() == [1]
     assert floor_ranks(floor, [case(2, history=history)], candidates=Candidates(True)).tolist() == [0]

@@ -21,7 +21,7 @@ from index.catalogue import Catalogue, Item
 from index.identifiers.alphafuse import SemanticSpace
 from index.identifiers.schemes.semantic import semantic_identifiers
 from index.sequence.events import Event
-from training.cli.main import app
+from training.cli.app import app
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet, UserHistory
 from training.data.item_vectors import ItemVectorError

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from training.cli.commands.report import report_command
 from training.config import TrainConfig
+from training.outputs import OutputError
 from training.report.axis import Axis
 from training.report.charts import MOST_POINTS, heat_colour, heat_map, line_chart, running_mean, thin
 from training.report.page import write_report
@@ -483,7 +484,7 @@ def test_the_page_is_replaced_whole(tmp_path: Path) -> None:
     assert len(seen) > 1
     assert all(text.startswith("<!doctype html>") and text.endswith("</html>\n") for text in seen)
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
-    with pytest.raises(ReportError, match="--out"):
+    with pytest.raises(OutputError, match="a folder"):
         write_report(run, out.parent, None)  # there is a folder
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -1,1 +1,1 @@
-"""The commands of `gems`, one file for each command or group; only `training.cli.main` imports them."""
+"""The commands of `gems`, one file for each command or group; only `training.cli` imports them."""

@@ -16,6 +16,7 @@ from training.baselines.settings import (
     settings_from,
 )
 from training.cli.common.flags import add_flags, given
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
 
 baseline_app = typer.Typer(
@@ -24,7 +25,7 @@ baseline_app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Option(help="folder of a data set")]
-Out = Annotated[Path, typer.Option(help="run folder to write")]
+Out = Annotated[Path, typer.Option(help="run folder to write", callback=output_folder)]
 System = Annotated[str | None, typer.Option(help="name in comparisons (default: that of the baseline)")]
 Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its last whole epoch")]
 

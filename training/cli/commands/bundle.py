@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.cli.common.paths import BundlePath
 from training.cli.common.quiet import quiet_libraries
 
 bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle.")
 
 
 @bundle_app.command("verify")
-def verify_command(bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")]) -> None:
+def verify_command(bundle: BundlePath) -> None:
     """Check every file against its hash and every index version; show the size of each part."""
     # slow imports, not for --help
     from index.bundle.bundle import INDEX, Bundle

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from training.cli.common.numbers import Seed
+from training.cli.common.paths import JsonFile
+from training.outputs import write_json
+from training.settings import MOST
 
 
 def compare_command(
@@ -19,13 +23,12 @@ def compare_command(
         ),
     ],
     data: Annotated[Path | None, typer.Option(help="folder of the data set, for the floors")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
-    cold: Annotated[int, typer.Option(min=1, help="users with at most N events are cold")] = 5,
-    seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
+    json_file: JsonFile = None,
+    cold: Annotated[int, typer.Option(min=1, max=MOST, help="users with at most N events are cold")] = 5,
+    seed: Seed = 0,
 ) -> None:
     """Compare systems on the cases that all of them ranked. Runs of one system with several seeds count as one."""
     # Slow imports, not for --help.
-    from index.files import atomic_write
     from training.data.dataset import DataSet
     from training.evaluation.case_ranks import CaseRanks
     from training.evaluation.comparison.compare import compare, floors_of
@@ -37,5 +40,4 @@ def compare_command(
     result = compare(found, cold=cold, seed=seed)
     Console().print(markdown(result), markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
-        with atomic_write(json_file) as draft:
-            draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        write_json(json_file, result)

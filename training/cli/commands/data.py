@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from training.cli.common.paths import output_folder
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
 from training.data.importer import import_files
@@ -17,7 +18,7 @@ from training.data.sources.movielens import movielens
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
 
-Out = Annotated[Path, typer.Option(help="Folder of the new data set.")]
+Out = Annotated[Path, typer.Option(help="Folder of the new data set.", callback=output_folder)]
 Force = Annotated[bool, typer.Option("--force", help="Replace a data set that is already there.")]
 
 

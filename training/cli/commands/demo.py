@@ -9,14 +9,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.numbers import finite
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
+from training.settings import MOST
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option(help="folder for data, run and summary.json")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(help="folder for data, run and summary.json", callback=output_folder)
+    ] = Path("runs/demo"),
     serve: Annotated[bool, typer.Option(help="leave the server running at the end")] = True,
-    port: Annotated[int, typer.Option(help="port of the server that is left running")] = 8000,
-    started: Annotated[float | None, typer.Option(help="Unix time at which the set-up began")] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of the server that is left running")
+    ] = 8000,
+    started: Annotated[
+        float | None,
+        typer.Option(min=0, max=MOST * 10, callback=finite, help="Unix time at which the set-up began"),
+    ] = None,
 ) -> None:
     """MovieLens → training → bundle → evaluation → a server that answers, in about ten minutes."""
     begin = started or time.time()

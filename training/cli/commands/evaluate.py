@@ -8,29 +8,39 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.numbers import BeamWidth, Seed, Threads
+from training.cli.common.paths import BundlePath, JsonFile, output_file
 from training.cli.common.quiet import quiet_libraries
+from training.settings import MOST
 
 
 def evaluate_command(
-    bundle: Annotated[Path, typer.Argument(help="folder of a published bundle")],
+    bundle: BundlePath,
     data: Annotated[Path, typer.Option(help="folder of the data set it was trained on")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    json_file: JsonFile = None,
     ranks: Annotated[
-        Path | None, typer.Option(help="write the rank of every case to this .npz file, for 'gems compare'")
+        Path | None,
+        typer.Option(
+            help="write the rank of every case to this .npz file, for 'gems compare'", callback=output_file
+        ),
     ] = None,
     system: Annotated[str, typer.Option(help="with --ranks: name of the model in comparisons")] = "model",
     split: Annotated[str, typer.Option(help="'test' or 'validation'")] = "test",
-    cases: Annotated[int | None, typer.Option(help="at most this many cases, drawn by --seed")] = None,
-    beam_width: Annotated[int, typer.Option(help="hypotheses kept per level")] = 50,
+    cases: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="at most this many cases, drawn by --seed")
+    ] = None,
+    beam_width: BeamWidth = 50,
     exclude_history: Annotated[
         bool, typer.Option(help="never rank items of the history, floors too")
     ] = False,
     sampled_negatives: Annotated[
         int | None,
-        typer.Option(min=1, help="rank the target among N sampled items only, as papers do with 99"),
+        typer.Option(
+            min=1, max=MOST, help="rank the target among N sampled items only, as papers do with 99"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the draws and of the bootstrap")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores)")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
 ) -> None:
     """Evaluate a bundle through the engine that serves it."""
     from training.evaluation.evaluate import evaluate, save_evaluation  # slow imports, not for --help

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from index.files import atomic_write
+from training.cli.common.paths import BundlePath, JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.errors import UserError
+from training.inputs import read_text
+from training.outputs import write_json
+from training.settings import MOST
 
 index_app = typer.Typer(no_args_is_help=True, help="Look into the items of a bundle, and change them.")
-
-BundlePath = Annotated[Path, typer.Argument(help="folder of a published bundle")]
 
 
 @index_app.command("update")
@@ -34,7 +34,7 @@ def update_command(
     item_encoder: Annotated[
         str | None, typer.Option(help="where the bundle's encoder is now, if it is not where it was")
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="newest versions that are not deleted")] = 3,
+    keep: Annotated[int, typer.Option(min=1, max=MOST, help="newest versions that are not deleted")] = 3,
 ) -> None:
     """Add, change and remove items, as a new version of the bundle's index.
 
@@ -80,8 +80,8 @@ def versions_command(bundle: BundlePath) -> None:
     for name in versions.names():
         try:
             record = versions.describe(name)
-            gone = len(record["removed"])
-            text = f"{record['created']}  {record['items'] - gone} items, {gone} removed"
+            gone = len(record.removed)
+            text = f"{record.created}  {record.items - gone} items, {gone} removed"
         except BundleError as error:
             text = f"damaged: {error}"
         mark = "  <- current" if name == current else ""
@@ -102,8 +102,8 @@ def rollback_command(
 @index_app.command("describe")
 def describe_command(
     bundle: BundlePath,
-    examples: Annotated[int, typer.Option(min=0, help="prefixes whose items are shown")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    examples: Annotated[int, typer.Option(min=0, max=MOST, help="prefixes whose items are shown")] = 5,
+    json_file: JsonFile = None,
 ) -> None:
     """Show the use of the codes, collisions, the similarity of the items of one prefix, and examples."""
     from index.bundle.bundle import Bundle
@@ -135,13 +135,10 @@ def describe_command(
     for titles in found.examples:
         console.print(Text(" | ".join(titles)), soft_wrap=True)
     if json_file is not None:
-        with atomic_write(json_file) as draft:
-            draft.write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(json_file, asdict(found))
 
 
 def _read_ids(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")  # an id may contain any other separator
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    text = read_text(path, "item ids, one a line", "text", "nothing (it is empty)")
+    lines = text.split("\n")  # an id may contain any other separator
     return [line.removesuffix("\r") for line in lines if line.strip()]

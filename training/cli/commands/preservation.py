@@ -8,21 +8,29 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.numbers import BeamWidth, Threads
+from training.cli.common.paths import output_file
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import check_output
+from training.settings import MOST
 
 
 def preservation_command(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
     data: Annotated[Path, typer.Option(help="folder of the data set it was trained on")],
-    text_tokens: Annotated[int, typer.Option(min=2, help="tokens of general text")] = 16384,
-    window: Annotated[int, typer.Option(min=2, help="tokens that are read together")] = 256,
-    cases: Annotated[int, typer.Option(min=1, help="at most this many test cases")] = 500,
-    beam_width: Annotated[int, typer.Option(min=1, help="hypotheses kept per level")] = 20,
+    text_tokens: Annotated[int, typer.Option(min=2, max=MOST, help="tokens of general text")] = 16384,
+    window: Annotated[int, typer.Option(min=2, max=1_000_000, help="tokens that are read together")] = 256,
+    cases: Annotated[int, typer.Option(min=1, max=MOST, help="at most this many test cases")] = 500,
+    beam_width: BeamWidth = 20,
     exclude_history: Annotated[bool, typer.Option(help="never rank items of the history")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores)")] = None,
+    threads: Threads = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="write the figures to this file (default: RUN/preservation.json)"),
+        typer.Option(
+            "--json",
+            help="write the figures to this file (default: RUN/preservation.json)",
+            callback=output_file,
+        ),
     ] = None,
 ) -> None:
     """Compare a trained model with its backbone: on held-out Wikipedia articles, and on the test cases."""
@@ -35,6 +43,9 @@ def preservation_command(
 
     quiet_libraries()
 
+    target = json_file or run / "preservation.json"
+    if run.is_dir():  # else the run is what is wrong
+        check_output(target)
     console = Console()
     result = preservation(
         run,
@@ -48,6 +59,5 @@ def preservation_command(
         console=console,
     )
     print_preservation(result, console)
-    target = json_file or run / "preservation.json"
     save_preservation(result, target)
     console.print(f"figures: {target}", highlight=False)

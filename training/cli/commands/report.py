@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.paths import output_file
+
 
 def report_command(
     run: Annotated[Path, typer.Argument(help="folder of a run, finished or still training")],
-    out: Annotated[Path | None, typer.Option(help="file to write (default: RUN/report.html)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write (default: RUN/report.html)", callback=output_file)
+    ] = None,
     baseline: Annotated[Path | None, typer.Option(help="folder of another run, to compare with")] = None,
 ) -> None:
     """Write a page about a run: its curves, the conflict of the tasks, cost and evaluation."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
+from training.run.server_process import SERVER
 
-def serve_command(
-    context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="folder of a published bundle, or of its run")],
-) -> None:
-    """Serve a bundle over HTTP. Further options go to the server: see 'python -m server --help'."""
-    command = [sys.executable, "-m", "server", str(bundle), *context.args]
-    os.execv(sys.executable, command)
+
+def become_server(arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by the server. arguments: those of `python -m server`."""
+    os.execv(sys.executable, [sys.executable, *SERVER, *arguments])
+
+
+def serve_command(context: typer.Context) -> None:
+    """Serve a bundle over HTTP: 'gems serve BUNDLE'. 'gems serve --help' lists the options."""
+    become_server(context.args)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from index.files import atomic_write
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json, write_text
 
 
 def sweep_command(
     spec: Annotated[Path, typer.Argument(help="YAML file: settings, variants, seeds (see docs/training.md)")],
     data: Annotated[Path, typer.Option(help="folder of a data set")],
-    out: Annotated[Path, typer.Option(help="folder of the sweep; a sweep that was stopped goes on there")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="folder of the sweep; a sweep that was stopped goes on there", callback=output_folder
+        ),
+    ],
 ) -> None:
     """Train every variant with every seed, and write OUT/summary.json and OUT/summary.md.
 
@@ -36,10 +41,8 @@ def sweep_command(
             if result is not None:
                 results.append(result)
     summary = summarise(results, plan.baseline)
-    with atomic_write(out / "summary.json") as draft:
-        draft.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    with atomic_write(out / "summary.md") as draft:
-        draft.write_text(markdown(summary), "utf-8")
+    write_json(out / "summary.json", summary)
+    write_text(out / "summary.md", markdown(summary))
     console.print(markdown(summary), markup=False, highlight=False, soft_wrap=True)
     missing = len(plan.seeds) * len(plan.variants) - len(results)
     if missing:

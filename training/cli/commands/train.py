@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from training.cli.common.flags import add_flags, given
+from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.config import ConfigError, TrainConfig, new_flag
 
@@ -27,9 +28,17 @@ class TrainCommand(TyperCommand):
 
 def train_command(
     data: Annotated[Path, typer.Option(help="folder of a data set, see 'gems data'")],
-    out: Annotated[Path, typer.Option(help="run folder to write; the bundle will be OUT/bundle")],
+    out: Annotated[
+        Path,
+        typer.Option(help="run folder to write; the bundle will be OUT/bundle", callback=output_folder),
+    ],
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings, or the name of a recipe; flags win over it")
+        str | None,
+        typer.Option(
+            metavar="RECIPE|FILE",
+            help="name of a recipe, or YAML file with settings (./NAME if it bears the name of a recipe); flags "
+            "win over it",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in OUT from its newest checkpoint")] = False,
     **flags: Any,

@@ -7,16 +7,17 @@ never enter the repository.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from index.catalogue import Catalogue, CatalogueError, Item
+from index.records import Record, parse_json
 from index.sequence.events import Event, Task
 from training.data.dataset import DataSet, UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.sources.simulation import Simulation
+from training.inputs import LINES, mistaken
 
 NAME = "amazon-beauty"
 SOURCE = "Amazon Beauty 5-core (2014); research use, not to be redistributed"
@@ -54,10 +55,12 @@ def amazon_beauty(source: Path) -> DataSet:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    if wrong := mistaken(path, "JSON Lines", *LINES):
+        raise DataError(wrong)
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield number, json.loads(line)
+                yield number, Record(path, parse_json(line.decode())).fields
             except ValueError as error:
                 raise DataError(f"{path} line {number}: {error}") from error
 

@@ -83,7 +83,10 @@ def at_least(ratings: list[Rating], least: int) -> list[Rating]:
 
 
 def title_words(title: str) -> list[str]:
-    """Return the words of a title that someone would type: lower case, no articles, no part in brackets."""
+    """Return the words of a title that someone would type: lower case, no articles, no part in brackets.
+
+    Not `index.words.words`: apostrophes and accents are typed as well, and published queries stay the same.
+    """
     words = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", re.sub(r"\(.*?\)", " ", title).lower())
     return [word for word in words if word not in STOP_WORDS and (len(word) > 1 or word.isdigit())]
 

@@ -16,7 +16,7 @@ from training.errors import EvaluationError
 from training.evaluation.bootstrap import mean_intervals
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
-from training.evaluation.floors import floor_ranks, floor_scores, popularity
+from training.evaluation.floors import floor_ranks, floor_scores
 from training.evaluation.metrics import NAMES, per_case
 from training.evaluation.ranking import cases_of
 from training.run.run_folder import fingerprint
@@ -85,11 +85,10 @@ def floors_of(dataset: DataSet, runs: Sequence[CaseRanks]) -> list[CaseRanks]:
         if fingerprint(dataset) != like.data:
             raise EvaluationError(f"{like.system!r} was measured on other data than {dataset.info.name!r}")
         parts = split_users(dataset, like.protocol["users"])
-        counts = popularity(parts.train, len(dataset.catalogue))
         wanted = set(like.tasks[task].users.tolist())
         held = parts.test if like.protocol["split"] == "test" else parts.validation
         cases = [case for case in cases_of(task, held) if case.user_id in wanted]
-        for name, scores in floor_scores(task, dataset.catalogue, counts).items():
+        for name, scores in floor_scores(task, dataset.catalogue, parts.train).items():
             ranks = floor_ranks(scores, cases, candidates=Candidates.of(like.protocol))
             found.append(CaseRanks(name, 0, like.data, like.protocol, {task: TaskRanks.of(cases, ranks)}))
     return found

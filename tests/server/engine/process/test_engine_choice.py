@@ -12,7 +12,7 @@ import pytest
 from transformers import T5Config
 
 from index.bundle.bundle import Bundle
-from server.__main__ import main
+from server.command_line import main
 from server.engine.contract import Engine, EngineError
 from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine

@@ -11,16 +11,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import item_vectors, make_bundle
+from support.engines import assert_same_ranking
 from support.servers import wait_until
 
 from index.bundle.bundle import INDEX, Bundle
@@ -33,9 +36,9 @@ from server.engine.contract import EngineError, EngineLostError, Outcome, Rankin
 from server.engine.options import EngineOptions
 from server.engine.process import wire
 from server.engine.process.child import WATCH_SECONDS
-from server.engine.process.engine_process import EngineProcess
+from server.engine.process.engine_process import TEMPLATE_SECONDS, EngineProcess
 from server.engine.process.template import CONTEXT
-from server.engine.process.wire import Chosen, WireRequest, decode_reply, encode
+from server.engine.process.wire import Chosen, WireRequest, decode_command, decode_reply, encode
 from server.engine.process.worker import Worker
 from server.engine.torch_backend.engine import TorchEngine
 from server.serving.scheduler import Scheduler
@@ -81,6 +84,48 @@ def test_rankings_are_those_of_the_engine(
         assert theirs.seconds.keys() == ours.seconds.keys()
 
 
+def test_pools_and_levels_travel(bundle: Bundle, engine: TorchEngine, process: EngineProcess) -> None:
+    requests = [
+        replace(request(bundle, limit), pool=pool, levels=levels)
+        for limit, pool, levels in ((3, [], 1), (4, [59, 0, 7], None), (5, list(range(60)), 2))
+    ]
+    for theirs, ours, asked in zip(process.rank(requests), engine.rank(requests), requests, strict=True):
+        assert_same_ranking(theirs, ours)
+        assert len(theirs.pool_scores) == len(asked.pool)
+    wrong = ({"pool": [60]}, "rows of this index version are 0 to 59"), ({"levels": 9}, "levels must be")
+    for bad, reason in wrong:
+        with pytest.raises(EngineError, match=reason):
+            process.rank([replace(request(bundle), **bad)])
+
+
+def a_value(name: str) -> object:
+    """Return a value of a field of `RankRequest` that is not its default."""
+    values = {"prompt": [3, 1], "limit": 7, "beam_width": 9, "shared_tokens": 1, "pool": [2, 0], "levels": 1}
+    return {**values, "deadline": 1e300}[name]
+
+
+def test_every_value_of_a_request_arrives_as_it_was(bundle: Bundle) -> None:
+    """A field that is added to requests has to travel."""
+    index = bundle.index
+    allowed = Allowed.of(index.trie, index.living)
+    names = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "cancelled")]
+    sent = RankRequest(**{name: a_value(name) for name in names}, allowed=allowed)  # type: ignore[arg-type]
+    wired = WireRequest.of(sent, allowed, index.version, index.living)
+    command = decode_command(encode(wire.RankCommand(requests={0: wired})))
+    assert isinstance(command, wire.RankCommand)
+    arrived = command.requests[0].rank_request({index.version: (index.trie, index.living)}, bool)
+    assert {name: getattr(arrived, name) for name in names} == {name: a_value(name) for name in names}
+
+
+def test_every_value_of_a_ranking_arrives_as_it_was() -> None:
+    sent = Ranking([3, 1], [-0.1, -1 / 3], {"head": 1e-3}, 5, True, [-1e-30, -7.25])
+    for each in fields(Ranking):
+        assert getattr(sent, each.name) not in ([], {}, 0, False), "give the new field a value"
+    reply = decode_reply(encode(wire.Outcomes(rankings={2: sent}, failures={})))
+    assert isinstance(reply, wire.Outcomes)
+    assert reply.rankings == {2: sent}
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_chosen_slots_arrive_as_they_were(member: list[bool]) -> None:
     chosen = SlotSet.of(np.array(member))
@@ -103,6 +148,74 @@ def test_a_lost_process_is_replaced(bundle: Bundle, process: EngineProcess) -> N
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: process.pid != pid and process.running)
     assert process.rank([request(bundle)])[0].items == expected.items
+
+
+def template_pid() -> Any:
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+def has_ended(pid: int | None) -> bool:
+    """Whether a process has ended, whether or not its parent has asked for its exit code."""
+    return pid is None or not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_that_is_lost_late_is_replaced(bundle: Bundle, process: EngineProcess) -> None:
+    """The supervisor looks after the template meanwhile, on a thread that may not touch signal handlers."""
+    assert process.wait_running(20)
+    time.sleep(2.5 * TEMPLATE_SECONDS)
+    before = process.pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while process.pid in (before, None) or not process.running:
+        assert time.monotonic() < deadline, "the process was not replaced"
+        time.sleep(0.05)
+    assert process.rank([request(bundle, 3)])[0].items
+
+
+def test_the_loss_of_the_template_costs_nothing(bundle: Bundle) -> None:
+    """The engine goes on, also under commands, while another template imports; then it can be lost as before."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1))
+    restarts = []
+    process.on_restart = lambda: restarts.append(process.pid)
+    process.start()
+    try:
+        for _ in range(2):
+            engine, template = process.pid, template_pid()
+            os.kill(template, signal.SIGKILL)
+            for _ in range(3):
+                assert process.rank([request(bundle)])[0].items
+            process.prepare(bundle.index)
+            wait_until(lambda: template_pid() not in (template, None))  # noqa: B023
+            assert process.running
+            assert (process.pid, restarts) == (engine, [])
+        os.kill(freeze(process), signal.SIGKILL)
+        wait_until(lambda: len(restarts) == 1 and process.running, 60)
+        assert process.rank([request(bundle)])[0].items
+        os.kill(template_pid(), signal.SIGKILL)
+    finally:
+        process.close()
+    wait_until(lambda: has_ended(process.pid))  # killed without a template, too
+
+
+def test_many_losses_in_a_row_are_each_replaced_without_a_pause(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only starts that fail are followed by pauses."""
+    process = EngineProcess(bundle, options=EngineOptions(threads=1))
+    process.start()
+    pauses: list[float] = []
+    waiting = process._closing.wait
+    monkeypatch.setattr(process._closing, "wait", lambda seconds: pauses.append(seconds) or waiting(seconds))
+    try:
+        for _ in range(6):
+            pid = process.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: process.pid != pid and process.running)  # noqa: B023
+    finally:
+        process.close()
+    assert not any(pauses)
 
 
 def test_a_process_that_hangs_is_replaced(bundle: Bundle) -> None:

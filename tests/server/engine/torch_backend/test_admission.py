@@ -18,7 +18,7 @@ from index.trie.trie import Trie
 from server.engine.contract import EngineError, Outcome, Ranking, RankRequest
 from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
-from server.engine.torch_backend.search import ForwardInput
+from server.engine.torch_backend.forward_input import ForwardInput
 
 LEVELS = 4
 LENGTHS = (1, 7, 30, 95)
@@ -45,10 +45,16 @@ def ask(
     width: int = 10,
     limit: int | None = None,
     cancelled: Callable[[], bool] = bool,
+    pool: int = 0,
 ) -> RankRequest:
-    """Make a request. The default limit is the whole beam, so that no hypothesis is dropped early."""
-    ids = np.random.default_rng([seed, length]).integers(1, 43, length).tolist()
-    return RankRequest(ids, limit or width, width, cancelled=cancelled)
+    """Make a request. The default limit is the whole beam, so that no hypothesis is dropped early.
+
+    pool: number of items in its pool.
+    """
+    rng = np.random.default_rng([seed, length])
+    ids = rng.integers(1, 43, length).tolist()
+    items = rng.permutation(ENGINE.everything.trie.items)[:pool].tolist()
+    return RankRequest(ids, limit or width, width, pool=items, cancelled=cancelled)
 
 
 @dataclass
@@ -100,19 +106,23 @@ class Run:
 
 
 arrivals = st.lists(
-    st.tuples(st.integers(0, 12), st.sampled_from(LENGTHS), st.integers(1, 30)), min_size=1, max_size=8
+    st.tuples(
+        st.integers(0, 12), st.sampled_from(LENGTHS), st.integers(1, 30), st.sampled_from([0, 0, 3, 20])
+    ),
+    min_size=1,
+    max_size=8,
 )
 
 
 @given(arrivals, st.sampled_from([0, 40, 10_000]), st.sampled_from([1, 200, 10_000]))
 @settings(max_examples=40, deadline=None)
 def test_answers_do_not_depend_on_when_others_arrive(
-    shapes: list[tuple[int, int, int]], join_rows: int, max_batch_tokens: int
+    shapes: list[tuple[int, int, int, int]], join_rows: int, max_batch_tokens: int
 ) -> None:
     ENGINE.options = replace(ENGINE.options, join_rows=join_rows, max_batch_tokens=max_batch_tokens)
     schedule: dict[int, list[RankRequest]] = {}
-    for k, (step, length, width) in enumerate(shapes):
-        schedule.setdefault(step, []).append(ask(length, k, width, limit=min(5, width)))
+    for k, (step, length, width, pool) in enumerate(shapes):
+        schedule.setdefault(step, []).append(ask(length, k, width, limit=min(5, width), pool=pool))
     with pytest.MonkeyPatch.context() as monkeypatch:
         run = Run(ENGINE, schedule).go(monkeypatch)
     ENGINE.options = replace(ENGINE.options, join_rows=0, max_batch_tokens=10_000)
@@ -139,6 +149,14 @@ def test_who_arrives_during_a_batch_is_answered_without_waiting_for_its_end(
         assert [run.last_step(number) for number in (0, 1)] == [LEVELS - 1] * 2
     assert joined.last_step(2) == LEVELS  # one step later than the requests that began one step earlier
     assert waited.last_step(2) == 2 * LEVELS - 1
+
+
+def test_a_pool_counts_as_the_prompt_does_where_a_request_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes of up to three codes for each of its items go into the first pass."""
+    for pool, steps in ((5, LEVELS), (30, 2 * LEVELS - 1)):
+        run = Run(make_engine(join_rows=60), {0: [ask(30)], 1: [ask(7, pool=pool)]}).go(monkeypatch)
+        assert [run.last_step(number) for number in (0, 1)] == [LEVELS - 1, steps]
+        assert len(run.ranking(1).pool_scores) == pool
 
 
 def test_requests_that_fit_one_by_one_are_answered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
             encoder_outputs=(encoded.expand(len(tokens), -1, -1),),
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], dim=1),
         ).logits.double()
-    return identifier_scores(logits, tokens, w.vocabulary, normalisation)
+    return identifier_scores(logits, w.codes, w.vocabulary, normalisation)
 
 
 @pytest.mark.parametrize("kind", KINDS)

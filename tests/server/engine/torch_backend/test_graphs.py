@@ -22,9 +22,9 @@ from server.engine.torch_backend import graphs
 from server.engine.torch_backend.attention import KeyValues, Segment
 from server.engine.torch_backend.decoder import Decoder
 from server.engine.torch_backend.engine import TorchEngine
+from server.engine.torch_backend.forward_input import ForwardInput
 from server.engine.torch_backend.graphs import PaddedPasses, Shape
 from server.engine.torch_backend.packed import dtype_of
-from server.engine.torch_backend.search import ForwardInput
 
 LEVELS = 4
 VOCABULARY = IdentifierVocabulary(40, (6, 6, 6, 6))
@@ -62,11 +62,15 @@ def served(
 
 
 requests = st.builds(
-    lambda length, limit, width, seed: RankRequest(prompt(length, seed), limit, width),
+    lambda length, limit, width, seed, pool, levels: RankRequest(
+        prompt(length, seed), limit, width, pool=pool, levels=levels
+    ),
     st.sampled_from([1, 5, 30, 90, 130, 300]),
     st.integers(1, 20),
     st.integers(1, 40),
     st.integers(0, 3),
+    st.lists(st.integers(0, len(CODES) - 1), unique=True),
+    st.sampled_from([None, LEVELS - 1]),
 )
 
 

@@ -32,7 +32,8 @@ from server.engine.contract import EngineError, Ranking, RankRequest
 from server.engine.options import EngineOptions, Precision
 from server.engine.torch_backend import search
 from server.engine.torch_backend.engine import TorchEngine, on_device
-from server.engine.torch_backend.search import ForwardInput, Search
+from server.engine.torch_backend.forward_input import ForwardInput
+from server.engine.torch_backend.search import Search
 from training.config import TrainConfig
 from training.model.backbones import load_backbone
 from training.model.extension import extend_backbone
@@ -113,7 +114,7 @@ def brute_force(w: World, ids: list[int], normalisation: str) -> np.ndarray:
     full = torch.cat([torch.tensor([ids]).expand(len(tokens), -1), tokens], dim=1)
     with torch.inference_mode():
         logits = w.model(full).logits[:, len(ids) - 1 : -1].double()
-    return identifier_scores(logits, tokens, w.vocabulary, normalisation)
+    return identifier_scores(logits, w.codes, w.vocabulary, normalisation)
 
 
 def assert_same(ranking: Ranking, items: list[int], scores: list[float], tolerance: float = 1e-3) -> None:

@@ -59,7 +59,8 @@ def search(engine: TorchEngine, model: PreTrainedModel, request: RankRequest) ->
             running.answer(question.row, known.numpy(), scores[known].numpy())
         assert running.answered
     assert running.done
-    return Ranking(*best_items(running.beam, allowed, request.limit))
+    items, scores = best_items(running.level, running.beam, allowed, request.limit)
+    return Ranking(items, scores, pool_scores=running.pool_scores)
 
 
 @pytest.mark.parametrize("spelled", [False, True])
@@ -73,6 +74,25 @@ def test_the_torch_engine_finds_the_same(normalisation: str, spelled: bool) -> N
         allowed = Allowed.of(trie, chosen, rng.permutation(60)[:10].tolist())
         request = RankRequest(rng.integers(1, 40, 20).tolist(), width, width, allowed)
         assert_same_ranking(search(reference, model, request), reference.rank([request])[0])
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+def test_pools_and_levels_mean_the_same(normalisation: str, spelled: bool) -> None:
+    """Items of the pool are in the beam or not, allowed or not; next to a beam that asks for its best codes only."""
+    reference, model = world(normalisation, spelled)
+    trie = reference.everything.trie
+    rng = np.random.default_rng(0)
+    for levels in (None, *range(1, trie.levels + 1)):
+        for width, count in ((1, 60), (7, 10), (60, 1)):
+            chosen = SlotSet.of_members(rng.permutation(60)[:40], trie.items)
+            allowed = Allowed.of(trie, chosen, rng.permutation(60)[:10].tolist())
+            pool = rng.permutation(60)[:count].tolist()
+            ids = rng.integers(1, 40, 20).tolist()
+            request = RankRequest(ids, width, width, allowed, pool=pool, levels=levels)
+            ours = search(reference, model, request)
+            assert len(ours.pool_scores) == count
+            assert_same_ranking(ours, reference.rank([request])[0])
 
 
 def test_a_request_is_answered_from_its_own_version_of_the_index() -> None:
@@ -91,6 +111,10 @@ def test_where_nothing_is_allowed_nothing_is_asked() -> None:
     running = TokenSearch(RankRequest([1], 5, 5, nothing), nothing, reference.vocabulary, "level", 61)
     assert running.ask() == []
     assert running.done
+    pool = RankRequest([1], 5, 5, nothing, pool=[5, 0])
+    ours = search(*world("level", False), pool)  # but the pool asks
+    assert (ours.items, len(ours.pool_scores)) == ([], 2)
+    assert_same_ranking(ours, reference.rank([pool])[0])
 
 
 @given(st.data())

@@ -117,12 +117,12 @@ def test_ranks_come_back_from_disk_and_other_files_are_refused(tmp_path: Path) -
     for column in ("users", "targets", "history", "ranks"):
         mine, theirs = (getattr(r.tasks[Task.RECOMMENDATION], column) for r in (run, again))
         assert np.array_equal(mine, theirs)
-    with pytest.raises(EvaluationError, match="no such file"):
+    with pytest.raises(EvaluationError, match=r"a folder without a file ranks\.npz"):
         CaseRanks.load(tmp_path)
     content = (tmp_path / "run" / "ranks.npz").read_bytes()
     for spoiled in (b"", b"nonsense", content[: len(content) // 2]):
         (tmp_path / "spoiled.npz").write_bytes(spoiled)
-        with pytest.raises(EvaluationError, match="no ranks of ours"):
+        with pytest.raises(EvaluationError, match="ranks"):
             CaseRanks.load(tmp_path / "spoiled.npz")
 
 

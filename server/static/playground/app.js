@@ -9,9 +9,9 @@ import { pane, problemBox } from "./results.js";
 const PAUSE_MS = 300;
 const NO_QUERY = "Type a query to search.";
 const MAX_HISTORY = 100; // the most ids in one lookup
-const CHECKS = ["explain", "exclude"];
+const CHECKS = ["explain"];
 const OPTIONS = ["limit", "beam", "fallback", "filter"];
-const TEXTS = ["query", ...OPTIONS];
+const TEXTS = ["query", "exclude", ...OPTIONS];
 
 const form = byId("ask");
 const titles = new Map(); // item id → title; null if there is no such item
@@ -123,7 +123,7 @@ function readForm() {
   const number = (id) => byId(id).valueAsNumber;
   if (!Number.isNaN(number("limit"))) body.limit = number("limit");
   if (!Number.isNaN(number("beam"))) body.beam_width = number("beam");
-  if (byId("exclude").checked) body.exclude_history = true;
+  if (byId("exclude").value) body.exclude_history = byId("exclude").value === "1";
   if (byId("explain").checked) body.explain = true;
   if (byId("fallback").value) body.fallback = byId("fallback").value;
   const filter = readFilter();

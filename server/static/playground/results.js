@@ -1,6 +1,6 @@
 // One of the two result lists: it shows an answer, a problem, or a hint.
 
-import { element, fixed } from "./dom.js";
+import { element, fixed, percent } from "./dom.js";
 
 const FALLBACKS = {
   cold_start: "the history holds no known item",
@@ -8,7 +8,12 @@ const FALLBACKS = {
   engine_unavailable: "the model is not there",
   deadline_exceeded: "the model did not answer in time",
 };
-const STAGES = ["tokenise", "queue", "prefill", "decode", "head", "trie", "explain", "total"];
+const SCORES = {
+  pool: "Score: sum of signals, in nats; percentage and bar: probability that the person takes it.",
+  beam: "Score: log-probability; bar: relative to the first.",
+  popularity: "Score: logarithm of the share of all interactions; bar: relative to the first.",
+};
+const STAGES = ["tokenise", "pool", "queue", "prefill", "decode", "head", "trie", "explain", "total"];
 
 /**
  * root: the section of the list.
@@ -86,6 +91,7 @@ function table({ items }, history, choose) {
     const title = element("button", { type: "button", className: "title" }, item.title);
     title.addEventListener("click", () => choose(item));
     const popular = item.source === "popularity";
+    const share = item.relevance === null ? Math.exp(item.score - items[0].score) : item.relevance;
     return element(
       "tr",
       {},
@@ -97,7 +103,7 @@ function table({ items }, history, choose) {
         element("span", { className: "id" }, item.item_id),
         known.has(item.item_id) ? element("span", { className: "tag" }, "in history") : null,
       ),
-      element("td", { className: "score" }, fixed(item.score), bar(Math.exp(item.score - items[0].score))),
+      element("td", { className: "score" }, fixed(item.score), item.relevance === null ? null : element("span", { className: "id" }, percent(item.relevance)), bar(share)),
       element("td", { className: "source" }, element("span", { className: popular ? "tag loud" : "" }, item.source)),
     );
   });
@@ -117,18 +123,17 @@ function bar(share) {
   return element("span", { className: "bar", "aria-hidden": "true" }, filled);
 }
 
-function notes({ items, fallback, fewer_than_limit, dropped }) {
+function notes({ items, ranking, fallback, fewer_than_limit, dropped }) {
   const told = [];
   if (fallback) told.push(`Popular items instead of the model's: ${FALLBACKS[fallback] ?? fallback}.`);
   if (fewer_than_limit) told.push(`Fewer than asked for: ${fewer_than_limit}.`);
   if (dropped.unknown_count) told.push(`Unknown items in the history, not read: ${dropped.unknown_count}.`);
   if (dropped.old_events) told.push(`Old items of the history, beyond what the model reads: ${dropped.old_events}.`);
-  const score = fallback ? "logarithm of the share of all interactions" : "log-probability";
-  if (items.length) told.push(`Score: ${score}; bar: relative to the first. Select an item to add it.`);
+  if (items.length) told.push(`${SCORES[ranking] ?? SCORES.popularity} Select an item to add it.`);
   return element("ul", { className: "notes" }, ...told.map((text) => element("li", {}, text)));
 }
 
-function explanation({ explanation: { history, unexplained }, items }, name) {
+function explanation({ explanation: { signals, history, unexplained }, items }, name) {
   const strongest = Math.max(...history.map(({ effect }) => Math.abs(effect)), 1e-9);
   const rows = history.map(({ item_id, effect }) => {
     const filled = element("span", { className: effect < 0 ? "against" : "for" });
@@ -148,8 +153,16 @@ function explanation({ explanation: { history, unexplained }, items }, name) {
     { className: "explanation" },
     element("h3", {}, `What mattered for “${items[0].title}”`),
     element("table", {}, element("tbody", {}, ...rows)),
+    signals && element("p", { className: "hint" }, `Signals: ${sumOf(signals)}.`),
     element("p", { className: "hint" }, `Nats that its score loses without the item.${more}`),
   );
+}
+
+/** Return the signals that gave something, strongest first. */
+function sumOf(signals) {
+  const given = Object.entries(signals).filter(([, value]) => Math.abs(value) >= 0.005);
+  given.sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
+  return given.map(([signal, value]) => `${signal} ${fixed(value)}`).join(", ") || "none";
 }
 
 function timings(milliseconds) {

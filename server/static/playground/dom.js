@@ -25,3 +25,6 @@ export function debounced(milliseconds, work) {
 
 /** Format a number with a fixed number of decimals and a real minus sign. */
 export const fixed = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+
+/** Format a share as a percentage. */
+export const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;

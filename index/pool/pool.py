@@ -1,0 +1,180 @@
+"""The pool of one request: candidates from several sources, and their fused ranking.
+
+    beam        the best identifiers by the model
+    query_log   what people chose for the very same query
+    lexical     the best matches by words, and the most popular of those that hold all words
+    fresh       items added after training, by words; for a recommendation by the words of the person's last items
+
+`Pool.gather` finds the candidates besides the beam; the engine scores them in the passes of the beam; `Pool.fuse`
+combines all signals. All sources obey the same `Allowed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, WORDS, relevance
+from index.pool.match import LexicalMatch
+from index.pool.pool_index import PoolIndex
+from index.pool.top import top
+from index.sequence.events import Task
+from index.trie.allowed import Allowed, SlotSet
+
+Source = Literal["beam", "query_log", "lexical", "fresh"]
+LEXICAL, QUERY_LOG, FRESH_ITEMS = 24, 8, 8  # candidates of each source at most
+LAST_ITEMS = 3  # items of a history whose titles look for fresh items
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """A fused ranking, best first.
+
+    items: catalogue rows. scores: in nats. relevance: probabilities. sources: the first source of each item.
+    signals: contribution of each of `ITEM_SIGNALS` to each score, float64 [n, signals].
+    """
+
+    items: list[int]
+    scores: list[float]
+    relevance: list[float]
+    sources: list[Source]
+    signals: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The candidates of one request besides the beam.
+
+    rows: catalogue rows, int64 [n], each once. sources: of each row.
+    match: of the query; None for a recommendation. chosen: people who chose a row for this query.
+    """
+
+    index: PoolIndex
+    task: Task
+    rows: NDArray[np.int64]
+    sources: list[Source]
+    match: LexicalMatch | None
+    chosen: dict[int, int]
+
+    @classmethod
+    def gather(cls, index: PoolIndex, allowed: Allowed, query: str | None, history: Sequence[int]) -> Pool:
+        """Find candidates.
+
+        query: text of a search; None for a recommendation.
+        history: catalogue rows of the person's items, oldest first.
+        """
+        found: dict[int, Source] = {}
+        chosen: dict[int, int] = {}
+        match = None
+        if query is not None:
+            match = index.lexical.match(query)
+            rows, people = index.query_log.chosen(query)
+            chosen = dict(zip(rows.tolist(), people.tolist(), strict=True))
+            best = rows[np.argsort(-people, kind="stable")]
+            for row in _holding(allowed, best)[:QUERY_LOG]:
+                found[row] = "query_log"
+            for row in top(match, allowed, LEXICAL, index.counts).tolist():
+                found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
+        for row in _fresh(index, allowed, match, history):
+            found[row] = "fresh"
+        task = Task.RECOMMENDATION if query is None else Task.SEARCH
+        return cls(index, task, np.array(list(found), np.int64), list(found.values()), match, chosen)
+
+    @property
+    def to_score(self) -> list[int]:
+        """Rows that the model has to score: those that it was trained on."""
+        known: list[int] = self.rows[~self.index.fresh[self.rows]].tolist()
+        return known
+
+    def fuse(
+        self, beam: Sequence[int], beam_scores: Sequence[float], scores: Sequence[float], limit: int
+    ) -> Fused:
+        """Rank the pool together with the beam.
+
+        beam, beam_scores: rows of the beam and their log-probabilities. scores: those of `to_score`.
+        limit: most items of the ranking.
+        """
+        fusion = self.index.fusion
+        assert fusion is not None
+        rows, signals = self.signals(beam, beam_scores, scores)
+        parts = signals * fusion.item_weights(self.task)
+        utility = parts.sum(axis=1)
+        nothing = float(self.nothing() @ fusion.nothing_weights(self.task))
+        order = np.lexsort((rows, -utility))[:limit]
+        share = relevance(utility, nothing)
+        source: dict[int, Source] = dict(zip(self.rows.tolist(), self.sources, strict=True))
+        for row in beam:
+            source[row] = "fresh" if self.index.fresh[row] else "beam"
+        return Fused(
+            rows[order].tolist(),
+            utility[order].tolist(),
+            share[order].tolist(),
+            [source[row] for row in rows[order].tolist()],
+            parts[order],
+        )
+
+    def signals(
+        self, beam: Sequence[int], beam_scores: Sequence[float], scores: Sequence[float]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the rows of pool and beam, each once, and their `ITEM_SIGNALS`, float64 [n, signals]."""
+        code = dict(zip(self.to_score, scores, strict=True)) | dict(zip(beam, beam_scores, strict=True))
+        rows = np.array(list(dict.fromkeys([*beam, *self.rows.tolist()])), np.int64)
+        known = ~self.index.fresh[rows]
+        columns: dict[str, NDArray[np.float64]] = {
+            "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
+            "popularity": np.log1p(self.index.counts[rows]) * known,
+            "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
+            "fresh": (~known).astype(np.float64),
+        }
+        if self.match is not None:
+            words = dict(zip(WORDS, _words(self.match, rows), strict=True))
+            columns |= {name: values * known for name, values in words.items()}
+            columns |= {f"fresh_{name}": values * ~known for name, values in words.items()}
+        return rows, np.stack([columns[name] for name in ITEM_SIGNALS[self.task]], axis=1)
+
+    def nothing(self) -> NDArray[np.float64]:
+        """Return the `NOTHING_SIGNALS`, float64 [signals]."""
+        values = {"nothing": 1.0}
+        if self.match is not None:
+            values["unknown_words"] = 1.0 - self.match.known_share
+        return np.array([values[name] for name in NOTHING_SIGNALS[self.task]])
+
+
+def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Return the signals `WORDS` of these rows."""
+    found = (
+        match.scores[rows],
+        match.all_words[rows],
+        match.title_share(rows),
+        match.exact_title(rows),
+        match.exact_attribute(rows),
+    )
+    return [np.asarray(values, np.float64) for values in found]
+
+
+def _holding(allowed: Allowed, rows: NDArray[np.integer]) -> list[int]:
+    slots = allowed.trie.slot_of_item[rows].astype(np.int64)
+    held: list[int] = rows[allowed.holds(slots)].tolist()
+    return held
+
+
+def _fresh(
+    index: PoolIndex, allowed: Allowed, match: LexicalMatch | None, history: Sequence[int]
+) -> list[int]:
+    """Return fresh candidates: the best by words; for a recommendation all if they are few."""
+    rows = index.fresh_rows
+    if not len(rows):
+        return []
+    if match is None:
+        if len(rows) <= FRESH_ITEMS:
+            return _holding(allowed, rows)
+        match = index.lexical.match(" ".join(index.catalogue[row].title for row in history[-LAST_ITEMS:]))
+    slots = SlotSet.of_members(allowed.trie.slot_of_item[rows], allowed.trie.items)
+    chosen = slots if allowed.chosen is None else slots & allowed.chosen
+    only = Allowed(allowed.trie, chosen, allowed.excluded[chosen.bits.holds(allowed.excluded)])
+    best: list[int] = top(match, only, FRESH_ITEMS, index.counts).tolist()
+    return best

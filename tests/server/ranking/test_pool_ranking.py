@@ -1,0 +1,159 @@
+"""Rankings of a pool by a real server application: words, new items, relevance, and the beam alone beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from support.bundles import item_vectors, make_bundle
+from support.engines import hosted
+from support.pools import WEIGHTS
+
+from index.bundle.bundle import Bundle
+from index.bundle.update import update_index
+from index.catalogue import Item
+from server.app import create_app
+from server.engine.torch_backend.engine import TorchEngine
+from server.settings import Settings
+
+HISTORY = [{"item_id": "item-3"}, {"item_id": "item-11"}]
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(make_bundle(tmp_path_factory.mktemp("pooled") / "bundle", pool=True))
+
+
+@pytest.fixture(scope="module")
+def pooled_engine(pooled: Bundle) -> TorchEngine:
+    return TorchEngine.open(pooled)
+
+
+@pytest.fixture(scope="module")
+def pool_client(pooled: Bundle, pooled_engine: TorchEngine) -> Iterator[TestClient]:
+    with TestClient(create_app(pooled, hosted(pooled_engine), Settings())) as started:
+        yield started
+
+
+def search(client: TestClient, query: str, **body: Any) -> dict[str, Any]:
+    answer = client.post("/search", json={"query": query, "history": HISTORY} | body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_titles_and_ids_come_first_as_they_are_typed(pool_client: TestClient, pooled: Bundle) -> None:
+    for row in (0, 17, 59):
+        item = pooled.index.catalogue[row]
+        for query in (item.title.lower(), item.title.upper(), item.item_id):
+            first = search(pool_client, query)["items"][0]
+            assert first["item_id"] == item.item_id, query
+
+
+def test_the_beam_alone_is_the_answer_of_a_bundle_without_a_pool(
+    pool_client: TestClient, client: TestClient
+) -> None:
+    for query in ("silent river", "comedy"):
+        body = {"query": query, "history": HISTORY, "limit": 20}
+        without = client.post("/search", json=body).json()
+        alone = search(pool_client, query, limit=20, ranking="beam")
+        assert alone["ranking"] == without["ranking"] == "beam"
+        assert [i["item_id"] for i in alone["items"]] == [i["item_id"] for i in without["items"]]
+        assert {i["source"] for i in alone["items"]} == {"beam"}
+        assert {i["relevance"] for i in alone["items"]} == {None}
+
+
+def test_each_item_says_where_it_came_from(pool_client: TestClient) -> None:
+    answer = search(pool_client, "silent letter", beam_width=1, limit=8)
+    sources = {item["item_id"]: item["source"] for item in answer["items"]}
+    assert answer["ranking"] == "pool"
+    assert sources["item-5"] == "query_log"
+    assert "lexical" in sources.values()
+    text = pool_client.get("/metrics").text
+    assert 'gems_items_total{source="query_log"}' in text
+
+
+def test_relevance_falls_with_the_rank_and_cuts_the_answer(pool_client: TestClient) -> None:
+    whole = search(pool_client, "silent machine", limit=30)
+    shares = [item["relevance"] for item in whole["items"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1 + 1e-6
+    least = shares[4]
+    cut = search(pool_client, "silent machine", limit=30, min_relevance=least)
+    assert [item["item_id"] for item in cut["items"]] == [item["item_id"] for item in whole["items"][:5]]
+    assert cut["fewer_than_limit"] == "min_relevance leaves out 25 items"
+    nothing = search(pool_client, "silent machine", min_relevance=1)
+    assert nothing["items"] == []
+
+
+def test_unknown_words_make_everything_less_relevant(pool_client: TestClient) -> None:
+    known = search(pool_client, "silent")["items"][0]["relevance"]
+    unknown = search(pool_client, "qqqqq wwwww zzzzz")["items"][0]["relevance"]
+    assert unknown < known / 2
+
+
+def test_the_explanation_adds_up_to_the_score(pool_client: TestClient) -> None:
+    answer = search(pool_client, "silent river", explain=True)
+    signals = answer["explanation"]["signals"]
+    assert sum(signals.values()) == pytest.approx(answer["items"][0]["score"], abs=1e-6)
+    assert signals["all_words"] == WEIGHTS["all_words"]
+    assert signals["fresh"] == 0
+    assert len(answer["explanation"]["history"]) == 2
+
+
+def test_filters_exclusions_and_candidates_hold_for_every_source(
+    pool_client: TestClient, pooled: Bundle
+) -> None:
+    title = pooled.index.catalogue[5].title
+    asked: list[tuple[dict[str, Any], set[str]]] = [
+        ({"filter": {"categories": ["Comedy"]}}, {f"item-{k}" for k in range(1, 60, 5)}),
+        ({"exclude": ["item-5"]}, {f"item-{k}" for k in range(60)} - {"item-5"}),
+        ({"candidates": ["item-8", "item-9"]}, {"item-8", "item-9"}),
+        ({"exclude_history": True}, {f"item-{k}" for k in range(60)} - {"item-3", "item-11"}),
+    ]
+    for body, allowed in asked:
+        for query in (title, "silent letter", "drama"):
+            found = {item["item_id"] for item in search(pool_client, query, limit=60, **body)["items"]}
+            assert found
+            assert found <= allowed
+
+
+def test_recommendations_are_ranked_in_a_pool_too(pool_client: TestClient) -> None:
+    answer = pool_client.post("/recommend", json={"history": HISTORY}).json()
+    assert answer["ranking"] == "pool"
+    assert len(answer["items"]) == 10
+
+
+def test_a_bundle_without_weights_says_so(client: TestClient, pool_client: TestClient) -> None:
+    for body in ({"ranking": "pool"}, {"min_relevance": 0.1}):
+        answer = client.post("/recommend", json=body)
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["where"] == f"body.{next(iter(body))}"
+    assert client.post("/recommend", json={"ranking": "beam", "min_relevance": 0.1}).status_code == 422
+    assert client.get("/info").json()["ranking"] == "beam"
+    info = pool_client.get("/info").json()
+    assert info["ranking"] == "pool"
+    assert info["min_relevance"] == {"search": 0.01, "recommendation": 0.01}
+
+
+@pytest.mark.parametrize("scheme", [{"atomic": True}, {"codebooks": (8, 8)}, {"spelling": 12}], ids=str)
+def test_an_item_that_is_added_is_found_at_once(scheme: dict[str, Any], tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", pool=True, **scheme)
+    bundle = Bundle.open(path)
+    added = [
+        Item("SKU-77/x", "Amber Lighthouse", categories=("Drama",)),
+        Item("new-2", "Amber Harbour", categories=("Comedy",)),
+    ]
+    update_index(bundle, added, [], item_vectors)
+    bundle = Bundle.open(path)
+    with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), Settings())) as client:
+        for query in ("amber lighthouse", "sku-77/X", "lighthouse"):
+            first = search(client, query)["items"][0]
+            assert (first["item_id"], first["source"]) == ("SKU-77/x", "fresh"), query
+        both = [item["item_id"] for item in search(client, "amber")["items"]]
+        assert set(both[:2]) == {"SKU-77/x", "new-2"}
+        answer = client.post("/recommend", json={"history": [{"item_id": "SKU-77/x"}], "limit": 60}).json()
+        assert len(answer["items"]) == 60

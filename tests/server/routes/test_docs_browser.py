@@ -1,0 +1,44 @@
+"""The page at /docs in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.engines import hosted
+from support.servers import serving
+
+from index.bundle.bundle import Bundle
+from server.app import create_app
+from server.engine.torch_backend.engine import TorchEngine
+from server.settings import Settings
+
+pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
+from playwright.sync_api import Browser, expect
+from support.browser import CHROMIUM, MISSING, Visitor, chromium
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+def test_a_browser_shows_every_operation_and_sends_a_request(
+    browser: Browser, bundle: Bundle, engine: TorchEngine
+) -> None:
+    with serving(create_app(bundle, hosted(engine), Settings())) as port:
+        visitor = Visitor(browser, f"http://127.0.0.1:{port}/")
+        page = visitor.tab("docs")
+        expect(page.locator(".opblock")).to_have_count(10)
+        recommend = page.locator("#operations-ranking-recommend")
+        recommend.locator(".opblock-summary-control").click()
+        recommend.locator(".try-out__btn").click()
+        recommend.locator("textarea").fill('{"limit": 2}')
+        recommend.locator(".execute").click()
+        answer = recommend.locator(".live-responses-table .response-col_description")
+        expect(answer.last).to_contain_text('"rank": 2')
+        visitor.context.close()
+        assert visitor.complaints == []  # no request to another host, nothing that the policy forbids

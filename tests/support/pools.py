@@ -1,0 +1,40 @@
+"""Pools for tiny bundles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from index.catalogue import Catalogue
+from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
+from index.pool.pool_index import PoolIndex
+from index.sequence.events import Task
+
+WEIGHTS = {
+    "code": 0.2, "popularity": 0.2, "query_log": 3.0, "bm25": 0.5, "all_words": 1.0, "title_share": 0.6,
+    "exact_title": 3.0, "exact_attribute": 6.0, "fresh": -1.0, "fresh_bm25": 0.8, "fresh_all_words": 1.1,
+    "fresh_title_share": 0.7, "fresh_exact_title": 4.0, "fresh_exact_attribute": 7.0, "nothing": -1.0,
+    "unknown_words": 5.0,
+}  # fmt: skip
+
+
+def make_fusion(**weights: float) -> Fusion:
+    """Return weights of both tasks, some of them changed."""
+    return Fusion(
+        {
+            task: TaskFusion(
+                {n: (WEIGHTS | weights)[n] for n in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])},
+                0.01,
+                {"cases": 50, "found": {}, "found_by_code_alone": 0.5},
+            )
+            for task in Task
+        }
+    )
+
+
+def make_pool(catalogue: Catalogue, fusion: Fusion | None = None, **attributes: object) -> PoolIndex:
+    """Return a pool in which two people chose row 5 for "silent letter", and row k has (7 k) mod 23 events."""
+    log = [("u1", "silent letter", 5), ("u2", "Silent Letter", 5), ("u1", "rare", 3)]
+    counts = np.arange(len(catalogue)) * 7 % 23
+    names = attributes.get("search_attributes", ())
+    pool = PoolIndex.build(catalogue, log, counts, names)  # type: ignore[arg-type]
+    return PoolIndex(**{**vars(pool), "fusion": fusion or make_fusion()})

@@ -1,0 +1,151 @@
+"""The fit of a fusion on a small trained model, and what training, `gems fuse` and `gems evaluate` make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from support.walks import make_data, settings
+
+from index.bundle.bundle import Bundle
+from index.bundle.update import rollback_index, update_index
+from index.catalogue import Item
+from index.pool.pool import Pool
+from index.sequence.events import Task
+from server.engine.torch_backend.engine import TorchEngine
+from training.data.dataset import DataSet
+from training.data.splits import leave_one_out
+from training.errors import EvaluationError
+from training.evaluation.evaluate import evaluate
+from training.evaluation.pools import rank_pools
+from training.evaluation.ranking import cases_of, target_ranks
+from training.fusion.cases import fit_cases
+from training.fusion.choices import rank_choices
+from training.fusion.refit import fuse_bundle
+from training.pipeline import train
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("walks") / "data")
+
+
+@pytest.fixture(scope="module")
+def published(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = train(data, tmp_path_factory.mktemp("runs") / "run", settings(), console=QUIET)
+    assert bundle is not None
+    return bundle
+
+
+def test_training_ends_with_weights_for_both_tasks(published: Path) -> None:
+    fusion = Bundle.open(published).index.pool.fusion  # type: ignore[union-attr]
+    assert fusion is not None
+    assert set(fusion.tasks) == set(Task)
+    found = fusion.tasks[Task.SEARCH].figures["found"]
+    assert found["title"] == 1.0
+    assert found["title, with fresh items"] >= 0.9
+    assert 0 < fusion.tasks[Task.SEARCH].cutoff < 0.5
+
+
+def test_the_pool_ranks_the_targets_at_least_as_well_as_the_beam(published: Path, data: Path) -> None:
+    result = evaluate(published, data)
+    assert result["protocol"]["items"] == "pool"
+    assert result["search"]["ndcg@10"] >= result["floors"]["beam"]["search"]["ndcg@10"] - 0.02
+    assert set(result["calibration"]) == {"search", "recommendation"}
+    assert max(result["calibration"].values()) < 0.1
+    alone = evaluate(published, data, ranking="beam")
+    for task in Task:
+        assert alone[task.value] == result["floors"]["beam"][task.value]
+
+
+def test_evaluation_among_sampled_items_ranks_only_those(published: Path, data: Path) -> None:
+    result = evaluate(published, data, sampled_negatives=5)
+    for task in Task:
+        assert result[task.value]["hit@10"] == 1.0  # six candidates, all of them found
+
+
+def test_simulated_fresh_items_have_no_other_signals_than_words(published: Path, data: Path) -> None:
+    bundle, dataset = Bundle.open(published), DataSet.load(data)
+    index, engine = bundle.index.pool, TorchEngine.open(bundle)
+    assert index is not None
+    cases = fit_cases(Task.SEARCH, leave_one_out(dataset).validation[:30], dataset.catalogue, (), 0)
+    ranked = rank_choices(
+        engine, bundle.encoder, index, Task.SEARCH, cases, beam_width=10, exclude_history=False, seed=0
+    )
+    assert {each.simulated for each in ranked} == {False, True}
+    for each in ranked:
+        signals = dict(zip(index_names(), each.choice.signals.T, strict=True))
+        fresh = signals["fresh"] == 1
+        assert fresh.any() <= each.simulated
+        for name, values in signals.items():
+            assert not values[~fresh if name.startswith("fresh") else fresh].any(), name
+    hidden = [each for each in ranked if each.simulated and each.case.kind == "logged"]
+    assert sum(each.choice.weight for each in hidden) == pytest.approx(len(hidden), rel=0.35)
+
+
+def index_names() -> tuple[str, ...]:
+    from index.pool.fusion import ITEM_SIGNALS
+
+    return ITEM_SIGNALS[Task.SEARCH]
+
+
+def test_fuse_makes_the_next_version_and_rollback_takes_it_back(
+    data: Path, tmp_path: Path, published: Path
+) -> None:
+    import shutil
+
+    bundle = shutil.copytree(published, tmp_path / "bundle")
+    before = Bundle.open(bundle).index
+    version, fusion = fuse_bundle(bundle, data, console=QUIET)
+    after = Bundle.open(bundle).index
+    assert after.version == version != before.version
+    assert after.pool is not None
+    assert after.pool.fusion == fusion == before.pool.fusion  # type: ignore[union-attr]
+    np.testing.assert_array_equal(after.trie.codes(), before.trie.codes())
+    rollback_index(bundle, before.version)
+    assert Bundle.open(bundle).index.version == before.version
+
+
+def test_fuse_gives_an_older_bundle_a_pool_and_keeps_later_items_fresh(
+    data: Path, tmp_path: Path, published: Path
+) -> None:
+    import shutil
+
+    bundle = shutil.copytree(published, tmp_path / "bundle")
+    item = Item("violet-hat", "violet hat", categories=("hat",))
+    opened = Bundle.open(bundle)
+    update_index(opened, [item], [], lambda items: np.ones((len(items), 384), np.float32))
+    fuse_bundle(bundle, data, console=QUIET)
+    index = Bundle.open(bundle).index
+    assert index.pool is not None
+    assert index.pool.fresh.tolist() == [False] * 30 + [True]
+    engine = TorchEngine.open(Bundle.open(bundle))
+    pool = Pool.gather(index.pool, engine.everything, "violet hat", [])
+    assert pool.sources[pool.rows.tolist().index(30)] == "fresh"
+    assert 30 not in pool.to_score
+
+
+def test_another_data_set_is_refused(published: Path, tmp_path: Path) -> None:
+    other = make_data(tmp_path / "other")
+    dataset = DataSet.load(other)
+    items = [Item(f"x{k}", item.title) for k, item in enumerate(dataset.catalogue)]
+    DataSet(dataset.info, type(dataset.catalogue)(items), dataset.users).save(other, force=True)
+    with pytest.raises(EvaluationError, match="different catalogues"):
+        fuse_bundle(published, other, console=QUIET)
+
+
+def test_pools_do_not_depend_on_the_batch(published: Path, data: Path) -> None:
+    bundle, cases = Bundle.open(published), leave_one_out(DataSet.load(data)).test[:12]
+    assert bundle.index.pool is not None
+    engine = TorchEngine.open(bundle)
+    cases = cases_of(Task.SEARCH, cases)
+    one, many = (
+        rank_pools(engine, bundle.encoder, bundle.index.pool, cases, Task.SEARCH, batch=size)[0]
+        for size in (1, 12)
+    )
+    assert [each.items for each in one] == [each.items for each in many]
+    assert target_ranks(one, cases).tolist() == target_ranks(many, cases).tolist()

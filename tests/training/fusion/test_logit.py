@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, UNBOUNDED, relevance
+from index.sequence.events import Task
+from training.fusion.logit import PRIOR, Choice, fit_weights
+
+TASK = Task.SEARCH
+ITEMS, NOTHING = len(ITEM_SIGNALS[TASK]), len(NOTHING_SIGNALS[TASK])
+
+
+def draw(weights: dict[str, float], cases: int, seed: int = 0) -> list[Choice]:
+    """Draw choices from the model that is fitted."""
+    rng = np.random.default_rng(seed)
+    item = np.array([weights[name] for name in ITEM_SIGNALS[TASK]])
+    nothing = np.array([weights[name] for name in NOTHING_SIGNALS[TASK]])
+    found = []
+    for _ in range(cases):
+        signals = rng.exponential(1.0, (rng.integers(2, 30), ITEMS)) * (rng.random(ITEMS) < 0.5)
+        aside = np.array([1.0, *rng.random(NOTHING - 1)])
+        shares = relevance(signals @ item, float(aside @ nothing))
+        taken = rng.choice(len(shares) + 1, p=[*shares, 1 - shares.sum()])
+        found.append(Choice(signals, aside, int(taken) if taken < len(shares) else None))
+    return found
+
+
+def test_the_weights_that_made_the_choices_are_found() -> None:
+    rng = np.random.default_rng(1)
+    true = {name: float(rng.uniform(0.3, 1.5)) for name in PRIOR} | {"nothing": 6.0}  # often enough
+    found = fit_weights(TASK, draw(true, 6000))
+    apart = [abs(found[name] - true[name]) for name in found]
+    assert max(apart) < 0.3
+    assert np.mean(apart) < 0.08
+
+
+def test_evidence_never_counts_against_an_item() -> None:
+    true = {name: (-1.0 if name not in UNBOUNDED else -0.5) for name in PRIOR}
+    found = fit_weights(TASK, draw(true, 2000))
+    assert all(found[name] >= 0 for name in found if name not in UNBOUNDED)
+    assert found["code"] == 0
+
+
+def test_a_few_cases_leave_the_general_weights_almost_alone() -> None:
+    found = fit_weights(TASK, draw(dict.fromkeys(PRIOR, 0.5), 2))
+    for name, (mean, width) in PRIOR.items():
+        assert found[name] == pytest.approx(mean, abs=width)
+
+
+def test_a_case_of_weight_two_counts_like_two_cases() -> None:
+    choices = draw(dict.fromkeys(PRIOR, 0.5), 40)
+    heavy = [Choice(c.signals, c.nothing, c.target, 2.0) for c in choices]
+    once, twice = fit_weights(TASK, heavy), fit_weights(TASK, [*choices, *choices])
+    for name in once:
+        assert once[name] == pytest.approx(twice[name], abs=1e-3)

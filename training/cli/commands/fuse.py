@@ -1,0 +1,44 @@
+"""`gems fuse`: weights of the pool's signals for a published bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from training.cli.common.numbers import Seed, Threads
+from training.cli.common.paths import BundlePath
+from training.cli.common.quiet import quiet_libraries
+
+
+def fuse_command(
+    bundle: BundlePath,
+    data: Annotated[Path, typer.Option(help="folder of the data set it was trained on, or of a newer log")],
+    search_attributes: Annotated[
+        str | None,
+        typer.Option(
+            help="attributes whose values are found as a whole, comma-separated (default: as before)"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Fit the weights by which a bundle ranks its pool of candidates, as a new version of its index.
+
+    'gems train' does it at its end. A server uses the new version after `POST /admin/index/refresh`.
+    """
+    from training.fusion.refit import fuse_bundle  # slow imports, not for --help
+    from training.fusion.table import print_fusion
+
+    quiet_libraries()
+    console = Console()
+    names = (
+        None if search_attributes is None else [n.strip() for n in search_attributes.split(",") if n.strip()]
+    )
+    version, fusion = fuse_bundle(
+        bundle, data, search_attributes=names, seed=seed, threads=threads, console=console
+    )
+    print_fusion(fusion, console)
+    console.print(f"{bundle} is at {version}", highlight=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""`gems fuse`: fit the fusion of a published bundle again, on a newer log or after an update of the items."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from index.bundle.bundle import Bundle
+from index.bundle.update import replace_pool
+from index.pool.fusion import Fusion
+from index.pool.pool_index import PoolIndex
+from server.engine.torch_backend.engine import TorchEngine
+from training.data.dataset import DataSet
+from training.data.splits import leave_one_out
+from training.errors import EvaluationError
+from training.evaluation.floors import popularity
+from training.fusion.fit import fit_fusion
+from training.fusion.log import searches
+
+
+def fuse_bundle(
+    folder: Path,
+    data: Path,
+    *,
+    search_attributes: Sequence[str] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> tuple[str, Fusion]:
+    """Publish the next version of a bundle's index, with a pool made from a data set. Returns its name and weights.
+
+    data: its items are the first ones of the bundle, in the same order.
+    search_attributes: None for those that the bundle has.
+    Raises `EvaluationError` if bundle and data set do not fit together.
+    """
+    bundle = Bundle.open(folder)
+    dataset = DataSet.load(data)
+    catalogue, known = bundle.index.catalogue, len(dataset.catalogue)
+    if catalogue.item_ids[:known] != dataset.catalogue.item_ids:
+        raise EvaluationError(
+            f"{folder} and {data} have different catalogues; fuse a bundle on the data set it was trained on"
+        )
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    before = bundle.index.pool
+    if search_attributes is None:
+        search_attributes = () if before is None else before.lexical.attributes
+    split = leave_one_out(dataset)
+    counts = popularity(split.train, len(catalogue)).astype(np.int64)
+    pool = PoolIndex.build(catalogue, searches(dataset, split), counts, search_attributes)
+    trained = known if before is None else len(before.fresh) - len(before.fresh_rows)
+    pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained)
+    fusion = fit_fusion(
+        TorchEngine.open(bundle), bundle.encoder, pool, split.validation, seed=seed, console=console
+    )
+    return replace_pool(bundle, replace(pool, fusion=fusion)), fusion
