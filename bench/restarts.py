@@ -13,23 +13,26 @@ import os
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
 from rich.console import Console
 
+from training.cli.common.command import run_command
+from training.cli.common.paths import BundlePath, JsonFile
+from training.outputs import write_json
 from training.run.server_process import ServerProcess
+from training.settings import MOST
 
 POLL = 0.005  # seconds between two questions
 WATCHED = 10.0  # seconds after the loss of the template
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="folder of a bundle")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-    kills: Annotated[int, typer.Option(min=1, help="kills of the engine in a row")] = 8,
+    bundle: BundlePath,
+    json_file: JsonFile = None,
+    kills: Annotated[int, typer.Option(min=1, max=MOST, help="kills of the engine in a row")] = 8,
 ) -> None:
     os.environ.setdefault("GEMS_THREADS", "1")
     with ServerProcess(bundle) as server:
@@ -41,7 +44,7 @@ def main(
         figures["both_seconds"] = replaced(server, lost)
     Console().print_json(json.dumps(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        write_json(json_file, figures)
 
 
 def template(server: ServerProcess) -> psutil.Process:
@@ -92,4 +95,4 @@ def ready(server: ServerProcess) -> bool:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "bench.restarts")
