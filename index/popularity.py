@@ -41,8 +41,7 @@ class Popularity:
         start, look = 0, _FIRST_LOOK
         while start < len(self.order) and len(found) < limit:
             rows = self.order[start : start + look]
-            slots = allowed.trie.slot_of_item[rows].astype(np.int64)
-            found += rows[allowed.holds(slots)].tolist()
+            found += allowed.of_rows(rows).tolist()
             start, look = start + look, 2 * look  # doubling: a narrow filter needs few rounds
         found = found[:limit]
         return found, self.scores[found].tolist()

@@ -115,8 +115,8 @@ ALLOWED = {
     ),
     "training.pipeline": (
         "gems index.bundle index.pool index.sequence index.trie server.engine.torch_backend "
-        "training.config training.data training.evaluation training.fusion training.loop training.methods "
-        "training.model training.prepare training.run"
+        "training.config training.data training.fusion training.loop training.methods training.model "
+        "training.prepare training.run"
     ),
     "training.demo": (
         "index.bundle index.catalogue index.records index.sequence training.config training.data "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from gems import KnowledgeBasis, find_linears
 from index.bundle.bundle import BundleInfo, publish
 from index.pool.lexical import check_attributes
-from index.pool.pool_index import PoolIndex
 from index.sequence.vocabulary import MARKERS
 from index.trie.trie import Trie
 from server.engine.torch_backend.engine import TorchEngine
@@ -34,9 +33,7 @@ from training.data.dataset import DataSet
 from training.data.item_vectors import VectorOrigin, VectorSource, vector_source
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
-from training.evaluation.floors import popularity
-from training.fusion.fit import fit_fusion
-from training.fusion.log import searches
+from training.fusion.fitted_pool import fitted_pool
 from training.loop.batches import BatchSource
 from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
@@ -91,13 +88,9 @@ def train(
     trained.method.merge()
     if parallel.main:
         catalogue = trained.dataset.catalogue
-        counts = popularity(trained.split.train, len(catalogue)).astype(np.int64)
-        pool = PoolIndex.build(
-            catalogue, searches(trained.dataset, trained.split), counts, config.search_attributes
-        )
-        fusion = fit_fusion(
-            trained.engine, trained.prepared.encoder(config), pool, trained.split.validation,
-            seed=config.seed, console=console,
+        pool = fitted_pool(
+            trained.engine, trained.prepared.encoder(config), catalogue, trained.split, config.search_attributes,
+            trained=len(catalogue), seed=config.seed, console=console,
         )  # fmt: skip
         publish(
             bundle,
@@ -106,8 +99,8 @@ def train(
             catalogue=catalogue,
             identifiers=trained.prepared.identifiers,
             info=_bundle_info(config, trained),
-            popularity=counts,
-            pool=replace(pool, fusion=fusion),
+            popularity=pool.counts,
+            pool=pool,
         )
     parallel.wait()
     return bundle

@@ -74,6 +74,11 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(path.read_text("utf-8"))
 
 
+def split(names: str) -> tuple[str, ...]:
+    """Return the non-empty parts of a comma-separated setting."""
+    return tuple(part.strip() for part in names.split(",") if part.strip())
+
+
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without groups: `{"gems": {"rank": 4}}` becomes `{"gems.rank": 4}`."""
     found: dict[str, Any] = {}

@@ -13,22 +13,19 @@ from index.records import Record
 
 
 def read_vector(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
-    """Memory-map a stored vector.
+    """Read a stored vector.
 
     length: expected number of entries; None: any.
     Raises `ValueError` with the name of the file if it is missing or of another kind.
     """
     vector = read_array(path, np.dtype(dtype).type)
     if length is not None and len(vector) != length:
-        wanted = "any number of" if length is None else f"{length:,}"
-        raise ValueError(
-            f"{path} must hold {wanted} {np.dtype(dtype)}, not {vector.dtype} of shape {vector.shape}"
-        )
+        raise ValueError(f"{path} must hold {length:,} numbers, not {len(vector):,}")
     return vector
 
 
 def read_places(path: Path, length: int | None, below: int) -> NDArray[np.int32]:
-    """Memory-map places, int32, each at least 0 and less than `below`.
+    """Read places, int32, each at least 0 and less than `below`.
 
     Raises `ValueError` with the name of the file, as `read_vector` does, or for a place out of bounds.
     """
@@ -39,7 +36,7 @@ def read_places(path: Path, length: int | None, below: int) -> NDArray[np.int32]
 
 
 def read_offsets(path: Path, ranges: int | None, end: int) -> NDArray[np.int64]:
-    """Memory-map the offsets of consecutive ranges: int64 [ranges + 1], ascending from 0 to `end`.
+    """Read the offsets of consecutive ranges: int64 [ranges + 1], ascending from 0 to `end`.
 
     ranges: expected number of ranges; None: any.
     Raises `ValueError` with the name of the file, as `read_vector` does, or if the ranges are not those.

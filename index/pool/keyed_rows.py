@@ -88,7 +88,7 @@ class KeyedRows:
 
     @classmethod
     def open(cls, folder: Path, name: str, items: int) -> KeyedRows:
-        """Memory-map what `save` wrote. items: number of rows of the catalogue.
+        """Read what `save` wrote. items: number of rows of the catalogue.
 
         Raises `ValueError` with the name of the file that is missing or damaged.
         """

@@ -165,7 +165,7 @@ class LexicalIndex:
 
     @classmethod
     def open(cls, folder: Path) -> LexicalIndex:
-        """Memory-map what `save` wrote.
+        """Read what `save` wrote.
 
         Raises `ValueError` with the name of the file that is missing or damaged, or does not fit the others.
         """

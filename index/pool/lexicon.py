@@ -137,7 +137,7 @@ class Lexicon:
 
     @classmethod
     def open(cls, folder: Path) -> Lexicon:
-        """Memory-map what `save` wrote. Raises `ValueError` with the name of the file that is missing or damaged."""
+        """Read what `save` wrote. Raises `ValueError` with the name of the file that is missing or damaged."""
         letters = read_vector(folder / "term_letters.npy", np.uint8)
         first = read_offsets(folder / "term_first.npy", None, len(letters))
         try:

@@ -23,7 +23,7 @@ from index.pool.match import LexicalMatch
 from index.pool.pool_index import PoolIndex
 from index.pool.top import top
 from index.sequence.events import Task
-from index.trie.allowed import Allowed, SlotSet
+from index.trie.allowed import Allowed
 
 Source = Literal["beam", "query_log", "lexical", "fresh"]
 LEXICAL, QUERY_LOG, FRESH_ITEMS = 24, 8, 8  # candidates of each source at most
@@ -74,8 +74,7 @@ class Pool:
             match = index.lexical.match(query)
             rows, people = index.query_log.chosen(query)
             chosen = dict(zip(rows.tolist(), people.tolist(), strict=True))
-            best = rows[np.argsort(-people, kind="stable")]
-            for row in _holding(allowed, best)[:QUERY_LOG]:
+            for row in allowed.of_rows(rows)[:QUERY_LOG].tolist():  # the most chosen first
                 found[row] = "query_log"
             for row in top(match, allowed, LEXICAL, index.counts).tolist():
                 found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
@@ -156,12 +155,6 @@ def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.floa
     return [np.asarray(values, np.float64) for values in found]
 
 
-def _holding(allowed: Allowed, rows: NDArray[np.integer]) -> list[int]:
-    slots = allowed.trie.slot_of_item[rows].astype(np.int64)
-    held: list[int] = rows[allowed.holds(slots)].tolist()
-    return held
-
-
 def _fresh(
     index: PoolIndex, allowed: Allowed, match: LexicalMatch | None, history: Sequence[int]
 ) -> list[int]:
@@ -171,10 +164,8 @@ def _fresh(
         return []
     if match is None:
         if len(rows) <= FRESH_ITEMS:
-            return _holding(allowed, rows)
+            few: list[int] = allowed.of_rows(rows).tolist()
+            return few
         match = index.lexical.match(" ".join(index.catalogue[row].title for row in history[-LAST_ITEMS:]))
-    slots = SlotSet.of_members(allowed.trie.slot_of_item[rows], allowed.trie.items)
-    chosen = slots if allowed.chosen is None else slots & allowed.chosen
-    only = Allowed(allowed.trie, chosen, allowed.excluded[chosen.bits.holds(allowed.excluded)])
-    best: list[int] = top(match, only, FRESH_ITEMS, index.counts).tolist()
+    best: list[int] = top(match, allowed, FRESH_ITEMS, index.counts, among=rows).tolist()
     return best

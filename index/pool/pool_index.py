@@ -48,6 +48,11 @@ class PoolIndex:
     counts: NDArray[np.int64]
     fusion: Fusion | None = None
 
+    @property
+    def trained(self) -> int:
+        """Number of rows that the model was trained on."""
+        return len(self.fresh) - len(self.fresh_rows)
+
     @cached_property
     def fresh_rows(self) -> NDArray[np.int64]:
         """The rows that the model does not know, ascending."""
@@ -94,8 +99,7 @@ class PoolIndex:
         np.save(folder / "counts.npy", self.counts)
         if self.fusion is not None:
             self.fusion.save(folder / "fusion.json")
-        record = {"trained": len(self.fresh) - len(self.fresh_rows)}
-        (folder / "pool.json").write_text(json.dumps(record) + "\n", "utf-8")
+        (folder / "pool.json").write_text(json.dumps({"trained": self.trained}) + "\n", "utf-8")
 
     @classmethod
     def open(cls, folder: Path, catalogue: Catalogue) -> PoolIndex:

@@ -85,7 +85,7 @@ class Postings:
 
     @classmethod
     def open(cls, folder: Path, terms: int, items: int) -> Postings:
-        """Memory-map what `save` wrote. terms, items: their numbers.
+        """Read what `save` wrote. terms, items: their numbers.
 
         Raises `ValueError` with the name of the file that is missing or damaged.
         """

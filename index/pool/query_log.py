@@ -101,7 +101,7 @@ class QueryLog:
 
     @classmethod
     def open(cls, folder: Path, items: int) -> QueryLog:
-        """Memory-map what `save` wrote. items: number of rows of the catalogue.
+        """Read what `save` wrote. items: number of rows of the catalogue.
 
         Raises `ValueError` with the name of the file that is missing or damaged, or does not fit the others.
         """

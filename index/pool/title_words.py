@@ -69,7 +69,7 @@ class TitleWords:
 
     @classmethod
     def open(cls, folder: Path, items: int, terms: int) -> TitleWords:
-        """Memory-map what `save` wrote. items, terms: their numbers.
+        """Read what `save` wrote. items, terms: their numbers.
 
         Raises `ValueError` with the name of the file that is missing or damaged.
         """

@@ -17,7 +17,9 @@ Rows = NDArray[np.int64]
 Numbers = NDArray[np.floating] | NDArray[np.integer]
 
 
-def top(match: LexicalMatch, allowed: Allowed, limit: int, popularity: Numbers) -> Rows:
+def top(
+    match: LexicalMatch, allowed: Allowed, limit: int, popularity: Numbers, among: Rows | None = None
+) -> Rows:
     """Return at most `limit` allowed rows that match, each once: int64.
 
     First come items of which the query is the whole title, id or search attribute, the most popular of them, at most
@@ -26,30 +28,36 @@ def top(match: LexicalMatch, allowed: Allowed, limit: int, popularity: Numbers) 
     narrow filter leaves no fewer than match.
 
     popularity: [items], higher is more popular.
+    among: the only rows that count, ascending; None: all.
     """
-    named = _allowed(np.union1d(match.title_rows, match.attribute_rows).astype(np.int64), allowed)
+    named = allowed.of_rows(np.union1d(match.title_rows, match.attribute_rows))
+    if among is not None:
+        named = np.intersect1d(named, among)
+    elif allowed.chosen is not None and len(allowed.chosen) <= FEW:
+        among = np.sort(allowed.trie.slot_items[allowed.chosen.members]).astype(np.int64)
     exact = named[_best([popularity[named], match.scores[named]], max(1, limit // 2))]
-    by_words = _leaders(match.scores, 0, popularity, allowed, limit)
+    by_words = _leaders(match.scores, 0, popularity, allowed, among, limit)
     with_all_words = np.where(match.all_words, popularity, -np.inf)
-    by_popularity = _leaders(with_all_words, -np.inf, match.scores, allowed, limit)
+    by_popularity = _leaders(with_all_words, -np.inf, match.scores, allowed, among, limit)
     pairs = zip_longest(by_words.tolist(), by_popularity.tolist())
     order = dict.fromkeys(row for row in chain(exact.tolist(), chain.from_iterable(pairs)) if row is not None)
     return np.array(list(order)[:limit], np.int64)
 
 
-def _leaders(key: Numbers, least: float, ties: Numbers, allowed: Allowed, limit: int) -> Rows:
+def _leaders(
+    key: Numbers, least: float, ties: Numbers, allowed: Allowed, among: Rows | None, limit: int
+) -> Rows:
     """Return the allowed rows with the largest keys, at most `limit`; ties by `ties`, then by row; in that order.
 
-    key, ties: float [items]. least: the key of rows that do not count.
+    key, ties: float [items]. least: the key of rows that do not count. among: see `top`.
     """
-    if allowed.chosen is not None and len(allowed.chosen) <= FEW:
-        rows = np.sort(allowed.trie.slot_items[allowed.chosen.members]).astype(np.int64)
-        rows = _allowed(rows[key[rows] > least], allowed)
+    if among is not None:
+        rows = allowed.of_rows(among[key[among] > least])
     else:
-        wanted, rows = limit, _allowed(_above(key, least, limit), allowed)
+        wanted, rows = limit, allowed.of_rows(_above(key, least, limit))
         while len(rows) < limit and wanted < len(key):
             wanted *= MORE
-            rows = _allowed(_above(key, least, wanted), allowed)
+            rows = allowed.of_rows(_above(key, least, wanted))
     return rows[_best([key[rows], ties[rows]], limit)]
 
 
@@ -66,16 +74,6 @@ def _above(key: Numbers, least: float, wanted: int) -> Rows:
         if bound > least:
             return np.flatnonzero(key >= bound)
     return np.flatnonzero(key > least)
-
-
-def _allowed(rows: Rows, allowed: Allowed) -> Rows:
-    """Return those of the rows, ascending, that are allowed."""
-    trie = allowed.trie
-    if allowed.chosen is not None:
-        rows = rows[allowed.chosen.bits.holds(trie.slot_of_item[rows].astype(np.int64))]
-    if len(allowed.excluded):
-        rows = rows[~np.isin(rows, trie.slot_items[allowed.excluded])]
-    return rows
 
 
 def _best(keys: list[Numbers], limit: int) -> NDArray[np.int64]:

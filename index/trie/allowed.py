@@ -96,7 +96,13 @@ class Allowed:
 
     def holds(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each slot is allowed: bool, same shape."""
-        return self._any(slots, slots + 1)
+        held = np.ones(slots.shape, bool) if self.chosen is None else self.chosen.bits.holds(slots)
+        return held & ~np.isin(slots, self.excluded) if len(self.excluded) else held
+
+    def of_rows(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return those of the catalogue rows that are allowed, in the same order."""
+        slots = self.trie.slot_of_item[rows].astype(np.int64)
+        return np.asarray(rows, np.int64)[self.holds(slots)]
 
     def alive(self, depth: int, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether an allowed item lies below each node: bool, same shape."""

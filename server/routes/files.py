@@ -14,6 +14,17 @@ _MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# A policy: files and answers of this server, and nothing else.
+OWN_FILES = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self'",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
 _HEADERS = {
     "Cache-Control": "no-cache",  # browsers revalidate each time, so an upgrade shows at once
     "Referrer-Policy": "no-referrer",

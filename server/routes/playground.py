@@ -11,18 +11,10 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from server.api.paths import PLAYGROUND
-from server.routes.files import add_file
+from server.routes.files import OWN_FILES, add_file
 
 _FOLDER = Path(__file__).parents[1] / "static" / "playground"
-_POLICY = {
-    "default-src": "'none'",
-    "script-src": "'self'",
-    "style-src": "'self'",
-    "img-src": "'self'",
-    "connect-src": "'self'",
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
+_POLICY = OWN_FILES | {
     "require-trusted-types-for": "'script'",
     "trusted-types": "'none'",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,6 +16,9 @@ from server.app import create_app
 from server.engine.contract import Engine
 from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 MakeClient = Callable[..., TestClient]
 
@@ -28,6 +31,14 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def engine(bundle: Bundle) -> TorchEngine:
     return TorchEngine.open(bundle)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from support.browser import chromium  # playwright is not everywhere
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "there is no Chromium on this machine: 'make browser' installs it, or apt-get install chromium"
@@ -22,6 +22,16 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def recommended_in_docs(page: Page, body: str) -> Locator:
+    """Send a recommendation from the page at /docs. Returns the part of the page about it."""
+    recommend = page.locator("#operations-ranking-recommend")
+    recommend.locator(".opblock-summary-control").click()
+    recommend.locator(".try-out__btn").click()
+    recommend.locator("textarea").fill(body)
+    recommend.locator(".execute").click()
+    return recommend
 
 
 class Visitor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from index.catalogue import Catalogue
@@ -17,12 +19,12 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def make_fusion(**weights: float) -> Fusion:
-    """Return weights of both tasks, some of them changed."""
+def make_fusion() -> Fusion:
+    """Return weights of both tasks."""
     return Fusion(
         {
             task: TaskFusion(
-                {n: (WEIGHTS | weights)[n] for n in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])},
+                {n: WEIGHTS[n] for n in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])},
                 0.01,
                 {"cases": 50, "found": {}, "found_by_code_alone": 0.5},
             )
@@ -31,10 +33,8 @@ def make_fusion(**weights: float) -> Fusion:
     )
 
 
-def make_pool(catalogue: Catalogue, fusion: Fusion | None = None, **attributes: object) -> PoolIndex:
+def make_pool(catalogue: Catalogue) -> PoolIndex:
     """Return a pool in which two people chose row 5 for "silent letter", and row k has (7 k) mod 23 events."""
     log = [("u1", "silent letter", 5), ("u2", "Silent Letter", 5), ("u1", "rare", 3)]
     counts = np.arange(len(catalogue)) * 7 % 23
-    names = attributes.get("search_attributes", ())
-    pool = PoolIndex.build(catalogue, log, counts, names)  # type: ignore[arg-type]
-    return PoolIndex(**{**vars(pool), "fusion": fusion or make_fusion()})
+    return replace(PoolIndex.build(catalogue, log, counts), fusion=make_fusion())

@@ -25,7 +25,7 @@ from training.config.groups import (
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
 from training.inputs import YAML, InputError, read_text
-from training.settings import RunSettings, SettingsGroup, merged, nested, parse_yaml
+from training.settings import RunSettings, SettingsGroup, merged, nested, parse_yaml, split
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "training.methods.tuning"  # package of the tuning methods
@@ -67,9 +67,7 @@ class TrainConfig(RunSettings):
     @classmethod
     def _split(cls, names: Any) -> Any:
         """Split the comma-separated form of a flag."""
-        return (
-            [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
-        )
+        return split(names) if isinstance(names, str) else names
 
     @field_validator("method")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from index.sequence.events import Event
@@ -35,6 +36,14 @@ class Split:
     train: list[tuple[Event, ...]]
     validation: list[Case]
     test: list[Case]
+
+
+def searches(histories: Sequence[Sequence[Event]]) -> Iterator[tuple[str, str, int]]:
+    """Yield (person, query, catalogue row) of each search. histories: events of each person."""
+    for person, history in enumerate(histories):
+        for event in history:
+            if event.query is not None:
+                yield str(person), event.query, event.item
 
 
 def leave_one_out(dataset: DataSet) -> Split:

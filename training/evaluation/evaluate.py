@@ -104,7 +104,7 @@ def evaluate(
             progress = partial(_show, bar, row)
             rankings: Sequence[RankedItems]
             others: dict[str, NDArray[np.int64]] = {}
-            if pool is None or not pool.fusion.has(task):  # type: ignore[union-attr]
+            if pool is None or pool.fusion is None or not pool.fusion.has(task):
                 rankings = rank_cases(
                     engine, bundle.encoder, cases, task, beam_width=beam_width, candidates=candidates,
                     progress=progress,

@@ -23,7 +23,7 @@ from index.catalogue import Catalogue
 from index.pool.query_log import QueryLog
 from index.sequence.events import Event, Task
 from index.words import QueryWord, query_words, terms, words
-from training.data.splits import Case
+from training.data.splits import Case, searches
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 
@@ -45,7 +45,7 @@ def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
-        log = _query_log(histories)
+        log = QueryLog.build(searches(histories), people=1)  # nothing of it is stored
         more = counts.max() + 1
 
         def in_query(case: Case) -> NDArray[np.float64]:
@@ -61,17 +61,6 @@ def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[
         floors |= {"popularity_in_query": in_query, "popularity_in_same_query": in_same_query}
         floors["bm25"] = _bm25(catalogue)
     return floors
-
-
-def _query_log(histories: Sequence[Sequence[Event]]) -> QueryLog:
-    """Return what each person chose for each query, also for queries of one person: nothing of it is stored."""
-    choices = (
-        (str(person), event.query, event.item)
-        for person, history in enumerate(histories)
-        for event in history
-        if event.query is not None
-    )
-    return QueryLog.build(choices, people=1)
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:

@@ -89,7 +89,8 @@ def rank_choices(
     return found
 
 
-def _with_fresh(index: PoolIndex, everything: Allowed, fresh: NDArray[np.bool_]) -> _Setting:
+def _with_fresh(index: PoolIndex, everything: Allowed, hidden: NDArray[np.bool_]) -> _Setting:
+    fresh = index.fresh | hidden
     known = np.ones(everything.trie.items, bool)
     known[everything.trie.slot_of_item[fresh]] = False
     slots = SlotSet.of(known)

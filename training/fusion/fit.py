@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion, relevance
+from index.pool.fusion import Fusion, TaskFusion, relevance
 from index.pool.pool_index import PoolIndex
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Task
@@ -57,8 +57,8 @@ def fit_fusion(
 
 def _fitted(task: Task, ranked: Sequence[Ranked]) -> TaskFusion:
     weights = fit_weights(task, [each.choice for each in ranked])
-    item = np.array([weights[name] for name in ITEM_SIGNALS[task]])
-    nothing = np.array([weights[name] for name in NOTHING_SIGNALS[task]])
+    fusion = Fusion({task: TaskFusion(weights)})
+    item, nothing = fusion.item_weights(task), fusion.nothing_weights(task)
     shares = [relevance(each.choice.signals @ item, float(each.choice.nothing @ nothing)) for each in ranked]
     logged = [k for k, each in enumerate(ranked) if each.case.kind == "logged" and not each.simulated]
     cutoff = _cutoff([shares[k] for k in logged], [ranked[k].choice.target for k in logged])

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from index.bundle.bundle import Bundle
 from index.bundle.update import replace_pool
 from index.pool.fusion import Fusion
-from index.pool.pool_index import PoolIndex
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.errors import EvaluationError
-from training.evaluation.floors import popularity
-from training.fusion.fit import fit_fusion
-from training.fusion.log import searches
+from training.fusion.fitted_pool import fitted_pool
 
 
 def fuse_bundle(
@@ -50,12 +45,9 @@ def fuse_bundle(
     before = bundle.index.pool
     if search_attributes is None:
         search_attributes = () if before is None else before.lexical.attributes
-    split = leave_one_out(dataset)
-    counts = popularity(split.train, len(catalogue)).astype(np.int64)
-    pool = PoolIndex.build(catalogue, searches(dataset, split), counts, search_attributes)
-    trained = known if before is None else len(before.fresh) - len(before.fresh_rows)
-    pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained)
-    fusion = fit_fusion(
-        TorchEngine.open(bundle), bundle.encoder, pool, split.validation, seed=seed, console=console
-    )
-    return replace_pool(bundle, replace(pool, fusion=fusion)), fusion
+    pool = fitted_pool(
+        TorchEngine.open(bundle), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
+        trained=known if before is None else before.trained, seed=seed, console=console,
+    )  # fmt: skip
+    assert pool.fusion is not None
+    return replace_pool(bundle, pool), pool.fusion

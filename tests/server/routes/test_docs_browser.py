@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from support.engines import hosted
 from support.servers import serving
@@ -15,15 +13,9 @@ from server.settings import Settings
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 from playwright.sync_api import Browser, expect
-from support.browser import CHROMIUM, MISSING, Visitor, chromium
+from support.browser import CHROMIUM, MISSING, Visitor, recommended_in_docs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 def test_a_browser_shows_every_operation_and_sends_a_request(
@@ -33,11 +25,7 @@ def test_a_browser_shows_every_operation_and_sends_a_request(
         visitor = Visitor(browser, f"http://127.0.0.1:{port}/")
         page = visitor.tab("docs")
         expect(page.locator(".opblock")).to_have_count(10)
-        recommend = page.locator("#operations-ranking-recommend")
-        recommend.locator(".opblock-summary-control").click()
-        recommend.locator(".try-out__btn").click()
-        recommend.locator("textarea").fill('{"limit": 2}')
-        recommend.locator(".execute").click()
+        recommend = recommended_in_docs(page, '{"limit": 2}')
         answer = recommend.locator(".live-responses-table .response-col_description")
         expect(answer.last).to_contain_text('"rank": 2')
         visitor.context.close()

@@ -24,7 +24,7 @@ from server.settings import Settings
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 from playwright.sync_api import Browser, Page, expect
-from support.browser import CHROMIUM, MISSING, Visitor, chromium
+from support.browser import CHROMIUM, MISSING, Visitor
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
@@ -44,12 +44,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def base(shop: Bundle) -> Iterator[str]:
     with serving(create_app(shop, hosted(TorchEngine.open(shop)), Settings())) as port:
         yield f"http://127.0.0.1:{port}/"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

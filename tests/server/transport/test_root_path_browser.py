@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from support.engines import hosted
 from support.proxy import proxied
@@ -16,15 +14,9 @@ from server.settings import Settings
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 from playwright.sync_api import Browser, expect
-from support.browser import CHROMIUM, MISSING, Visitor, chromium
+from support.browser import CHROMIUM, MISSING, Visitor, recommended_in_docs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.mark.parametrize("strips", [True, False], ids=["stripped", "passed on"])
@@ -42,11 +34,7 @@ def test_both_pages_work_below_a_prefix(
         expect(page.locator("#search .curl pre")).to_contain_text(f"curl -s {base}v1/search")
         page.click("nav a:has-text('API')")
         expect(page.locator(".opblock")).to_have_count(10)
-        recommend = page.locator("#operations-ranking-recommend")
-        recommend.locator(".opblock-summary-control").click()
-        recommend.locator(".try-out__btn").click()
-        recommend.locator("textarea").fill('{"limit": 2}')
-        recommend.locator(".execute").click()
+        recommend = recommended_in_docs(page, '{"limit": 2}')
         answer = recommend.locator(".live-responses-table .response-col_description")
         expect(answer.last).to_contain_text('"rank": 2')
         expect(recommend.locator(".request-url pre")).to_have_text(f"{base}v1/recommend")

@@ -11,6 +11,7 @@ from rich.console import Console
 from training.cli.common.numbers import Seed, Threads
 from training.cli.common.paths import BundlePath
 from training.cli.common.quiet import quiet_libraries
+from training.settings import split
 
 
 def fuse_command(
@@ -34,9 +35,7 @@ def fuse_command(
 
     quiet_libraries()
     console = Console()
-    names = (
-        None if search_attributes is None else [n.strip() for n in search_attributes.split(",") if n.strip()]
-    )
+    names = None if search_attributes is None else split(search_attributes)
     version, fusion = fuse_bundle(
         bundle, data, search_attributes=names, seed=seed, threads=threads, console=console
     )

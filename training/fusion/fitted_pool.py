@@ -1,0 +1,40 @@
+"""The pool of a bundle, made from a training log and with fitted weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+
+from index.catalogue import Catalogue
+from index.pool.pool_index import PoolIndex
+from index.sequence.encoder import SequenceEncoder
+from server.engine.contract import Engine
+from training.data.splits import Split, searches
+from training.evaluation.floors import popularity
+from training.fusion.fit import fit_fusion
+
+
+def fitted_pool(
+    engine: Engine,
+    encoder: SequenceEncoder,
+    catalogue: Catalogue,
+    split: Split,
+    search_attributes: Sequence[str],
+    *,
+    trained: int,
+    seed: int = 0,
+    console: Console | None = None,
+) -> PoolIndex:
+    """Return the pool of a catalogue: query log and counts of the training events, weights of the validation cases.
+
+    trained: number of rows that the model was trained on; later ones are fresh.
+    Raises `CatalogueError` for a search attribute that no item has.
+    """
+    counts = popularity(split.train, len(catalogue)).astype(np.int64)
+    pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes)
+    pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained)
+    fusion = fit_fusion(engine, encoder, pool, split.validation, seed=seed, console=console)
+    return replace(pool, fusion=fusion)
