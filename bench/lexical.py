@@ -76,7 +76,7 @@ def _measure(size: int, vocabulary: int, limit: int, seed: int) -> dict[str, Any
 def _build(rng: np.random.Generator, folder: Path, vocabulary: int, figures: dict[str, Any]) -> list[str]:
     """Store an index in `folder`, add figures about it, and return queries."""
     LexicalIndex.build(Catalogue([Item("1", "loads what building needs")]))
-    catalogue = Catalogue(_items(rng, figures["items"], vocabulary))
+    catalogue = Catalogue(draw_items(rng, figures["items"], vocabulary))
     start = time.process_time()
     figures["terms_of_an_item"] = sum(len(terms(item.text())) for item in catalogue) / len(catalogue)
     figures["terms_seconds"] = time.process_time() - start
@@ -86,10 +86,11 @@ def _build(rng: np.random.Generator, folder: Path, vocabulary: int, figures: dic
     figures["distinct_terms"] = len(built.lexicon)
     figures["bytes_per_item"] = built.nbytes / len(catalogue)
     built.save(folder)
-    return [_query(rng, catalogue[int(row)]) for row in rng.integers(0, len(catalogue), QUERIES)]
+    return [draw_query(rng, catalogue[int(row)]) for row in rng.integers(0, len(catalogue), QUERIES)]
 
 
-def _items(rng: np.random.Generator, size: int, vocabulary: int) -> Iterator[Item]:
+def draw_items(rng: np.random.Generator, size: int, vocabulary: int) -> Iterator[Item]:
+    """Draw items of Zipf-distributed words. vocabulary: number of distinct words."""
     words = _words(rng, vocabulary)
     for start in range(0, size, CHUNK):
         drawn = words[_zipf(rng, vocabulary, (min(CHUNK, size - start), TITLE + DESCRIPTION))].tolist()
@@ -114,7 +115,8 @@ def _zipf(rng: np.random.Generator, vocabulary: int, shape: tuple[int, int]) -> 
     return np.minimum(places, vocabulary - 1)
 
 
-def _query(rng: np.random.Generator, item: Item) -> str:
+def draw_query(rng: np.random.Generator, item: Item) -> str:
+    """Draw one to four neighbouring words of the title of such an item."""
     words = item.title.split()
     first, length = int(rng.integers(0, TITLE - 3)), int(rng.integers(1, 5))
     return " ".join(words[first : first + length])

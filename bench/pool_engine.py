@@ -45,21 +45,27 @@ NEW_TOKENS = 8
 KINDS = ("pool", "short", "whole")
 
 
-def make_engine(items: int, backbone: str, layers: int | None, precision: Precision) -> TorchEngine:
-    """Make an engine over random identifiers, with random embeddings of their codes."""
+def colliding_identifiers(items: int) -> Identifiers:
+    """Return identifiers of two random codes, and a number behind them as trained bundles have it."""
     prefixes = np.random.default_rng(0).integers(0, CODEBOOK, (items, 2)).astype(np.int32)
     codes = np.column_stack([prefixes, collision_level(prefixes)])
     sizes = (CODEBOOK, CODEBOOK, max(2 * int(codes[:, 2].max() + 1), LEAST_NUMBERS))
+    return Identifiers("semantic", codes, sizes)
+
+
+def make_engine(items: int, backbone: str, layers: int | None, precision: Precision) -> TorchEngine:
+    """Make an engine over colliding identifiers, with random embeddings of their codes."""
+    identifiers = colliding_identifiers(items)
     loaded = load_backbone(TrainConfig.combined({"backbone": {"name": backbone, "layers": layers}}), [])
     # A few items are enough to extend the model: the rows of the codes are replaced.
-    few = Identifiers("semantic", codes[:10], sizes)
+    few = Identifiers("semantic", identifiers.codes[:10], identifiers.codebook_sizes)
     vocabulary = extend_backbone(loaded, few, ["item"] * 10, np.ones((10, 1), np.float32))
     rows = loaded.model.get_input_embeddings().weight
     torch.manual_seed(0)
     with torch.no_grad():
         rows[vocabulary.first_added :].normal_(0, float(rows[: vocabulary.first_added].std()))
     return TorchEngine(
-        loaded.model, Trie.build(codes), vocabulary, options=EngineOptions(precision=precision)
+        loaded.model, Trie.build(identifiers.codes), vocabulary, options=EngineOptions(precision=precision)
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from index.bundle.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.identifiers.identifiers import Identifiers
+from index.pool.pool_index import PoolIndex
 from training.config import TrainConfig
 from training.model.backbones import load_backbone
 from training.model.extension import extend_backbone
@@ -32,6 +33,8 @@ def publish_untrained(
     layers: int | None = None,
     normalisation: str,
     identifiers: Identifiers | None = None,
+    catalogue: Catalogue | None = None,
+    pool: PoolIndex | None = None,
 ) -> Path:
     """Publish an untrained bundle at `path`, and return the path.
 
@@ -39,9 +42,11 @@ def publish_untrained(
     layers: first layers of the backbone that are kept; None: all.
     normalisation: "level" or "vocabulary".
     identifiers: identifiers of the items; None: random ones.
+    catalogue: the items; None: numbered ones.
+    pool: index of the pool, if the server is to rank one.
     """
     identifiers = identifiers or random_identifiers(items)
-    catalogue = Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
+    catalogue = catalogue or Catalogue(Item(f"item-{k}", f"item {k}") for k in range(items))
     loaded = load_backbone(TrainConfig.combined({"backbone": {"name": backbone, "layers": layers}}), [])
     vocabulary = extend_backbone(
         loaded,
@@ -72,5 +77,7 @@ def publish_untrained(
         catalogue=catalogue,
         identifiers=identifiers,
         info=info,
+        popularity=None if pool is None else pool.counts,
+        pool=pool,
     )
     return path

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def evaluate(
     console: Console | None = None,
     ranks_file: Path | None = None,
     system: str = "model",
-    ranking: str | None = None,
+    ranking: Literal["pool", "beam"] | None = None,
 ) -> dict[str, Any]:
     """Rank the whole catalogue for every case, as search and as recommendation, with the serving engine.
 
@@ -129,10 +129,8 @@ def evaluate(
     return result
 
 
-def _pool_of(bundle: Bundle, folder: Path, ranking: str | None) -> PoolIndex | None:
+def _pool_of(bundle: Bundle, folder: Path, ranking: Literal["pool", "beam"] | None) -> PoolIndex | None:
     """Return the index of the pool if it is to be ranked."""
-    if ranking not in (None, "pool", "beam"):
-        raise EvaluationError(f"--ranking must be 'pool' or 'beam', not {ranking!r}")
     pool = bundle.index.pool
     if ranking == "beam" or (ranking is None and (pool is None or pool.fusion is None)):
         return None

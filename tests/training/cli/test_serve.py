@@ -51,7 +51,7 @@ def test_what_can_be_refused_at_once_is_refused_before_the_slow_imports(
     for arguments, reason in (
         ([str(tiny_bundle), "--host", "no such host"], "host 'no such host' cannot be resolved"),
         ([str(tiny_bundle), "--root-path", "gems/"], "GEMS_ROOT_PATH is a path"),
-        (["nowhere"], "nowhere is not a folder"),
+        (["nowhere"], "there is no folder nowhere"),
     ):
         code, said = run(program, arguments, without_slow)
         assert (code, len(said.splitlines())) == (2, 1)

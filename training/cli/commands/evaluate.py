@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,6 +30,12 @@ def evaluate_command(
         int | None, typer.Option(min=1, max=MOST, help="at most this many cases, drawn by --seed")
     ] = None,
     beam_width: BeamWidth = 50,
+    ranking: Annotated[
+        Literal["pool", "beam"] | None,
+        typer.Option(
+            help="'pool' as a server ranks, or 'beam' for the model alone; else what the bundle has"
+        ),
+    ] = None,
     exclude_history: Annotated[
         bool, typer.Option(help="never rank items of the history, floors too")
     ] = False,
@@ -62,6 +68,7 @@ def evaluate_command(
         console=console,
         ranks_file=ranks,
         system=system,
+        ranking=ranking,
     )
     print_evaluation(result, console)
     if json_file:
