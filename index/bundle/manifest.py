@@ -35,6 +35,8 @@ def write_manifest(folder: Path, apart: str | None = None) -> None:
 def verify(folder: Path, apart: str | None = None) -> None:
     """Check every file against the manifest. Raises `BundleError` that names the first file that differs."""
     path = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError(f"there is no folder {folder}; give the path of a published bundle")
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the path of a published bundle")
     try:

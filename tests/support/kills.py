@@ -124,7 +124,7 @@ def publish_killed(folder: Path) -> None:
         if target.exists():
             Bundle.open(target)
         elif killed:
-            with pytest.raises(BundleError, match="is not a folder"):
+            with pytest.raises(BundleError, match="there is no folder"):
                 Bundle.open(target)
         if not killed:
             break

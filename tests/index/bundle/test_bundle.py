@@ -100,8 +100,11 @@ def test_missing_and_unlisted_files_are_refused_by_name(copy: Path) -> None:
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a folder"):
+    with pytest.raises(BundleError, match="there is no folder"):
         Bundle.open(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="is not a folder"):
+        Bundle.open(tmp_path / "file")
     with pytest.raises(BundleError, match="holds no manifest"):
         Bundle.open(tmp_path)
 

@@ -158,7 +158,7 @@ OF_THE_BUNDLE: dict[str, tuple[Damage, str]] = {
     "weights cut short": (unsigned("/model.safetensors"), "model.safetensors is damaged"),
     "counts below zero": (array("/popularity.npy", lambda a: a - 100), "popularity.npy"),
     "more counts than items": (array("/popularity.npy", lambda a: np.tile(a, 2)), "popularity.npy"),
-    "no bundle": (shutil.rmtree, "is not a folder"),
+    "no bundle": (shutil.rmtree, "there is no folder"),
 }  # fmt: skip
 BOTH = OF_THE_INDEX | OF_THE_BUNDLE
 CASES = [

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from google.protobuf.message import Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.bundles import make_bundle
 from support.engines import FailingEngine, hosted
 from support.servers import ROOT, Server, serving, wait_until
 
@@ -31,6 +33,7 @@ from server.telemetry.spans import Spans
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+BEAM = [stage for stage in STAGES if stage != "pool"]  # stages of a request that ranks the beam alone
 FAILS = 7  # the limit at which the engine fails
 
 
@@ -49,8 +52,8 @@ class Traced:
         return response, list(self.exporter.get_finished_spans())
 
 
-@pytest.fixture(scope="module")
-def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
+@contextmanager
+def tracing(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
     exporter = InMemorySpanExporter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
@@ -60,6 +63,12 @@ def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
     with serving(app) as port:
         yield Traced(f"http://127.0.0.1:{port}", exporter)
     spans.close()
+
+
+@pytest.fixture(scope="module")
+def traced(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
+    with tracing(bundle, engine) as found:
+        yield found
 
 
 def tree(spans: list[ReadableSpan]) -> dict[str, Any]:
@@ -84,19 +93,27 @@ def test_every_stage_has_its_span(traced: Traced) -> None:
     history = [{"item_id": "item-1"}, {"item_id": "item-2"}]
     response, spans = traced.post("/v1/search", {"query": "river", "history": history, "explain": True})
     assert response.status_code == 200
-    assert tree(spans) == {"POST /v1/search": {"search": {stage: {} for stage in STAGES}}}
+    assert tree(spans) == {"POST /v1/search": {"search": {stage: {} for stage in BEAM}}}
     request, ranking = named(spans, "POST /v1/search"), named(spans, "search")
     assert request.attributes["http.response.status_code"] == 200
     assert request.attributes["gems.request_id"] == response.json()["request_id"]
     assert ranking.attributes["gems.history_events"] == 2
     assert ranking.attributes["gems.items"] == len(response.json()["items"])
-    for stage in STAGES:
+    for stage in BEAM:
         span = named(spans, stage)
         assert (span.end_time - span.start_time) / 1e6 == pytest.approx(
             response.json()["timings_ms"][stage], abs=2e-3
         )
-    assert max(named(spans, stage).end_time for stage in STAGES) <= ranking.end_time <= request.end_time
+    assert max(named(spans, stage).end_time for stage in BEAM) <= ranking.end_time <= request.end_time
     assert request.resource.attributes["service.name"] == "gems"
+
+
+def test_a_ranked_pool_has_its_span(tmp_path: Path) -> None:
+    pooled = Bundle.open(make_bundle(tmp_path / "bundle", pool=True))
+    with tracing(pooled, TorchEngine.open(pooled)) as traced:
+        response, spans = traced.post("/v1/search", {"query": "river", "explain": True})
+    assert set(tree(spans)["POST /v1/search"]["search"]) == set(STAGES)
+    assert response.json()["timings_ms"]["pool"] > 0
 
 
 def test_a_batch_has_a_ranking_for_each_entry(traced: Traced) -> None:
@@ -104,7 +121,7 @@ def test_a_batch_has_a_ranking_for_each_entry(traced: Traced) -> None:
     _, spans = traced.post("/batch", {"requests": entries})
     below = tree(spans)["POST /batch"]
     assert set(below) == {"search", "recommendation"}
-    assert all(list(stages) == list(STAGES[:-1]) for stages in below.values())
+    assert all(list(stages) == BEAM[:-1] for stages in below.values())
 
 
 def test_the_clients_trace_goes_on(traced: Traced) -> None:
@@ -123,7 +140,7 @@ def test_requests_at_the_same_time_keep_their_traces_apart(traced: Traced) -> No
             pool.submit(
                 traced.client.post, "/recommend", json={}, headers={"traceparent": f"00-{each}-{PARENT}-01"}
             )
-    names = Counter({"POST /recommend", "recommendation", *STAGES[:-1]})
+    names = Counter({"POST /recommend", "recommendation", *BEAM[:-1]})
     wait_until(lambda: len(traced.exporter.get_finished_spans()) == 8 * names.total())
     for each in traces:
         ours = [
@@ -173,7 +190,7 @@ def test_no_span_holds_what_was_asked(traced: Traced) -> None:
         ("/batch", {"requests": [{"task": "search", **asked}] * 2}),
     ]:
         everything += traced.post(path, body, **headers)[1]
-    assert {span.name for span in everything} >= {"POST /search", "POST /batch", "search", *STAGES}
+    assert {span.name for span in everything} >= {"POST /search", "POST /batch", "search", *BEAM}
     assert secret not in "".join(span.to_json() for span in everything).lower()
     assert not any(span.events for span in everything)
 
@@ -221,7 +238,7 @@ def test_a_server_exports_what_its_environment_says(tiny_bundle: Path) -> None:
         } == {"shop"}
         spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
         assert {span.trace_id.hex() for span in spans} == {TRACE}
-        assert {span.name for span in spans} == {"POST /search", "search", *STAGES[:-1]}
+        assert {span.name for span in spans} == {"POST /search", "search", *BEAM[:-1]}
         (line,) = [line for line in server.lines if line.get("path") == "/search"]
         assert line["trace_id"] == TRACE
         collector.shutdown()
