@@ -25,7 +25,7 @@ from rich.console import Console
 from bench.lexical import draw_items, draw_query
 from bench.pool_engine import colliding_identifiers
 from bench.untrained import publish_untrained
-from index.catalogue import Catalogue
+from index.catalogue import Catalogue, Item
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
@@ -38,6 +38,7 @@ from training.outputs import write_json
 from training.run.server_process import ServerProcess
 from training.settings import MOST, MOST_BEAMS, MOST_THREADS
 
+SEARCHES = 6  # one event of so many is a search, which makes prompts of about 300 tokens
 VOCABULARY = 300_000  # distinct words of the titles
 WARM_UP = 3  # requests of each kind that are not counted
 
@@ -113,8 +114,13 @@ def _request(rng: np.random.Generator, catalogue: Catalogue, history: int) -> di
     return {
         "query": draw_query(rng, drawn[0]),
         "limit": 10,
-        "history": [{"item_id": item.item_id} for item in drawn[1:]],
+        "history": [_event(rng, item, k % SEARCHES == 0) for k, item in enumerate(drawn[1:])],
     }
+
+
+def _event(rng: np.random.Generator, item: Item, search: bool) -> dict[str, str]:
+    event = {"item_id": item.item_id}
+    return event | ({"behaviour": "search", "query": draw_query(rng, item)} if search else {})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     logged      the validation cases
     title       the title of the item that was taken, in lower case or as it is
-    attribute   its value of a search attribute, such as an article number
+    attribute   its id, or its value of a search attribute, such as an article number
     nonsense    letters of the catalogue in random order; nothing fits
 
 The item of a validation case is the target of the first three kinds.
@@ -57,9 +57,10 @@ def fit_cases(
         if words(title):
             query = title.lower() if rng.random() < 0.5 else title
             found.append(FitCase("title", replace(case, query=query), case.target))
-    for name in attributes:
-        for case in some(ATTRIBUTES / len(attributes)):
-            value = catalogue[case.target].attributes.get(name)
+    for name in (None, *attributes):  # None: the id
+        for case in some(ATTRIBUTES / (1 + len(attributes))):
+            item = catalogue[case.target]
+            value = item.item_id if name is None else item.attributes.get(name)
             if isinstance(value, str | int | float) and words(str(value)):
                 found.append(FitCase("attribute", replace(case, query=str(value)), case.target))
     for case in some(NONSENSE):
