@@ -102,8 +102,8 @@ ALLOWED = {
     ),
     "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
     "training.loop": (
-        "gems index.files index.records index.sequence server.engine training.config training.data "
-        "training.errors training.evaluation training.methods training.model training.run"
+        "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
+        "training.data training.errors training.evaluation training.methods training.model training.run"
     ),
     "training.fusion": (
         "index.bundle index.catalogue index.pool index.sequence index.trie index.words server.engine "

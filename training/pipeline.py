@@ -39,6 +39,7 @@ from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
 from training.loop.trainer import Trainer
 from training.loop.validation import Validator
+from training.loop.word_queries import WordQueries
 from training.methods.method import Method
 from training.methods.registry import check_method, make_method
 from training.model.backbones import Backbone, BackboneError, load_backbone
@@ -168,6 +169,7 @@ def fit(
         part_tokens=config.optimiser.part_tokens,
         title_queries=config.sequence.title_queries,
         query_dropout=config.sequence.query_dropout,
+        word_queries=WordQueries(dataset.catalogue, config.sequence.word_queries),
         seed=config.seed,
         min_parts=parallel.size,
         pairs=pairs,

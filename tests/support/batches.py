@@ -16,6 +16,6 @@ VOCABULARY.add_to(TOKENIZER)
 ENCODER = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=200, max_events=10)
 
 
-def source(**options: float) -> BatchSource:
+def source(**options: object) -> BatchSource:
     settings = {"batch_size": 8, "part_tokens": 400} | options
     return BatchSource(ENCODER, histories(), [i.title for i in CATALOGUE], **settings)  # type: ignore[arg-type]

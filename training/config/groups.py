@@ -122,6 +122,12 @@ class SequenceSettings(SettingsGroup):
     query_dropout: float = Field(
         0.0, ge=0, le=1, description="share of logged searches trained as recommendations, their query hidden"
     )
+    word_queries: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of logged recommendations trained as searches for words of the item",
+    )
 
 
 class OptimiserSettings(SettingsGroup):

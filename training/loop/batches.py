@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from index.sequence.encoder import TASKS, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
 from training.loop.pairs import Pairs
+from training.loop.word_queries import WordQueries
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class BatchSource:
         part_tokens: int,
         title_queries: float = 0.0,
         query_dropout: float = 0.0,
+        word_queries: WordQueries | None = None,
         seed: int = 0,
         min_parts: int = 1,
         pairs: Pairs | None = None,
@@ -75,6 +77,7 @@ class BatchSource:
 
         histories: events of each user.
         titles: titles of the items, in the order of the catalogue.
+        word_queries: queries for events that have none; drawn again each epoch.
         min_parts: smallest number of parts of a step, so that every process has one to compute.
         pairs: makes the samples of an encoder-decoder.
         """
@@ -86,6 +89,7 @@ class BatchSource:
         self._batch_size = batch_size
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
+        self._word_queries = word_queries
         self._seed = seed
         windows = [window for history in self._histories for window in self._windows(history)]
         targets = [len(life) - begin for life, begin in windows]
@@ -97,7 +101,8 @@ class BatchSource:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
-        windows = [window for history in self._histories for window in self._windows(history, rng)]
+        varied = (self._varied(history, rng) for history in self._histories)
+        windows = [window for history in varied for window in self._windows(history, rng)]
         order = rng.permutation(len(windows))
         for step in range(self.steps_per_epoch):  # jitter may make a few windows more
             chosen = order[
@@ -125,15 +130,21 @@ class BatchSource:
 
     def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
         if self._pairs is not None:
-            return self._pairs.draw(self._hide_queries(life, rng), begin, rng)
-        return [self._encoder.sample(self._hide_queries(life[begin:], rng))]
+            return self._pairs.draw(life, begin, rng)
+        return [self._encoder.sample(life[begin:])]
 
-    def _hide_queries(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
-        """Hide the queries of some searches (query dropout): an item that was searched for may also be recommended."""
-        if not self._query_dropout:
-            return list(events)
-        hidden = rng.random(len(events)) < self._query_dropout
-        return [Event(e.item) if hide else e for e, hide in zip(events, hidden, strict=True)]
+    def _varied(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
+        """Hide the queries of some searches (query dropout), and search for some items that were recommended."""
+        varied = list(events)
+        if self._word_queries is not None:
+            varied = self._word_queries.add(varied, rng)
+        if self._query_dropout:
+            hidden = rng.random(len(events)) < self._query_dropout
+            varied = [
+                Event(event.item) if hide and event.query is not None else new
+                for event, new, hide in zip(events, varied, hidden, strict=True)
+            ]
+        return varied
 
     def _title_sample(self, k: int) -> Sample:
         row, title = self._titles[k]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.batches import ENCODER, IDENTIFIERS, TOKENIZER, VOCABULARY, source
+from support.batches import CATALOGUE, ENCODER, IDENTIFIERS, TOKENIZER, VOCABULARY, source
 from support.bundles import make_model
 from support.histories import histories
 
@@ -18,6 +18,7 @@ from index.sequence.events import Task
 from training.loop.batches import BatchSource, pad
 from training.loop.losses import item_losses
 from training.loop.schedule import rate_factor
+from training.loop.word_queries import WordQueries
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
@@ -104,6 +105,16 @@ def test_title_queries_and_query_dropout_do_what_they_say() -> None:
     assert abs(titled[Task.SEARCH] - plain[Task.SEARCH] - interactions) < 0.1 * interactions
     hidden = sum((Counter(b.targets) for b in source(query_dropout=1.0).epoch(0)), Counter())
     assert (hidden[Task.RECOMMENDATION], hidden[Task.SEARCH]) == (interactions, 0)
+    words = WordQueries(CATALOGUE, 1.0)
+    searched = sum((Counter(b.targets) for b in source(word_queries=words).epoch(0)), Counter())
+    assert (searched[Task.RECOMMENDATION], searched[Task.SEARCH]) == (0, interactions)
+    swapped = sum(
+        (Counter(b.targets) for b in source(word_queries=words, query_dropout=1.0).epoch(0)), Counter()
+    )
+    assert swapped == {
+        Task.SEARCH: plain[Task.RECOMMENDATION],
+        Task.RECOMMENDATION: plain[Task.SEARCH],
+    }
 
 
 def test_parts_respect_their_budget() -> None:
