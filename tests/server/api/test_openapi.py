@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from support.bundles import make_bundle
 from support.engines import hosted
 from support.servers import serving
 
@@ -38,9 +39,11 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def url(bundle: Bundle, engine: TorchEngine) -> Iterator[str]:
-    """The address of a server in a thread."""
-    with serving(create_app(bundle, hosted(engine), Settings(admin_key="key", max_beam_width=100))) as port:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server in a thread. It ranks pools."""
+    bundle = Bundle.open(make_bundle(tmp_path_factory.mktemp("pooled") / "bundle", pool=True))
+    engine = hosted(TorchEngine.open(bundle))
+    with serving(create_app(bundle, engine, Settings(admin_key="key", max_beam_width=100))) as port:
         yield f"http://127.0.0.1:{port}"
 
 

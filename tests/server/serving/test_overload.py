@@ -47,7 +47,7 @@ def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> 
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose model takes tens of milliseconds, so that the engine saturates before the client does."""
     path = tmp_path_factory.mktemp("bundles") / "slow"
-    return make_bundle(path, items=2000, hidden=1024, max_tokens=512, max_events=40)
+    return make_bundle(path, items=2000, hidden=1024, max_tokens=512, max_events=40, pool=True)
 
 
 @pytest.fixture

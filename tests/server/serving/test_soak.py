@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from support import leaking_server
+from support.bundles import make_bundle
 from support.servers import Server
 
 from bench.load import closed_loop, request
@@ -27,6 +28,8 @@ MESSAGES = [
         request("POST", "/v1/search", {"query": f"river {k}", "filter": {"year": 1950 + k}})
         for k in range(60)
     ),
+    request("POST", "/v1/search", {"query": "golden river", "ranking": "beam"}),
+    request("POST", "/v1/search", {"query": "gloden", "min_relevance": 0.01}),
     request("POST", "/v1/batch", {"requests": [{"task": "recommendation"}] * 5}),
     request("POST", "/v1/recommend", {"nothing": 1}),
     request("POST", "/v1/recommend", {"timeout_ms": 1}),
@@ -66,8 +69,8 @@ def test_growth_is_told_from_noise() -> None:
 
 
 @pytest.mark.slow
-def test_an_hour_leaves_no_trace(tiny_bundle: Path) -> None:
-    with Server(tiny_bundle, GEMS_LOG_LEVEL="info") as server:
+def test_an_hour_leaves_no_trace(tmp_path: Path) -> None:
+    with Server(make_bundle(tmp_path / "bundle", pool=True), GEMS_LOG_LEVEL="info") as server:
         megabytes, descriptors = soak(server, MINUTES)
     assert growth(megabytes) < ALLOWED_MB
     assert growth(descriptors) < ALLOWED_DESCRIPTORS

@@ -37,7 +37,7 @@ EVERYTHING = {
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A bundle that serves v1, with v2 beside it: three items more, one removed."""
-    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5))
+    path = make_bundle(tmp_path / "bundle", codebooks=(4, 5), pool=True)
     update_index(Bundle.open(path), NEW, ["item-5"], item_vectors)
     Versions(path / INDEX).point_to("v1")
     return path
