@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from index.bundle.bundle import Bundle
@@ -145,7 +146,7 @@ def _print_answer(title: str, answer: dict[str, Any], console: Console) -> None:
     for item in answer["items"]:
         table.add_row(
             str(item["rank"]),
-            f"{item['title']} [{item['item_id']}]",
+            escape(f"{item['title']} [{item['item_id']}]"),
             f"{item['relevance']:.1%}",
             item["source"],
         )
