@@ -26,6 +26,8 @@ def read_array(path: Path, *kinds: type[np.generic]) -> NDArray[Any]:
     It is not memory-mapped: a file that is later shortened in place would end the process with SIGBUS.
     Raises `ValueError` with the name of the file if it is missing or is not such an array.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")  # to open a pipe would wait for ever
     try:
         with path.open("rb") as file:
             stored: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

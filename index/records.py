@@ -36,8 +36,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def refuse_special(path: Path) -> None:
+    """Raise `RecordError` for what is there and no regular file: to open a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise RecordError(f"{path} is not a file")
+
+
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file. Raises `RecordError` that names the file, and `OSError`."""
+    refuse_special(path)
     try:
         return parse_json(path.read_text("utf-8"))
     except ValueError as error:  # also text that is not UTF-8

@@ -105,7 +105,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=split(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "traceparent"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     if traced is not None:

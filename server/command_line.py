@@ -6,6 +6,7 @@ What can be refused at once is refused before the slow imports of the rest.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from index.bundle.locate import find_bundle
 from index.bundle.manifest import BundleError
 from server.engine.process import template
 from server.runtime.log_pipe import log_pipe
-from server.settings import Settings
+from server.settings import Settings, misspelt
 from server.transport import listening
 
 EXIT_REFUSED = 2
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     path = given.pop("bundle")
     try:
+        if wrong := misspelt(os.environ):
+            return _refuse(wrong)
         settings = Settings(**given)
         bundle = find_bundle(path)
     except ValidationError as error:

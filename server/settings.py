@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -18,6 +20,22 @@ MAX_THREADS = 1024
 def split(setting: str) -> list[str]:
     """Return the non-empty parts of a comma-separated setting."""
     return [part.strip() for part in setting.split(",") if part.strip()]
+
+
+def misspelt(names: Iterable[str]) -> str | None:
+    """Return what is wrong with the first variable that was meant as a setting and is none; None if there is none.
+
+    names: of environment variables. Others that begin with `GEMS_` may be somebody else's (a Kubernetes service named
+    gems has GEMS_SERVICE_HOST), so only what is much like a setting, or speaks of a key, counts.
+    """
+    known = {f"GEMS_{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(names):
+        if name.startswith("GEMS_") and name not in known:
+            near = get_close_matches(name, sorted(known), 1, cutoff=0.85)
+            if near or "KEY" in name:
+                meant = near[0] if near else "GEMS_API_KEYS or GEMS_ADMIN_KEY"
+                return f"{name} is no setting; did you mean {meant}?"
+    return None
 
 
 class Settings(BaseSettings):

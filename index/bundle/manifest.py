@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from index.records import Record
+from index.records import Record, refuse_special
 
 MANIFEST = "manifest.json"
 LARGEST_FILE = 2**63 - 1  # bytes
@@ -89,6 +89,7 @@ def refusing(path: Path, what: str, kinds: tuple[type[Exception], ...] = (Except
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
+    refuse_special(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

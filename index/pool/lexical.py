@@ -115,9 +115,10 @@ class LexicalIndex:
         for word in asked:
             self._add(word, scores, found)
         key = code(query)
-        return LexicalMatch(
-            asked, scores, found, self.by_title.of_key(key), self.by_code.of_key(key), self.titles
-        )
+        # "7 11" is no way to write the id 711, as "wd 40" is one to write WD-40.
+        apart = key.isdecimal() and len(words(query)) > 1
+        coded = self.by_code.of_key("" if apart else key)
+        return LexicalMatch(asked, scores, found, self.by_title.of_key(key), coded, self.titles)
 
     def _matched(self, asked: Sequence[QueryWord]) -> tuple[MatchedWord, ...]:
         found = []

@@ -66,7 +66,7 @@ async def rank_by_model(parsed: ParsedRequest, admitted: bool = False) -> Ranked
         return Ranked(ranking.items, ranking.scores, sources, None, None, seconds, ranking.cached_tokens)
     began = time.perf_counter()
     fused = pool.fuse(ranking.items, ranking.scores, ranking.pool_scores, parsed.limit)
-    if not all(map(math.isfinite, fused.scores)):
+    if not all(map(math.isfinite, [*fused.scores, *fused.relevance])):
         raise ServerError("A signal of the pool is not a number.")
     seconds["pool"] = gathered + time.perf_counter() - began
     return _of_pool(parsed, fused, ranking, seconds)

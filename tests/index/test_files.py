@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.kills import killed_at
 
+from index.bundle.manifest import sha256_of
 from index.files import atomic_folder, atomic_write, read_array, sync
+from index.records import read_json
 
 CONTENT = st.binary(min_size=2, max_size=40)
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -332,3 +334,11 @@ def test_an_array_is_read_into_memory_and_anything_else_is_refused_by_name(tmp_p
     for name in ("array.npy", "other.npy", "empty.npy", "missing.npy", "table.npy", "floats.npy"):
         with pytest.raises(ValueError, match=name):
             read_array(tmp_path / name, np.int32, np.int64)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (read_json, sha256_of, lambda path: read_array(path, np.int64)):
+        with pytest.raises(ValueError, match="is not a file"):
+            read(pipe)

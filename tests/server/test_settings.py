@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.command_line import main
-from server.settings import Settings
+from server.settings import Settings, misspelt
 
 
 def test_environment_sets_what_arguments_do_not(monkeypatch) -> None:
@@ -63,6 +63,37 @@ def test_a_security_setting_that_holds_nothing_is_refused_instead_of_ignored(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"setting {name.removeprefix('GEMS_').lower()}" in line
     assert name in line
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("GEMS_API_KEY", "GEMS_API_KEYS"), ("GEMS_APIKEYS", "GEMS_API_KEYS"), ("GEMS_ADMIN_KEYS", "GEMS_ADMIN_KEY"),
+        ("GEMS_CORS_ORIGIN", "GEMS_CORS_ORIGINS"), ("GEMS_KEY", "GEMS_API_KEYS or GEMS_ADMIN_KEY"),
+        ("GEMS_THREAD", "GEMS_THREADS"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_setting_is_refused_with_the_right_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "secret")
+    assert main(["nowhere"]) == 2
+    assert capsys.readouterr().err == f"error: {name} is no setting; did you mean {meant}?\n"
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """A Kubernetes service named gems, and the variables of the training commands."""
+    ports = (
+        "GEMS_PORT_8000_TCP",
+        "GEMS_PORT_8000_TCP_ADDR",
+        "GEMS_PORT_8000_TCP_PORT",
+        "GEMS_PORT_8000_TCP_PROTO",
+    )
+    others = ("GEMS_SERVICE_HOST", "GEMS_SERVICE_PORT", "GEMS_SERVICE_PORT_HTTP", "GEMS_CACHE", "GEMS_WHEELS")
+    assert (
+        misspelt([*ports, *others, "PATH", *(f"GEMS_{name.upper()}" for name in Settings.model_fields)])
+        is None
+    )
 
 
 def test_an_empty_security_setting_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

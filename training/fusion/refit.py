@@ -41,8 +41,13 @@ def fuse_bundle(
         raise EvaluationError(
             f"{folder} and {data} have different catalogues; fuse a bundle on the data set it was trained on"
         )
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     before = bundle.index.pool
+    if before is not None and known < before.trained:
+        raise EvaluationError(
+            f"{data} holds {known:,} of the {before.trained:,} items that {folder} was trained on; the others would "
+            "lose their popularity and their queries. Fuse it on the whole data set, or a later log of it"
+        )
+    torch.set_num_threads(threads or os.cpu_count() or 1)
     if search_attributes is None:
         search_attributes = () if before is None else before.lexical.attributes
     pool = fitted_pool(

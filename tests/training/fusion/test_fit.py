@@ -130,6 +130,15 @@ def test_fuse_gives_an_older_bundle_a_pool_and_keeps_later_items_fresh(
     assert 30 not in pool.to_score
 
 
+def test_a_part_of_the_trained_items_is_refused(published: Path, data: Path, tmp_path: Path) -> None:
+    whole = DataSet.load(data)
+    users = [user for user in whole.users if max(event.item for event in user.events) < 25]
+    part = DataSet(whole.info, type(whole.catalogue)(list(whole.catalogue)[:25]), users)
+    part.save(tmp_path / "part")
+    with pytest.raises(EvaluationError, match="25 of the 30 items"):
+        fuse_bundle(published, tmp_path / "part", console=QUIET)
+
+
 def test_another_data_set_is_refused(published: Path, tmp_path: Path) -> None:
     other = make_data(tmp_path / "other")
     dataset = DataSet.load(other)
