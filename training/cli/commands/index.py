@@ -75,7 +75,11 @@ def versions_command(bundle: BundlePath) -> None:
     from index.bundle.versions import Versions
 
     versions = Versions(bundle / INDEX)
-    current = versions.current_name()
+    wrong = None
+    try:
+        current = versions.current_name()
+    except BundleError as error:  # a rollback mends it, and needs to know the names
+        current, wrong = "", error
     console = Console()
     for name in versions.names():
         try:
@@ -86,6 +90,8 @@ def versions_command(bundle: BundlePath) -> None:
             text = f"damaged: {error}"
         mark = "  <- current" if name == current else ""
         console.print(f"{name}  {text}{mark}", highlight=False, markup=False, soft_wrap=True)
+    if wrong is not None:
+        raise wrong
 
 
 @index_app.command("rollback")
