@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from index.bundle.locate import find_bundle
 from index.bundle.manifest import BundleError
 from server.engine.process import template
-from server.runtime.log_pipe import log_pipe
+from server.runtime.log_pipe import fill_standard_descriptors, log_pipe
 from server.settings import Settings, misspelt
 from server.transport import listening
 
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=int, help="CPU threads of the engine; 0 for torch's choice (GEMS_THREADS)"
     )
+    fill_standard_descriptors()
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     path = given.pop("bundle")
     try:

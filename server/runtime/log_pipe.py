@@ -32,6 +32,13 @@ _STDERR = 2
 _open: list[LogPipe] = []  # the pipe of this process, if there is one
 
 
+def fill_standard_descriptors() -> None:
+    """Open the null device in place of closed descriptors 0 to 2: a socket with number 2 would be taken for stderr."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+
+
 def dropped_lines() -> int:
     """Return the number of lines that this process and its children could not write to standard error."""
     return sum(each.dropped for each in _open)

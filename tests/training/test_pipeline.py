@@ -251,7 +251,7 @@ def test_a_run_folder_is_not_overwritten(run: Path, data: Path, tmp_path: Path) 
     with pytest.raises(RunError, match=r"\(backbone\.hidden\)"):
         train(data, run, settings({"backbone.hidden": 64}), resume=True, console=console)
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(RunError, match="not empty"):
+    with pytest.raises(RunError, match="not a run folder"):
         train(data, tmp_path, settings(), console=console)
     assert os.listdir(tmp_path) == ["mine.txt"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -47,7 +46,7 @@ class TrainingProgress:
 
     step: int = 0
     seconds: float = 0.0
-    best_score: float = -math.inf
+    best_score: float | None = None  # before the first validation
     best_step: int = 0
     bad_validations: int = 0
     finished: bool = False
@@ -209,7 +208,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         figures = self.parallel.agree(self.validator() if self.parallel.main else {})
-        if figures["score"] > self.progress.best_score:
+        if self.progress.best_score is None or figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
             self.progress.best_step = self.progress.step
             self.progress.bad_validations = 0

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def begin() -> None:
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other one may have handlers
         handlers = {kind: signal.signal(kind, lambda number, _: held.append(number)) for kind in _SIGNALS}
+    resource_tracker.ensure_running()  # unblocks the signals when it starts, so it starts before they are blocked
     # Blocked signals are inherited: they are the server's business, also before the template has its own group.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
