@@ -244,7 +244,6 @@ def _cut_off(measured: Measured, fused: Sequence[Fused], cases: Sequence[Case]) 
         if case.target in ranking.items[:SHOWN]:
             lost += ranking.relevance[ranking.items.index(case.target)] < least
     rng = np.random.default_rng(0)
-    left = []
     queries = [Case("", (), 0, _nonsense(rng)) for _ in range(NONSENSE)]
     rankings, _ = rank_pools(
         measured.engine,
@@ -254,8 +253,7 @@ def _cut_off(measured: Measured, fused: Sequence[Fused], cases: Sequence[Case]) 
         Task.SEARCH,
         beam_width=measured.beam_width,
     )
-    for ranking in rankings:
-        left.append(sum(share >= least for share in ranking.relevance[:SHOWN]))
+    left = [sum(share >= least for share in ranking.relevance[:SHOWN]) for ranking in rankings]
     return {
         "min_relevance": least,
         "searches that lose their target": round(lost / max(1, len(cases)), 4),

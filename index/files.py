@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.records import refuse_special
+
 
 def read_array(path: Path, *kinds: type[np.generic]) -> NDArray[Any]:
     """Read a one-dimensional `.npy` file into memory. kinds: element types that it may have.
@@ -26,8 +28,7 @@ def read_array(path: Path, *kinds: type[np.generic]) -> NDArray[Any]:
     It is not memory-mapped: a file that is later shortened in place would end the process with SIGBUS.
     Raises `ValueError` with the name of the file if it is missing or is not such an array.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file")  # to open a pipe would wait for ever
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             stored: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

@@ -18,7 +18,7 @@ ALLOWED = {
     # the item side: nothing but itself
     "index.records": "",
     "index.catalogue": "index.records",
-    "index.files": "",
+    "index.files": "index.records",
     "index.contents": "index.records",
     "index.extensions": "",
     "index.words": "",
