@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from index.records import parse_json
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REQUIRED_FIELDS = ("item_id", "title")
 FIELDS = (*REQUIRED_FIELDS, "description", "categories")  # any other field of a record is an attribute
+MAX_ID_CHARS = 512
+MAX_TITLE_CHARS = 10_000
+MAX_ATTRIBUTES = 1_000  # different names; each is an index of its own
 Attribute = str | int | float | bool | None | list[str] | list[int]
 
 
@@ -60,9 +65,19 @@ class Item:
         item_id = record.get("item_id")
         if not isinstance(item_id, str | int) or isinstance(item_id, bool) or item_id == "":
             raise CatalogueError(f"'item_id' must be a non-empty string or an integer, got {_shown(item_id)}")
+        if not (name := str(item_id)).strip() or len(name) > MAX_ID_CHARS or _CONTROL.search(name):
+            raise CatalogueError(
+                f"'item_id' must be 1 to {MAX_ID_CHARS} characters, not blank and without control characters, "
+                f"got {_shown(item_id)}"
+            )
         title = record.get("title")
         if not isinstance(title, str) or not title.strip():
             raise CatalogueError(f"item {item_id!r}: 'title' must be a non-empty string, got {_shown(title)}")
+        if len(title) > MAX_TITLE_CHARS:
+            raise CatalogueError(
+                f"item {item_id!r}: 'title' has {len(title):,} characters, at most {MAX_TITLE_CHARS:,} are possible; "
+                "put long texts into 'description'"
+            )
         description = record.get("description")
         if description is not None and not isinstance(description, str):
             raise CatalogueError(f"item {item_id!r}: 'description' must be a string")
@@ -72,19 +87,19 @@ class Item:
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
         attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
-        for name, value in attributes.items():
+        for attribute, value in attributes.items():
             if not _is_attribute(value):
                 raise CatalogueError(
-                    f"item {item_id!r}: attribute {name!r} must be a string, a finite number, a boolean, or a list of "
-                    f"strings or of integers, got {_shown(value)}"
+                    f"item {item_id!r}: attribute {attribute!r} must be a string, a finite number, a boolean, or "
+                    f"a list of strings or of integers, got {_shown(value)}"
                 )
-        return cls(str(item_id), title.strip(), description or "", tuple(categories), attributes)
+        return cls(name, title.strip(), description or "", tuple(categories), attributes)
 
 
 class Catalogue(Sequence[Item]):
     """All items, in a fixed order. `catalogue[row]` is an item, `catalogue.row(item_id)` is its row.
 
-    Raises `CatalogueError` if there is no item, or two items have one id.
+    Raises `CatalogueError` if there is no item, two items have one id, or there are more than `MAX_ATTRIBUTES`.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -98,6 +113,12 @@ class Catalogue(Sequence[Item]):
                 )
         if not self._items:
             raise CatalogueError("the catalogue is empty; at least one item is needed")
+        attributes: set[str] = set().union(*(item.attributes for item in self._items))
+        if len(attributes) > MAX_ATTRIBUTES:
+            raise CatalogueError(
+                f"the items have {len(attributes):,} different attributes, at most {MAX_ATTRIBUTES:,} are possible; "
+                "write what differs from item to item as values of one list attribute"
+            )
 
     def __len__(self) -> int:
         return len(self._items)

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     playground: bool = True  # the web page at /
 
     max_batch_size: int = Field(8, ge=1)
-    batch_window_ms: float = Field(2.0, ge=0, allow_inf_nan=False)
+    batch_window_ms: float = Field(2.0, ge=0, le=1000, allow_inf_nan=False)
     max_batch_tokens: int = Field(DEFAULTS.max_batch_tokens, ge=1)
     # Largest pass, in tokens, that requests may join; 0: never.
     join_rows: int = Field(DEFAULTS.join_rows, ge=0)
@@ -82,9 +82,11 @@ class Settings(BaseSettings):
     max_explained: int = Field(20, ge=1)
 
     idle_seconds: float = Field(
-        5.0, gt=0, allow_inf_nan=False
+        5.0, ge=0.1, allow_inf_nan=False
     )  # until the whole head of the next request has arrived
-    body_seconds: float = Field(8.0, gt=0, allow_inf_nan=False)  # from then until the whole body has arrived
+    body_seconds: float = Field(
+        8.0, ge=0.1, allow_inf_nan=False
+    )  # from then until the whole body has arrived
 
     drain_seconds: float = Field(
         2.0, ge=0, allow_inf_nan=False
@@ -118,6 +120,19 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{name} is set but holds nothing; unset it, or check the variables it is made from"
             )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        """Refuse what no browser sends as an origin, and would therefore never match."""
+        for origin in split(value):
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+                raise ValueError(
+                    f"GEMS_CORS_ORIGINS: {origin!r} is no origin; write https://shop.example, without a path"
+                )
+        if "*" in split(value) and len(split(value)) > 1:
+            raise ValueError("GEMS_CORS_ORIGINS: '*' allows all origins; write it alone, or name the origins")
         return value
 
     @model_validator(mode="after")

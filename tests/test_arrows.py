@@ -44,7 +44,7 @@ ALLOWED = {
         "server.runtime"
     ),
     "server.stopping": "server.engine.process server.runtime",
-    "server.api": "index.sequence index.trie index.words server.engine",
+    "server.api": "index.catalogue index.sequence index.trie index.words server.engine",
     "server.settings": "server.api server.engine",
     "server.telemetry": "index.bundle index.sequence server.api server.runtime",
     "server.serving": (

@@ -12,6 +12,7 @@ All but the weights follow from the items and the training log.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -119,5 +120,5 @@ class PoolIndex:
             QueryLog.open(folder / "query_log", items),
             np.arange(items) >= trained,
             counts,
-            Fusion.open(fusion) if fusion.exists() else None,
+            Fusion.open(fusion) if os.path.lexists(fusion) else None,
         )

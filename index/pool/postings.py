@@ -14,6 +14,7 @@ from index.pool.arrays import read_offsets, read_places, read_vector
 from index.trie.trie import ranges
 
 K1, B = 1.5, 0.75
+MOST_SCORE = 64.0  # an idf above it would need more items than there are
 Posting = tuple[NDArray[np.int32], NDArray[np.float32]]  # rows, ascending, and a score for each
 
 
@@ -91,8 +92,8 @@ class Postings:
         """
         rows = read_places(folder / "posting_rows.npy", None, items)
         scores = read_vector(folder / "posting_scores.npy", np.float32, len(rows))
-        if len(scores) and not (scores.min() > 0 and scores.max() < np.inf):
+        if len(scores) and not (scores.min() > 0 and scores.max() < MOST_SCORE):
             raise ValueError(
-                f"{folder / 'posting_scores.npy'} is damaged: its numbers must be positive and finite"
+                f"{folder / 'posting_scores.npy'} is damaged: its numbers must lie between 0 and {MOST_SCORE:g}"
             )
         return cls(read_offsets(folder / "posting_first.npy", terms, len(rows)), rows, scores)

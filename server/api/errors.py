@@ -2,6 +2,7 @@
 
     ServerError                 500   unexpected: a fault of the server
     ├── MalformedJsonError      400   not JSON, NaN or Infinity, broken Unicode
+    ├── MalformedHttpError      400   not HTTP
     ├── AmbiguousLengthError    400   both Content-Length and Transfer-Encoding
     ├── UnauthorizedError       401   the path needs an API key, and the request names no valid one
     ├── NotFoundError           404
@@ -35,11 +36,13 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from server.api.requests import BatchRequest, HistoryEntry, SearchEntry
 from server.api.responses import FieldError, Problem
 
 MAX_PROBLEM_BYTES = 2048
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 PROBLEM_JSON = "application/problem+json"
 MAX_FIELD_ERRORS = 5
 MAX_NAME_CHARS = 64  # of an unknown field
@@ -75,6 +78,10 @@ class ServerError(Exception):
 
 class MalformedJsonError(ServerError):
     status, code, title = 400, "malformed_json", "The body is not valid JSON"
+
+
+class MalformedHttpError(ServerError):
+    status, code, title = 400, "malformed_http", "The request is not valid HTTP"
 
 
 class AmbiguousLengthError(ServerError):
@@ -251,12 +258,19 @@ def _from_routing(error: HTTPException) -> ServerError:
     if error.status_code == 404:
         return NotFoundError("See /docs for the paths that exist.")
     if error.status_code == 405:
-        return MethodNotAllowedError(
-            "The Allow header names the methods that it answers.", headers=error.headers
-        )
+        return MethodNotAllowedError("The Allow header names the methods that it answers.")
     if error.status_code < 500:
         return InvalidRequestError("The request could not be read.")
     return ServerError("The request could not be answered.")
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path of a request answers; Starlette names only those of its first route."""
+    return [
+        method
+        for method in METHODS
+        if any(r.matches({**request.scope, "method": method})[0] is Match.FULL for r in request.app.routes)
+    ]
 
 
 def install(app: FastAPI) -> None:
@@ -264,6 +278,8 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         known = as_server_error(error)
+        if isinstance(known, MethodNotAllowedError):
+            known.headers["Allow"] = ", ".join(_methods(request))
         request.state.problem = known.code  # for the metrics
         return problem_response(known, request.state.request_id)
 

@@ -37,4 +37,4 @@ def ranking_kind(method: str, path: str) -> str | None:
 
 def asks_for_a_key(method: str, path: str) -> bool:
     """Whether a request must name an API key, on a server that has API keys."""
-    return ranking_kind(method, path) is not None or (method == "GET" and path in _LOOKUPS)
+    return ranking_kind(method, path) is not None or (method in ("GET", "HEAD") and path in _LOOKUPS)

@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
+from index.catalogue import MAX_ID_CHARS
 from index.words import is_blank
 from server.api import filter as filters
 from server.api.filter import Filter
 
 QUERY_CEILING = 10_000  # `max_query_chars` cannot be set higher
 HISTORY_CEILING = 50_000  # `max_history` cannot be set higher
-MAX_ITEM_ID_CHARS = 512
 MAX_FIELDS = 32  # fields of one JSON object; no valid request has as many
 
 BATCH_CEILING = 1000  # `max_batch_requests` cannot be set higher
@@ -24,7 +24,7 @@ ITEMS_CEILING = 10_000  # entries of `exclude` and of `candidates`
 
 TaskName = Literal["search", "recommendation"]
 Fallback = Literal["none", "popularity"]
-ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)]
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 ItemIds = Annotated[list[ItemId], Field(max_length=ITEMS_CEILING)]
 
 
@@ -46,7 +46,7 @@ class HistoryEntry(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    item_id: str = Field(min_length=1, max_length=MAX_ITEM_ID_CHARS)
+    item_id: str = Field(min_length=1, max_length=MAX_ID_CHARS)
     behaviour: TaskName | None = "recommendation"
     query: str | None = Field(None, description="The typed text; required if the behaviour is `search`.")
 

@@ -71,12 +71,12 @@ class ParsedRequest:
         if self.candidates.rows == []:
             return "the catalogue holds none of the candidates"
         if irrelevant:
-            return f"min_relevance leaves out {irrelevant} items"
+            return f"min_relevance leaves out {_items(irrelevant)}"
         left, items = self.allowed.count, self.bundle.index.living_count
         if found < left:
-            return f"the search ended with {found} items"
+            return f"the search ended with {_items(found)}"
         if left == items:
-            return f"the catalogue holds only {items} items"
+            return f"the catalogue holds only {_items(items)}"
         given = {
             "filter": self.body.filter is not None,
             "candidates": self.candidates.rows is not None,
@@ -85,7 +85,7 @@ class ParsedRequest:
         }
         *others, last = [field for field, is_given in given.items() if is_given]
         fields = f"{', '.join(others)} and {last}" if others else last
-        return f"{left} of the catalogue's {items} items are left by {fields}"
+        return f"{left} of the catalogue's {_items(items)} {'is' if left == 1 else 'are'} left by {fields}"
 
     @property
     def ranks_pool(self) -> bool:
@@ -102,6 +102,10 @@ class ParsedRequest:
     def remaining(self) -> float:
         """Return the seconds until the deadline."""
         return self.deadline - time.perf_counter()
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
 
 
 def fusion_of(bundle: Bundle, task: Task) -> TaskFusion | None:

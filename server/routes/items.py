@@ -51,6 +51,7 @@ def lookup(deployments: Deployments) -> APIRouter:
     router = APIRouter(tags=["items"], responses=openapi.lookup_problems(), dependencies=[Depends(BEARER)])
 
     @router.get(LOOKUP, operation_id="items", summary="Find items by the beginnings of title words, or by id")
+    @router.head(LOOKUP, include_in_schema=False)
     async def items(query: Annotated[ItemsQuery, Query()]) -> FoundItems:
         contents = deployments.current.contents
         catalogue = contents.bundle.index.catalogue

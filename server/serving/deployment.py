@@ -12,6 +12,7 @@ from index.popularity import Popularity
 from index.sequence.events import Event
 from index.titles import TitleIndex
 from server.engine.contract import HostedEngine, RankRequest
+from server.runtime.threads import on_daemon_thread
 from server.serving.scheduler import Scheduler
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -72,7 +73,7 @@ class Deployment:
         Raises what the engine raises.
         """
         try:
-            await self.scheduler.start(await asyncio.to_thread(self._warm_up))
+            await self.scheduler.start(await on_daemon_thread(self._warm_up))
         except BaseException:
             await self.scheduler.stop(0)
             raise

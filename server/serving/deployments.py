@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from index.bundle.bundle import Bundle
@@ -12,11 +14,15 @@ from index.bundle.manifest import BundleError
 from server.api.errors import BundleRefusedError, EngineUnavailableError, IndexRefusedError, NotFoundError
 from server.engine.contract import EngineError, EngineLostError, HostedEngine
 from server.runtime import garbage
+from server.runtime.threads import on_daemon_thread
 from server.serving.deployment import Deployment
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("server.serving.deployments")
+
+# Seconds for opening an index version or a bundle; after them a file is taken to hang, for instance on a lost disk.
+OPENING_SECONDS = 600.0
 
 Reopen = Callable[[], tuple[Bundle, HostedEngine]]
 Answer = TypeVar("Answer")
@@ -64,9 +70,10 @@ class Deployments:
         async with self._swapping:
             current = self.current
             try:
-                fresh = await asyncio.to_thread(current.refreshed)
-                answer, series = tell(current.bundle, fresh.bundle), self._metrics.describe(fresh.bundle)
-                await asyncio.to_thread(current.engine.prepare, fresh.bundle.index)
+                async with _opening():
+                    fresh = await on_daemon_thread(current.refreshed)
+                    answer, series = tell(current.bundle, fresh.bundle), self._metrics.describe(fresh.bundle)
+                    await on_daemon_thread(partial(current.engine.prepare, fresh.bundle.index))
             except EngineLostError as error:
                 raise EngineUnavailableError("The model's process was lost; try again.") from error
             except (BundleError, EngineError) as error:
@@ -88,9 +95,13 @@ class Deployments:
             raise NotFoundError("This server was not started from a path.")
         async with self._swapping:
             try:
-                fresh = await asyncio.to_thread(self._prepare, self._reopen)
-                answer, series = tell(self.current.bundle, fresh.bundle), self._metrics.describe(fresh.bundle)
-                await fresh.start()
+                async with _opening():
+                    fresh = await on_daemon_thread(partial(self._prepare, self._reopen))
+                    answer, series = (
+                        tell(self.current.bundle, fresh.bundle),
+                        self._metrics.describe(fresh.bundle),
+                    )
+                    await fresh.start()
             except (BundleError, EngineError) as error:
                 logger.error("bundle refused", extra={"reason": str(error)})
                 raise BundleRefusedError(error) from error
@@ -106,3 +117,16 @@ class Deployments:
     def _prepare(self, reopen: Reopen) -> Deployment:
         bundle, engine = reopen()
         return Deployment(bundle, engine, self._metrics, self._settings)
+
+
+@asynccontextmanager
+async def _opening() -> AsyncIterator[None]:
+    """Give the block `OPENING_SECONDS`, so that one that hangs does not block all later swaps. Raises `BundleError`."""
+    limit = asyncio.timeout(OPENING_SECONDS)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise BundleError(f"it was not open after {OPENING_SECONDS:g} s; does a disk hang?") from error

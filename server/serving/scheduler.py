@@ -41,6 +41,7 @@ logger = logging.getLogger("server.serving.scheduler")
 _LONGEST_RETRY = 60  # seconds
 _STOPPING = "The server is starting or shutting down."
 _LOST = "The model's process was lost and is being restarted; the request may be sent again."
+_TOO_LATE = "The answer was not ready in time; ask for less, or try again later."
 PATIENCE = 5.0  # seconds without an engine after which requests are refused instead of queued
 OVERLOADED = 5.0  # seconds that the queue stays short after it was full
 
@@ -155,11 +156,11 @@ class Scheduler:
             async with asyncio.timeout(timeout):
                 ranking, came = await pending
         except TimeoutError:
-            raise _too_late(timeout) from None
+            raise DeadlineError(_TOO_LATE) from None
         finally:
             self._waiting.pop(pending, None)  # if it leaves before its turn
         if ranking.expired:  # the engine dropped it: it knew the deadline, too
-            raise _too_late(timeout)
+            raise DeadlineError(_TOO_LATE)
         waited = came - arrived - sum(ranking.seconds.values())
         return replace(ranking, seconds={"queue": max(0.0, waited)} | ranking.seconds)
 
@@ -281,7 +282,3 @@ class Scheduler:
 def _fail(pending: Pending, error: Exception) -> None:
     if not pending.done():
         pending.set_exception(error)
-
-
-def _too_late(seconds: float) -> DeadlineError:
-    return DeadlineError(f"No answer within {seconds:.3g} s; ask for less or try again later.")

@@ -15,14 +15,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import paths
-from server.api.errors import AmbiguousLengthError, ServerError, as_server_error, problem_response
+from server.api.errors import METHODS, AmbiguousLengthError, ServerError, as_server_error, problem_response
 from server.telemetry.metrics import REJECTIONS, Metrics, outcome
 from server.transport.keys import authorise, bearer
 
 logger = logging.getLogger("server.request")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # harmless in logs and headers
-_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class RequestMiddleware:
@@ -96,7 +95,7 @@ class RequestMiddleware:
             "request",
             extra={
                 **{name: state[name] for name in ("request_id", "trace_id") if name in state},
-                "method": method if method in _METHODS else "other",
+                "method": method if method in METHODS else "other",
                 "path": path if path in paths.NAMED else "other",
                 "status": status,
                 "ms": round(seconds * 1000, 3),

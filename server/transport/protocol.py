@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.api.errors import PROBLEM_JSON, MalformedHttpError, problem
 
 GRACE_SECONDS = 1.0  # time for the application to answer 408 before the connection is closed
 
@@ -40,6 +44,21 @@ class TimedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._enter("closed", None)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP like every other error, and close the connection. uvicorn sends plain text."""
+        request_id = uuid.uuid4().hex
+        body = problem(MalformedHttpError(msg), request_id).model_dump_json(exclude_defaults=True).encode()
+        headers = [("content-type", PROBLEM_JSON), ("content-length", str(len(body)))]
+        headers += [("x-request-id", request_id), ("connection", "close")]
+        events: list[h11.Event] = [
+            h11.Response(status_code=MalformedHttpError.status, headers=headers),
+            h11.Data(body),
+            h11.EndOfMessage(),
+        ]
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _watch(self) -> None:
         """Start the timer of the current phase, unless it runs already."""

@@ -30,7 +30,7 @@ class RootPathMiddleware:
             await self._app(scope, receive, send)
             return
         outer = scope.get("root_path", "")
-        path = _below(self._root_path, _below(outer, scope["path"]))
+        path = _below(self._root_path, _below(outer, _origin_form(scope["path"])))
         if not path.isprintable():
             path = NOWHERE
         if not path:
@@ -39,6 +39,12 @@ class RootPathMiddleware:
             await RedirectResponse(target, 308)(scope, receive, send)
             return
         await self._app({**scope, "path": path, "root_path": ""}, receive, send)
+
+
+def _origin_form(target: str) -> str:
+    """Return the path of a request target, which may name a host before it (RFC 9112, section 3.2.2)."""
+    scheme, separator, rest = target.partition("://")
+    return f"/{rest.partition('/')[2]}" if separator and scheme.lower() in ("http", "https") else target
 
 
 def _below(prefix: str, path: str) -> str:

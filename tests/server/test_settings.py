@@ -118,3 +118,25 @@ def test_no_time_is_infinite_or_no_number(name: str, value: str) -> None:
 def test_more_threads_than_any_machine_has_are_refused() -> None:
     with pytest.raises(ValidationError, match="threads"):
         Settings(threads=100_000)
+
+
+@pytest.mark.parametrize("value", ["*", "https://shop.example", "http://localhost:5173,https://shop.example"])
+def test_origins_are_accepted(value: str) -> None:
+    assert Settings(cors_origins=value).cors_origins == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://shop.example/", "shop.example", "https://a.example,*", "ftp://a.example", "https://a b"],
+)
+def test_what_no_browser_sends_as_an_origin_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="GEMS_CORS_ORIGINS"):
+        Settings(cors_origins=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_window_ms", 1001), ("idle_seconds", 0.01), ("body_seconds", 0.01)]
+)
+def test_times_with_which_nothing_would_be_answered_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})

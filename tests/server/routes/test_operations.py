@@ -5,21 +5,22 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
+from server.api.paths import ADMINISTRATION, NAMED, RANKING
+
+
+def test_head_is_answered_like_get_everywhere(client: TestClient) -> None:
+    for path in NAMED - {*RANKING, *ADMINISTRATION}:
+        check_head(client, f"{path}?prefix=a" if path.endswith("/items") else path)
+
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/health/live",
-        "/health/ready",
-        "/metrics",
-        "/info",
-        "/playground/app.js",
-        "/docs",
-        "/openapi.json",
-    ],
+    "path", ["/", "/info", "/items", "/v1/items", "/search", "/v1/batch", "/health/live"]
 )
-def test_head_is_answered_like_get(client: TestClient, path: str) -> None:
+def test_a_wrong_method_is_told_all_right_ones(client: TestClient, path: str) -> None:
+    assert client.delete(path).headers["allow"] == ("POST" if path in RANKING else "GET, HEAD")
+
+
+def check_head(client: TestClient, path: str) -> None:
     get, head = client.get(path), client.head(path)
     assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
     assert get.status_code == 200

@@ -189,7 +189,7 @@ def test_filter_candidates_and_exclusions_hold_together(client: TestClient, path
     assert sorted(ids_of(client.post(path, json=body).json())) == ["item-10", "item-30"]
     answer = client.post(path, json=body | {"exclude_history": True}).json()
     assert ids_of(answer) == ["item-30"]
-    reason = "1 of the catalogue's 60 items are left by filter, candidates, exclude and exclude_history"
+    reason = "1 of the catalogue's 60 items is left by filter, candidates, exclude and exclude_history"
     assert answer["fewer_than_limit"] == reason
 
 

@@ -25,6 +25,7 @@ from index.catalogue import Item
 from server.app import create_app
 from server.engine.contract import HostedEngine
 from server.engine.torch_backend.engine import TorchEngine
+from server.serving import deployments
 from server.settings import Settings
 
 ADMIN = {"authorization": "Bearer key"}
@@ -219,3 +220,21 @@ def test_the_watch_sees_what_is_read_and_built_on_a_loop(path: Path) -> None:
         asyncio.run(open_it())
     assert any(name.endswith("manifest.json") for name in watch.files)
     assert "Catalogue.load" in watch.calls
+
+
+@pytest.mark.parametrize("kind", ["index", "bundle"])
+def test_an_opening_that_hangs_is_given_up_and_blocks_no_later_one(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A file of a disk that is lost: 409 in time, and the next refresh succeeds."""
+    release = threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(deployments, "OPENING_SECONDS", 0.2)
+        patched.setattr("server.serving.deployment.TitleIndex.build", lambda *_: release.wait(WAIT))
+        answer = client.post(f"/admin/{kind}/refresh", headers=ADMIN)
+    assert answer.status_code == 409
+    assert "was not open after 0.2 s" in answer.json()["detail"]
+    assert client.get("/info").json()["index_version"] == "v1"
+    assert client.post(f"/admin/{kind}/refresh", headers=ADMIN).json()["index_version"] == "v2"
+    release.set()
+    assert client.get("/info").json()["index_version"] == "v2"

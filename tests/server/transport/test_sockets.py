@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
 import time
@@ -126,3 +127,29 @@ def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(server:
     assert b" 400 " in said.splitlines()[0]
     assert b"urn:gems:problem:ambiguous_length" in said
     assert said.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x16\x03\x01\x00\xa5\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n"]
+)
+def test_what_is_no_http_is_answered_with_a_problem(server: Server, said: bytes) -> None:
+    with connect(server, said) as connection:
+        answer = said_until_closed(connection, 5)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 400 " in head.splitlines()[0]
+    assert b"content-type: application/problem+json" in head.lower()
+    problem = json.loads(body)
+    assert problem["type"] == "urn:gems:problem:malformed_http"
+    assert f"x-request-id: {problem['request_id']}".encode() in head.lower()
+
+
+def test_a_target_may_name_a_host(server: Server) -> None:
+    """RFC 9112, section 3.2.2: a server accepts the absolute form."""
+    for target, status in (
+        ("/info", b"200"),
+        ("http://gems.example/info?a=1", b"200"),
+        ("HTTPS://x/nothing", b"404"),
+    ):
+        request = f"GET {target} HTTP/1.1\r\nHost: gems.example\r\nConnection: close\r\n\r\n"
+        with connect(server, request.encode()) as connection:
+            assert said_until_closed(connection, 5).split()[1] == status
