@@ -31,8 +31,8 @@ from training.cli.common.command import run_command
 from training.cli.common.paths import output_file
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
-from training.loop.batches import Part
 from training.loop.losses import item_losses
+from training.loop.parts import Part
 from training.methods.method import Method
 from training.methods.registry import make_method
 from training.model.backbones import load_backbone

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.vocabulary import IdentifierVocabulary
 from support.bundles import make_catalogue, make_identifiers, make_tokenizer
 from support.histories import histories
 from training.loop.batches import BatchSource
+from training.loop.parts import Part
 
 CATALOGUE = make_catalogue(60)
 IDENTIFIERS = make_identifiers(60)
@@ -14,6 +18,15 @@ TOKENIZER = make_tokenizer(CATALOGUE.texts())
 VOCABULARY = IdentifierVocabulary.for_tokenizer(TOKENIZER, IDENTIFIERS.codebook_sizes)
 VOCABULARY.add_to(TOKENIZER)
 ENCODER = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=200, max_events=10)
+
+
+def in_rows(parts: Sequence[Part]) -> list[Part]:
+    """Return a part for each row."""
+    return [
+        replace(part, **{name: x[k : k + 1] for name, x in vars(part).items() if x is not None})
+        for part in parts
+        for k in range(len(part.ids))
+    ]
 
 
 def source(**options: object) -> BatchSource:

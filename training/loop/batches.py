@@ -1,8 +1,7 @@
-"""Batches: padded parts of a step, made from logged histories.
+"""Batches: the parts of a step, made from logged histories.
 
-A step takes `batch_size` logged sequences, in a new order each epoch, and a share of title queries. Its
-samples are sorted by length and cut into parts of similar length, so that there is little padding. Every
-part is one forward and backward pass, and the gradients of the parts add up.
+A step takes `batch_size` logged sequences, in a new order each epoch, and a share of title queries. Every part is one
+forward and backward pass, and the gradients of the parts add up.
 """
 
 from __future__ import annotations
@@ -13,33 +12,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from index.sequence.encoder import TASKS, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
 from training.loop.pairs import Pairs
+from training.loop.parts import Part, parts_of
 from training.loop.word_queries import WordQueries
-
-
-@dataclass(frozen=True)
-class Part:
-    """Samples of similar length, padded on the right.
-
-    ids: tokens, int64 [B, T].
-    level: level of the identifier that a token belongs to, int8 [B, T]; -1 for other tokens and on padding.
-    task: index in `TASKS`, int8 [B, T].
-    prompt: tokens of the encoder, int64 [B, P]; None for a decoder-only model.
-    attended: bool [B, P], False on padding; None for a decoder-only model.
-    """
-
-    ids: Tensor
-    level: Tensor
-    task: Tensor
-    prompt: Tensor | None = None
-    attended: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,38 +130,8 @@ class BatchSource:
         return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
 
     def _batch(self, samples: list[Sample]) -> Batch:
-        samples.sort(key=len)
-        parts: list[list[Sample]] = []
-        for sample in samples:
-            # A new part begins if this one would grow too large, or if padding would exceed an eighth of it,
-            # unless it is still too small to be computed efficiently.
-            part = parts[-1] if parts else []
-            tokens = len(sample) * (len(part) + 1)
-            padded = tokens - sum(map(len, part)) - len(sample)
-            if not part or tokens > self._part_tokens or (padded > tokens / 8 and tokens > 2048):
-                parts.append([])
-            parts[-1].append(sample)
-        while len(parts) < min(self._min_parts, len(samples)):
-            largest = max(parts, key=len)
-            parts[parts.index(largest)] = largest[::2]
-            parts.append(largest[1::2])
         starts = [(s.task[s.level == 0]) for s in samples]
         count = np.bincount(np.concatenate(starts), minlength=len(TASKS))
         targets = {task: int(count[k]) for k, task in enumerate(TASKS)}
-        return Batch([pad(part) for part in parts], targets, sum(map(len, samples)))
-
-
-def pad(samples: Sequence[Sample]) -> Part:
-    """Pad samples to one part. The padding holds token 0, and no target."""
-    ids = _stack([sample.ids for sample in samples], 0)
-    level = _stack([sample.level for sample in samples], -1)
-    task = _stack([sample.task for sample in samples], 0)
-    if not len(samples[0].prompt):
-        return Part(ids, level, task)
-    prompt = _stack([sample.prompt for sample in samples], 0)
-    lengths = torch.tensor([len(sample.prompt) for sample in samples])
-    return Part(ids, level, task, prompt, torch.arange(prompt.shape[1]) < lengths.unsqueeze(1))
-
-
-def _stack(rows: Sequence[NDArray[np.integer]], padding: int) -> Tensor:
-    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=padding)
+        parts = parts_of(samples, self._part_tokens, self._min_parts)
+        return Batch(parts, targets, sum(map(len, samples)))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
-from training.loop.batches import Part
+from training.loop.parts import Part
 from training.model.forward import decoder_only_states, encoder_decoder_states
 from training.model.rows import AddedRows
 
@@ -61,5 +61,5 @@ def item_losses(
 
 def _states(model: PreTrainedModel, part: Part) -> Tensor:
     if part.prompt is None or part.attended is None:
-        return decoder_only_states(model, part.ids)
+        return decoder_only_states(model, part.ids, part.position)
     return encoder_decoder_states(model, part.prompt, part.attended, part.ids)

@@ -14,9 +14,9 @@ from training.config import TrainConfig
 from training.data.splits import Case
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
-from training.loop.batches import Part, pad
 from training.loop.losses import item_losses
 from training.loop.pairs import Pairs
+from training.loop.parts import Part, pad
 
 
 class Validator:

@@ -9,10 +9,23 @@ from transformers import PreTrainedModel
 from index.sequence.language_model import is_encoder_decoder, output_scale, start_token
 
 
-def decoder_only_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the hidden states [B, T, d] that predict the token after each of `ids`, int64 [B, T]."""
-    states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+def decoder_only_states(model: PreTrainedModel, ids: Tensor, position: Tensor | None = None) -> Tensor:
+    """Return the hidden states [B, T, d] that predict the token after each of `ids`, int64 [B, T].
+
+    position: place of each token in its sample, int64 [B, T], if samples share rows; a token sees its own sample only.
+    """
+    mask = None if position is None else _own_sample(position, model.dtype)
+    states: Tensor = model.base_model(
+        input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False
+    ).last_hidden_state
     return states
+
+
+def _own_sample(position: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores, [B, 1, T, T]: 0 for earlier tokens of the same sample."""
+    sample = (position == 0).cumsum(1)
+    seen = (sample.unsqueeze(2) == sample.unsqueeze(1)).tril().unsqueeze(1)
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def encoder_decoder_states(model: PreTrainedModel, prompt: Tensor, attended: Tensor, ids: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from index.sequence.events import Event, Task
 from index.trie.allowed import Allowed
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
-from training.loop.batches import pad
 from training.loop.losses import item_losses
+from training.loop.parts import pad
 
 TOKENIZER = make_tokenizer(make_catalogue(60).texts())
 END = len(TOKENIZER) + 3

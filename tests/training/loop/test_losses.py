@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.batches import CATALOGUE, ENCODER, IDENTIFIERS, TOKENIZER, VOCABULARY, source
+from support.batches import CATALOGUE, ENCODER, IDENTIFIERS, TOKENIZER, VOCABULARY, in_rows, source
 from support.bundles import make_model
 from support.histories import histories
 
 from index.sequence.encoder import TASKS, SequenceEncoder
 from index.sequence.events import Task
-from training.loop.batches import BatchSource, pad
+from training.loop.batches import BatchSource
 from training.loop.losses import item_losses
+from training.loop.parts import pad
 from training.loop.schedule import rate_factor
 from training.loop.word_queries import WordQueries
 
@@ -50,12 +51,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
             sum(item_losses(model, VOCABULARY, part, "level").values()).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    rows = [
-        type(part)(*(x[k : k + 1] for x in (part.ids, part.level, part.task)))
-        for part in batch.parts
-        for k in range(len(part.ids))
-    ]
-    assert torch.allclose(gradient(batch.parts), gradient(rows), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(gradient(batch.parts), gradient(in_rows(batch.parts)), rtol=1e-3, atol=1e-5)
 
 
 def items_of(batch) -> Counter:  # type: ignore[no-untyped-def]

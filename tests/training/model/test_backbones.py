@@ -13,8 +13,8 @@ from index.trie.trie import Trie
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from training.config import TrainConfig
-from training.loop.batches import pad
 from training.loop.losses import item_losses
+from training.loop.parts import pad
 from training.methods.registry import make_method
 from training.model.backbones import BackboneError, load_backbone, train_tokenizer
 from training.model.extension import extend_backbone

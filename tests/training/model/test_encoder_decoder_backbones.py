@@ -33,9 +33,10 @@ from server.engine.vllm_backend.engine import VllmEngine
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import evaluate
-from training.loop.batches import Batch, BatchSource, Part, pad
+from training.loop.batches import Batch, BatchSource
 from training.loop.losses import item_losses
 from training.loop.pairs import Pairs
+from training.loop.parts import Part, pad
 from training.methods.registry import make_method
 from training.model.backbones import BackboneError, load_backbone
 from training.model.extension import extend_backbone

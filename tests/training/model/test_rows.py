@@ -7,8 +7,8 @@ import torch
 from support.bundles import make_model
 
 from index.sequence.vocabulary import IdentifierVocabulary
-from training.loop.batches import Part
 from training.loop.losses import item_losses
+from training.loop.parts import Part
 from training.model.rows import AddedRows
 
 KNOWN = 50

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.batches import VOCABULARY, source
+from support.batches import VOCABULARY, in_rows, source
 from support.bundles import make_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,8 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from training.errors import UserError
-from training.loop.batches import Batch, Part
+from training.loop.batches import Batch
 from training.loop.losses import item_losses
+from training.loop.parts import Part
 from training.methods.adamw import AdamWTuning
 from training.methods.tuning.lora import LoraTuning, block_linears
 
@@ -68,24 +70,16 @@ def train_step(method: Any, model: PreTrainedModel, batch: Batch, rate: float = 
     return method.step(rate) | {"loss": mean}
 
 
-def in_rows(batch: Batch) -> Batch:
-    """Return the same batch with each sequence as a part of its own."""
-    parts = [
-        Part(*(x[k : k + 1] for x in (part.ids, part.level, part.task)))
-        for part in batch.parts
-        for k in range(len(part.ids))
-    ]
-    return Batch([part for part in parts if bool((part.level >= 0).any())], batch.targets, batch.tokens)
+def rows_of(batch: Batch) -> Batch:
+    """Return the same batch with each row as a part of its own."""
+    parts = [part for part in in_rows(batch.parts) if bool((part.level >= 0).any())]
+    return Batch(parts, batch.targets, batch.tokens)
 
 
 def only(batch: Batch, task: Task) -> Batch:
     """Return the same batch with the targets of one task only."""
     parts = [
-        Part(
-            part.ids,
-            part.level.where(part.task == TASKS.index(task), torch.tensor(-1).to(part.level)),
-            part.task,
-        )
+        replace(part, level=part.level.where(part.task == TASKS.index(task), torch.tensor(-1).to(part.level)))
         for part in batch.parts
     ]
     return Batch(parts, {task: batch.targets[task]}, batch.tokens)
@@ -236,7 +230,7 @@ def test_merging_folds_the_adapters_into_plain_weights(arch: str, tmp_path: Path
 
 def test_gradients_of_parts_add_up() -> None:
     found = []
-    for cut in (lambda batch: batch, in_rows):
+    for cut in (lambda batch: batch, rows_of):
         model, _, method = make(clip=1e9)
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -269,7 +263,7 @@ def test_processes_that_share_a_batch_step_like_one() -> None:
     """Each process has half of the sequences; `reduce` is called once per step with all gradients."""
     whole_model, _, whole = make(clip=0.5)
     train_step(whole, whole_model, BATCHES[0])
-    rows = in_rows(BATCHES[0])
+    rows = rows_of(BATCHES[0])
     halves = [Batch(rows.parts[k::2], rows.targets, rows.tokens) for k in range(2)]
     sent: list[list[Tensor]] = []
     model, _, first = make(clip=0.5, reduce=lambda tensors: sent.append([t.clone() for t in tensors]))
