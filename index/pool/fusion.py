@@ -24,15 +24,16 @@ from index.records import Record, RecordError
 from index.sequence.events import Task
 
 WORDS = ("bm25", "all_words", "title_share", "exact_title", "exact_attribute")
-FRESH = ("fresh", *(f"fresh_{name}" for name in WORDS))
+FRESH = ("fresh", "fresh_likeness", *(f"fresh_{name}" for name in WORDS))
 
 # Signals about an item. `code`: log p(identifier | prompt); `popularity`: log(1 + events in training); `query_log`:
-# log(1 + people who chose it for this query); `WORDS`: see `index.pool.lexical`. The model knows no fresh item (added
-# after training): its words count with weights of their own, and `fresh` stands for the other signals. A recommendation
-# leaves popularity to the model, which has learned it: as a signal of its own it ranked worse on test cases.
+# log(1 + people who chose it for this query); `likeness`: of its title to those of the history, see
+# `LexicalIndex.likeness`; `WORDS`: see `index.pool.lexical`. The model knows no fresh item (added after training): its
+# words and likeness count with weights of their own, and `fresh` stands for the other signals. A recommendation leaves
+# popularity to the model, which has learned it: as a signal of its own it ranked worse on test cases.
 ITEM_SIGNALS: Mapping[Task, tuple[str, ...]] = {
-    Task.SEARCH: ("code", "popularity", "query_log", *WORDS, *FRESH),
-    Task.RECOMMENDATION: ("code", "fresh"),
+    Task.SEARCH: ("code", "popularity", "query_log", "likeness", *WORDS, *FRESH),
+    Task.RECOMMENDATION: ("code", "likeness", "fresh", "fresh_likeness"),
 }
 # Signals that nothing fits: a constant, and the share of the query's words that the catalogue does not hold.
 NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {

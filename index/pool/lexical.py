@@ -13,6 +13,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,19 @@ class LexicalIndex:
         apart = key.isdecimal() and len(words(query)) > 1
         coded = self.by_code.of_key("" if apart else key)
         return LexicalMatch(asked, scores, found, self.by_title.of_key(key), coded, self.titles)
+
+    def likeness(self, rows: NDArray[np.integer], others: Sequence[int]) -> NDArray[np.float32]:
+        """Return how much each title is like that of the most similar one of `others`, float32 [rows], 0 … 1.
+
+        It is the cosine of their words, weighted by idf (see `Postings`); a row is not like itself.
+        """
+        return self.titles.likeness(rows, others, self._idf)
+
+    @cached_property
+    def _idf(self) -> NDArray[np.float32]:
+        """Inverse document frequency of each term, float32 [terms]."""
+        without = self.items - self.postings.frequency
+        return np.log1p((without + 0.5) / (self.postings.frequency + 0.5)).astype(np.float32)
 
     def _matched(self, asked: Sequence[QueryWord]) -> tuple[MatchedWord, ...]:
         found = []

@@ -28,6 +28,7 @@ from index.trie.allowed import Allowed
 Source = Literal["beam", "query_log", "lexical", "fresh"]
 LEXICAL, QUERY_LOG, FRESH_ITEMS = 24, 8, 8  # candidates of each source at most
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
+LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class Pool:
 
     rows: catalogue rows, int64 [n], each once. sources: of each row.
     match: of the query; None for a recommendation. chosen: people who chose a row for this query.
+    history: catalogue rows of the person's last items.
     """
 
     index: PoolIndex
@@ -59,6 +61,7 @@ class Pool:
     sources: list[Source]
     match: LexicalMatch | None
     chosen: dict[int, int]
+    history: Sequence[int]
 
     @classmethod
     def gather(cls, index: PoolIndex, allowed: Allowed, query: str | None, history: Sequence[int]) -> Pool:
@@ -81,7 +84,15 @@ class Pool:
         for row in _fresh(index, allowed, match, history):
             found[row] = "fresh"
         task = Task.RECOMMENDATION if query is None else Task.SEARCH
-        return cls(index, task, np.array(list(found), np.int64), list(found.values()), match, chosen)
+        return cls(
+            index,
+            task,
+            np.array(list(found), np.int64),
+            list(found.values()),
+            match,
+            chosen,
+            history[-LIKE_ITEMS:],
+        )
 
     @property
     def to_score(self) -> list[int]:
@@ -123,11 +134,14 @@ class Pool:
         code = dict(zip(self.to_score, scores, strict=True)) | dict(zip(beam, beam_scores, strict=True))
         rows = np.array(list(dict.fromkeys([*beam, *self.rows.tolist()])), np.int64)
         known = ~self.index.fresh[rows]
+        likeness = self.index.lexical.likeness(rows, self.history).astype(np.float64)
         columns: dict[str, NDArray[np.float64]] = {
             "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
             "popularity": np.log1p(self.index.counts[rows]) * known,
             "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
+            "likeness": likeness * known,
             "fresh": (~known).astype(np.float64),
+            "fresh_likeness": likeness * ~known,
         }
         if self.match is not None:
             words = dict(zip(WORDS, _words(self.match, rows), strict=True))

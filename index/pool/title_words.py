@@ -61,6 +61,32 @@ class TitleWords:
         share = np.maximum(count, 1) / np.maximum(self.words[rows], 1)
         return np.where(every, share, 0).astype(np.float32)
 
+    def likeness(
+        self, rows: NDArray[np.integer], others: Sequence[int], weight: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the largest cosine of each title with the titles of some other rows, float32 [rows], 0 … 1.
+
+            cos(i, j) = Σ_{t in i and j} w_t² / √(Σ_{t in i} w_t² · Σ_{t in j} w_t²)
+
+        A row is not compared with itself.
+
+        others: rows. weight: w, float32 [terms].
+        """
+        rows = np.asarray(rows, np.int64)
+        owner, place = ranges(self.first[rows], self.first[rows + 1])
+        term = self.terms[place]
+        square = weight[term] ** 2
+        norm = np.sqrt(np.bincount(owner, square, minlength=len(rows)))
+        best = np.zeros(len(rows))
+        for other in others:
+            mine = self.terms[self.first[other] : self.first[other + 1]]
+            shared = np.isin(term, mine)
+            both = np.bincount(owner[shared], square[shared], minlength=len(rows))
+            length = norm * np.sqrt((weight[mine] ** 2).sum())
+            cosine = np.divide(both, length, out=np.zeros(len(rows)), where=length > 0)
+            best = np.maximum(best, np.where(rows == other, 0, cosine))
+        return best.clip(max=1).astype(np.float32)
+
     def save(self, folder: Path) -> None:
         """Write `title_first.npy`, `title_terms.npy` and `title_words.npy`."""
         np.save(folder / "title_first.npy", self.first)

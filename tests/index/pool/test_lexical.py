@@ -196,6 +196,29 @@ def test_lookups_equal_a_comparison_with_every_item(catalogue: Catalogue, query:
         assert match.title_share(every)[row] <= 1
 
 
+@given(CATALOGUES, st.lists(st.integers(0, 11), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_likeness_is_the_largest_cosine_of_titles(catalogue: Catalogue, history: list[int]) -> None:
+    history = [row for row in history if row < len(catalogue)]
+    index = LexicalIndex.build(catalogue, ["code"])
+    items = [set(terms_of(item)) for item in catalogue]
+    titles = [set(terms(item.title)) for item in catalogue]
+
+    def square(some: set[str]) -> float:
+        count = {term: sum(term in item for item in items) for term in some}
+        return sum(math.log(1 + (len(items) - n + 0.5) / (n + 0.5)) ** 2 for n in count.values())
+
+    def cosine(one: set[str], other: set[str]) -> float:
+        length = math.sqrt(square(one) * square(other))
+        return square(one & other) / length if length else 0.0
+
+    expected = [
+        max((cosine(titles[row], titles[other]) for other in history if other != row), default=0.0)
+        for row in range(len(catalogue))
+    ]
+    np.testing.assert_allclose(index.likeness(np.arange(len(catalogue)), history), expected, atol=1e-5)
+
+
 @given(CATALOGUES, TEXTS, st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_the_order_of_items_does_not_matter(catalogue: Catalogue, query: str, random: object) -> None:
