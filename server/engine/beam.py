@@ -67,15 +67,18 @@ def advance(
     return Beam(child[best], score[best], parent[best], code[best])
 
 
-def best_items(depth: int, beam: Beam, allowed: Allowed, limit: int) -> tuple[list[int], list[float]]:
+def best_items(
+    depth: int, beam: Beam, allowed: Allowed, limit: int, siblings: int = 0
+) -> tuple[list[int], list[float]]:
     """Return catalogue rows of allowed items below a beam's nodes, and their scores: best node first, then slot order.
 
     depth: of the nodes, each of which has an allowed item below it; they need not be leaves.
-    limit: number of items at most.
+    limit: number of nodes, and of items, at most.
+    siblings: number of items of these nodes that may come in addition.
     """
     trie = allowed.trie
     node, slots = ranges(*trie.slots(depth, beam.nodes[:limit]))
-    kept = np.flatnonzero(allowed.holds(slots))[:limit]
+    kept = np.flatnonzero(allowed.holds(slots))[: limit + siblings]
     return trie.slot_items[slots[kept]].tolist(), beam.scores[node[kept]].tolist()
 
 

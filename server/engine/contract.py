@@ -48,13 +48,15 @@ class RankRequest:
     allowed: items that may be returned, of one index version; None for all that the engine was opened with.
     shared_tokens: tokens at the start of the prompt that later requests may share and the prefix cache should keep;
         None for the whole prompt, 0 for none.
+    siblings: number of items that may be returned beyond `limit`: those that share the identifiers of the best `limit`
+        hypotheses.
     pool: catalogue rows, each once, to be scored exactly besides the beam. They need not be allowed, and the beam and
         the items that it returns do not depend on them.
     levels: number of codes of an identifier that are written and scored, the first ones; None for all. The beam ends
         there, and items below the same node share its score.
     deadline: time on the clock of `time.monotonic` after which nobody waits for the answer.
     cancelled: tells whether nobody waits any more; called on any thread while the engine computes.
-    Raises `EngineError` if the prompt is empty, a number below 1, or the pool names an item twice.
+    Raises `EngineError` if the prompt is empty, a number too small, or the pool names an item twice.
     """
 
     prompt: Sequence[int]
@@ -62,6 +64,7 @@ class RankRequest:
     beam_width: int
     allowed: Allowed | None = None
     shared_tokens: int | None = None
+    siblings: int = 0
     pool: Sequence[int] = ()
     levels: int | None = None
     deadline: float = math.inf
@@ -74,6 +77,8 @@ class RankRequest:
             raise EngineError(
                 f"limit and beam_width must be at least 1, got {self.limit} and {self.beam_width}"
             )
+        if self.siblings < 0:
+            raise EngineError(f"siblings must be at least 0, got {self.siblings}")
         if self.levels is not None and self.levels < 1:
             raise EngineError(f"levels must be at least 1, got {self.levels}; None writes whole identifiers")
         if len(set(self.pool)) < len(self.pool):

@@ -134,7 +134,10 @@ def _take_done(running: dict[int, S]) -> dict[int, Outcome]:
     rankings: dict[int, Outcome] = {}
     for number, search in running.items():
         if search.done:
-            items, scores = best_items(search.level, search.beam, search.allowed, search.request.limit)
+            request = search.request
+            items, scores = best_items(
+                search.level, search.beam, search.allowed, request.limit, request.siblings
+            )
             rankings[number] = Ranking(
                 items, scores, search.seconds, search.cached_tokens, pool_scores=search.pool_scores
             )

@@ -99,6 +99,11 @@ class ParsedRequest:
             return None
         return Pool.gather(index, self.allowed, self.query, self.history.rows)
 
+    def is_fresh(self, row: int) -> bool:
+        """Whether a pool is ranked, and the model does not know an item."""
+        index = self.bundle.index.pool
+        return index is not None and self.ranks_pool and bool(index.fresh[row])
+
     def remaining(self) -> float:
         """Return the seconds until the deadline."""
         return self.deadline - time.perf_counter()

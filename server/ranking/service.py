@@ -146,7 +146,15 @@ class Service:
         """Explain the first item; returns also the ranking with the time that this took."""
         began = time.perf_counter()
         explanation = None
-        if ranked.items and (parsed.events_in_prompt or ranked.signals):
+        if ranked.items and parsed.is_fresh(ranked.items[0]):  # the model cannot tell what mattered
+            item_id = parsed.bundle.index.catalogue[ranked.items[0]].item_id
+            explanation = Explanation(
+                item_id=item_id,
+                signals=dict(ranked.signals or {}),
+                history=[],
+                unexplained=parsed.events_in_prompt,
+            )
+        elif ranked.items and (parsed.events_in_prompt or ranked.signals):
             explanation = await explain(
                 ranked.items[0],
                 ranked.scores[0] if ranked.signals is None else None,

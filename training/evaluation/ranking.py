@@ -79,7 +79,8 @@ def rank_cases(
             allowed = allowed_of(engine.everything, case, candidates)
             width = beam_width if candidates.negatives is None else max(beam_width, candidates.negatives + 1)
             pool = pool_of(k, allowed) if pool_of else ()
-            requests.append(RankRequest(prompt.ids, limit, width, allowed, pool=pool))
+            siblings = limit if pool_of else 0  # as the server asks
+            requests.append(RankRequest(prompt.ids, limit, width, allowed, siblings=siblings, pool=pool))
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
             progress(len(rankings), len(order))

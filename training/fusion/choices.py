@@ -117,7 +117,9 @@ def _rank(
         pools.append(Pool.gather(job.setting.index, allowed, query, history))
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)
         prompt = encoder.prompt(case.history, query).ids
-        requests.append(RankRequest(prompt, beam_width, beam_width, beam, pool=pools[-1].to_score))
+        requests.append(
+            RankRequest(prompt, beam_width, beam_width, beam, siblings=beam_width, pool=pools[-1].to_score)
+        )
     found = []
     for job, pool, ranking in zip(jobs, pools, engine.rank(requests), strict=True):
         rows, signals = pool.signals(ranking.items, ranking.scores, ranking.pool_scores)

@@ -77,6 +77,8 @@ def check(seed: int) -> int:
     ]
     assert items == [row for row, _ in expected][:width]
     assert np.allclose(found, [score for _, score in expected][:width])
+    more, _ = best_items(levels, beam, allowed, width, siblings=3) if prefixes else ([], [])
+    assert more == [row for row, _ in expected][: width + 3]  # all below the best `width` nodes
     assert set(items) <= left
     assert len(set(items)) == len(items)
     return len(items)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from support.bundles import item_vectors, make_bundle
@@ -15,7 +16,9 @@ from support.pools import WEIGHTS
 from index.bundle.bundle import Bundle
 from index.bundle.update import update_index
 from index.catalogue import Item
+from index.sequence.events import Event
 from server.app import create_app
+from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from server.settings import Settings
 
@@ -155,5 +158,28 @@ def test_an_item_that_is_added_is_found_at_once(scheme: dict[str, Any], tmp_path
             assert (first["item_id"], first["source"]) == ("SKU-77/x", "fresh"), query
         both = [item["item_id"] for item in search(client, "amber")["items"]]
         assert set(both[:2]) == {"SKU-77/x", "new-2"}
+        explanation = search(client, "amber lighthouse", explain=True)["explanation"]
+        assert explanation["item_id"] == "SKU-77/x"
+        assert explanation["signals"]["fresh_exact_title"] > 0
+        assert (explanation["history"], explanation["unexplained"]) == ([], 2)
         answer = client.post("/recommend", json={"history": [{"item_id": "SKU-77/x"}], "limit": 60}).json()
         assert len(answer["items"]) == 60
+
+
+def test_new_items_of_one_identifier_take_no_place_of_others(tmp_path: Path) -> None:
+    """Atomic identifiers: ten new items share that of each of three known ones."""
+    path = make_bundle(tmp_path / "bundle", pool=True, atomic=True)
+    bundle = Bundle.open(path)
+    titles = [bundle.index.catalogue[row].title for row in (0, 20, 40)]
+    added = [Item(f"new-{title}-{k}", title) for title in titles for k in range(10)]
+    update_index(bundle, added, [], item_vectors)
+    bundle = Bundle.open(path)
+    engine, codes = TorchEngine.open(bundle), bundle.index.trie.codes()
+    crowded = False
+    for row in range(10):
+        prompt = bundle.encoder.prompt([Event(row)]).ids
+        few, all_ = engine.rank([RankRequest(prompt, 8, 8), RankRequest(prompt, 8, 8, siblings=30)])
+        crowded |= len(np.unique(codes[few.items])) < 8
+        assert len(np.unique(codes[all_.items])) == 8
+        assert all_.items[:8] == few.items
+    assert crowded

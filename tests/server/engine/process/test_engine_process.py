@@ -100,7 +100,15 @@ def test_pools_and_levels_travel(bundle: Bundle, engine: TorchEngine, process: E
 
 def a_value(name: str) -> object:
     """Return a value of a field of `RankRequest` that is not its default."""
-    values = {"prompt": [3, 1], "limit": 7, "beam_width": 9, "shared_tokens": 1, "pool": [2, 0], "levels": 1}
+    values = {
+        "prompt": [3, 1],
+        "limit": 7,
+        "beam_width": 9,
+        "shared_tokens": 1,
+        "siblings": 2,
+        "pool": [2, 0],
+        "levels": 1,
+    }
     return {**values, "deadline": 1e300}[name]
 
 
