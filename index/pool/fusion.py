@@ -41,6 +41,7 @@ NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
     Task.RECOMMENDATION: ("nothing",),
 }
 UNBOUNDED = ("fresh", "nothing")  # weights that may be negative
+LATER = ("likeness", "fresh_likeness")  # signals that came later: without a weight they count nothing
 MAX_WEIGHT = 1e4
 
 
@@ -102,9 +103,13 @@ def relevance(scores: NDArray[np.float64], nothing: float) -> NDArray[np.float64
 def _read(record: Record, task: Task) -> TaskFusion:
     part = Record(record.path, record.mapping(task.value))
     weights = Record(record.path, part.mapping("weights"))
-    names = (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])
+    read = {
+        name: weights.number(name, -MAX_WEIGHT if name in UNBOUNDED else 0.0, MAX_WEIGHT)
+        for name in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])
+        if name not in LATER or name in weights.names
+    }
     return TaskFusion(
-        {name: weights.number(name, -MAX_WEIGHT if name in UNBOUNDED else 0.0, MAX_WEIGHT) for name in names},
+        dict.fromkeys(LATER, 0.0) | read,
         part.number("cutoff", 0.0, 1.0),
         part.mapping("figures"),
     )

@@ -26,7 +26,8 @@ from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
 Source = Literal["beam", "query_log", "lexical", "fresh"]
-LEXICAL, QUERY_LOG, FRESH_ITEMS = 24, 8, 8  # candidates of each source at most
+LEXICAL, QUERY_LOG, FRESH_ITEMS = 16, 8, 8  # candidates of each source at most
+LEXICAL_OF_ONE_CODE = 24  # where identifiers are one code, which the prompt's own pass scores for all items
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
 
@@ -79,7 +80,8 @@ class Pool:
             chosen = dict(zip(rows.tolist(), people.tolist(), strict=True))
             for row in allowed.of_rows(rows)[:QUERY_LOG].tolist():  # the most chosen first
                 found[row] = "query_log"
-            for row in top(match, allowed, LEXICAL, index.counts).tolist():
+            most = LEXICAL_OF_ONE_CODE if allowed.trie.levels == 1 else LEXICAL
+            for row in top(match, allowed, most, index.counts).tolist():
                 found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
         for row in _fresh(index, allowed, match, history):
             found[row] = "fresh"

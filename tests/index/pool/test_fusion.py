@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion, relevance
+from index.pool.fusion import ITEM_SIGNALS, LATER, NOTHING_SIGNALS, Fusion, TaskFusion, relevance
 from index.records import RecordError
 from index.sequence.events import Task
 
@@ -63,6 +63,23 @@ def test_every_bad_value_is_refused_with_the_file_and_the_field(
     path.write_text(json.dumps(record), "utf-8")
     with pytest.raises(RecordError, match=r"fusion\.json"):
         Fusion.open(path)
+
+
+def test_a_file_from_before_a_signal_counts_it_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "fusion.json"
+    expected = fusion_of(code=0.7, likeness=0.5, fresh_likeness=0.4)
+    expected.save(path)
+    record = json.loads(path.read_text("utf-8"))
+    for task in record.values():
+        for name in LATER:
+            del task["weights"][name]
+    path.write_text(json.dumps(record), "utf-8")
+    found = Fusion.open(path)
+    for task in Task:
+        names = np.array(ITEM_SIGNALS[task])
+        later = np.isin(names, LATER)
+        assert later.any()
+        assert (found.item_weights(task) == np.where(later, 0, expected.item_weights(task))).all()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"search": 1}', '{"sear": {}}', "[" * 100_000])
