@@ -6,9 +6,11 @@ The sequence format that uses the markers is in docs/architecture.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -16,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from index.identifiers.identifiers import Identifiers
 from index.sequence.vocabulary import END, MARKERS, IdentifierVocabulary
 from training.model.backbones import Backbone
+
+TITLES = 10_000  # whose tokens are held at the same time
 
 
 def extend_backbone(
@@ -74,17 +78,20 @@ def _resize(model: PreTrainedModel, size: int) -> None:
 
 
 def _title_means(tokenizer: PreTrainedTokenizerFast, rows: Tensor, texts: Sequence[str]) -> Tensor:
-    """Return the mean token row of each text: float [len(texts), d]."""
+    """Return the mean token row of each text, float [len(texts), d]; zero for a text without tokens.
+
+    No tensor grows with the number of all tokens: a million titles have twenty million.
+    """
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
-    encoded = backend.encode_batch(list(texts), add_special_tokens=False)
-    bags = [encoding.ids for encoding in encoded]
-    lengths = torch.tensor([len(bag) for bag in bags])
-    owner = torch.repeat_interleave(torch.arange(len(bags)), lengths)
-    total = torch.zeros(len(bags), rows.shape[1])
-    total.index_add_(0, owner, rows[torch.tensor([i for bag in bags for i in bag], dtype=torch.long)])
-    means: Tensor = total / lengths.clamp(min=1).unsqueeze(1)
-    return means
+    means = []
+    for start in range(0, len(texts), TITLES):
+        encoded = backend.encode_batch(list(texts[start : start + TITLES]), add_special_tokens=False)
+        bags = [encoding.ids for encoding in encoded]
+        first = torch.tensor([0, *accumulate(map(len, bags))][:-1], dtype=torch.long)
+        tokens = torch.tensor([token for bag in bags for token in bag], dtype=torch.long)
+        means.append(F.embedding_bag(tokens, rows, first, mode="mean"))
+    return torch.cat(means)
 
 
 def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
