@@ -26,7 +26,7 @@ from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
 Source = Literal["beam", "query_log", "lexical", "fresh"]
-LEXICAL, QUERY_LOG, FRESH_ITEMS = 16, 8, 8  # candidates of each source at most
+LEXICAL, QUERY_LOG, FRESH_ITEMS = 12, 8, 8  # candidates of each source at most
 LEXICAL_OF_ONE_CODE = 24  # where identifiers are one code, which the prompt's own pass scores for all items
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
