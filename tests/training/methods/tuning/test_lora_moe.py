@@ -16,8 +16,8 @@ from test_lora import (
     directions,
     equal,
     frozen_model,
-    in_rows,
     only,
+    rows_of,
     snapshot,
     train_step,
 )
@@ -106,7 +106,7 @@ def test_the_routing_depends_on_the_token() -> None:
 
 def test_gradients_of_parts_add_up() -> None:
     found = []
-    for cut in (lambda batch: batch, in_rows):
+    for cut in (lambda batch: batch, rows_of):
         model, method = make(clip=1e9)
         with torch.no_grad():
             for layer in experts_of(model):  # so that A and the router have gradients, too

@@ -16,9 +16,9 @@ from test_lora import (
     check_costs,
     check_resume,
     directions,
-    in_rows,
     losses_of,
     only,
+    rows_of,
     shares_of,
     train_step,
 )
@@ -180,7 +180,7 @@ def test_training_lowers_the_loss(arch: str) -> None:
 
 def test_gradients_of_parts_add_up() -> None:
     found = []
-    for cut in (lambda batch: batch, in_rows):
+    for cut in (lambda batch: batch, rows_of):
         model, method = make(clip=1e9)
         batch = cut(BATCHES[0])
         for part in batch.parts:  # in conflict, so that the surgery sees whole gradients or fails
@@ -189,7 +189,7 @@ def test_gradients_of_parts_add_up() -> None:
             method.backward({task: signs[task] * loss for task, loss in losses.items()}, shares_of(batch))
         assert method.step(1e-2)["conflict.cosine"] < 0
         found.append(flat(directions(method)))
-    assert len(in_rows(BATCHES[0]).parts) > 1
+    assert len(rows_of(BATCHES[0]).parts) > 1
     assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
