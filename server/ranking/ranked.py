@@ -53,9 +53,8 @@ async def rank_by_model(parsed: ParsedRequest, admitted: bool = False) -> Ranked
         parsed.limit if pool is None else width,  # any item of the beam may come first
         parsed.beam_width,
         parsed.allowed,
-        siblings=0
-        if pool is None
-        else width,  # new items that share an identifier take no place of the others
+        # New items that share an identifier take no place of the others.
+        siblings=0 if pool is None else width,
         shared_tokens=parsed.prompt.history,
         deadline=time.monotonic() + parsed.remaining(),
         pool=() if pool is None else pool.to_score,
