@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
-        return _refuse(f"setting {name or 'combination'}: {first['msg']}")
+        return _refuse(f"setting {name or 'combination'}: {first['msg'].removeprefix('Value error, ')}")
     except BundleError as error:
         return _refuse(str(error))
     try:

@@ -105,17 +105,18 @@ ALLOWED = {
         "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
         "training.data training.errors training.evaluation training.methods training.model training.run"
     ),
+    "training.dense": "index.pool index.sequence training.loop",
     "training.fusion": (
         "index.bundle index.catalogue index.pool index.sequence index.trie index.words server.engine "
         "server.engine.torch_backend training.data training.errors training.evaluation"
     ),
     "training.prepare": (
         "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
-        "training.config training.data training.model training.run training.settings"
+        "training.config training.data training.methods training.model training.run training.settings"
     ),
     "training.pipeline": (
-        "gems index.bundle index.pool index.sequence index.trie server.engine.torch_backend "
-        "training.config training.data training.fusion training.loop training.methods training.model "
+        "gems index.bundle index.pool index.trie server.engine.torch_backend "
+        "training.config training.data training.dense training.fusion training.loop training.methods "
         "training.prepare training.run"
     ),
     "training.demo": (

@@ -7,7 +7,6 @@ records everything (see docs/training.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,20 +18,19 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
 from index.bundle.bundle import BundleInfo, publish
 from index.pool.lexical import check_attributes
-from index.sequence.vocabulary import MARKERS
+from index.pool.pool_index import PoolIndex
 from index.trie.trie import Trie
 from server.engine.torch_backend.engine import TorchEngine
 from training.config import TrainConfig
-from training.data import assets
 from training.data.dataset import DataSet
-from training.data.item_vectors import VectorOrigin, VectorSource, vector_source
+from training.data.item_vectors import VectorOrigin
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
+from training.dense.fit import dense_index
 from training.fusion.fitted_pool import fitted_pool
 from training.loop.batches import BatchSource
 from training.loop.pairs import Pairs
@@ -41,11 +39,10 @@ from training.loop.trainer import Trainer
 from training.loop.validation import Validator
 from training.loop.word_queries import WordQueries
 from training.methods.method import Method
-from training.methods.registry import check_method, make_method
-from training.model.backbones import Backbone, BackboneError, load_backbone
-from training.prepare.fused_vectors import ALPHAFUSE, fused_source
-from training.prepare.knowledge_basis import collect, knowledge_path, uses_knowledge
-from training.prepare.preparation import Prepared, is_prepared, open_prepared, prepare
+from training.methods.registry import make_method
+from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
+from training.prepare.preparation import Prepared, open_prepared
+from training.prepare.start import make_preparations
 from training.run.locks import claim
 from training.run.parallel import Parallel
 from training.run.run_folder import RunError, check_run, record_run
@@ -55,6 +52,7 @@ from training.run.run_folder import RunError, check_run, record_run
 class Trained:
     """A finished training in memory.
 
+    batches: what it was trained on.
     record: facts about the training for the manifest of the bundle.
     """
 
@@ -62,6 +60,7 @@ class Trained:
     split: Split
     prepared: Prepared
     engine: TorchEngine
+    batches: BatchSource
     method: Method
     record: dict[str, Any]
 
@@ -88,18 +87,22 @@ def train(
         return None
     trained.method.merge()
     if parallel.main:
-        catalogue = trained.dataset.catalogue
+        catalogue, prepared = trained.dataset.catalogue, trained.prepared
+        vectors = prepared.later_vectors()
+        dense = None
+        if vectors is not None:
+            dense = dense_index(prepared.model, trained.batches, vectors, seed=config.seed, console=console)
         pool = fitted_pool(
-            trained.engine, trained.prepared.encoder(config), catalogue, trained.split, config.search_attributes,
-            trained=len(catalogue), seed=config.seed, console=console,
+            trained.engine, prepared.encoder(config), catalogue, trained.split, config.search_attributes,
+            dense=dense, trained=len(catalogue), seed=config.seed, console=console,
         )  # fmt: skip
         publish(
             bundle,
-            model=trained.prepared.model,
-            tokenizer=trained.prepared.tokenizer,
+            model=prepared.model,
+            tokenizer=prepared.tokenizer,
             catalogue=catalogue,
-            identifiers=trained.prepared.identifiers,
-            info=_bundle_info(config, trained),
+            identifiers=prepared.identifiers,
+            info=_bundle_info(config, trained, pool),
             popularity=pool.counts,
             pool=pool,
         )
@@ -141,11 +144,12 @@ def fit(
     if parallel.main:
         lock = claim(folder.with_suffix(".lock"), wait=True) if preparations else nullcontext()
         with lock:
-            _prepare(
+            make_preparations(
                 folder,
                 config,
+                data,
                 dataset,
-                partial(_source, config, data, dataset, split, folder, console),
+                split,
                 console,
                 None if continued else partial(record_run, out, config, dataset, data, config.threads),
             )
@@ -216,79 +220,14 @@ def fit(
     if conflict:
         # conflict of the published model
         record["conflict"] = round(float(np.mean(list(conflict.values()))), 4)
-    return Trained(dataset, split, prepared, engine, method, record)
+    return Trained(dataset, split, prepared, engine, batches, method, record)
 
 
-def _source(
-    config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
-) -> VectorSource:
-    if config.identifiers.embeddings == ALPHAFUSE:
-        return fused_source(config, data, dataset, split, folder, console)
-    return vector_source(config, dataset.catalogue)
-
-
-def _prepare(
-    folder: Path,
-    config: TrainConfig,
-    dataset: DataSet,
-    make_source: Callable[[], VectorSource],
-    console: Console,
-    record: Callable[[], None] | None,
-) -> None:
-    """Fill `folder` with the missing preparations.
-
-    record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
-    """
-    backbone = source = None
-    if not is_prepared(folder):
-        backbone = _checked_backbone(config, dataset)
-        source = make_source()
-    elif record is not None:  # a new run on old preparations
-        _check_method(open_prepared(folder, config.identifiers.scheme).model, config)
-    if record is not None:
-        record()
-    if backbone is not None and source is not None:
-        prepare(folder, dataset.catalogue, backbone, source, config, console)
-    if (
-        uses_knowledge(config)
-        and config.knowledge.basis is None
-        and not knowledge_path(folder, config).exists()
-    ):
-        collect(folder, open_prepared(folder, config.identifiers.scheme), config, console)
-
-
-def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(config, dataset.catalogue.texts())
-    taken = {f"<|{name}|>" for name in MARKERS} & set(backbone.tokenizer.get_vocab())
-    if taken:
-        raise BackboneError(
-            f"backbone {config.backbone.name!r} already knows {min(taken)}; use one that is no bundle"
-        )
-    _check_method(backbone.model, config)
-    positions = getattr(backbone.model.config, "max_position_embeddings", None)
-    if positions is not None and config.sequence.max_tokens > positions:
-        raise BackboneError(
-            f"--sequence.max-tokens {config.sequence.max_tokens} exceeds the backbone's context of {positions} "
-            "positions"
-        )
-    return backbone
-
-
-def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Raise `GemsError` if the settings of GEMS do not fit the backbone."""
-    check_method(model, config)
-    if uses_knowledge(config):
-        if config.knowledge.basis is None:
-            assets.fetch("wikipedia")
-        else:
-            KnowledgeBasis.load(config.knowledge.basis).check(find_linears(model))
-
-
-def _bundle_info(config: TrainConfig, trained: Trained) -> BundleInfo:
+def _bundle_info(config: TrainConfig, trained: Trained, pool: PoolIndex) -> BundleInfo:
     created = datetime.now(UTC)
     dataset, vocabulary = trained.dataset, trained.prepared.vocabulary
-    origin = trained.prepared.origin if trained.prepared.identifiers.codebooks else VectorOrigin("")
+    needs_vectors = trained.prepared.identifiers.codebooks is not None or pool.dense is not None
+    origin = trained.prepared.origin if needs_vectors else VectorOrigin("")
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
         scheme=config.identifiers.scheme,

@@ -25,7 +25,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from index.bundle.consistency import check_backbone, check_text, check_tokenizer, drop_code
+from index.bundle.consistency import (
+    check_backbone,
+    check_states,
+    check_text,
+    check_tokenizer,
+    drop_code,
+)
 from index.bundle.item_index import ItemIndex
 from index.bundle.manifest import BundleError, refusing, verify, write_manifest
 from index.bundle.versions import Versions
@@ -265,6 +271,8 @@ def _open_index(path: Path, info: BundleInfo) -> ItemIndex:
         raise BundleError(f"{folder} belongs to another bundle or is another version")
     if index.trie.levels != len(info.codebook_sizes):
         raise BundleError(f"{folder}: the trie does not fit the bundle's codebooks")
+    if index.pool is not None and index.pool.dense is not None:
+        check_states(path, index.pool.dense.head.state.shape[1])
     return index
 
 

@@ -19,6 +19,7 @@ MOST_POSITIONS = 2**31 - 1
 MOST_TOKEN_ROWS = 2**31 - 1
 SETTINGS = ("config.json", "tokenizer_config.json")  # of backbone and tokenizer
 SAMPLES = 20  # titles that are tried
+WIDTHS = ("hidden_size", "d_model")  # names in different families
 POSITIONS = ("max_position_embeddings", "n_positions")  # names in different families; T5 has none
 
 
@@ -46,6 +47,17 @@ def check_backbone(path: Path, vocabulary: IdentifierVocabulary, max_tokens: int
         if name in settings.names and max_tokens > (positions := settings.whole(name, 1, MOST_POSITIONS)):
             raise BundleError(
                 f"{path / 'bundle.json'}: max_tokens {max_tokens} exceeds the model's context of {positions} tokens"
+            )
+
+
+def check_states(path: Path, width: int) -> None:
+    """Check that the model's hidden states are as wide as an index expects. Raises `BundleError`, `RecordError`."""
+    settings = Record.read(path / SETTINGS[0])
+    for name in WIDTHS:
+        if name in settings.names and settings.whole(name, 1, MOST_POSITIONS) != width:
+            raise BundleError(
+                f"{path}: the index has dense rows for hidden states of width {width}; the model's {name} is "
+                f"{settings.fields[name]}"
             )
 
 

@@ -4,7 +4,8 @@ A new item gets the codes of its vector from the fixed codebooks, and the first 
 free, the last code is replaced by the next nearest one. A text identifier spells the new title. Where one code names
 one item (atomic identifiers), a new item shares the code of the known item whose text is most like its own: the beam
 returns both, and histories with either mean the same to the model. A changed item keeps its identifier, because the
-model knows the item by it. A removed item keeps its row (see `ItemIndex`) and is living again if it is added again.
+model knows the item by it. New items, and changed texts, get dense rows by their vectors. A removed item keeps its row
+(see `ItemIndex`) and is living again if it is added again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from index.catalogue import Catalogue, CatalogueError, Item
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import IdentifierError
 from index.identifiers.schemes.text import spell
+from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
 from index.sequence.plain_text import plain_tokens
 
@@ -74,12 +76,15 @@ def update_index(
         new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
         if not new and not changed and not leaving:
             return Update(now.version, 0, 0, 0)
+        embed = _Embedded(embed)
         codes = now.trie.codes()
         if new:
             codes = np.concatenate([codes, _name(new, now, codes, bundle, embed)])
         catalogue = Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new])
         gone = sorted((set(now.removed) - set(existing)) | leaving)
-        pool = None if now.pool is None else now.pool.updated(catalogue)
+        pool = now.pool
+        if pool is not None:
+            pool = pool.updated(catalogue, _dense(pool.dense, bundle, now.catalogue, existing, new, embed))
         version = _publish(bundle, versions, catalogue, codes, gone, pool)
         return Update(version, len(new), len(changed), len(leaving), versions.prune(keep, now.version))
 
@@ -153,6 +158,46 @@ def _rows_to_remove(now: ItemIndex, removed: Sequence[str], given: dict[str, Ite
             raise CatalogueError(f"item_id {item_id!r} is to be changed and to be removed; decide on one")
         rows.append(row)
     return rows
+
+
+class _Embedded:
+    """Remembers the vectors of new items: both their identifiers and their dense rows need them."""
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed = embed
+        self._found: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        missing = [item for item in items if item.item_id not in self._found]
+        if missing:
+            ids = [item.item_id for item in missing]
+            self._found |= dict(zip(ids, self._embed(missing), strict=True))
+        return np.stack([self._found[item.item_id] for item in items])
+
+
+def _dense(
+    dense: DenseIndex | None,
+    bundle: Bundle,
+    before: Catalogue,
+    existing: dict[int, Item],
+    new: Sequence[Item],
+    embed: Embed,
+) -> DenseIndex | None:
+    """Return the dense rows of the new catalogue. Vectors from a file stay with their items, whatever their texts."""
+    if dense is None:
+        return None
+    texts = {row: item for row, item in existing.items() if item.text() != before[row].text()}
+    if not bundle.info.item_encoder:
+        texts = {}
+    if not texts and not new:
+        return dense
+    vectors = embed([*texts.values(), *new])
+    if vectors.shape[1:] != dense.head.mean.shape:
+        raise BundleError(
+            f"vectors of {vectors.shape[-1]} dimensions do not fit the bundle's items, whose vectors have "
+            f"{len(dense.head.mean)}"
+        )
+    return dense.updated(list(texts), len(new), vectors)
 
 
 def _name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,14 @@ def read_record(path: Path) -> Record:
         return Record.read(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def read_numbers(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a stored array of finite numbers, which was written as a vector.
+
+    Raises `ValueError` with the name of the file.
+    """
+    numbers = read_vector(path, dtype, math.prod(shape))
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{path} is damaged: not all of its numbers are finite")
+    return numbers.reshape(shape)

@@ -24,16 +24,17 @@ from index.records import Record, RecordError
 from index.sequence.events import Task
 
 WORDS = ("bm25", "all_words", "title_share", "exact_title", "exact_attribute")
-FRESH = ("fresh", "fresh_likeness", *(f"fresh_{name}" for name in WORDS))
+FRESH = ("fresh", "fresh_likeness", "fresh_dense", *(f"fresh_{name}" for name in WORDS))
 
 # Signals about an item. `code`: log p(identifier | prompt); `popularity`: log(1 + events in training); `query_log`:
 # log(1 + people who chose it for this query); `likeness`: of its title to those of the history, see
-# `LexicalIndex.likeness`; `WORDS`: see `index.pool.lexical`. The model knows no fresh item (added after training): its
-# words and likeness count with weights of their own, and `fresh` stands for the other signals. A recommendation leaves
-# popularity to the model, which has learned it: as a signal of its own it ranked worse on test cases.
+# `LexicalIndex.likeness`; `dense`: see `index.pool.dense`; `WORDS`: see `index.pool.lexical`. The model knows no fresh
+# item (added after training): its words, likeness and vector count with weights of their own, and `fresh` stands for
+# the other signals. A recommendation leaves popularity to the model, which has learned it: as a signal of its own it
+# ranked worse on test cases. So it does with the vectors of known items, which added nothing.
 ITEM_SIGNALS: Mapping[Task, tuple[str, ...]] = {
-    Task.SEARCH: ("code", "popularity", "query_log", "likeness", *WORDS, *FRESH),
-    Task.RECOMMENDATION: ("code", "likeness", "fresh", "fresh_likeness"),
+    Task.SEARCH: ("code", "popularity", "query_log", "likeness", "dense", *WORDS, *FRESH),
+    Task.RECOMMENDATION: ("code", "likeness", "fresh", "fresh_likeness", "fresh_dense"),
 }
 # Signals that nothing fits: a constant, and the share of the query's words that the catalogue does not hold.
 NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
@@ -41,7 +42,12 @@ NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
     Task.RECOMMENDATION: ("nothing",),
 }
 UNBOUNDED = ("fresh", "nothing")  # weights that may be negative
-LATER = ("likeness", "fresh_likeness")  # signals that came later: without a weight they count nothing
+LATER = (
+    "likeness",
+    "dense",
+    "fresh_likeness",
+    "fresh_dense",
+)  # signals that came later: without a weight they count nothing
 MAX_WEIGHT = 1e4
 
 
@@ -109,7 +115,7 @@ def _read(record: Record, task: Task) -> TaskFusion:
         if name not in LATER or name in weights.names
     }
     return TaskFusion(
-        dict.fromkeys(LATER, 0.0) | read,
+        {name: 0.0 for name in LATER if name in ITEM_SIGNALS[task]} | read,
         part.number("cutoff", 0.0, 1.0),
         part.mapping("figures"),
     )

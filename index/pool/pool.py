@@ -4,16 +4,17 @@
     query_log   what people chose for the very same query
     lexical     the best matches by words, and the most popular of those that hold all words
     fresh       items added after training, by words; for a recommendation by the words of the person's last items
+    dense       items added after training, by their vectors and the model's hidden state
 
-`Pool.gather` finds the candidates besides the beam; the engine scores them in the passes of the beam; `Pool.fuse`
-combines all signals. All sources obey the same `Allowed`.
+`Pool.gather` finds the candidates besides the beam that need no model; the engine scores them in the passes of the
+beam; `Pool.fuse` adds the dense ones and combines all signals. All sources obey the same `Allowed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,28 @@ from index.pool.top import top
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
-Source = Literal["beam", "query_log", "lexical", "fresh"]
-LEXICAL, QUERY_LOG, FRESH_ITEMS = 12, 8, 8  # candidates of each source at most
+Source = Literal["beam", "query_log", "lexical", "fresh", "dense"]
+LEXICAL, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8  # candidates of each source at most
 LEXICAL_OF_ONE_CODE = 24  # where identifiers are one code, which the prompt's own pass scores for all items
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
+
+
+class ModelScores(Protocol):
+    """What the model said about a request.
+
+    items, scores: catalogue rows of the beam, and their log-probabilities. pool_scores: those of `Pool.to_score`.
+    state: hidden state at the end of the prompt, [d]; empty if the engine does not give it.
+    """
+
+    @property
+    def items(self) -> list[int]: ...
+    @property
+    def scores(self) -> list[float]: ...
+    @property
+    def pool_scores(self) -> list[float]: ...
+    @property
+    def state(self) -> list[float]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +67,9 @@ class Fused:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The candidates of one request besides the beam.
+    """The candidates of one request besides the beam, without the dense ones.
 
+    allowed: items that may be returned.
     rows: catalogue rows, int64 [n], each once. sources: of each row.
     match: of the query; None for a recommendation. chosen: people who chose a row for this query.
     history: catalogue rows of the person's last items.
@@ -58,6 +77,7 @@ class Pool:
 
     index: PoolIndex
     task: Task
+    allowed: Allowed
     rows: NDArray[np.int64]
     sources: list[Source]
     match: LexicalMatch | None
@@ -89,6 +109,7 @@ class Pool:
         return cls(
             index,
             task,
+            allowed,
             np.array(list(found), np.int64),
             list(found.values()),
             match,
@@ -102,54 +123,71 @@ class Pool:
         known: list[int] = self.rows[~self.index.fresh[self.rows]].tolist()
         return known
 
-    def fuse(
-        self, beam: Sequence[int], beam_scores: Sequence[float], scores: Sequence[float], limit: int
-    ) -> Fused:
-        """Rank the pool together with the beam.
+    @property
+    def needs_state(self) -> bool:
+        """Whether the model's hidden state is a signal."""
+        return self.index.dense is not None
 
-        beam, beam_scores: rows of the beam and their log-probabilities. scores: those of `to_score`.
-        limit: most items of the ranking.
-        """
+    def fuse(self, found: ModelScores, limit: int) -> Fused:
+        """Rank the pool together with the beam. limit: most items of the ranking."""
         fusion = self.index.fusion
         assert fusion is not None
-        rows, signals = self.signals(beam, beam_scores, scores)
+        rows, signals = self.signals(found)
         parts = signals * fusion.item_weights(self.task)
         utility = parts.sum(axis=1)
         nothing = float(self.nothing() @ fusion.nothing_weights(self.task))
         order = np.lexsort((rows, -utility))[:limit]
         share = relevance(utility, nothing)
         source: dict[int, Source] = dict(zip(self.rows.tolist(), self.sources, strict=True))
-        for row in beam:
+        for row in found.items:
             source[row] = "fresh" if self.index.fresh[row] else "beam"
         return Fused(
             rows[order].tolist(),
             utility[order].tolist(),
             share[order].tolist(),
-            [source[row] for row in rows[order].tolist()],
+            [source.get(row, "dense") for row in rows[order].tolist()],
             parts[order],
         )
 
-    def signals(
-        self, beam: Sequence[int], beam_scores: Sequence[float], scores: Sequence[float]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the rows of pool and beam, each once, and their `ITEM_SIGNALS`, float64 [n, signals]."""
-        code = dict(zip(self.to_score, scores, strict=True)) | dict(zip(beam, beam_scores, strict=True))
-        rows = np.array(list(dict.fromkeys([*beam, *self.rows.tolist()])), np.int64)
+    def signals(self, found: ModelScores) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the rows of beam, pool and dense candidates, each once, and their `ITEM_SIGNALS`.
+
+        Their shapes are int64 [n] and float64 [n, signals].
+        """
+        code = dict(zip(self.to_score, found.pool_scores, strict=True))
+        code |= dict(zip(found.items, found.scores, strict=True))
+        near = self._nearest(found.state)
+        rows = np.array(list(dict.fromkeys([*found.items, *self.rows.tolist(), *near])), np.int64)
         known = ~self.index.fresh[rows]
         likeness = self.index.lexical.likeness(rows, self.history).astype(np.float64)
+        dense = np.zeros(len(rows))
+        if self.index.dense is not None and found.state:
+            dense = self.index.dense.scores(found.state, rows)
         columns: dict[str, NDArray[np.float64]] = {
             "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
             "popularity": np.log1p(self.index.counts[rows]) * known,
             "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
             "likeness": likeness * known,
+            "dense": dense * known,
             "fresh": (~known).astype(np.float64),
             "fresh_likeness": likeness * ~known,
+            "fresh_dense": dense * ~known,
         }
         if self.match is not None:
             words = dict(zip(WORDS, _words(self.match, rows), strict=True))
             columns |= {name: values * known for name, values in words.items()}
             columns |= {f"fresh_{name}": values * ~known for name, values in words.items()}
         return rows, np.stack([columns[name] for name in ITEM_SIGNALS[self.task]], axis=1)
+
+    def _nearest(self, state: Sequence[float]) -> list[int]:
+        """Return the dense candidates: of all items, only those that no beam reaches."""
+        dense, fresh = self.index.dense, self.index.fresh_rows
+        if dense is None or not len(fresh) or not state:
+            return []
+        slots = self.allowed.trie.slot_of_item[fresh].astype(np.int64)
+        best = dense.best(state, self.index.fresh_dense_rows, self.allowed.holds(slots), DENSE)
+        nearest: list[int] = fresh[best].tolist()
+        return nearest
 
     def nothing(self) -> NDArray[np.float64]:
         """Return the `NOTHING_SIGNALS`, float64 [signals]."""

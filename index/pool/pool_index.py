@@ -2,11 +2,12 @@
 
     lexical/        words of the items (`LexicalIndex`)
     query_log/      items that people chose for a query (`QueryLog`)
+    dense/          rows of the items by their vectors (`DenseIndex`), if items have vectors
     counts.npy      events of each row in training
     fusion.json     fitted weights (`Fusion`), if there are any
     pool.json       number of rows that the model was trained on
 
-All but the weights follow from the items and the training log.
+All but the dense rows and the weights follow from the items and the training log.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
 from index.files import read_array
+from index.pool.dense import DenseIndex, Floats
 from index.pool.fusion import Fusion
 from index.pool.lexical import LexicalIndex
 from index.pool.query_log import QueryLog
@@ -39,6 +41,7 @@ class PoolIndex:
 
     fresh: whether the model does not know a row, bool [items].
     counts: events of each row in training, int64 [items].
+    dense: None if items have no vectors.
     fusion: None as long as no weights were fitted; the beam alone ranks then.
     """
 
@@ -47,6 +50,7 @@ class PoolIndex:
     query_log: QueryLog
     fresh: NDArray[np.bool_]
     counts: NDArray[np.int64]
+    dense: DenseIndex | None = None
     fusion: Fusion | None = None
 
     @property
@@ -58,6 +62,12 @@ class PoolIndex:
     def fresh_rows(self) -> NDArray[np.int64]:
         """The rows that the model does not know, ascending."""
         return np.flatnonzero(self.fresh)
+
+    @cached_property
+    def fresh_dense_rows(self) -> Floats:
+        """The dense rows of `fresh_rows`, float32 [n, k]."""
+        assert self.dense is not None
+        return self.dense.rows_of(self.fresh_rows)
 
     @classmethod
     def build(
@@ -81,8 +91,11 @@ class PoolIndex:
             counts.astype(np.int64),
         )
 
-    def updated(self, catalogue: Catalogue) -> PoolIndex:
-        """Return the index of a catalogue with later rows, which are fresh, and with changed items."""
+    def updated(self, catalogue: Catalogue, dense: DenseIndex | None) -> PoolIndex:
+        """Return the index of a catalogue with later rows, which are fresh, and with changed items.
+
+        dense: of the new catalogue; None if items have no vectors.
+        """
         later = len(catalogue) - len(self.catalogue)
         return replace(
             self,
@@ -90,6 +103,7 @@ class PoolIndex:
             lexical=LexicalIndex.build(catalogue, self.lexical.attributes),
             fresh=np.pad(self.fresh, (0, later), constant_values=True),
             counts=np.pad(self.counts, (0, later)),
+            dense=dense,
         )
 
     def save(self, folder: Path) -> None:
@@ -98,6 +112,8 @@ class PoolIndex:
         self.lexical.save(folder / "lexical")
         self.query_log.save(folder / "query_log")
         np.save(folder / "counts.npy", self.counts)
+        if self.dense is not None:
+            self.dense.save(folder / "dense")
         if self.fusion is not None:
             self.fusion.save(folder / "fusion.json")
         (folder / "pool.json").write_text(json.dumps({"trained": self.trained}) + "\n", "utf-8")
@@ -113,12 +129,13 @@ class PoolIndex:
         lexical = LexicalIndex.open(folder / "lexical")
         if lexical.items != items:
             raise PoolIndexError(f"{folder / 'lexical'} holds {lexical.items} items, the catalogue {items}")
-        fusion = folder / "fusion.json"
+        dense, fusion = folder / "dense", folder / "fusion.json"
         return cls(
             catalogue,
             lexical,
             QueryLog.open(folder / "query_log", items),
             np.arange(items) >= trained,
             counts,
+            DenseIndex.open(dense, items, trained) if os.path.lexists(dense) else None,
             Fusion.open(fusion) if os.path.lexists(fusion) else None,
         )

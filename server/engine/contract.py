@@ -54,6 +54,7 @@ class RankRequest:
         the items that it returns do not depend on them.
     levels: number of codes of an identifier that are written and scored, the first ones; None for all. The beam ends
         there, and items below the same node share its score.
+    state: whether the hidden state at the end of the prompt is wanted.
     deadline: time on the clock of `time.monotonic` after which nobody waits for the answer.
     cancelled: tells whether nobody waits any more; called on any thread while the engine computes.
     Raises `EngineError` if the prompt is empty, a number too small, or the pool names an item twice.
@@ -67,6 +68,7 @@ class RankRequest:
     siblings: int = 0
     pool: Sequence[int] = ()
     levels: int | None = None
+    state: bool = False
     deadline: float = math.inf
     cancelled: Callable[[], bool] = field(default=_never, compare=False)
 
@@ -140,6 +142,8 @@ class Ranking:
     expired: whether the request was dropped because nobody waited any more; there are no items and no scores then.
     pool_scores: log p(first `levels` codes | prompt) of each item of `RankRequest.pool`, in its order; what a beam wide
         enough to hold the item would give it.
+    state: hidden state that the first code is predicted from, [d]; empty if it was not wanted, or the back end cannot
+        give it.
     """
 
     items: list[int]
@@ -148,6 +152,7 @@ class Ranking:
     cached_tokens: int = 0
     expired: bool = False
     pool_scores: list[float] = field(default_factory=list)
+    state: list[float] = field(default_factory=list)
 
 
 Outcome = Ranking | Exception  # a ranking, or the reason why there is none

@@ -18,6 +18,7 @@ class RunningSearch(Protocol):
     """One request while it is being ranked.
 
     request: the request. allowed: items that it may return. level: depth that its beam has reached.
+    state: hidden state at the end of the prompt, [d]; empty if it is not wanted or not known.
     seconds: time of its steps so far, by stage. cached_tokens: tokens of the prompt from the prefix cache.
     """
 
@@ -25,6 +26,7 @@ class RunningSearch(Protocol):
     allowed: Allowed
     level: int
     beam: Beam
+    state: list[float]
     seconds: dict[str, float]
     cached_tokens: int
 
@@ -139,7 +141,12 @@ def _take_done(running: dict[int, S]) -> dict[int, Outcome]:
                 search.level, search.beam, search.allowed, request.limit, request.siblings
             )
             rankings[number] = Ranking(
-                items, scores, search.seconds, search.cached_tokens, pool_scores=search.pool_scores
+                items,
+                scores,
+                search.seconds,
+                search.cached_tokens,
+                pool_scores=search.pool_scores,
+                state=search.state,
             )
     for number in rankings:
         del running[number]

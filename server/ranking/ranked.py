@@ -58,6 +58,7 @@ async def rank_by_model(parsed: ParsedRequest, admitted: bool = False) -> Ranked
         shared_tokens=parsed.prompt.history,
         deadline=time.monotonic() + parsed.remaining(),
         pool=() if pool is None else pool.to_score,
+        state=pool is not None and pool.needs_state,
     )
     ranking = await parsed.deployment.scheduler.rank(request, parsed.remaining(), admitted=admitted)
     if not all(map(math.isfinite, [*ranking.scores, *ranking.pool_scores])):
@@ -67,7 +68,7 @@ async def rank_by_model(parsed: ParsedRequest, admitted: bool = False) -> Ranked
         sources: list[Source] = ["beam"] * len(ranking.items)
         return Ranked(ranking.items, ranking.scores, sources, None, None, seconds, ranking.cached_tokens)
     began = time.perf_counter()
-    fused = pool.fuse(ranking.items, ranking.scores, ranking.pool_scores, parsed.limit)
+    fused = pool.fuse(ranking, parsed.limit)
     if not all(map(math.isfinite, [*fused.scores, *fused.relevance])):
         raise ServerError("A signal of the pool is not a number.")
     seconds["pool"] = gathered + time.perf_counter() - began

@@ -32,7 +32,7 @@ from index.identifiers.schemes.semantic import semantic_identifiers
 from index.identifiers.schemes.text import text_identifiers
 from index.sequence.plain_text import plain_tokens
 from index.sequence.vocabulary import IdentifierVocabulary
-from support.pools import make_pool
+from support.pools import make_dense, make_pool
 
 _ADJECTIVES = ("Silent", "Golden", "Lost", "Electric", "Winter", "Crimson", "Hidden")
 _NOUNS = ("River", "Machine", "Garden", "Voyage", "Letter", "Empire", "Señorita", "星")
@@ -77,7 +77,7 @@ def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def item_vectors(items: Sequence[Item]) -> NDArray[np.float32]:
+def item_vectors(items: Iterable[Item]) -> NDArray[np.float32]:
     return text_vectors([item.text() for item in items])
 
 
@@ -191,6 +191,6 @@ def make_bundle(
         identifiers=identifiers,
         info=info,
         popularity=np.arange(items) * 7 % 23,
-        pool=make_pool(catalogue) if pool else None,
+        pool=make_pool(catalogue, make_dense(item_vectors(catalogue), hidden)) if pool else None,
     )
     return path

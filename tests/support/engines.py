@@ -96,8 +96,10 @@ class SteppedEngine(InProcess):
 
 
 def assert_same_ranking(ranking: Ranking, expected: Ranking) -> None:
-    """Assert the same items in the same order, and the same pool, with scores that differ at most by rounding."""
+    """Assert the same items in the same order, the same pool and state, which differ at most by rounding."""
     assert ranking.items == expected.items
     assert np.allclose(ranking.scores, expected.scores, rtol=0, atol=1e-3)
     assert len(ranking.pool_scores) == len(expected.pool_scores)
     assert np.allclose(ranking.pool_scores, expected.pool_scores, rtol=0, atol=1e-3)
+    assert len(ranking.state) == len(expected.state)
+    assert np.allclose(ranking.state, expected.state, rtol=0, atol=1e-3)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
+from index.pool.dense import DenseHead, DenseIndex
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
 
 WEIGHTS = {
-    "code": 0.2, "popularity": 0.2, "query_log": 3.0, "likeness": 0.4,
-    "fresh_likeness": 0.5, "bm25": 0.5, "all_words": 1.0, "title_share": 0.6,
+    "code": 0.2, "popularity": 0.2, "query_log": 3.0, "likeness": 0.4, "dense": 0.3,
+    "fresh_likeness": 0.5, "fresh_dense": 0.6, "bm25": 0.5, "all_words": 1.0, "title_share": 0.6,
     "exact_title": 3.0, "exact_attribute": 6.0, "fresh": -1.0, "fresh_bm25": 0.8, "fresh_all_words": 1.1,
     "fresh_title_share": 0.7, "fresh_exact_title": 4.0, "fresh_exact_attribute": 7.0, "nothing": -1.0,
     "unknown_words": 5.0,
@@ -34,8 +36,22 @@ def make_fusion() -> Fusion:
     )
 
 
-def make_pool(catalogue: Catalogue) -> PoolIndex:
+def make_dense(vectors: NDArray[np.float32], states: int, seed: int = 0) -> DenseIndex:
+    """Return random maps and the rows of items. vectors: float32 [N, d_x]. states: width of hidden states."""
+    rng = np.random.default_rng(seed)
+    heads = [
+        DenseHead(
+            rng.normal(0, 0.1, (8, states)).astype(np.float32),
+            rng.normal(0, 0.5, (8, vectors.shape[1])).astype(np.float32),
+            vectors.mean(axis=0),
+        )
+        for _ in range(2)
+    ]
+    return DenseIndex(heads[0], heads[0].rows(vectors), heads[1].rows(vectors), len(vectors))
+
+
+def make_pool(catalogue: Catalogue, dense: DenseIndex | None = None) -> PoolIndex:
     """Return a pool in which two people chose row 5 for "silent letter", and row k has (7 k) mod 23 events."""
     log = [("u1", "silent letter", 5), ("u2", "Silent Letter", 5), ("u1", "rare", 3)]
     counts = np.arange(len(catalogue)) * 7 % 23
-    return replace(PoolIndex.build(catalogue, log, counts), fusion=make_fusion())
+    return replace(PoolIndex.build(catalogue, log, counts), dense=dense, fusion=make_fusion())

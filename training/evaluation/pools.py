@@ -43,9 +43,7 @@ def rank_pools(
     rankings = rank_cases(
         engine, encoder, cases, task, beam_width=beam_width, limit=max(limit, beam_width), candidates=candidates,
         batch=batch, progress=progress, pool_of=pool_of,
+        state=index.dense is not None,
     )  # fmt: skip
-    fused = [
-        pools[k].fuse(ranking.items, ranking.scores, ranking.pool_scores, limit)
-        for k, ranking in enumerate(rankings)
-    ]
+    fused = [pools[k].fuse(ranking, limit) for k, ranking in enumerate(rankings)]
     return fused, rankings

@@ -53,6 +53,7 @@ def rank_cases(
     batch: int = 256,
     progress: Progress | None = None,
     pool_of: PoolOf | None = None,
+    state: bool = False,
 ) -> list[Ranking]:
     """Rank the candidates of each case; rankings are in the order of `cases`.
 
@@ -61,6 +62,7 @@ def rank_cases(
     limit: most items of a ranking.
     batch: cases in one call of the engine.
     pool_of: maps the number of a case, and the items allowed for it, to rows that the engine scores besides the beam.
+    state: whether the rankings hold the hidden states.
     Raises `EvaluationError` if a case has no valid prompt or too few candidates.
     """
     rankings: dict[int, Ranking] = {}
@@ -80,7 +82,9 @@ def rank_cases(
             width = beam_width if candidates.negatives is None else max(beam_width, candidates.negatives + 1)
             pool = pool_of(k, allowed) if pool_of else ()
             siblings = limit if pool_of else 0  # as the server asks
-            requests.append(RankRequest(prompt.ids, limit, width, allowed, siblings=siblings, pool=pool))
+            requests.append(
+                RankRequest(prompt.ids, limit, width, allowed, siblings=siblings, pool=pool, state=state)
+            )
         rankings.update(zip(chosen, engine.rank(requests), strict=True))
         if progress:
             progress(len(rankings), len(order))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from index.pool.dense import HALVES
 from index.pool.pool import Pool
 from index.pool.pool_index import PoolIndex
 from index.sequence.encoder import SequenceEncoder
@@ -72,8 +73,10 @@ def rank_choices(
     progress: called with the numbers of finished rankings and of all.
     """
     rng = np.random.default_rng([seed, len(cases)])
-    fold = rng.integers(0, FOLDS, len(index.catalogue))
-    hidden = [_with_fresh(index, engine.everything, fold == k) for k in range(FOLDS)]
+    # A fold lies within one half of the items: their dense rows come from a fit to the other half.
+    rows = np.arange(len(index.catalogue))
+    fold = rng.integers(0, FOLDS // HALVES, len(rows)) * HALVES + rows % HALVES
+    hidden = [_with_fresh(index, engine.everything, fold == k, k % HALVES) for k in range(FOLDS)]
     today = _Setting(index, engine.everything.chosen)
     jobs = [_Job(case, today, 1.0, False) for case in cases]
     for case in cases:
@@ -89,14 +92,15 @@ def rank_choices(
     return found
 
 
-def _with_fresh(index: PoolIndex, everything: Allowed, hidden: NDArray[np.bool_]) -> _Setting:
+def _with_fresh(index: PoolIndex, everything: Allowed, hidden: NDArray[np.bool_], half: int) -> _Setting:
     fresh = index.fresh | hidden
     known = np.ones(everything.trie.items, bool)
     known[everything.trie.slot_of_item[fresh]] = False
     slots = SlotSet.of(known)
     if everything.chosen is not None:
         slots &= everything.chosen
-    return _Setting(replace(index, fresh=fresh), slots)
+    dense = None if index.dense is None else index.dense.hiding(hidden, half)
+    return _Setting(replace(index, fresh=fresh, dense=dense), slots)
 
 
 def _rank(
@@ -118,11 +122,19 @@ def _rank(
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)
         prompt = encoder.prompt(case.history, query).ids
         requests.append(
-            RankRequest(prompt, beam_width, beam_width, beam, siblings=beam_width, pool=pools[-1].to_score)
+            RankRequest(
+                prompt,
+                beam_width,
+                beam_width,
+                beam,
+                siblings=beam_width,
+                pool=pools[-1].to_score,
+                state=pools[-1].needs_state,
+            )
         )
     found = []
     for job, pool, ranking in zip(jobs, pools, engine.rank(requests), strict=True):
-        rows, signals = pool.signals(ranking.items, ranking.scores, ranking.pool_scores)
+        rows, signals = pool.signals(ranking)
         places = {row: place for place, row in enumerate(rows.tolist())}
         target = None if job.case.target is None else places.get(job.case.target)
         choice = Choice(signals, pool.nothing(), target, job.weight)

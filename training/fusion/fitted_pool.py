@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from index.catalogue import Catalogue
+from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
 from index.sequence.encoder import SequenceEncoder
 from server.engine.contract import Engine
@@ -24,17 +25,19 @@ def fitted_pool(
     split: Split,
     search_attributes: Sequence[str],
     *,
+    dense: DenseIndex | None,
     trained: int,
     seed: int = 0,
     console: Console | None = None,
 ) -> PoolIndex:
     """Return the pool of a catalogue: query log and counts of the training events, weights of the validation cases.
 
+    dense: rows of the items by their vectors, if they have any.
     trained: number of rows that the model was trained on; later ones are fresh.
     Raises `CatalogueError` for a search attribute that no item has.
     """
     counts = popularity(split.train, len(catalogue)).astype(np.int64)
     pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes)
-    pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained)
+    pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained, dense=dense)
     fusion = fit_fusion(engine, encoder, pool, split.validation, seed=seed, console=console)
     return replace(pool, fusion=fusion)

@@ -24,6 +24,7 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "popularity": (0.1, 0.2),
     "query_log": (0.3, 0.5),
     "likeness": (1.0, 2.0),
+    "dense": (0.1, 0.3),
     "bm25": (0.2, 0.2),
     "all_words": (1.0, 1.0),
     "title_share": (0.5, 1.0),
@@ -31,6 +32,7 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "exact_attribute": (3.0, 2.0),
     "fresh": (-4.0, 3.0),
     "fresh_likeness": (1.0, 2.0),
+    "fresh_dense": (0.5, 0.3),
     "fresh_bm25": (0.3, 0.2),
     "fresh_all_words": (1.0, 1.0),
     "fresh_title_share": (0.5, 1.0),
@@ -77,7 +79,9 @@ def fit_weights(task: Task, choices: Sequence[Choice]) -> dict[str, float]:
         return nll + 0.5 * float(apart @ apart), options.T @ residual + apart / width
 
     bounds = [(-MAX_WEIGHT if name in UNBOUNDED else 0.0, MAX_WEIGHT) for name in names]
-    found = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    # The usual tolerance of the loss ends the search while the gradient is still large.
+    limits = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-14, "gtol": 1e-4}
+    found = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
     return {name: round(float(value), 6) for name, value in zip(names, found.x, strict=True)}
 
 

@@ -52,7 +52,8 @@ def fuse_bundle(
         search_attributes = () if before is None else before.lexical.attributes
     pool = fitted_pool(
         TorchEngine.open(bundle), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
-        trained=known if before is None else before.trained, seed=seed, console=console,
+        dense=None if before is None else before.dense, trained=known if before is None else before.trained,
+        seed=seed, console=console,
     )  # fmt: skip
     assert pool.fusion is not None
     return replace_pool(bundle, pool), pool.fusion

@@ -78,6 +78,11 @@ class BatchSource:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
+        for samples in self.labelled(epoch):
+            yield self._batch([sample for sample, _ in samples])
+
+    def labelled(self, epoch: int) -> Iterator[list[tuple[Sample, list[int]]]]:
+        """Yield the samples of each batch, with the catalogue rows of their targets in the order of the sample."""
         rng = np.random.default_rng([self._seed, epoch])
         varied = (self._varied(history, rng) for history in self._histories)
         windows = [window for history in varied for window in self._windows(history, rng)]
@@ -87,11 +92,11 @@ class BatchSource:
                 step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
             ]
             drawn = [windows[k] for k in chosen]
-            samples = [sample for life, begin in drawn for sample in self._samples(life, begin, rng)]
+            samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
             titles = int(self._titles_per_step + rng.random())
             if self._titles:
                 samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
-            yield self._batch(samples)
+            yield samples
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
@@ -106,10 +111,12 @@ class BatchSource:
         ends = accumulate(map(len, windows))
         return [(history[:end], end - len(window)) for window, end in zip(windows, ends, strict=True)]
 
-    def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
+    def _samples(
+        self, life: Sequence[Event], begin: int, rng: np.random.Generator
+    ) -> list[tuple[Sample, list[int]]]:
         if self._pairs is not None:
             return self._pairs.draw(life, begin, rng)
-        return [self._encoder.sample(life[begin:])]
+        return [(self._encoder.sample(life[begin:]), [event.item for event in life[begin:]])]
 
     def _varied(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
         """Hide the queries of some searches (query dropout), and search for some items that were recommended."""
@@ -124,10 +131,11 @@ class BatchSource:
             ]
         return varied
 
-    def _title_sample(self, k: int) -> Sample:
+    def _title_sample(self, k: int) -> tuple[Sample, list[int]]:
         row, title = self._titles[k]
         event = Event(row, Task.SEARCH, title)
-        return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
+        sample = self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
+        return sample, [row]
 
     def _batch(self, samples: list[Sample]) -> Batch:
         starts = [(s.task[s.level == 0]) for s in samples]

@@ -37,7 +37,7 @@ def item_losses(
     rows: the added token rows if they are weights of their own.
     A task without an item in the part is left out. Only the needed rows of the head are computed.
     """
-    hidden = _states(model, part)[:, :-1]  # [B, T-1, d]
+    hidden = part_states(model, part)[:, :-1]  # [B, T-1, d]
     target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
@@ -59,7 +59,7 @@ def item_losses(
     return totals
 
 
-def _states(model: PreTrainedModel, part: Part) -> Tensor:
+def part_states(model: PreTrainedModel, part: Part) -> Tensor:
     if part.prompt is None or part.attended is None:
         return decoder_only_states(model, part.ids, part.position)
     return encoder_decoder_states(model, part.prompt, part.attended, part.ids)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ from training.settings import flat
 SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
 NOT_SHAPED_BY = ("identifiers.normalisation",)
 
+ITEM_VECTORS = "item_vectors.npy"
 VECTOR_ORIGIN = "vector_origin.json"
 CODEBOOKS = "codebooks"
 CODES = "codes.npz"
@@ -35,13 +37,27 @@ CODES = "codes.npz"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Identifiers of the catalogue, origin of their vectors, and a backbone that can write them."""
+    """Identifiers of the catalogue, origin of their vectors, and a backbone that can write them.
+
+    vectors: file of the item vectors, float32 [N, d].
+    """
 
     identifiers: Identifiers
     origin: VectorOrigin
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     vocabulary: IdentifierVocabulary
+    vectors: Path
+
+    def later_vectors(self) -> NDArray[np.float32] | None:
+        """Return the item vectors, float32 [N, d]; None if later items cannot have such vectors.
+
+        That is so where vectors hold behaviour besides text.
+        """
+        if self.origin.embeddings not in ("text", "file"):
+            return None
+        vectors: NDArray[np.float32] = np.load(self.vectors, allow_pickle=False)
+        return vectors
 
     def encoder(self, config: TrainConfig) -> SequenceEncoder:
         """Return the encoder of sequences and prompts."""
@@ -66,7 +82,7 @@ def prepare(
     """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing."""
     with atomic_folder(folder, single_writer=True, replace=True) as draft:
         vectors = source.make(console)
-        np.save(draft / "item_vectors.npy", vectors)
+        np.save(draft / ITEM_VECTORS, vectors)
         source.origin.save(draft / VECTOR_ORIGIN)
         with console.status("identifiers and backbone"):
             titles = [item.title for item in catalogue]
@@ -110,4 +126,11 @@ def open_prepared(folder: Path, scheme: str) -> Prepared:
     codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
     identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)
     vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes, spelled=identifiers.spelled)
-    return Prepared(identifiers, VectorOrigin.load(folder / VECTOR_ORIGIN), model, tokenizer, vocabulary)
+    return Prepared(
+        identifiers,
+        VectorOrigin.load(folder / VECTOR_ORIGIN),
+        model,
+        tokenizer,
+        vocabulary,
+        folder / ITEM_VECTORS,
+    )

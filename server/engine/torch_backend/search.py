@@ -69,6 +69,7 @@ class Search:
         self.beam = Beam.root()
         self.level = 0
         self.cached_tokens = 0 if known is None else known.shape[3]
+        self.state: list[float] = []
         self.seconds = dict.fromkeys(ENGINE_STAGES, 0.0)
         self._vocabulary = vocabulary
         self._levels = request.written(vocabulary.levels)
@@ -118,6 +119,8 @@ class Search:
         log_probs: computes log p(code | prefix) of every code of a level.
         together: number of requests in the pass; they share the rows that may be computed in vain.
         """
+        if self.request.state and self.level == 0 and not self.state:
+            self.state = hidden[0][0].float().tolist()
         self._tree.take(hidden)
         while not (self.done or self._tree.next_rows):
             self._advance(log_probs, SPARE_ROWS // together)

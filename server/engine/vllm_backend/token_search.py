@@ -56,6 +56,7 @@ class TokenSearch:
         self.beam = Beam.root()
         self.level = 0
         self.cached_tokens = 0
+        self.state: list[float] = []  # vLLM does not give it
         self.seconds = dict.fromkeys(ENGINE_STAGES, 0.0)
         self.open_questions: dict[str, Question] = {}  # for the caller, by its own names
         self._open = 0

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.bundles import item_vectors, make_bundle
 from support.kills import NEW, state
 from support.paths import ROOT
@@ -236,3 +239,30 @@ def test_random_damage_is_refused_by_name(path: Path) -> None:
 @pytest.mark.slow
 def test_a_thousand_random_damages_are_refused_by_name(path: Path) -> None:
     check_damage(path, 1000, seed=1)
+
+
+def test_new_items_and_changed_texts_get_dense_rows(tmp_path: Path) -> None:
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle", pool=True, atomic=True))
+    before = bundle.index.pool.dense  # type: ignore[union-attr]
+    assert before is not None
+    old = bundle.index.catalogue
+    renamed, dearer = replace(old[4], title="Quiet Ocean"), replace(old[9], attributes={"year": 2001})
+    new = [Item("new", "Silent Ocean")]
+    asked: list[Item] = []
+
+    def embed(items: Sequence[Item]) -> NDArray[np.float32]:
+        asked.extend(items)
+        return item_vectors(items)
+
+    from_texts = replace(bundle, info=replace(bundle.info, item_encoder="minilm"))
+    update_index(from_texts, [renamed, dearer, *new], [], embed)
+    dense = Bundle.open(bundle.path).index.pool.dense  # type: ignore[union-attr]
+    assert dense is not None
+    assert asked == [renamed, *new]  # the text of the other one did not change
+    rows = dense.head.rows(item_vectors([renamed, *new]))
+    np.testing.assert_array_equal(dense.rows[[4, 60]], rows)
+    np.testing.assert_array_equal(np.delete(dense.rows, [4, 60], 0), np.delete(before.rows, 4, 0))
+    with pytest.raises(BundleError, match="vectors of 3 dimensions"):
+        update_index(
+            bundle, [Item("newer", "Lost Ocean")], [], lambda items: np.ones((len(items), 3), np.float32)
+        )

@@ -30,6 +30,7 @@ class Countdown:
     seconds: dict[str, float] = field(default_factory=dict)
     cached_tokens: int = 0
     pool_scores: list[float] = field(default_factory=list)
+    state: list[float] = field(default_factory=list)
 
     @property
     def done(self) -> bool:

@@ -166,6 +166,28 @@ def test_an_item_that_is_added_is_found_at_once(scheme: dict[str, Any], tmp_path
         assert len(answer["items"]) == 60
 
 
+def test_a_new_item_without_a_word_in_common_is_found_by_its_vector(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", pool=True, codebooks=(8, 8))
+    added = [Item(f"new-{k}", f"xyz{k} qqq{k}") for k in range(100)]
+    update_index(Bundle.open(path), added, [], item_vectors)
+    bundle = Bundle.open(path)
+    engine = TorchEngine.open(bundle)
+    dense = bundle.index.pool.dense  # type: ignore[union-attr]
+    assert dense is not None
+    with TestClient(create_app(bundle, hosted(engine), Settings())) as client:
+        for exclude in ([], ["new-3", "new-17", "new-50"]):
+            body = {"history": HISTORY, "limit": 30, "exclude": exclude, "beam_width": 30}
+            items = client.post("/recommend", json=body).json()["items"]
+            found = [item["item_id"] for item in items if item["source"] == "dense"]
+            prompt = bundle.encoder.prompt([Event(3), Event(11)]).ids
+            state = engine.rank([RankRequest(prompt, 1, 1, state=True)])[0].state
+            rows = [60 + k for k in range(100) if f"new-{k}" not in exclude]
+            scores = dense.scores(state, np.array(rows))
+            nearest = [f"new-{rows[k] - 60}" for k in np.argsort(-scores)[:8]]
+            assert found
+            assert set(found) <= set(nearest)
+
+
 def test_new_items_of_one_identifier_take_no_place_of_others(tmp_path: Path) -> None:
     """Atomic identifiers: ten new items share that of each of three known ones."""
     path = make_bundle(tmp_path / "bundle", pool=True, atomic=True)

@@ -8,6 +8,7 @@ from index.sequence.events import Task
 from training.fusion.logit import PRIOR, Choice, fit_weights
 
 TASK = Task.SEARCH
+ACTIVE = 9  # signals of an item that are not zero, on average, however many signals there are
 ITEMS, NOTHING = len(ITEM_SIGNALS[TASK]), len(NOTHING_SIGNALS[TASK])
 
 
@@ -18,7 +19,7 @@ def draw(weights: dict[str, float], cases: int, seed: int = 0) -> list[Choice]:
     nothing = np.array([weights[name] for name in NOTHING_SIGNALS[TASK]])
     found = []
     for _ in range(cases):
-        signals = rng.exponential(1.0, (rng.integers(2, 30), ITEMS)) * (rng.random(ITEMS) < 0.5)
+        signals = rng.exponential(1.0, (rng.integers(2, 30), ITEMS)) * (rng.random(ITEMS) < ACTIVE / ITEMS)
         aside = np.array([1.0, *rng.random(NOTHING - 1)])
         shares = relevance(signals @ item, float(aside @ nothing))
         taken = rng.choice(len(shares) + 1, p=[*shares, 1 - shares.sum()])
@@ -43,9 +44,34 @@ def test_evidence_never_counts_against_an_item() -> None:
 
 
 def test_a_few_cases_leave_the_general_weights_almost_alone() -> None:
-    found = fit_weights(TASK, draw(dict.fromkeys(PRIOR, 0.5), 2))
-    for name, (mean, width) in PRIOR.items():
-        assert found[name] == pytest.approx(mean, abs=width)
+    apart = []
+    for seed in range(5):
+        found = fit_weights(TASK, draw(dict.fromkeys(PRIOR, 0.5), 2, seed))
+        apart += [(found[name] - mean) / width for name, (mean, width) in PRIOR.items()]
+    assert np.sqrt(np.mean(np.square(apart))) < 0.5  # of the widths
+
+
+def test_no_step_from_the_weights_that_were_found_lowers_the_loss() -> None:
+    choices = draw({name: (-1.0 if name not in UNBOUNDED else -0.5) for name in PRIOR}, 500)
+    names = (*ITEM_SIGNALS[TASK], *NOTHING_SIGNALS[TASK])
+    found = fit_weights(TASK, choices)
+
+    def loss(weights: dict[str, float]) -> float:
+        item, nothing = (
+            np.array([weights[name] for name in group[TASK]]) for group in (ITEM_SIGNALS, NOTHING_SIGNALS)
+        )
+        total = 0.5 * sum(((weights[name] - PRIOR[name][0]) / PRIOR[name][1]) ** 2 for name in names)
+        for choice in choices:
+            shares = relevance(choice.signals @ item, float(choice.nothing @ nothing))
+            total -= np.log(1 - shares.sum() if choice.target is None else shares[choice.target])
+        return total
+
+    least = loss(found)
+    for name in names:
+        for step in (-0.01, 0.01):
+            moved = found[name] + step
+            if name in UNBOUNDED or moved >= 0:
+                assert loss(found | {name: moved}) > least - 1e-3, (name, step)
 
 
 def test_a_case_of_weight_two_counts_like_two_cases() -> None:

@@ -86,12 +86,13 @@ def test_rankings_are_those_of_the_engine(
 
 def test_pools_and_levels_travel(bundle: Bundle, engine: TorchEngine, process: EngineProcess) -> None:
     requests = [
-        replace(request(bundle, limit), pool=pool, levels=levels)
+        replace(request(bundle, limit), pool=pool, levels=levels, state=limit > 3)
         for limit, pool, levels in ((3, [], 1), (4, [59, 0, 7], None), (5, list(range(60)), 2))
     ]
     for theirs, ours, asked in zip(process.rank(requests), engine.rank(requests), requests, strict=True):
         assert_same_ranking(theirs, ours)
         assert len(theirs.pool_scores) == len(asked.pool)
+        assert bool(theirs.state) == asked.state
     wrong = ({"pool": [60]}, "rows of this index version are 0 to 59"), ({"levels": 9}, "levels must be")
     for bad, reason in wrong:
         with pytest.raises(EngineError, match=reason):
@@ -108,6 +109,7 @@ def a_value(name: str) -> object:
         "siblings": 2,
         "pool": [2, 0],
         "levels": 1,
+        "state": True,
     }
     return {**values, "deadline": 1e300}[name]
 
@@ -126,7 +128,7 @@ def test_every_value_of_a_request_arrives_as_it_was(bundle: Bundle) -> None:
 
 
 def test_every_value_of_a_ranking_arrives_as_it_was() -> None:
-    sent = Ranking([3, 1], [-0.1, -1 / 3], {"head": 1e-3}, 5, True, [-1e-30, -7.25])
+    sent = Ranking([3, 1], [-0.1, -1 / 3], {"head": 1e-3}, 5, True, [-1e-30, -7.25], [0.5, -1 / 3])
     for each in fields(Ranking):
         assert getattr(sent, each.name) not in ([], {}, 0, False), "give the new field a value"
     reply = decode_reply(encode(wire.Outcomes(rankings={2: sent}, failures={})))

@@ -383,3 +383,21 @@ def test_who_is_gone_gets_no_scores_and_a_bad_pool_fails_alone() -> None:
         engine.serve({0: request, 1: bad}, dict, outcomes.update)
         assert isinstance(outcomes[1], EngineError)
         assert_same_ranking(outcomes[0], answered)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_the_state_is_what_the_first_code_is_predicted_from(backbone: str, cache_bytes: int) -> None:
+    w = world(backbone=backbone)
+    engine = w.engine(cache_bytes=cache_bytes)
+    rows = w.model.get_output_embeddings().weight[slice(*w.vocabulary.span(0))].detach()
+    for _ in range(2):  # the second time, most of the prompt may come from the cache
+        request = RankRequest(prompt(95), 1, 1, pool=range(w.items), levels=1, state=True)
+        alone, others = (
+            engine.rank([request])[0],
+            engine.rank([replace(request, prompt=prompt(30)), request])[1],
+        )
+        for found in (alone, others):
+            codes = (rows @ torch.tensor(found.state)).log_softmax(0)
+            assert np.allclose(codes[w.codes[:, 0]], found.pool_scores, rtol=0, atol=1e-3)
+    assert engine.rank([replace(request, state=False)])[0].state == []

@@ -1,0 +1,57 @@
+"""Hidden states from which a trained model predicts items, with these items: what the dense head is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from index.sequence.encoder import Sample
+from training.loop.batches import BatchSource
+from training.loop.losses import part_states
+from training.loop.parts import pad
+
+MOST_TARGETS = 50_000
+MOST_NUMBERS = 2**26  # of all states together
+PASS_TOKENS = 8192  # of a forward pass, with padding
+
+Labelled = tuple[Sample, list[int]]
+
+
+@torch.inference_mode()
+def target_states(model: PreTrainedModel, batches: BatchSource) -> tuple[Tensor, Tensor]:
+    """Return the states before the first code of each target of an epoch, float32 [n, d], and its row, int64 [n].
+
+    A long epoch is cut off after `MOST_TARGETS` targets: its order is random.
+    """
+    was_training = model.training
+    model.eval()
+    states, items = [], []
+    found = 0
+    try:
+        for batch in batches.labelled(0):
+            for part in _passes(batch):
+                padded = pad([sample for sample, _ in part])
+                hidden = part_states(model, padded)[:, :-1][padded.level[:, 1:] == 0].float()
+                states.append(hidden)
+                items += [row for _, rows in part for row in rows]
+                found += len(hidden)
+            if found >= min(MOST_TARGETS, MOST_NUMBERS // states[0].shape[1]):
+                break
+    finally:
+        model.train(was_training)
+    return torch.cat(states), torch.tensor(items, dtype=torch.long)
+
+
+def _passes(batch: Sequence[Labelled]) -> Iterator[list[Labelled]]:
+    """Divide a batch into forward passes of samples of similar length."""
+    part: list[Labelled] = []
+    for each in sorted(batch, key=lambda each: len(each[0]) + len(each[0].prompt)):
+        length = len(each[0]) + len(each[0].prompt)
+        if part and length * (len(part) + 1) > PASS_TOKENS:
+            yield part
+            part = []
+        part.append(each)
+    yield part

@@ -1,0 +1,91 @@
+"""What a training begins with: preparations that are missing are made, after everything was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from gems import KnowledgeBasis, find_linears
+from index.sequence.vocabulary import MARKERS
+from training.config import TrainConfig
+from training.data import assets
+from training.data.dataset import DataSet
+from training.data.item_vectors import VectorSource, vector_source
+from training.data.splits import Split
+from training.methods.registry import check_method
+from training.model.backbones import Backbone, BackboneError, load_backbone
+from training.prepare.fused_vectors import ALPHAFUSE, fused_source
+from training.prepare.knowledge_basis import collect, knowledge_path, uses_knowledge
+from training.prepare.preparation import is_prepared, open_prepared, prepare
+
+
+def make_preparations(
+    folder: Path,
+    config: TrainConfig,
+    data: Path,
+    dataset: DataSet,
+    split: Split,
+    console: Console,
+    record: Callable[[], None] | None,
+) -> None:
+    """Fill `folder` with the missing preparations of a training.
+
+    data: folder of the data set.
+    record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
+    """
+    backbone = source = None
+    if not is_prepared(folder):
+        backbone = _checked_backbone(config, dataset)
+        source = _source(config, data, dataset, split, folder, console)
+    elif record is not None:  # a new run on old preparations
+        _check_method(open_prepared(folder, config.identifiers.scheme).model, config)
+    if record is not None:
+        record()
+    if backbone is not None and source is not None:
+        prepare(folder, dataset.catalogue, backbone, source, config, console)
+    if (
+        uses_knowledge(config)
+        and config.knowledge.basis is None
+        and not knowledge_path(folder, config).exists()
+    ):
+        collect(folder, open_prepared(folder, config.identifiers.scheme), config, console)
+
+
+def _source(
+    config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
+) -> VectorSource:
+    if config.identifiers.embeddings == ALPHAFUSE:
+        return fused_source(config, data, dataset, split, folder, console)
+    return vector_source(config, dataset.catalogue)
+
+
+def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
+    torch.manual_seed(config.seed)
+    backbone = load_backbone(config, dataset.catalogue.texts())
+    taken = {f"<|{name}|>" for name in MARKERS} & set(backbone.tokenizer.get_vocab())
+    if taken:
+        raise BackboneError(
+            f"backbone {config.backbone.name!r} already knows {min(taken)}; use one that is no bundle"
+        )
+    _check_method(backbone.model, config)
+    positions = getattr(backbone.model.config, "max_position_embeddings", None)
+    if positions is not None and config.sequence.max_tokens > positions:
+        raise BackboneError(
+            f"--sequence.max-tokens {config.sequence.max_tokens} exceeds the backbone's context of {positions} "
+            "positions"
+        )
+    return backbone
+
+
+def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Raise `GemsError` if the settings of GEMS do not fit the backbone."""
+    check_method(model, config)
+    if uses_knowledge(config):
+        if config.knowledge.basis is None:
+            assets.fetch("wikipedia")
+        else:
+            KnowledgeBasis.load(config.knowledge.basis).check(find_linears(model))
