@@ -34,7 +34,7 @@ LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
 
 
 class ModelScores(Protocol):
-    """What the model said about a request.
+    """Scores of a request by the model.
 
     items, scores: catalogue rows of the beam, and their log-probabilities. pool_scores: those of `Pool.to_score`.
     state: hidden state at the end of the prompt, [d]; empty if the engine does not give it.

@@ -1,4 +1,4 @@
-"""What a training begins with: preparations that are missing are made, after everything was checked."""
+"""The first part of a training: it makes the preparations that are missing, after everything was checked."""
 
 from __future__ import annotations
 
