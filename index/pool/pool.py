@@ -126,6 +126,8 @@ class Pool:
     @property
     def needs_state(self) -> bool:
         """Whether the model's hidden state is a signal."""
+        if self.task is Task.RECOMMENDATION and not len(self.index.fresh_rows):
+            return False
         return self.index.dense is not None
 
     def fuse(self, found: ModelScores, limit: int) -> Fused:
