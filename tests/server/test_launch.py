@@ -39,6 +39,11 @@ def server(copy: Path) -> Iterator[Server]:
         yield started
 
 
+def test_the_engine_keeps_few_compiled_kernels(server: Server) -> None:
+    """By itself oneDNN keeps 1,024 of them, so that memory grows for hours."""
+    assert psutil.Process(server.engine_pid).environ()["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+
+
 def test_engine_killed_within_a_batch(server: Server) -> None:
     """Only the requests in flight are answered with 503; the next engine answers those that waited."""
     with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(4) as threads:
