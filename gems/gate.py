@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gems.errors import GemsError
+from gems.model.errors import GemsError
 
 KINDS = ("hypergradient", "prior", "uniform")
 

@@ -10,23 +10,26 @@ exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from gems.errors import GemsError
 from gems.gate import Gate
-from gems.gradients import HeldGradients
-from gems.knowledge import KnowledgeBasis
-from gems.layers import SHARED, Ranks, find_linears, ranks_of
-from gems.linear import Route, RoutedLinear
-from gems.numerics import magnitude
-from gems.schedule import RefreshSchedule
-from gems.weight import ProjectedWeight, Rules
+from gems.gradients.held import HeldGradients, StepFigures
+from gems.gradients.passes import JOINT, Passes
+from gems.gradients.schedule import RefreshSchedule
+from gems.model.errors import GemsError, check_numbers
+from gems.model.knowledge import KnowledgeBasis
+from gems.model.layers import find_experts, find_linears, matrices_of
+from gems.model.precision import full_precision
+from gems.weights.plain import PlainParameters
+from gems.weights.projected import Rates, Rules, make_weights
+from gems.weights.ranks import SHARED, Ranks
 
 
 class GEMS(torch.optim.Optimizer):
@@ -36,12 +39,13 @@ class GEMS(torch.optim.Optimizer):
     tasks: names of the tasks; none for subspace tuning (GaLore) of a single loss.
     lr: learning rate η, also of the plain parameters.
     rank: size of the shared basis as a count of directions.
-    rank_share: the same as a share of each layer's inputs, in (0, 1]. Give exactly one of the two.
+    rank_share: the same as a share of each weight's smaller dimension, in (0, 1]. Give exactly one of the two.
     task_rank, task_rank_share: size of each task's basis in the same way; half of the shared basis if not given.
     scale: factor s on the subspace updates.
     betas, eps: Adam's, for subspaces and plain parameters.
     weight_decay: decoupled weight decay of the projected weights.
-    linears: name → layer to be projected; all trainable `nn.Linear` except the output head if not given.
+    linears: name → layer to be projected; all trainable linear layers except the output head if not given.
+    experts: name → parameter [experts, ·, ·] to be projected; those of `find_experts` if not given.
     plain: parameters to be trained by AdamW; all other trainable parameters of the model if not given.
     refresh_every, stagger: steps between refreshes, and groups that take turns; see `RefreshSchedule`.
     knowledge: basis of directions that must not change.
@@ -58,11 +62,16 @@ class GEMS(torch.optim.Optimizer):
     clip: largest norm of each family's projected gradient. The plain parameters count with the shared family.
     process_group: processes over which gradients are summed. Each process passes its contribution to the
         global loss.
-    seed: seed of range finding, rounding and the gate.
+    seed: seed of range finding and the gate.
 
-    Call `backward(losses)` once or more, then `step()`.
+    Call `backward(losses)` once or more, or `loss.backward()` inside `with optimizer.task(name):`, then `step()`.
+    With at most one task, `loss.backward()` alone is enough.
+    Warns if wanted ranks do not fit a weight and are cut down; `ranks` has those that hold.
     Raises `GemsError` for settings that do not fit the model or each other.
     """
+
+    # `torch.amp.GradScaler` then hands its scale to `step`, which refuses it by name
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -78,7 +87,8 @@ class GEMS(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        linears: Mapping[str, nn.Linear] | None = None,
+        linears: Mapping[str, nn.Module] | None = None,
+        experts: Mapping[str, nn.Parameter] | None = None,
         plain: Iterable[nn.Parameter] | None = None,
         refresh_every: int = 200,
         stagger: int = 10,
@@ -97,63 +107,69 @@ class GEMS(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
-        if SHARED in tasks or len(set(tasks)) != len(tasks):
-            raise GemsError(f"task names {list(tasks)} must differ from each other and from {SHARED!r}")
+        if SHARED in tasks or JOINT in tasks or len(set(tasks)) != len(tasks):
+            raise GemsError(
+                f"task names {list(tasks)} must differ from each other and from {SHARED!r} and {JOINT!r}"
+            )
+        check_numbers(lr=lr, scale=scale, weight_decay=weight_decay)
+        check_numbers(above=True, eps=eps, clip=clip, growth_limit=growth_limit)
+        check_numbers(below=1.0, beta1=betas[0], beta2=betas[1], cap=cap)
+        if not 0 <= energy <= 1:
+            raise GemsError(f"energy {energy} must be a share in [0, 1]")
         linears = dict(linears if linears is not None else find_linears(model))
-        if not linears:
+        experts = dict(experts if experts is not None else find_experts(model))
+        matrices = matrices_of(linears, experts)
+        if not matrices:
             raise GemsError("the model has no trainable linear layer to tune")
         if knowledge is not None:
+            if experts:
+                raise GemsError(
+                    f"nothing is known of the inputs of {min(experts)}; give experts={{}} and freeze such weights, "
+                    "or leave the knowledge out"
+                )
             knowledge.check(linears)
         self.tasks = tuple(tasks)
-        self.steps = 0
-        self._schedule = RefreshSchedule(len(linears), refresh_every, stagger)
+        self.gate = Gate(self.tasks, gate, temperature=temperature, seed=seed)
+        self.sensitivity: dict[str, float] = {}
         self._joint = joint and len(tasks) > 1
         self._clip = clip
-        self._seed = seed
-        self.gate = Gate(self.tasks, gate, temperature=temperature, seed=seed)
+        self._refresh_every = refresh_every
+        self._figures: dict[str, float] = {}
+        self._refreshed: dict[str, dict[str, float]] = {}
         rules = Rules(
-            self.tasks,
-            betas,
-            eps,
-            deflate,
-            transport,
-            rank_scaling,
-            growth_limit,
-            relative,
-            knowledge,
-            energy,
-            seed,
+            self.tasks, deflate, transport, rank_scaling, growth_limit, relative, knowledge, energy, cap, seed
         )
-        sizes = Ranks(rank, rank_share, task_rank, task_rank_share)
-        self.weights: list[ProjectedWeight] = []
-        for index, (name, linear) in enumerate(linears.items()):
-            ranks, limit = ranks_of(name, linear, self.tasks, sizes, cap, knowledge, energy)
-            parameter = cast(nn.Parameter, linear.weight)
-            self.weights.append(ProjectedWeight(name, index, parameter, ranks, limit, rules))
-        projected = {id(weight.parameter) for weight in self.weights}
+        self.weights = make_weights(matrices, Ranks(rank, rank_share, task_rank, task_rank_share), rules)
+        parameters = list({id(m.parameter): m.parameter for m in matrices}.values())
+        projected = {id(parameter) for parameter in parameters}
         others = model.parameters() if plain is None else plain
         plain = [p for p in others if p.requires_grad and id(p) not in projected]
-        groups = [{"params": [w.parameter for w in self.weights], "scale": scale}]
+        groups: list[dict[str, Any]] = [{"params": parameters, "scale": scale}]
         if plain:
-            groups.append({"params": plain, "scale": 1.0})
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        self._relative = relative
-        alone = [{"params": [p]} for p in plain] if relative else plain  # each with a rate of its own
-        self._plain = (
-            torch.optim.AdamW(alone, lr=lr, betas=betas, eps=eps, weight_decay=0.0) if plain else None
-        )
-        self._hooks: list[RemovableHandle] = []
-        self._routed: list[nn.Linear] = []
-        for k, linear in enumerate(linears.values()):
-            self._connect(k, linear)
-        self._current: str | None = None
-        self._figures: dict[str, float] = {}
-        self.sensitivity: dict[str, float] = {}
-        self._refreshed: dict[str, dict[str, float]] = {}
-        learning = gate == "hypergradient" and len(tasks) > 1
-        self._gradients = HeldGradients(
-            self.weights, plain, self.tasks if learning else (), len(tasks), process_group
-        )
+            groups.append({"params": plain, "scale": 1.0, "weight_decay": 0.0})
+        self._complete = False
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._complete = True
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        self._plain = PlainParameters(plain, settings, relative=relative)
+        learning = self.tasks if gate == "hypergradient" and len(tasks) > 1 else ()
+        self._held = HeldGradients(self.weights, plain, learning, self.tasks, process_group)
+        schedule = RefreshSchedule(len(self.weights), refresh_every, stagger)
+        self._passes = Passes(self.weights, self._held, self.tasks, schedule, joint=self._joint)
+        self._devices = sorted({p.device.type for p in parameters} - {"meta"})
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return self._passes.steps
+
+    @property
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Rank of each family, by weight."""
+        return {
+            weight.name: {f: c.stop - c.start for f, c in weight.subspaces.columns.items()}
+            for weight in self.weights
+        }
 
     # ---- gradients
 
@@ -161,7 +177,7 @@ class GEMS(torch.optim.Optimizer):
         self,
         losses: Mapping[str, Tensor] | Tensor,
         *,
-        values: Mapping[str, float] | None = None,
+        values: Mapping[str, float | Tensor] | None = None,
         samples: Mapping[str, float] | None = None,
     ) -> None:
         """Accumulate the gradients of Σ_t losses[t], with one backward pass for each task over one graph.
@@ -177,154 +193,160 @@ class GEMS(torch.optim.Optimizer):
                 raise GemsError(f"give the losses by task: {{{', '.join(map(repr, self.tasks))}: …}}")
             losses = {SHARED: losses}
         else:
-            unknown = set(losses) - set(self.tasks)
-            if unknown:
-                raise GemsError(f"unknown task {min(unknown)!r}; the tasks are {', '.join(self.tasks)}")
+            self._check_tasks(losses)
         if not losses:
             return
-        for k, task in enumerate(self.tasks):
-            if task in losses:
-                value = float(losses[task].detach()) if values is None else values[task]
-                self._gradients.stats[:, k] += torch.tensor([value, (samples or {}).get(task, 0.0), 1.0])
-        if self._joint and not self._refreshing():
-            self._run(torch.stack(list(losses.values())).sum(), "joint", retain=False)
+        for task, loss in losses.items():
+            self._held.note(task, loss if values is None else values[task], (samples or {}).get(task, 0.0))
+            self._held.objective += loss.detach().to(self._held.objective)
+        if self._joint and not self._passes.refreshing():
+            with self._passes.running(JOINT):
+                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             return
         for k, (task, loss) in enumerate(losses.items()):
-            self._run(loss, task, retain=k + 1 < len(losses))
+            with self._passes.running(task):
+                loss.backward(retain_graph=k + 1 < len(losses))  # type: ignore[no-untyped-call]
 
-    def _run(self, loss: Tensor, task: str, *, retain: bool) -> None:
-        self._current = task
-        try:
-            loss.backward(retain_graph=retain)  # type: ignore[no-untyped-call]
-        finally:
-            self._current = None
+    @contextmanager
+    def task(self, name: str, *, value: float | Tensor | None = None, samples: float = 0.0) -> Iterator[None]:
+        """Count every `loss.backward()` inside the block as one of a task.
 
-    def _connect(self, k: int, linear: nn.Linear) -> None:
-        """Connect a layer: its gradient arrives projected from `RoutedLinear`, or whole from a hook."""
-        weight = self.weights[k]
+        value: unweighted loss, for the gate. If no task has one, the gate looks at the other features only.
+        samples: number of samples, for the gate.
+        Raises `GemsError` for an unknown task.
+        """
+        self._check_tasks([name])
+        self._held.note(name, value, samples)
+        with self._passes.running(name):
+            yield
 
-        def basis() -> Tensor | None:
-            ready = weight.subspaces.ready and not self._is_due(k)
-            return weight.subspaces.basis if ready else None
-
-        def receive(gradient: Tensor) -> None:
-            weight.receive(gradient, self._families(self._task()), self._gradients.alignment)
-
-        def take(parameter: nn.Parameter) -> None:
-            if parameter.grad is None:  # it arrived projected
-                return
-            task = self._task()
-            weight.take(task, self._families(task), keep=self._is_due(k), alignment=self._gradients.alignment)
-
-        if type(linear) is nn.Linear and weight.subspaces.basis.shape[1] < linear.in_features:
-            RoutedLinear.install(linear, Route(basis, receive))
-            self._routed.append(linear)
-        hook = weight.parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
-        self._hooks.append(hook)
-
-    def _task(self) -> str:
-        if self._current is None:
-            raise GemsError("call optimizer.backward(losses), not loss.backward(): tasks must be told apart")
-        return self._current
+    def _check_tasks(self, names: Iterable[str]) -> None:
+        unknown = set(names) - set(self.tasks)
+        if unknown:
+            raise GemsError(f"unknown task {min(unknown)!r}; the tasks are {', '.join(self.tasks) or 'none'}")
 
     def close(self) -> None:
         """Detach from the model: its layers are plain ones again and compute their own gradients."""
-        for hook in self._hooks:
-            hook.remove()
-        for linear in self._routed:
-            RoutedLinear.remove(linear)
-        self._hooks, self._routed = [], []
-
-    def _families(self, task: str) -> list[str]:
-        """Return the families whose bases a task's gradient is projected into."""
-        if self._joint:
-            return [SHARED, *self.tasks]
-        return [SHARED] if task == SHARED else [SHARED, task]
-
-    def _is_due(self, k: int) -> bool:
-        """Whether the bases of weight k are refreshed in the next step."""
-        return self._schedule.is_due(k, self.steps, self.weights[k].subspaces.ready)
-
-    def _refreshing(self) -> bool:
-        return any(self._is_due(k) for k in range(len(self.weights)))
+        self._passes.close()
 
     # ---- the step
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Refresh the bases that are due, train the gate, clip, update the weights, and drop the gradients.
 
-        Raises `ArithmeticError` if a gradient is not finite. Then no weight is changed, and the gradients are dropped.
-        Raises `GemsError` if no gradient has reached a weight.
+        closure: computes the loss and its gradients; its value is returned.
+        Without a backward pass since the last step, nothing happens. A weight that no gradient has reached stays.
+        Raises `ArithmeticError` if a loss, a gradient or a gate's weight is not finite. Then no weight and no moment is
+        changed, and the gradients are dropped.
         """
-        held = self._gradients
-        held.reduce_stats()
-        present = held.present(self.tasks)
-        due = [weight for k, weight in enumerate(self.weights) if self._is_due(k)]
-        held.reduce(due, present or [SHARED])
-        families = [SHARED, *present]
-        if not held.finite():
+        if hasattr(self, "grad_scale"):
             self.zero_grad()
-            raise ArithmeticError("the gradient is not finite")
-        self._refreshed = {}
-        for weight in due:
-            if not weight.full and not weight.subspaces.ready:
-                raise GemsError(
-                    f"no gradient reached {weight.name}; freeze it (requires_grad_(False)) or leave it out of `linears`"
-                )
-            if weight.full:
-                names = {task: self._families(task) for task in weight.full}
-                self._refreshed[weight.name] = weight.refresh(self.steps, names)
-        norms = {family: held.norm(family) for family in families}
-        self._drive_gate(norms)
-        coefficients = {SHARED: 1.0} | dict(zip(self.tasks, self.gate.weights().tolist(), strict=True))
-        if self._clip is not None:
-            held.clip(norms, self._clip)
-        rates, plain_rates = self.param_groups[0], self.param_groups[-1]
-        generators: dict[torch.device, torch.Generator] = {}
-        for weight in self.weights:
-            device = weight.parameter.device
-            if device not in generators:
-                generators[device] = torch.Generator(device).manual_seed(
-                    hash((self._seed, self.steps)) & (2**63 - 1)
-                )
-            weight.update(
-                rates["lr"] * rates["scale"],
-                rates["lr"] * rates["weight_decay"],
-                {family: coefficients[family] for family in families},
-                generators[device],
+            raise GemsError(
+                "GEMS does not work with torch.amp.GradScaler: projected gradients are not in `.grad`. "
+                "Use bf16 autocast, which needs no scaler"
             )
-        if self._plain is not None:
-            for group in self._plain.param_groups:
-                length = magnitude(group["params"][0]) if self._relative else 1.0
-                group["lr"] = plain_rates["lr"] * plain_rates["scale"] * length
-            self._plain.step()
-        self._figures = {"gradient_norm": norms[SHARED]} | {
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with full_precision(self._devices):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        held, passes = self._held, self._passes
+        if passes.changed_elsewhere():
+            warnings.warn(
+                "gradients were changed in place after the backward pass (clip_grad_norm_?). Only plain parameters "
+                "have theirs in `.grad`: use GEMS(clip=…) instead, with max_grad_norm=0 in a Trainer",
+                stacklevel=5,
+            )
+        due = [weight for k, weight in enumerate(self.weights) if passes.is_due(k)]
+        held.reduce(due)
+        if not held.seen:
+            return
+        present = [task for task in self.tasks if task in held.seen]
+        families = [SHARED, *present]
+        group = self.param_groups[0]
+        betas = tuple(group["betas"])
+        self._refreshed = {}
+        if any(weight.full for weight in due):
+            if not held.finite():
+                self._refuse("a loss or a gradient is not finite")
+            for weight in due:
+                if weight.full:
+                    by_task = {task: passes.families(task) for task in weight.full}
+                    self._refreshed[weight.name] = weight.refresh(passes.steps, by_task, betas)
+        figures = held.measure(families)
+        if not figures.finite():
+            self._refuse("a loss or a gradient is not finite")
+        self._drive_gate(figures)
+        coefficients = {SHARED: 1.0} | dict(zip(self.tasks, self.gate.weights().tolist(), strict=True))
+        if not all(map(math.isfinite, coefficients.values())):
+            self._refuse("a weight of the gate is not finite")
+        if self._clip is not None:
+            held.clip(figures, self._clip)
+        rates = Rates(
+            group["lr"] * group["scale"],
+            group["lr"] * group["weight_decay"],
+            (betas[0], betas[1]),
+            group["eps"],
+        )
+        for weight in self.weights:
+            weight.update(rates, {family: coefficients[family] for family in families})
+        self._plain.step(self.param_groups[-1])
+        self._figures = {"gradient_norm": figures.norm(SHARED)} | {
             f"gate.{task}": coefficients[task] for task in self.tasks
         }
-        self.steps += 1
+        passes.steps += 1
+        self._name_unreached()
         self.zero_grad()
 
-    def _drive_gate(self, norms: Mapping[str, float]) -> None:
+    def _refuse(self, reason: str) -> None:
+        self.zero_grad()
+        raise ArithmeticError(reason)
+
+    def _name_unreached(self) -> None:
+        """Warn once if a weight has had no gradient when all should have had their first refresh."""
+        if self.steps == self._refresh_every:
+            names = [weight.name for weight in self.weights if not weight.subspaces.ready]
+            if names:
+                warnings.warn(
+                    f"no gradient has reached {names[0]} in {self.steps} steps ({len(names)} weights in all); "
+                    "freeze what is not used (requires_grad_(False)) or leave it out of `linears`",
+                    stacklevel=6,
+                )
+
+    def _drive_gate(self, figures: StepFigures) -> None:
         """Train the gate on the effect of the last update on this batch, then add this batch's figures to it."""
         if not self.tasks:
             return
         self.sensitivity = {}
-        alignment = self._gradients.alignment
-        moved = [sum(weight.moved.get(task, 0.0) for weight in self.weights) for task in alignment]
-        length = norms[SHARED] * math.sqrt(sum(moved))
-        if alignment and all(moved) and length > 0:
+        length = figures.norms[SHARED] * math.sqrt(sum(figures.moved.values()))
+        if figures.alignment and all(figures.moved.values()) and length > 0:
             # one divisor for all tasks keeps the order of the true derivatives
-            self.sensitivity = {task: -float(dot) / length for task, dot in alignment.items()}
+            self.sensitivity = {task: -dot / length for task, dot in figures.alignment.items()}
             self.gate.learn(torch.tensor(list(self.sensitivity.values())))
-        losses, samples, passes = self._gradients.stats
+        losses, norms, samples = (
+            torch.tensor([source.get(task, 0.0) for task in self.tasks])
+            for source in (figures.losses, figures.norms, self._held.samples)
+        )
         self.gate.observe(
-            losses, torch.tensor([norms.get(task, 0.0) for task in self.tasks]), samples, passes > 0
+            losses, norms, samples, torch.tensor([task in self._held.seen for task in self.tasks])
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients that `backward` has accumulated."""
-        self._gradients.drop()
+        """Drop the gradients that backward passes have accumulated."""
+        self._held.drop()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: bases belong to the weights that the optimizer was made with. Raises `GemsError`."""
+        if getattr(self, "_complete", False):
+            raise GemsError(
+                "GEMS takes its parameters when it is made: unfreeze them before, or give them as `linears` or `plain`"
+            )
+        super().add_param_group(param_group)
 
     # ---- figures and state
 
@@ -336,47 +358,59 @@ class GEMS(torch.optim.Optimizer):
         """Return figures of each weight that the last step refreshed; see `ProjectedWeight.refresh`."""
         return self._refreshed
 
+    def exact_weights(self) -> dict[str, Tensor]:
+        """Return the projected weights in full precision, by name, [outputs, inputs]: float32 for those in bf16."""
+        return {weight.name: weight.exact() for weight in self.weights}
+
     def costs(self) -> dict[str, int]:
-        """Return the bytes of state (bases, moments) and of gradients held between `backward` and `step`.
+        """Return the bytes of state (bases, moments, remainders of bf16 weights) and of the gradients held for a step.
 
         Not counted: full gradients of the group that refreshes, and the knowledge basis, which is read at refreshes.
         """
         spaces = [weight.subspaces for weight in self.weights]
         state = [t for s in spaces for t in (s.basis, s.first, s.second)]
-        plain = self._plain.state.values() if self._plain is not None else ()
-        state += [t for entry in plain for t in entry.values() if isinstance(t, Tensor)]
-        gradients = [s.projected for s in spaces] + self._gradients.plain
-        if self._gradients.alignment:  # the gate compares the last updates with the gradients
+        state += [weight.remainder.low for weight in self.weights if weight.remainder is not None]
+        gradients = [s.projected for s in spaces] + self._held.plain
+        if self._held.alignment:  # the gate compares the last updates with the gradients
             gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
-        return {"state_bytes": _bytes(state), "gradient_bytes": _bytes(gradients)}
+        return {"state_bytes": _bytes(state + self._plain.tensors()), "gradient_bytes": _bytes(gradients)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an exact resume needs in addition to the weights: tensors and plain values."""
-        return {
-            "steps": self.steps,
-            "tasks": list(self.tasks),
-            "weights": {weight.name: weight.state_dict() for weight in self.weights},
-            "gate": self.gate.state_dict(),
-            "plain": self._plain.state_dict() if self._plain is not None else None,
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups],
-        }
+        """Return all that an exact resume needs in addition to the weights, in the form of PyTorch's optimizers.
+
+        `state` has an entry for each parameter, by number; for a projected one, the subspaces of its matrices by name.
+        `gems` has what belongs to no parameter: steps, tasks and the gate.
+        """
+        number = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        state: dict[int, dict[str, Any]] = {}
+        for weight in self.weights:
+            state.setdefault(number[id(weight.parameter)], {})[weight.name] = weight.state_dict()
+        state |= {number[id(self._plain.parameters[k])]: each for k, each in self._plain.state_dict().items()}
+        groups = [
+            {**group, "params": [number[id(p)] for p in group["params"]]} for group in self.param_groups
+        ]
+        own = {"steps": self.steps, "tasks": list(self.tasks), "gate": self.gate.state_dict()}
+        return {"state": state, "param_groups": groups, "gems": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state. Raises `GemsError` if it is from another configuration."""
-        mine = [weight.name for weight in self.weights]
-        if list(state["weights"]) != mine or tuple(state["tasks"]) != self.tasks:
+        if not {"state", "param_groups", "gems"} <= set(state):
+            raise GemsError("this is no state of a GEMS optimizer, or one of an older version")
+        own = state["gems"]
+        count = len({id(weight.parameter) for weight in self.weights})
+        stored = {name: each for k in range(count) for name, each in state["state"].get(k, {}).items()}
+        if list(stored) != [weight.name for weight in self.weights] or tuple(own["tasks"]) != self.tasks:
             raise GemsError("the state is of an optimizer with other layers or tasks")
         for weight in self.weights:
             try:
-                weight.load_state_dict(state["weights"][weight.name])
+                weight.load_state_dict(stored[weight.name])
             except ValueError as error:
                 raise GemsError(f"the state of {weight.name} is of another configuration: {error}") from error
-        self.steps = state["steps"]
-        self.gate.load_state_dict(state["gate"])
-        if self._plain is not None:
-            self._plain.load_state_dict(state["plain"])
-        for group, stored in zip(self.param_groups, state["groups"], strict=True):
-            group.update(stored)
+        self._plain.load_state_dict({k - count: each for k, each in state["state"].items() if k >= count})
+        self._passes.steps = own["steps"]
+        self.gate.load_state_dict(own["gate"])
+        for group, kept in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({name: value for name, value in kept.items() if name != "params"})
         self.zero_grad()
 
 

@@ -14,7 +14,10 @@ from support.paths import ROOT
 
 ALLOWED = {
     # the method: nothing of ours
-    "gems": "",
+    "gems.model": "",
+    "gems.weights": "gems.model",
+    "gems.gradients": "gems.model gems.weights",
+    "gems": "gems.gradients gems.model gems.weights",
     # the item side: nothing but itself
     "index.records": "",
     "index.catalogue": "index.records",
@@ -100,7 +103,9 @@ ALLOWED = {
     "training.model": (
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
-    "training.methods": "gems index.extensions index.sequence training.config training.model training.run",
+    "training.methods": (
+        "gems gems.weights index.extensions index.sequence training.config training.model training.run"
+    ),
     "training.loop": (
         "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
         "training.data training.errors training.evaluation training.methods training.model training.run"
@@ -149,7 +154,8 @@ ALLOWED = {
     ),
     "training.cli": "training.cli.commands training.cli.common",
     "training.methods.tuning": (
-        "gems index.sequence training.config training.errors training.methods training.model"
+        "gems gems.model gems.weights index.sequence training.config training.errors training.methods "
+        "training.model"
     ),
 }
 TOPS = ("gems", "index", "server", "training")

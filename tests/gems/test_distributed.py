@@ -76,7 +76,10 @@ def test_between_refreshes_only_projected_gradients_are_sent(two: list[dict[str,
                 tasks * one["full_bytes"][step][name] if name in due else size
                 for name, size in one["projected_bytes"][step].items()
             )
-            stats = 3 * 2 * 8  # fp64
+            weights = len(one["full_bytes"][step])
+            stats = (
+                3 * 2 + weights + 1
+            ) * 8  # fp64: three of each task, one of each weight, and the objective
             alignment = 2 * 8 if gate == "hypergradient" else 0  # one fp64 figure of each task
             assert bytes_sent == expected + one["plain_bytes"] + stats + alignment, step
             if not due:

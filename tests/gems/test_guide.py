@@ -20,7 +20,7 @@ def test_the_examples_run_in_order_and_the_joint_loss_falls(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     space: dict[str, Any] = {}
     for k, block in enumerate(blocks):
         exec(compile(block, f"{GUIDE.name}, block {k + 1}", "exec"), space)
@@ -28,7 +28,7 @@ def test_the_examples_run_in_order_and_the_joint_loss_falls(
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert set(space["rho"]) == {"0.weight", "2.weight"}
     assert "0.weight" in capsys.readouterr().out
-    assert space["optimizer"].steps == 201
+    assert space["optimizer"].steps == 202
     assert (tmp_path / "state.pt").exists()
     # the first layer's answers to general inputs were protected
     general = torch.cat(space["general"])

@@ -14,7 +14,7 @@ from support.bundles import make_model
 from torch import Tensor, nn
 
 from gems import GEMS, GemsError, KnowledgeBasis, collect_knowledge, find_linears
-from gems.knowledge import fingerprint
+from gems.model.knowledge import fingerprint
 
 
 class TokenWise(nn.Module):

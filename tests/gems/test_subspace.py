@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gems.subspace import Subspaces, complement_basis, leading_directions, transport_moments
+from gems.weights.subspace import Subspaces, complement_basis, leading_directions, transport_moments
 
 BETAS = (0.9, 0.98)
 

@@ -40,7 +40,7 @@ def server(copy: Path) -> Iterator[Server]:
 
 
 def test_the_engine_keeps_few_compiled_kernels(server: Server) -> None:
-    """By itself oneDNN keeps 1,024 of them, so that memory grows for hours."""
+    """A limit of ours: oneDNN's own is 1,024, so that memory would grow for hours."""
     assert psutil.Process(server.engine_pid).environ()["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
 
 

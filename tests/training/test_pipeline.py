@@ -80,7 +80,9 @@ def test_a_rank_among_sampled_negatives_is_that_of_the_whole_catalogue_without_t
         among = candidates.rows(case, items)
         expected.append([item for item in ranking.items if item in among].index(case.target) + 1)
     file = tmp_path / "ranks.npz"
-    result = evaluate(run / "bundle", data, beam_width=5, sampled_negatives=12, seed=4, ranks_file=file)
+    result = evaluate(
+        run / "bundle", data, beam_width=5, sampled_negatives=12, seed=4, ranks_file=file, ranking="beam"
+    )
     assert result["protocol"]["ranking"] == "12 sampled negatives"
     left = CaseRanks.load(file)
     assert left.tasks[Task.RECOMMENDATION].ranks.tolist() == expected

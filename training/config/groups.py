@@ -167,7 +167,7 @@ class GemsSettings(SettingsGroup):
         None, ge=1, description="shared subspace: number of directions (in place of rank_share)"
     )
     rank_share: float | None = Field(
-        0.25, gt=0, le=1, description="shared subspace: directions as a share of a layer's inputs"
+        0.25, gt=0, le=1, description="shared subspace: directions as a share of a layer's smaller size"
     )
     task_rank: int | None = Field(
         None,
@@ -175,11 +175,11 @@ class GemsSettings(SettingsGroup):
         description="subspace of each task: number of directions (default: half of the shared one)",
     )
     task_rank_share: float | None = Field(
-        None, gt=0, le=1, description="subspace of each task: directions as a share of a layer's inputs"
+        None, gt=0, le=1, description="subspace of each task: directions as a share of a layer's smaller size"
     )
     scale: float = Field(1.0, gt=0, description="factor on the length of subspace updates")
     rank_scaling: bool = Field(
-        False, description="lengthen a subspace update by sqrt(inputs / rank), to the length of Adam's"
+        False, description="lengthen a subspace update by sqrt(size / rank), to the length of Adam's"
     )
     growth_limit: float | None = Field(
         None, gt=1, description="a subspace update grows by at most this factor a step"
@@ -210,7 +210,7 @@ class GemsSettings(SettingsGroup):
     def _whole(cls, count: Any, info: ValidationInfo) -> Any:
         if isinstance(count, float):
             raise ValueError(
-                f"{count} is no count of directions; write {info.field_name}_share for a share of the inputs"
+                f"{count} is no count of directions; write {info.field_name}_share for a share of the smaller size"
             )
         return count
 
@@ -220,7 +220,7 @@ class GemsSettings(SettingsGroup):
             if getattr(self, count) is not None and getattr(self, share) is not None:
                 raise ValueError(f"give {count} or {share}, not both")
         if self.rank is None and self.rank_share is None:
-            raise ValueError("give rank (a count of directions) or rank_share (a share of the inputs)")
+            raise ValueError("give rank (a count of directions) or rank_share (a share of the smaller size)")
         return self
 
 

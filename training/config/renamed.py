@@ -83,7 +83,7 @@ def new_name(name: str, prefix: str = "") -> str:
     """Return a sentence with the new name of an old setting, each behind a prefix."""
     new = prefix + RENAMED[name]
     if name in RANKS:
-        return f"{prefix}{name} is now {new} (a count of directions) or {new}_share (a share of the inputs)"
+        return f"{prefix}{name} is now {new} (a count of directions) or {new}_share (a share of the smaller size)"
     return f"{prefix}{name} is now {new}" + (" (the opposite)" if name == NEGATED else "")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gems.numerics import magnitude
+from gems.weights.numerics import magnitude
 from index.sequence.events import Task
 from training.model.rows import AddedRows
 
@@ -94,7 +94,7 @@ class AdamWTuning:
         finite = norm < float("inf")  # False for NaN, too
         if finite:
             for group in self._optimizer.param_groups:
-                length = magnitude(group["params"][0]) if self._relative else 1.0
+                length = float(magnitude(group["params"][0])) if self._relative else 1.0
                 group["lr"] = learning_rate * length
             self._optimizer.step()
         self._optimizer.zero_grad()

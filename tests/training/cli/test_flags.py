@@ -118,7 +118,7 @@ def test_an_old_flag_is_refused_with_its_new_name(
         assert said in error
         assert "Traceback" not in error
         if old in ("rank", "task_rank"):
-            assert f"or --gems.{new}-share (a share of the inputs)" in error
+            assert f"or --gems.{new}-share (a share of the smaller size)" in error
 
 
 def test_the_help_shows_one_panel_for_each_group_and_the_known_choices() -> None:

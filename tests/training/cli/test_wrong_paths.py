@@ -20,7 +20,7 @@ from support.commands import COMMANDS, Command, Parameter
 from support.data_sets import small_data_set
 from support.paths import ROOT
 
-from gems.knowledge import KnowledgeBasis
+from gems.model.knowledge import KnowledgeBasis
 from index.contents import contents_of
 from server.command_line import main as serve
 from training.cli.commands.index import _read_ids

@@ -28,7 +28,18 @@ from training.sweep.spec import SweepError, SweepSpec
 
 KNOWN = flat(TrainConfig().model_dump())
 # parameters of GEMS that are no settings, or that have no setting of their own
-FIXED = {"model", "tasks", "betas", "eps", "weight_decay", "linears", "plain", "knowledge", "process_group"}
+FIXED = {
+    "model",
+    "tasks",
+    "betas",
+    "eps",
+    "weight_decay",
+    "linears",
+    "experts",
+    "plain",
+    "knowledge",
+    "process_group",
+}
 
 
 @pytest.mark.parametrize("old", RENAMED)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from gems.errors import GemsError
+from gems import GemsError
 from index.bundle.manifest import BundleError
 from index.catalogue import CatalogueError
 from index.embeddings import EmbeddingError

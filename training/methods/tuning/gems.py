@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gems import GEMS, find_linears
-from gems.layers import Ranks, ranks_of
+from gems.model.layers import outputs_and_inputs
+from gems.weights.ranks import Ranks
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from training.config import TrainConfig
@@ -53,7 +54,7 @@ class GemsTuning:
         fresh = set(losses) - self._counted  # shares belong to the whole step, so they count once
         self._optimizer.backward(
             weighted,
-            values={task.value: float(loss.detach()) for task, loss in losses.items()},
+            values={task.value: loss.detach() for task, loss in losses.items()},
             samples={task.value: shares[task] for task in fresh},
         )
         self._counted |= fresh
@@ -86,16 +87,16 @@ def make(setup: Setup) -> GemsTuning:
 
 
 def check(model: nn.Module, config: TrainConfig) -> None:
-    """Raise `GemsError` if a subspace is larger than its layer."""
+    """Raise `GemsError` if a layer has no room for its subspaces."""
     check_ranks(model, config, multi_subspace=config.gems.multi_subspace)
 
 
 def check_ranks(model: nn.Module, config: TrainConfig, *, multi_subspace: bool) -> None:
-    """Raise `GemsError` if a subspace is larger than its layer."""
+    """Raise `GemsError` if a layer has no room for its subspaces."""
     tasks = ("a", "b") if multi_subspace else ()
     ranks = Ranks(**config.gems.model_dump(include={field.name for field in fields(Ranks)}))
     for name, linear in find_linears(model).items():
-        ranks_of(name, linear, tasks, ranks, config.knowledge.cap, None, 0.0)
+        ranks.allot(name, outputs_and_inputs(linear), tasks, known=0)
 
 
 def gems_settings(config: TrainConfig) -> dict[str, Any]:

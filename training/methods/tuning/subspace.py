@@ -15,5 +15,5 @@ def make(setup: Setup) -> GemsTuning:
 
 
 def check(model: nn.Module, config: TrainConfig) -> None:
-    """Raise `GemsError` if a subspace is larger than its layer."""
+    """Raise `GemsError` if a layer has no room for its subspace."""
     check_ranks(model, config, multi_subspace=False)

@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gems.errors import GemsError
+from gems.model.errors import GemsError
+from gems.model.layers import outputs_and_inputs
+from gems.model.precision import full_precision
 
 Inputs = Mapping[str, Any] | Tensor
 
@@ -67,7 +69,7 @@ class KnowledgeBasis:
             )
         return kept[:, :count]
 
-    def check(self, linears: Mapping[str, nn.Linear]) -> None:
+    def check(self, linears: Mapping[str, nn.Module]) -> None:
         """Raise `GemsError` unless the basis was collected on exactly this backbone."""
         for name, linear in linears.items():
             if name not in self.site_of or name not in self.backbone:
@@ -111,9 +113,14 @@ class KnowledgeBasis:
             raise GemsError(f"the knowledge basis knows nothing of {weight}") from None
 
 
-def fingerprint(linear: nn.Linear) -> str:
+def _weight(linear: nn.Module) -> Tensor:
+    assert isinstance(linear.weight, Tensor)
+    return linear.weight
+
+
+def fingerprint(linear: nn.Module) -> str:
     """Return the SHA-256 of the shape, dtype and values of a layer's weight."""
-    weight = linear.weight.detach().contiguous().cpu()
+    weight = _weight(linear).detach().contiguous().cpu()
     digest = hashlib.sha256(f"{tuple(weight.shape)} {weight.dtype}".encode())
     digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -123,7 +130,7 @@ def fingerprint(linear: nn.Linear) -> str:
 def collect_knowledge(
     model: nn.Module,
     batches: Sequence[Inputs],
-    linears: Mapping[str, nn.Linear],
+    linears: Mapping[str, nn.Module],
     *,
     skip_positions: int = 1,
     keep: float = 0.5,
@@ -183,9 +190,9 @@ def collect_knowledge(
 class _SecondMoment:
     """Σ x xᵀ [n, n] in fp32 over the inputs of one layer."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        n = linear.in_features
-        self.total = torch.zeros(n, n, device=linear.weight.device)
+    def __init__(self, linear: nn.Module) -> None:
+        _, n = outputs_and_inputs(linear)
+        self.total = torch.zeros(n, n, device=_weight(linear).device)
         self.counted: Tensor | None = None
         self.tokens = 0
 
@@ -196,11 +203,12 @@ class _SecondMoment:
         x = x.reshape(-1, x.shape[-1]).float()
         if not bool(torch.isfinite(x).all()):
             raise GemsError("the backbone's activations are not finite on the general text")
-        self.total.addmm_(x.T, x)
+        with full_precision([x.device.type]):
+            self.total.addmm_(x.T, x)
         self.tokens += len(x)
 
 
-def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
+def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Module]) -> dict[str, list[str]]:
     """Return the layers grouped by the tensors that they read: site (name of its first layer) → weight names."""
     read: dict[str, list[Tensor]] = {}  # more than one tensor if the model uses a layer more than once
 
@@ -220,7 +228,7 @@ def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Linear
 
 @contextmanager
 def _listening(
-    hooks: Mapping[str, Callable[[nn.Module, tuple[Any, ...]], None]], linears: Mapping[str, nn.Linear]
+    hooks: Mapping[str, Callable[[nn.Module, tuple[Any, ...]], None]], linears: Mapping[str, nn.Module]
 ) -> Iterator[None]:
     handles = [linears[name].register_forward_pre_hook(hook) for name, hook in hooks.items()]
     try:

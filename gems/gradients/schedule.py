@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gems.errors import GemsError
+from gems.model.errors import GemsError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The gradients of a step: backward passes, sums over them, and the schedule of refreshes."""

@@ -1,0 +1,185 @@
+"""The backward passes of a step: whose gradient is passing, and which weights want it whole."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gems.gradients.held import HeldGradients
+from gems.gradients.schedule import RefreshSchedule
+from gems.model.errors import GemsError
+from gems.model.linear import Route, RoutedLinear
+from gems.model.precision import full_precision
+from gems.weights.projected import ProjectedWeight
+from gems.weights.ranks import SHARED
+
+JOINT = "joint"  # a pass of the summed loss
+
+
+class Passes:
+    """Connection of a model to its optimizer: gradients arrive projected from `RoutedLinear`, or whole from a hook.
+
+    steps: steps of the optimizer so far.
+    The hooks hold no reference to this object: a model whose optimizer is gone is a plain model.
+    Raises `GemsError` if the model is connected to another optimizer.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[ProjectedWeight],
+        held: HeldGradients,
+        tasks: Sequence[str],
+        schedule: RefreshSchedule,
+        *,
+        joint: bool,
+    ) -> None:
+        self.steps = 0
+        self._weights = weights
+        self._held = held
+        self._tasks = tuple(tasks)
+        self._schedule = schedule
+        self._joint = joint
+        self._current: str | None = None
+        self._marks: dict[int, tuple[int, Tensor]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._routed: list[nn.Linear] = []
+        for weight in weights:
+            if isinstance(weight.matrix.layer, RoutedLinear) and weight.matrix.layer.connected:
+                raise GemsError(
+                    f"{weight.name} belongs to another GEMS optimizer of this model; call its close() first"
+                )
+        of_parameter: dict[int, list[int]] = {}
+        for k, weight in enumerate(weights):
+            of_parameter.setdefault(id(weight.parameter), []).append(k)
+            self._route(k)
+        for numbers in of_parameter.values():
+            self._hook(numbers)
+        self._watch(held.plain)
+
+    def families(self, task: str) -> list[str]:
+        """Return the families whose bases a task's gradient is projected into."""
+        if self._joint:
+            return [SHARED, *self._tasks]
+        return [SHARED] if task == SHARED else [SHARED, task]
+
+    def is_due(self, k: int) -> bool:
+        """Whether the bases of weight k are refreshed in the next step."""
+        return self._schedule.is_due(k, self.steps, self._weights[k].subspaces.ready)
+
+    def refreshing(self) -> bool:
+        """Whether any bases are refreshed in the next step."""
+        return any(self.is_due(k) for k in range(len(self._weights)))
+
+    @contextmanager
+    def running(self, task: str) -> Iterator[None]:
+        """Count the backward passes inside the block as those of a task, or of all together (`JOINT`)."""
+        before, self._current = self._current, task
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def changed_elsewhere(self) -> bool:
+        """Whether gradients of plain parameters were changed in place after the backward pass.
+
+        Looks at a sample of the numbers of those that were written to: a norm that is only logged is multiplied by one.
+        """
+        for parameter in self._held.plain:
+            if parameter.grad is None or id(parameter) not in self._marks:
+                continue
+            version, sample = self._marks[id(parameter)]
+            if parameter.grad._version != version and not torch.equal(_sample(parameter.grad), sample):
+                return True
+        return False
+
+    def close(self) -> None:
+        """Detach from the model: its layers are plain ones again and compute their own gradients."""
+        for hook in self._hooks:
+            hook.remove()
+        for linear in self._routed:
+            RoutedLinear.remove(linear)
+        self._hooks, self._routed = [], []
+
+    def _task(self) -> str:
+        """Return the task of the pass that runs now."""
+        if self._current is not None:
+            return self._current
+        if len(self._tasks) > 1:
+            raise GemsError(
+                "tasks must be told apart: call optimizer.backward(losses), or loss.backward() inside "
+                "`with optimizer.task(name):`"
+            )
+        task = self._tasks[0] if self._tasks else SHARED
+        self._held.seen.add(task)
+        return task
+
+    def _route(self, k: int) -> None:
+        """Let a linear layer compute its projected gradient itself, where that is less work."""
+        weight = self._weights[k]
+        layer = weight.matrix.layer
+        n, q = weight.subspaces.basis.shape
+        if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, RoutedLinear) or q >= n:
+            return
+        me = weakref.ref(self)
+
+        def basis() -> Tensor | None:
+            passes = me()
+            ready = passes is not None and weight.subspaces.ready and not passes.is_due(k)
+            return weight.subspaces.basis if ready else None
+
+        def receive(gradient: Tensor) -> None:
+            passes = me()
+            if passes is not None:
+                weight.receive(gradient, passes.families(passes._task()), passes._held.alignment)
+
+        RoutedLinear.install(
+            layer,
+            Route(basis, receive, on_outputs=weight.on_outputs, connected=lambda: me() is not None),
+        )
+        self._routed.append(layer)
+
+    def _hook(self, numbers: Sequence[int]) -> None:
+        """Project the whole gradient of a parameter, if it has one, as soon as it is there, and free it."""
+        parameter = self._weights[numbers[0]].parameter
+        me = weakref.ref(self)
+
+        def take(parameter: nn.Parameter) -> None:
+            passes = me()
+            if passes is None or parameter.grad is None:  # the optimizer is gone, or it arrived projected
+                return
+            gradient, parameter.grad = parameter.grad, None
+            task = passes._task()
+            with full_precision([gradient.device.type]):
+                for k in numbers:
+                    weight = passes._weights[k]
+                    weight.take(
+                        weight.seen(gradient),
+                        task,
+                        passes.families(task),
+                        keep=passes.is_due(k),
+                        alignment=passes._held.alignment,
+                    )
+
+        self._hooks.append(parameter.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
+
+    def _watch(self, plain: Sequence[nn.Parameter]) -> None:
+        """Mark the gradients of plain parameters after each backward pass, for `changed_elsewhere`."""
+        marks = self._marks
+
+        def mark(parameter: nn.Parameter) -> None:
+            if parameter.grad is not None:
+                marks[id(parameter)] = (parameter.grad._version, _sample(parameter.grad))
+
+        for parameter in plain:
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(mark))  # type: ignore[no-untyped-call]
+
+
+def _sample(gradient: Tensor) -> Tensor:
+    """Return a copy of at most 128 numbers of a gradient."""
+    flat = gradient.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // 64)].clone()

@@ -1,0 +1,305 @@
+"""One weight under GEMS: it projects its gradients, refreshes its bases and computes its updates."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gems.model.conflict import conflict
+from gems.model.knowledge import KnowledgeBasis
+from gems.model.layers import Matrix
+from gems.weights.numerics import Remainder, magnitude
+from gems.weights.ranks import SHARED, Ranks
+from gems.weights.subspace import Subspaces, complement_basis, leading_directions
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings that all weights of an optimizer share; see `gems.optimizer.GEMS`."""
+
+    tasks: tuple[str, ...]
+    deflate: bool
+    transport: bool
+    rank_scaling: bool
+    growth_limit: float | None
+    relative: bool
+    knowledge: KnowledgeBasis | None
+    energy: float
+    cap: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of one step, from the optimizer's parameter group.
+
+    rate: learning rate times scale.
+    decay: learning rate times weight decay.
+    betas, eps: Adam's.
+    """
+
+    rate: float
+    decay: float
+    betas: tuple[float, float]
+    eps: float
+
+
+class ProjectedWeight:
+    """A weight W [m, n] whose gradient is held in its subspaces only, except while its bases are refreshed.
+
+    Its bases hold input directions: W is used as it is, and R = g V. Without knowledge to protect, a weight with more
+    outputs than inputs has bases of output directions, which take less state: then all is the same for Wᵀ, and
+    Rᵀ = gᵀ V. `seen` gives the view [a, b] of the weight or of a gradient, whose b columns the bases belong to.
+
+    full: full gradients [a, b] by task, only in a step that refreshes this weight.
+    moved: ‖N‖² of each task family whose update was applied in the last step, scalars.
+    reached: whether a gradient has come since the last step.
+    """
+
+    def __init__(self, matrix: Matrix, index: int, ranks: dict[str, int], known: int, rules: Rules) -> None:
+        self.name = matrix.name
+        self.matrix = matrix
+        m, n = matrix.shape
+        self.on_outputs = rules.knowledge is None and m > n
+        view = self.seen(matrix.parameter.detach())
+        self.subspaces = Subspaces(view, ranks)
+        self.remainder = Remainder(view) if view.dtype == torch.bfloat16 else None
+        self.full: dict[str, Tensor] = {}
+        self.moved: dict[str, Tensor] = {}
+        self.reached = False
+        self._index = index
+        self._known = known
+        self._rules = rules
+        self._last: Rates | None = None
+        self._factors: dict[str, float | Tensor] = {}  # N of the last update relative to Adam's, by task
+        # N of the last update, from the first backward pass to the step
+        self._directions: dict[str, Tensor] = {}
+        self._last_size: Tensor | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that holds the weight."""
+        return self.matrix.parameter
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """Return the view [a, b] of a tensor in the form of the parameter."""
+        matrix = self.matrix.of(tensor)
+        return matrix.T if self.on_outputs else matrix
+
+    def exact(self) -> Tensor:
+        """Return the weight [m, n]; in float32 if it is bf16."""
+        weight = self.matrix.of(self.parameter.detach())
+        if self.remainder is None:
+            return weight
+        exact = self.remainder.exact(self.seen(self.parameter.detach()))
+        return exact.T if self.on_outputs else exact
+
+    def take(
+        self,
+        gradient: Tensor,
+        task: str,
+        families: Sequence[str],
+        *,
+        keep: bool,
+        alignment: Mapping[str, Tensor],
+    ) -> None:
+        """Project a full gradient [a, b] and pass it to `receive`.
+
+        keep: whether to keep the full gradient for a refresh in this step.
+        """
+        self.reached = True
+        gradient = gradient.to(self.subspaces.basis.dtype)
+        if keep:
+            self.full[task] = self.full[task] + gradient if task in self.full else gradient
+        if self.subspaces.ready:
+            self.receive(gradient @ self.subspaces.basis, [] if keep else families, alignment)
+
+    def receive(self, gradient: Tensor, families: Sequence[str], alignment: Mapping[str, Tensor]) -> None:
+        """Add a projected gradient to the sums of this step.
+
+        gradient: g V [a, q], in the bases of all families.
+        families: the families whose gradient it is added to.
+        alignment: scalar by task; the scalar product ⟨g V, N⟩ with the task's last update is added in place.
+        """
+        self.reached = True
+        spaces = self.subspaces
+        gradient = gradient.to(spaces.basis.dtype)
+        for family in families:
+            columns = spaces.columns[family]
+            spaces.projected[:, columns] += gradient[:, columns]
+        for task, dot in alignment.items():
+            if task in self.moved:
+                if task not in self._directions:
+                    assert self._last is not None
+                    direction = spaces.direction(task, self._last.betas, self._last.eps)
+                    self._directions[task] = direction.mul_(self._factors[task])
+                dot += (gradient[:, spaces.columns[task]] * self._directions[task]).sum().to(dot)
+
+    def refresh(
+        self, step: int, families: Mapping[str, Sequence[str]], betas: tuple[float, float]
+    ) -> dict[str, float]:
+        """Compute new bases from the full gradients of this step, project these gradients, and free them.
+
+        step: number of the step; it seeds the random directions.
+        families: the families that each task's gradient goes to.
+        Returns figures of the new bases:
+            energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis.
+            overlap: ‖V_aᵀ V_b‖² / r of the first two tasks.
+            leak: ‖Uᵀ V‖ per direction.
+            conflict: ρ of the full gradients of the first two tasks.
+        """
+        rules, spaces = self._rules, self.subspaces
+        joint = torch.stack(list(self.full.values())).sum(0)
+        generator = torch.Generator().manual_seed(hash((rules.seed, step, self._index)) & (2**63 - 1))
+        known = []
+        if rules.knowledge is not None:
+            known = [rules.knowledge.directions(self.name, rules.energy, self._known).to(joint)]
+        outside = list(known)
+        figures = {}
+        for family, columns in spaces.columns.items():
+            old = spaces.basis[:, columns] if spaces.ready else None
+            source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
+            if source is None:
+                # the task has no gradient in this step: keep its basis, outside the new shared one
+                assert old is not None
+                basis = complement_basis(old, outside, generator)
+            else:
+                iterations = 1 if spaces.ready else 3
+                basis = leading_directions(
+                    source, columns.stop - columns.start, outside=outside, start=old, iterations=iterations,
+                    generator=generator,
+                )  # fmt: skip
+                size = source.square().sum().clamp(min=1e-38)
+                name = "energy" if family == SHARED else f"energy.{family}"
+                figures[name] = float((source @ basis).square().sum() / size)
+            spaces.replace_basis(family, basis, betas, transport=rules.transport and spaces.ready)
+            if family == SHARED and rules.deflate:
+                outside.append(basis)
+        spaces.ready = True
+        spaces.projected.zero_()
+        for task, gradient in self.full.items():
+            for family in families[task]:
+                columns = spaces.columns[family]
+                spaces.projected[:, columns] += gradient @ spaces.basis[:, columns]
+        if known:
+            figures["leak"] = float((known[0].T @ spaces.basis).norm()) / spaces.basis.shape[1] ** 0.5
+        if len(rules.tasks) >= 2:
+            first, second = (spaces.basis[:, spaces.columns[task]] for task in rules.tasks[:2])
+            figures["overlap"] = float((first.T @ second).square().sum()) / first.shape[1]
+            if rules.tasks[0] in self.full and rules.tasks[1] in self.full:
+                figures["conflict"] = conflict(self.full[rules.tasks[0]], self.full[rules.tasks[1]])
+        self.full = {}
+        return figures
+
+    def update(self, rates: Rates, coefficients: Mapping[str, float]) -> None:
+        """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
+
+        coefficients: c_f by family.
+        A weight that no gradient has reached since the last step stays as it is, with its moments.
+        With rank scaling, N_f is multiplied by √(b / r_f), because N Vᵀ is shorter than Adam's own update by about this
+        factor. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times its value in the last step (Fira,
+        arXiv 2410.01623). With relative steps, N_f is multiplied by the magnitude of W.
+        """
+        rules, spaces = self._rules, self.subspaces
+        self.moved, self._directions = {}, {}
+        if not spaces.ready or not self.reached:
+            return
+        view = self.seen(self.parameter.detach())
+        length = magnitude(view) if rules.relative else 1.0
+        blocks, bases = [], []
+        self._last, self._factors = rates, {}
+        for family, coefficient in coefficients.items():
+            spaces.adam(family, rates.betas)
+            basis = spaces.basis[:, spaces.columns[family]]
+            factor = length * ((basis.shape[0] / basis.shape[1]) ** 0.5 if rules.rank_scaling else 1.0)
+            block = spaces.direction(family, rates.betas, rates.eps).mul_(factor)
+            if family in rules.tasks:
+                self._factors[family] = factor
+                self.moved[family] = block.square().sum()
+            blocks.append(block.mul_(coefficient))
+            bases.append(basis)
+        direction, basis = torch.cat(blocks, dim=1), torch.cat(bases, dim=1)
+        if rules.growth_limit is not None:
+            self._limit_growth(direction, rules.growth_limit)
+        exact = view if self.remainder is None else self.remainder.exact(view)
+        if rates.decay:
+            exact.mul_(1 - rates.decay)
+        exact.addmm_(direction, basis.T, alpha=-rates.rate)
+        if self.remainder is not None:
+            self.remainder.store(view, exact)
+
+    def _limit_growth(self, direction: Tensor, limit: float) -> None:
+        """Shorten Σ c_f N_f in place to at most `limit` times its last length, and what is known of its parts."""
+        size = direction.norm()
+        if self._last_size is not None:
+            most = torch.where(self._last_size > 0, self._last_size * limit, size)
+            shortened = (most / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
+            direction.mul_(shortened)
+            size = size * shortened
+            for task in self.moved:
+                self.moved[task] = self.moved[task] * shortened.square()
+                self._factors[task] = self._factors[task] * shortened
+        self._last_size = size
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the subspaces, the remainder of a bf16 weight, and the figures of the last update."""
+        last = self._last
+        return self.subspaces.state_dict() | {
+            "remainder": None if self.remainder is None else self.remainder.low,
+            "moved": dict(self.moved),
+            "factors": dict(self._factors),
+            "last_size": self._last_size,
+            "last_rates": None if last is None else [last.rate, last.decay, list(last.betas), last.eps],
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore a state. Raises `ValueError` if it is from another configuration."""
+        remainder, rates = state["remainder"], state["last_rates"]
+        if (remainder is None) != (self.remainder is None):
+            raise ValueError("it has weights of another type")
+        self.subspaces.load_state_dict(state)
+        if self.remainder is not None:
+            assert isinstance(remainder, Tensor)
+            self.remainder.low.copy_(remainder)
+        self._directions = {}
+        device = self.parameter.device
+        self.moved = {task: size.to(device) for task, size in state["moved"].items()}  # type: ignore[attr-defined]
+        self._factors = {
+            task: factor.to(device) if isinstance(factor, Tensor) else factor
+            for task, factor in state["factors"].items()  # type: ignore[attr-defined]
+        }
+        size = state["last_size"]
+        self._last_size = size.to(device) if isinstance(size, Tensor) else None
+        if rates is None:
+            self._last = None
+        else:
+            rate, decay, betas, eps = rates  # type: ignore[misc]
+            self._last = Rates(rate, decay, (betas[0], betas[1]), eps)  # type: ignore[has-type]
+
+
+def make_weights(matrices: Sequence[Matrix], sizes: Ranks, rules: Rules) -> list[ProjectedWeight]:
+    """Make the weights of an optimizer. Warns its caller's caller if wanted ranks are cut down, and says where."""
+    weights, cut = [], []
+    for index, matrix in enumerate(matrices):
+        n = matrix.shape[1]
+        knowledge = rules.knowledge
+        known = 0 if knowledge is None else knowledge.size(matrix.name, rules.energy, int(rules.cap * n))
+        allotment = sizes.allot(matrix.name, matrix.shape, rules.tasks, known)
+        weights.append(ProjectedWeight(matrix, index, allotment.ranks, known, rules))
+        if not allotment.fits:
+            cut.append((matrix, known, allotment.ranks))
+    if cut:
+        matrix, known, ranks = cut[0]
+        m, n = matrix.shape
+        sizes_of = " + ".join(str(ranks[family]) for family in (SHARED, *rules.tasks[:1]))
+        warnings.warn(
+            f"the ranks were cut down in {len(cut)} of {len(matrices)} weights, because the shared and a task's basis "
+            f"have at most min(outputs, inputs − protected directions) directions together: {matrix.name} ({m} × {n}, "
+            f"{known} protected) has {sizes_of}; see GEMS.ranks",
+            stacklevel=3,
+        )
+    return weights
