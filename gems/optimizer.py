@@ -51,6 +51,8 @@ class GEMS(torch.optim.Optimizer):
     knowledge: basis of directions that must not change.
     energy: share of the inputs' energy that the protected directions hold.
     cap: largest number of protected directions, as a share of a layer's inputs.
+    softness: μ of the soft null space as a multiple of the mean eigenvalue of K, see `gems.weights.shrinkage`. It then
+        takes the place of the protected directions, and `energy` and `cap` have no effect.
     gate: `hypergradient`, `prior` or `uniform`.
     temperature: τ of the gate's softmax.
     deflate: whether task bases complement the shared one.
@@ -95,6 +97,7 @@ class GEMS(torch.optim.Optimizer):
         knowledge: KnowledgeBasis | None = None,
         energy: float = 0.9,
         cap: float = 0.5,
+        softness: float | None = None,
         gate: str = "hypergradient",
         temperature: float = 1.5,
         deflate: bool = True,
@@ -112,7 +115,7 @@ class GEMS(torch.optim.Optimizer):
                 f"task names {list(tasks)} must differ from each other and from {SHARED!r} and {JOINT!r}"
             )
         check_numbers(lr=lr, scale=scale, weight_decay=weight_decay)
-        check_numbers(above=True, eps=eps, clip=clip, growth_limit=growth_limit)
+        check_numbers(above=True, eps=eps, clip=clip, growth_limit=growth_limit, softness=softness)
         check_numbers(below=1.0, beta1=betas[0], beta2=betas[1], cap=cap)
         if not 0 <= energy <= 1:
             raise GemsError(f"energy {energy} must be a share in [0, 1]")
@@ -137,7 +140,17 @@ class GEMS(torch.optim.Optimizer):
         self._figures: dict[str, float] = {}
         self._refreshed: dict[str, dict[str, float]] = {}
         rules = Rules(
-            self.tasks, deflate, transport, rank_scaling, growth_limit, relative, knowledge, energy, cap, seed
+            self.tasks,
+            deflate,
+            transport,
+            rank_scaling,
+            growth_limit,
+            relative,
+            knowledge,
+            energy,
+            cap,
+            softness,
+            seed,
         )
         self.weights = make_weights(matrices, Ranks(rank, rank_share, task_rank, task_rank_share), rules)
         parameters = list({id(m.parameter): m.parameter for m in matrices}.values())

@@ -69,6 +69,11 @@ class KnowledgeBasis:
             )
         return kept[:, :count]
 
+    def spectrum(self, weight: str) -> tuple[Tensor, Tensor]:
+        """Return all directions that were kept, fp32 [n, kept], and all eigenvalues, fp64 [n], descending."""
+        site = self._site(weight)
+        return self._directions(site), self.eigenvalues[site]
+
     def check(self, linears: Mapping[str, nn.Module]) -> None:
         """Raise `GemsError` unless the basis was collected on exactly this backbone."""
         for name, linear in linears.items():

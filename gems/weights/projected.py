@@ -14,6 +14,7 @@ from gems.model.knowledge import KnowledgeBasis
 from gems.model.layers import Matrix
 from gems.weights.numerics import Remainder, magnitude
 from gems.weights.ranks import SHARED, Ranks
+from gems.weights.shrinkage import Shrinkage
 from gems.weights.subspace import Subspaces, complement_basis, leading_directions
 
 
@@ -30,6 +31,7 @@ class Rules:
     knowledge: KnowledgeBasis | None
     energy: float
     cap: float
+    softness: float | None
     seed: int
 
 
@@ -155,14 +157,18 @@ class ProjectedWeight:
         rules, spaces = self._rules, self.subspaces
         joint = torch.stack(list(self.full.values())).sum(0)
         generator = torch.Generator().manual_seed(hash((rules.seed, step, self._index)) & (2**63 - 1))
+        shrinkage = self._shrinkage(joint)
         known = []
-        if rules.knowledge is not None:
+        if rules.knowledge is not None and shrinkage is None:
             known = [rules.knowledge.directions(self.name, rules.energy, self._known).to(joint)]
         outside = list(known)
         figures = {}
         for family, columns in spaces.columns.items():
             old = spaces.basis[:, columns] if spaces.ready else None
             source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
+            if shrinkage is not None:
+                old = None if old is None else shrinkage.undo(old.T).T
+                source = None if source is None else shrinkage.apply(source)
             if source is None:
                 # the task has no gradient in this step: keep its basis, outside the new shared one
                 assert old is not None
@@ -176,7 +182,9 @@ class ProjectedWeight:
                 size = source.square().sum().clamp(min=1e-38)
                 name = "energy" if family == SHARED else f"energy.{family}"
                 figures[name] = float((source @ basis).square().sum() / size)
-            spaces.replace_basis(family, basis, betas, transport=rules.transport and spaces.ready)
+            overlap = old.T @ basis if old is not None and rules.transport else None
+            applied = basis if shrinkage is None else shrinkage.apply(basis.T).T
+            spaces.replace_basis(family, applied, overlap, betas)
             if family == SHARED and rules.deflate:
                 outside.append(basis)
         spaces.ready = True
@@ -194,6 +202,16 @@ class ProjectedWeight:
                 figures["conflict"] = conflict(self.full[rules.tasks[0]], self.full[rules.tasks[1]])
         self.full = {}
         return figures
+
+    def _shrinkage(self, like: Tensor) -> Shrinkage | None:
+        """Return S of the soft null space, if there is one, in the dtype and on the device of `like`."""
+        knowledge, softness = self._rules.knowledge, self._rules.softness
+        if knowledge is None or softness is None:
+            return None
+        directions, eigenvalues = knowledge.spectrum(self.name)
+        return Shrinkage(
+            directions.to(like), eigenvalues.to(like.device), softness * float(eigenvalues.mean())
+        )
 
     def update(self, rates: Rates, coefficients: Mapping[str, float]) -> None:
         """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
@@ -287,7 +305,8 @@ def make_weights(matrices: Sequence[Matrix], sizes: Ranks, rules: Rules) -> list
     for index, matrix in enumerate(matrices):
         n = matrix.shape[1]
         knowledge = rules.knowledge
-        known = 0 if knowledge is None else knowledge.size(matrix.name, rules.energy, int(rules.cap * n))
+        hard = knowledge is not None and rules.softness is None
+        known = knowledge.size(matrix.name, rules.energy, int(rules.cap * n)) if knowledge and hard else 0
         allotment = sizes.allot(matrix.name, matrix.shape, rules.tasks, known)
         weights.append(ProjectedWeight(matrix, index, allotment.ranks, known, rules))
         if not allotment.fits:

@@ -119,15 +119,14 @@ class Subspaces:
         self.ready = False  # becomes true at the first refresh
 
     def replace_basis(
-        self, family: str, basis: Tensor, betas: tuple[float, float], *, transport: bool
+        self, family: str, basis: Tensor, overlap: Tensor | None, betas: tuple[float, float]
     ) -> None:
         """Set the basis [n, r] of a family.
 
-        transport: whether the moments move to the new basis; otherwise they stay as they are (stale).
+        overlap: V_oldᵀ V_new [r, r], with which the moments move to the new basis; if None they stay (stale).
         """
         columns = self.columns[family]
-        if transport:
-            overlap = self.basis[:, columns].T @ basis
+        if overlap is not None:
             first, second = transport_moments(
                 self.first[:, columns], self.second[:, columns], overlap, self.counts[family], betas
             )

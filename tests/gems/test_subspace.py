@@ -117,7 +117,9 @@ def test_steps_into_directions_without_history_are_not_longer() -> None:
     sizes = []
     for step in range(240):
         if step == 200:
-            spaces.replace_basis("shared", frame[:, 8:16].contiguous(), BETAS, transport=True)
+            spaces.replace_basis(
+                "shared", frame[:, 8:16].contiguous(), frame[:, :8].T @ frame[:, 8:16], BETAS
+            )
         spaces.projected[:] = torch.randn(50, 40, generator=rng) @ spaces.basis
         spaces.adam("shared", BETAS)
         sizes.append(float(spaces.direction("shared", BETAS, 1e-8).square().mean().sqrt()))

@@ -237,6 +237,9 @@ class KnowledgeSettings(SettingsGroup):
     cap: float = Field(
         0.5, gt=0, lt=1, description="largest share of a layer's input directions that is left alone"
     )
+    softness: float | None = Field(
+        None, gt=0, description="soft null space: updates shrink by (1 + energy / (softness * mean energy))^-1/2"
+    )
     tokens: int = Field(65536, ge=256, description="tokens of general text for the knowledge basis")
 
 

@@ -109,7 +109,7 @@ def gems_settings(config: TrainConfig) -> dict[str, Any]:
         "lr": config.optimiser.learning_rate,
         **config.optimiser.model_dump(include={"relative", "clip"}),
         **config.gems.model_dump(exclude={"multi_subspace"}),
-        **config.knowledge.model_dump(include={"energy", "cap"}),
+        **config.knowledge.model_dump(include={"energy", "cap", "softness"}),
         "seed": config.seed,
     }
 
