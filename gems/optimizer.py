@@ -254,6 +254,8 @@ class GEMS(torch.optim.Optimizer):
         changed, and the gradients are dropped.
         """
         if hasattr(self, "grad_scale"):
+            for name in ("grad_scale", "found_inf"):  # it takes them away after a step that succeeds
+                delattr(self, name)
             self.zero_grad()
             raise GemsError(
                 "GEMS does not work with torch.amp.GradScaler: projected gradients are not in `.grad`. "
@@ -372,7 +374,10 @@ class GEMS(torch.optim.Optimizer):
         return self._refreshed
 
     def exact_weights(self) -> dict[str, Tensor]:
-        """Return the projected weights in full precision, by name, [outputs, inputs]: float32 for those in bf16."""
+        """Return the projected weights in full precision, by name: float32 for those in bf16.
+
+        Their shape is [outputs, inputs], for an expert that of its part of the parameter.
+        """
         return {weight.name: weight.exact() for weight in self.weights}
 
     def costs(self) -> dict[str, int]:
@@ -416,10 +421,16 @@ class GEMS(torch.optim.Optimizer):
             raise GemsError("the state is of an optimizer with other layers or tasks")
         for weight in self.weights:
             try:
-                weight.load_state_dict(stored[weight.name])
+                weight.check_state(stored[weight.name])
             except ValueError as error:
                 raise GemsError(f"the state of {weight.name} is of another configuration: {error}") from error
-        self._plain.load_state_dict({k - count: each for k, each in state["state"].items() if k >= count})
+        plain = {k - count: each for k, each in state["state"].items() if k >= count}
+        sizes = [len(group["params"]) for group in state["param_groups"]]
+        if sizes != [len(group["params"]) for group in self.param_groups] or not self._plain.fits(plain):
+            raise GemsError("the state is of an optimizer with other plain parameters")
+        for weight in self.weights:
+            weight.load_state_dict(stored[weight.name])
+        self._plain.load_state_dict(plain)
         self._passes.steps = own["steps"]
         self.gate.load_state_dict(own["gate"])
         for group, kept in zip(self.param_groups, state["param_groups"], strict=True):

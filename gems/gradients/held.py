@@ -102,13 +102,13 @@ class HeldGradients:
         """
         if self._group is None:
             return
-        self._reduce_figures()
+        reached_plain = self._reduce_figures()
         refreshing = {weight.name for weight in due}
         present = [task for task in self._tasks if task in self.seen] or [SHARED]
         tensors: list[Tensor] = []
         for weight in self._weights:
             if weight.name in refreshing:
-                for task in present:
+                for task in present if weight.reached else ():
                     if task not in weight.full:
                         shape = weight.seen(weight.parameter).shape
                         weight.full[task] = weight.subspaces.projected.new_zeros(shape)
@@ -116,16 +116,20 @@ class HeldGradients:
                     tensors.append(weight.full[task])
             else:
                 tensors.append(weight.subspaces.projected)
-        for parameter in self.plain:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            tensors.append(parameter.grad)
+        for parameter, reached in zip(self.plain, reached_plain, strict=True):
+            if reached:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                tensors.append(parameter.grad)
         tensors += self.alignment.values()
         for tensor in tensors:
             dist.all_reduce(tensor, group=self._group)
 
-    def _reduce_figures(self) -> None:
-        """Sum losses and samples over the processes; what one process has seen or reached, all have."""
+    def _reduce_figures(self) -> list[bool]:
+        """Sum losses and samples over the processes; what one process has seen or reached, all have.
+
+        Returns whether each plain parameter has a gradient on any process.
+        """
         names = self._tasks or (SHARED,)
         losses = [float(self.losses.get(name, 0.0)) for name in names]
         figures = torch.tensor(
@@ -134,6 +138,7 @@ class HeldGradients:
                 *(self.samples.get(name, 0.0) for name in names),
                 *(float(name in self.seen) for name in names),
                 *(float(weight.reached) for weight in self._weights),
+                *(float(parameter.grad is not None) for parameter in self.plain),
                 float(self.objective),
             ],
             dtype=torch.float64,
@@ -147,8 +152,10 @@ class HeldGradients:
                 if name in self.samples:
                     self.samples[name] = found[count + k]
         self.objective = figures[-1]
-        for weight, reached in zip(self._weights, found[3 * count : -1], strict=True):
-            weight.reached = bool(reached)
+        reached = [bool(each) for each in found[3 * count : -1]]
+        for weight, one in zip(self._weights, reached, strict=False):
+            weight.reached = one
+        return reached[len(self._weights) :]
 
     def finite(self) -> bool:
         """Whether all losses and gradients are finite."""

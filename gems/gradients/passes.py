@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from gems.gradients.held import HeldGradients
 from gems.gradients.schedule import RefreshSchedule
@@ -19,6 +21,7 @@ from gems.weights.projected import ProjectedWeight
 from gems.weights.ranks import SHARED
 
 JOINT = "joint"  # a pass of the summed loss
+_OWNERS: Any = WeakTensorKeyDictionary()  # parameter → weak reference to the `Passes` that it is connected to
 
 
 class Passes:
@@ -49,7 +52,8 @@ class Passes:
         self._hooks: list[RemovableHandle] = []
         self._routed: list[nn.Linear] = []
         for weight in weights:
-            if isinstance(weight.matrix.layer, RoutedLinear) and weight.matrix.layer.connected:
+            owner = _OWNERS.get(weight.parameter)
+            if owner is not None and owner() is not None:
                 raise GemsError(
                     f"{weight.name} belongs to another GEMS optimizer of this model; call its close() first"
                 )
@@ -59,6 +63,7 @@ class Passes:
             self._route(k)
         for numbers in of_parameter.values():
             self._hook(numbers)
+            _OWNERS[weights[numbers[0]].parameter] = weakref.ref(self)
         self._watch(held.plain)
 
     def families(self, task: str) -> list[str]:
@@ -103,6 +108,8 @@ class Passes:
             hook.remove()
         for linear in self._routed:
             RoutedLinear.remove(linear)
+        for weight in self._weights:
+            _OWNERS.pop(weight.parameter, None)
         self._hooks, self._routed = [], []
 
     def _task(self) -> str:
@@ -129,18 +136,17 @@ class Passes:
 
         def basis() -> Tensor | None:
             passes = me()
-            ready = passes is not None and weight.subspaces.ready and not passes.is_due(k)
-            return weight.subspaces.basis if ready else None
+            if passes is None:
+                return None
+            spaces = passes._weights[k].subspaces
+            return spaces.basis if spaces.ready and not passes.is_due(k) else None
 
         def receive(gradient: Tensor) -> None:
             passes = me()
             if passes is not None:
-                weight.receive(gradient, passes.families(passes._task()), passes._held.alignment)
+                passes._weights[k].receive(gradient, passes.families(passes._task()), passes._held.alignment)
 
-        RoutedLinear.install(
-            layer,
-            Route(basis, receive, on_outputs=weight.on_outputs, connected=lambda: me() is not None),
-        )
+        RoutedLinear.install(layer, Route(basis, receive, on_outputs=weight.on_outputs))
         self._routed.append(layer)
 
     def _hook(self, numbers: Sequence[int]) -> None:
@@ -169,10 +175,13 @@ class Passes:
 
     def _watch(self, plain: Sequence[nn.Parameter]) -> None:
         """Mark the gradients of plain parameters after each backward pass, for `changed_elsewhere`."""
-        marks = self._marks
+        me, marks = weakref.ref(self), self._marks
 
         def mark(parameter: nn.Parameter) -> None:
-            if parameter.grad is not None:
+            passes = me()
+            if passes is not None and parameter.grad is not None:
+                if passes._current is None and len(passes._tasks) < 2:
+                    passes._task()  # the loss may reach nothing else
                 marks[id(parameter)] = (parameter.grad._version, _sample(parameter.grad))
 
         for parameter in plain:

@@ -39,7 +39,6 @@ class Route:
     basis: returns V, [n, q] or [m, q], or None while the optimizer needs the full gradient.
     receive: takes R, [m, q] or [n, q].
     on_outputs: whether V holds output directions.
-    connected: whether the optimizer still exists.
     """
 
     def __init__(
@@ -48,12 +47,10 @@ class Route:
         receive: Callable[[Tensor], None],
         *,
         on_outputs: bool,
-        connected: Callable[[], bool],
     ) -> None:
         self.basis = basis
         self.receive = receive
         self.on_outputs = on_outputs
-        self.connected = connected
 
 
 class RoutedLinear(nn.Linear):
@@ -76,11 +73,6 @@ class RoutedLinear(nn.Linear):
         if isinstance(linear, RoutedLinear):
             del linear.route
             linear.__class__ = nn.Linear  # type: ignore[assignment]
-
-    @property
-    def connected(self) -> bool:
-        """Whether the optimizer still exists."""
-        return self.route.connected()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y [.., m] for the input x [.., n]."""
@@ -119,9 +111,20 @@ class _Projected(torch.autograd.Function):
         flat = delta.reshape(-1, delta.shape[-1])
         if ctx.route.on_outputs:
             weight, x, basis = ctx.saved_tensors
-            ctx.route.receive(x.T.to(flat.dtype) @ (flat @ basis.to(flat.dtype)))
+            if _wanted(ctx):
+                ctx.route.receive(x.T.to(flat.dtype) @ (flat @ basis.to(flat.dtype)))
         else:
             weight, inner = ctx.saved_tensors
-            ctx.route.receive(flat.T @ inner.to(flat.dtype))
+            if _wanted(ctx):
+                ctx.route.receive(flat.T @ inner.to(flat.dtype))
         into_x = (delta @ weight.to(delta.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
         return into_x, None, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+
+
+def _wanted(ctx: Any) -> bool:
+    """Whether this backward pass accumulates the gradient of the weight; `torch.autograd.grad` of others does not."""
+    try:
+        wanted: bool = torch._C._will_engine_execute_node(ctx.next_functions[1][0])
+    except RuntimeError:  # `torch.autograd.grad` of the weight itself
+        return False
+    return wanted

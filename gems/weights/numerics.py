@@ -21,7 +21,10 @@ class Remainder:
 
     def exact(self, weight: Tensor) -> Tensor:
         """Return the float32 value of a bf16 weight, as a new tensor."""
-        return (weight.float().view(torch.int32) + self.low.int()).view(torch.float32)
+        low = torch.where(
+            weight == 0, self.low.clamp(min=0), self.low
+        )  # below zero's bits there is no number
+        return (weight.float().view(torch.int32) + low.int()).view(torch.float32)
 
     def store(self, weight: Tensor, exact: Tensor) -> None:
         """Write a float32 value: its nearest bf16 number into the weight, and the rest here."""

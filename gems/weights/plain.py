@@ -72,6 +72,17 @@ class PlainParameters:
             state.setdefault(k, {})["copy"] = copy.detach()
         return state
 
+    def fits(self, state: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Whether a state is of parameters of the same shapes and types."""
+        return all(k in state and "copy" in state[k] for k in self._copies) and all(
+            0 <= k < len(self.parameters)
+            and all(
+                name == "step" or value.shape == self.parameters[k].shape for name, value in entry.items()
+            )
+            and ("copy" in entry) == (k in self._copies)
+            for k, entry in state.items()
+        )
+
     def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
         """Restore a state of `state_dict`."""
         if self._adamw is None:

@@ -114,7 +114,7 @@ class ProjectedWeight:
         keep: whether to keep the full gradient for a refresh in this step.
         """
         self.reached = True
-        gradient = gradient.to(self.subspaces.basis.dtype)
+        gradient = gradient.detach().to(self.subspaces.basis.dtype)
         if keep:
             self.full[task] = self.full[task] + gradient if task in self.full else gradient
         if self.subspaces.ready:
@@ -129,7 +129,7 @@ class ProjectedWeight:
         """
         self.reached = True
         spaces = self.subspaces
-        gradient = gradient.to(spaces.basis.dtype)
+        gradient = gradient.detach().to(spaces.basis.dtype)
         for family in families:
             columns = spaces.columns[family]
             spaces.projected[:, columns] += gradient[:, columns]
@@ -149,13 +149,17 @@ class ProjectedWeight:
         step: number of the step; it seeds the random directions.
         families: the families that each task's gradient goes to.
         Returns figures of the new bases:
-            energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis.
-            overlap: ‖V_aᵀ V_b‖² / r of the first two tasks.
+            energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis
+                (with a soft null space, of g S).
+            overlap: ‖V_aᵀ V_b‖² / r of the first two tasks (with a soft null space, of S V).
             leak: ‖Uᵀ V‖ per direction.
             conflict: ρ of the full gradients of the first two tasks.
         """
         rules, spaces = self._rules, self.subspaces
         joint = torch.stack(list(self.full.values())).sum(0)
+        if not spaces.ready and not bool(joint.any()):  # an expert without tokens has its first refresh later
+            self.full = {}
+            return {}
         generator = torch.Generator().manual_seed(hash((rules.seed, step, self._index)) & (2**63 - 1))
         shrinkage = self._shrinkage(joint)
         known = []
@@ -166,11 +170,13 @@ class ProjectedWeight:
         for family, columns in spaces.columns.items():
             old = spaces.basis[:, columns] if spaces.ready else None
             source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
+            if old is not None and source is not None and not bool(source.any()):
+                source = None  # zeros have no directions
             if shrinkage is not None:
                 old = None if old is None else shrinkage.undo(old.T).T
                 source = None if source is None else shrinkage.apply(source)
             if source is None:
-                # the task has no gradient in this step: keep its basis, outside the new shared one
+                # there is no gradient in this step: keep the basis, outside the new shared one
                 assert old is not None
                 basis = complement_basis(old, outside, generator)
             else:
@@ -209,9 +215,8 @@ class ProjectedWeight:
         if knowledge is None or softness is None:
             return None
         directions, eigenvalues = knowledge.spectrum(self.name)
-        return Shrinkage(
-            directions.to(like), eigenvalues.to(like.device), softness * float(eigenvalues.mean())
-        )
+        mean = max(float(eigenvalues.mean()), 1e-30)  # inputs may be zero on all of the general text
+        return Shrinkage(directions.to(like), eigenvalues.to(like.device), softness * mean)
 
     def update(self, rates: Rates, coefficients: Mapping[str, float]) -> None:
         """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
@@ -274,11 +279,15 @@ class ProjectedWeight:
             "last_rates": None if last is None else [last.rate, last.decay, list(last.betas), last.eps],
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore a state. Raises `ValueError` if it is from another configuration."""
-        remainder, rates = state["remainder"], state["last_rates"]
-        if (remainder is None) != (self.remainder is None):
+    def check_state(self, state: dict[str, object]) -> None:
+        """Raise `ValueError` if a state is from another configuration."""
+        if (state["remainder"] is None) != (self.remainder is None):
             raise ValueError("it has weights of another type")
+        self.subspaces.check_state(state)
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore a state that `check_state` accepts."""
+        remainder, rates = state["remainder"], state["last_rates"]
         self.subspaces.load_state_dict(state)
         if self.remainder is not None:
             assert isinstance(remainder, Tensor)

@@ -2,7 +2,8 @@
 
 W is [m, n] (out × in), g = ∂L/∂W. A subspace has an orthonormal basis V [n, r]. The gradient is kept as
 R = g V [m, r], Adam runs on R, and the update of W is D = N Vᵀ with N = M̂ / (√V̂ + ε). For every N, D x = 0 for every
-input x that is orthogonal to V (docs/gems.md; GaLore, arXiv 2403.03507).
+input x that is orthogonal to V (docs/gems.md; GaLore, arXiv 2403.03507). With a soft null space the basis that is kept
+is S V, see `gems.weights.shrinkage`.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ class Subspaces:
             "ready": self.ready,
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore a state. Raises `ValueError` if its shapes or families are from another configuration."""
+    def check_state(self, state: dict[str, object]) -> None:
+        """Raise `ValueError` if the shapes or families of a state are from another configuration."""
         if set(state["counts"]) != set(self.counts):  # type: ignore[call-overload]
             raise ValueError(f"families {sorted(state['counts'])}, not {sorted(self.counts)}")  # type: ignore[call-overload]
         for name in ("basis", "first", "second"):
@@ -167,6 +168,10 @@ class Subspaces:
             assert isinstance(stored, Tensor)
             if stored.shape != mine.shape:
                 raise ValueError(f"{name} {tuple(stored.shape)}, not {tuple(mine.shape)}")
-            mine.copy_(stored)
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore a state that `check_state` accepts."""
+        for name in ("basis", "first", "second"):
+            getattr(self, name).copy_(state[name])
         self.counts = dict(state["counts"])  # type: ignore[call-overload]
         self.ready = bool(state["ready"])

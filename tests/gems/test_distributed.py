@@ -77,9 +77,9 @@ def test_between_refreshes_only_projected_gradients_are_sent(two: list[dict[str,
                 for name, size in one["projected_bytes"][step].items()
             )
             weights = len(one["full_bytes"][step])
-            stats = (
-                3 * 2 + weights + 1
-            ) * 8  # fp64: three of each task, one of each weight, and the objective
+            plain = one["plain_parameters"]
+            # fp64: three of each task, one of each weight and of each plain parameter, and the objective
+            stats = (3 * 2 + weights + plain + 1) * 8
             alignment = 2 * 8 if gate == "hypergradient" else 0  # one fp64 figure of each task
             assert bytes_sent == expected + one["plain_bytes"] + stats + alignment, step
             if not due:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,71 @@ def test_fused_experts_are_tuned_one_by_one() -> None:
     again.load_state_dict(state)
     assert again.steps == 7
     assert len(state["state"]) == 1
+
+
+def test_the_state_of_a_deleted_optimizer_is_freed() -> None:
+    model = network()
+    optimizer = made(model)
+    for _ in train(model, optimizer, range(2)):
+        pass
+    bases = [weakref.ref(weight.subspaces.basis) for weight in optimizer.weights]
+    del optimizer
+    gc.collect()
+    assert [basis() for basis in bases] == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore:the ranks were cut down")
+def test_a_second_optimizer_is_refused_where_no_layer_is_routed() -> None:
+    model = nn.Linear(6, 6, bias=False)
+    first = GEMS(model, lr=1e-2, rank_share=1.0)
+    with pytest.raises(GemsError, match="belongs to another GEMS"):
+        GEMS(model, lr=1e-2, rank_share=1.0)
+    first.close()
+    GEMS(model, lr=1e-2, rank_share=1.0)
+
+
+def test_an_expert_without_tokens_keeps_its_basis_in_a_refresh() -> None:
+    model = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(2))
+    optimizer = GEMS(model, lr=1e-2, rank=4, refresh_every=4, stagger=1)
+    for step in range(5):
+        x = torch.randn(9, 16, generator=torch.Generator().manual_seed(step))
+        if step == 4:
+            before = optimizer.weights[1].subspaces.basis.clone()
+        idle = 0.0 if step == 4 else 1.0  # the gradient is there, and zero
+        optimizer.backward((model[0](x).square() + idle * model[1](x).square()).mean())
+        optimizer.step()
+    after = optimizer.weights[1].subspaces.basis
+    assert float((before.T @ after).square().sum()) == pytest.approx(4, rel=1e-4)
+    assert optimizer.weights[1].subspaces.ready
+
+
+def test_an_expert_without_tokens_has_its_first_refresh_later() -> None:
+    model = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(2))
+    optimizer = GEMS(model, lr=1e-2, rank=4, refresh_every=50, stagger=1)
+    for idle in (0.0, 0.0, 1.0):
+        x = torch.randn(9, 16)
+        optimizer.backward((model[0](x).square() + idle * model[1](x).square()).mean())
+        optimizer.step()
+        assert optimizer.weights[1].subspaces.ready == bool(idle)
+
+
+def test_a_state_with_other_plain_parameters_is_refused_before_anything_is_loaded() -> None:
+    model, other = network(), network()
+    optimizer = made(model)
+    for _ in train(model, optimizer, range(2)):
+        pass
+    other[3].bias.requires_grad_(False)
+    fresh = made(other)
+    with pytest.raises(GemsError, match="other plain parameters"):
+        fresh.load_state_dict(optimizer.state_dict())
+    assert not any(weight.subspaces.ready for weight in fresh.weights)
+
+
+def test_a_loss_that_reaches_plain_parameters_only_moves_them() -> None:
+    model = network()
+    optimizer = GEMS(model, lr=1e-2, rank=3)
+    before = model[1].bias.detach().clone()
+    model[1].bias.sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model[1].bias)
+    assert optimizer.steps == 1

@@ -127,3 +127,37 @@ def test_autocast_works() -> None:
         optimizer.step()
     assert model[0].weight.dtype == torch.float32
     assert not torch.equal(before, model[0].weight)
+
+
+def test_gradients_of_inputs_alone_leave_the_weights_alone() -> None:
+    model = network()
+    optimizer = GEMS(model, lr=1e-2, rank=3, refresh_every=50, stagger=1)
+    optimizer.backward(regression(model, 0)["search"])
+    optimizer.step()
+    x = torch.randn(5, 12, requires_grad=True)
+    (found,) = torch.autograd.grad(model(x).square().sum(), [x])
+    (expected,) = torch.autograd.grad(copy.deepcopy(model)(x).square().sum(), [x])
+    assert torch.allclose(found, expected)
+    assert all(float(weight.subspaces.projected.abs().sum()) == 0 for weight in optimizer.weights)
+    before = model[0].weight.detach().clone()
+    optimizer.step()  # no backward pass: nothing happens
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_gradient_penalty_is_learned_and_keeps_no_graph() -> None:
+    model = network(torch.float64)
+    optimizer = GEMS(model, lr=1e-2, rank=3, refresh_every=50, stagger=1)
+    optimizer.backward(regression(model, 0, torch.float64)["search"])
+    optimizer.step()
+    twin = copy.deepcopy(model)
+    losses = []
+    for each in (model, twin):
+        x = torch.ones(4, 12, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(each(x).sin().sum(), [x], create_graph=True)
+        losses.append(slope.square().sum())
+    optimizer.backward(losses[0])
+    full = torch.autograd.grad(losses[1], [twin[0].weight, twin[3].weight])
+    for weight, gradient in zip(optimizer.weights, full, strict=True):
+        spaces = weight.subspaces
+        assert torch.allclose(spaces.projected, weight.seen(gradient) @ spaces.basis, atol=1e-10)
+        assert not spaces.projected.requires_grad

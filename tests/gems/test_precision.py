@@ -131,3 +131,16 @@ def test_steps_inside_autocast_leak_nothing(precision: str) -> None:
     finally:
         torch.set_float32_matmul_precision(set_before)
     assert max(leaks(optimizer, knowledge, before)) < 1e-5
+
+
+def test_weights_that_are_set_to_zero_train_on() -> None:
+    model = network(torch.bfloat16)
+    optimizer = GEMS(model, TASKS, lr=1e-2, rank=3)
+    for step in range(30):
+        if step == 5:
+            with torch.no_grad():
+                model[0].weight.zero_()  # type: ignore[operator]
+        optimizer.backward(regression(model, step, torch.bfloat16))
+        optimizer.step()
+    assert bool(torch.isfinite(optimizer.exact_weights()["0.weight"]).all())
+    assert float((model[0].weight == 0).float().mean()) < 0.02

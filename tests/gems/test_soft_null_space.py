@@ -115,3 +115,14 @@ def test_a_language_model_learns_and_keeps_ranks_and_deflation() -> None:
 def test_it_must_be_a_positive_number(softness: float) -> None:
     with pytest.raises(GemsError, match="softness"):
         GEMS(nn.Linear(4, 4), lr=1e-3, rank=1, softness=softness)
+
+
+def test_a_site_whose_inputs_are_zero_is_not_shortened() -> None:
+    layer = nn.Linear(6, 6, bias=False)
+    knowledge = collect_knowledge(layer, [torch.zeros(9, 6)], {"weight": layer})
+    optimizer = GEMS(layer, lr=1e-2, rank=2, knowledge=knowledge, softness=0.1)
+    before = layer.weight.detach().clone()
+    optimizer.backward(layer(torch.ones(3, 6)).square().sum())
+    optimizer.step()
+    assert bool(torch.isfinite(layer.weight).all())
+    assert not torch.equal(layer.weight, before)

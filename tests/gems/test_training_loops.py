@@ -176,6 +176,9 @@ def test_a_gradient_scaler_is_refused_by_name() -> None:
     with pytest.raises(GemsError, match="GradScaler"):
         scaler.step(optimizer)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    regression(model, 0)["search"].backward()  # and without it training goes on
+    optimizer.step()
+    assert optimizer.steps == 1
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):

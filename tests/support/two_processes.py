@@ -93,6 +93,7 @@ def train(rank: int, world: int, settings: dict[str, Any]) -> dict[str, Any]:
         "counts": {w.name: dict(w.subspaces.counts) for w in optimizer.weights},
         "knowledge": {w.name: knowledge.size(w.name, 0.9, w.parameter.shape[1]) for w in optimizer.weights},
         "plain_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in linear),
+        "plain_parameters": sum(id(p) not in linear for p in model.parameters()),
         "projected_bytes": projected,
         "full_bytes": full,
         "sent": sent,
