@@ -53,6 +53,8 @@ class GEMS(torch.optim.Optimizer):
     cap: largest number of protected directions, as a share of a layer's inputs.
     softness: μ of the soft null space as a multiple of the mean eigenvalue of K, see `gems.weights.shrinkage`. It then
         takes the place of the protected directions, and `energy` and `cap` have no effect.
+    output_bases: whether weights with more outputs than inputs have bases of output directions, which take less state.
+        Not next to knowledge, whose directions are inputs.
     gate: `hypergradient`, `prior` or `uniform`.
     temperature: τ of the gate's softmax.
     deflate: whether task bases complement the shared one.
@@ -98,6 +100,7 @@ class GEMS(torch.optim.Optimizer):
         energy: float = 0.9,
         cap: float = 0.5,
         softness: float | None = None,
+        output_bases: bool = False,
         gate: str = "hypergradient",
         temperature: float = 1.5,
         deflate: bool = True,
@@ -125,6 +128,10 @@ class GEMS(torch.optim.Optimizer):
         if not matrices:
             raise GemsError("the model has no trainable linear layer to tune")
         if knowledge is not None:
+            if output_bases:
+                raise GemsError(
+                    "bases of output directions cannot leave input directions alone; drop output_bases"
+                )
             if experts:
                 raise GemsError(
                     f"nothing is known of the inputs of {min(experts)}; give experts={{}} and freeze such weights, "
@@ -150,6 +157,7 @@ class GEMS(torch.optim.Optimizer):
             energy,
             cap,
             softness,
+            output_bases,
             seed,
         )
         self.weights = make_weights(matrices, Ranks(rank, rank_share, task_rank, task_rank_share), rules)

@@ -32,6 +32,7 @@ class Rules:
     energy: float
     cap: float
     softness: float | None
+    output_bases: bool
     seed: int
 
 
@@ -53,9 +54,9 @@ class Rates:
 class ProjectedWeight:
     """A weight W [m, n] whose gradient is held in its subspaces only, except while its bases are refreshed.
 
-    Its bases hold input directions: W is used as it is, and R = g V. Without knowledge to protect, a weight with more
-    outputs than inputs has bases of output directions, which take less state: then all is the same for Wᵀ, and
-    Rᵀ = gᵀ V. `seen` gives the view [a, b] of the weight or of a gradient, whose b columns the bases belong to.
+    Its bases hold input directions: W is used as it is, and R = g V. With `output_bases`, a weight with more outputs
+    than inputs has bases of output directions, which take less state: then all is the same for Wᵀ, and R = gᵀ V.
+    `seen` gives the view [a, b] of the weight or of a gradient, whose b columns the bases belong to.
 
     full: full gradients [a, b] by task, only in a step that refreshes this weight.
     moved: ‖N‖² of each task family whose update was applied in the last step, scalars.
@@ -66,7 +67,7 @@ class ProjectedWeight:
         self.name = matrix.name
         self.matrix = matrix
         m, n = matrix.shape
-        self.on_outputs = rules.knowledge is None and m > n
+        self.on_outputs = rules.output_bases and m > n
         view = self.seen(matrix.parameter.detach())
         self.subspaces = Subspaces(view, ranks)
         self.remainder = Remainder(view) if view.dtype == torch.bfloat16 else None

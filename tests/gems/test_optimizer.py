@@ -53,7 +53,9 @@ def test_bases_of_outputs_are_bases_of_inputs_of_the_transposed_weight(settings:
     tall, wide = (nn.Linear(n, m, bias=False, dtype=torch.float64) for m, n in ((9, 6), (6, 9)))
     with torch.no_grad():
         wide.weight.copy_(tall.weight.T)
-    optimizers = [make(layer, rank=2, refresh_every=3, **settings) for layer in (tall, wide)]
+    optimizers = [
+        make(layer, rank=2, refresh_every=3, output_bases=True, **settings) for layer in (tall, wide)
+    ]
     assert [optimizer.weights[0].on_outputs for optimizer in optimizers] == [True, False]
     for step in range(8):
         rng = torch.Generator().manual_seed(step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -85,26 +87,33 @@ def qwen(layers: int = 2) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("settings", "most", "most_of_a_weight"),
-    [({"rank_share": 0.25}, 0.50, 0.76), ({"rank_share": 0.125}, 0.26, 0.38), ({"rank": 512}, 0.50, 0.84)],
+    ("settings", "most", "most_on_outputs", "most_of_a_weight"),
+    [
+        ({"rank_share": 0.25}, 0.51, 0.39, 0.76),
+        ({"rank_share": 0.125}, 0.26, 0.20, 0.38),
+        ({"rank": 512}, 0.52, 0.40, 0.84),
+    ],
 )
-def test_the_state_of_a_large_model(settings: dict[str, float], most: float, most_of_a_weight: float) -> None:
-    model = qwen()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a count of 512 does not fit the keys
-        optimizer = GEMS(model, TASKS, lr=1e-4, gate="prior", **settings)  # type: ignore[arg-type]
-    adamw = 2 * 4 * sum(p.numel() for p in model.parameters())
-    assert optimizer.costs()["state_bytes"] <= most * adamw
-    for weight in optimizer.weights:
-        spaces = weight.subspaces
-        state = sum(t.numel() for t in (spaces.basis, spaces.first, spaces.second))
-        assert state <= most_of_a_weight * 2 * weight.parameter.numel(), weight.name
+@pytest.mark.filterwarnings("ignore:the ranks were cut down")  # a count of 512 does not fit the keys
+def test_the_state_of_a_large_model(
+    settings: dict[str, Any], most: float, most_on_outputs: float, most_of_a_weight: float
+) -> None:
+    for output_bases, limit in ((False, most), (True, most_on_outputs)):
+        model = qwen()
+        optimizer = GEMS(model, TASKS, lr=1e-4, gate="prior", output_bases=output_bases, **settings)
+        adamw = 2 * 4 * sum(p.numel() for p in model.parameters())
+        assert optimizer.costs()["state_bytes"] <= limit * adamw
+        for weight in optimizer.weights:
+            spaces = weight.subspaces
+            state = sum(t.numel() for t in (spaces.basis, spaces.first, spaces.second))
+            assert state <= most_of_a_weight * 2 * weight.parameter.numel(), weight.name
 
 
-def test_bases_are_on_the_cheaper_side_unless_there_is_knowledge() -> None:
-    tall = nn.Linear(8, 24, bias=False)
-    assert GEMS(tall, lr=1e-2, rank=2).weights[0].on_outputs
-    assert not GEMS(nn.Linear(24, 8, bias=False), lr=1e-2, rank=2).weights[0].on_outputs
-    tall = nn.Linear(8, 24, bias=False)
+def test_bases_of_outputs_are_for_weights_with_more_of_them_and_without_knowledge() -> None:
+    tall, wide = nn.Linear(8, 24, bias=False), nn.Linear(24, 8, bias=False)
+    assert not GEMS(copy.deepcopy(tall), lr=1e-2, rank=2).weights[0].on_outputs
+    assert GEMS(copy.deepcopy(tall), lr=1e-2, rank=2, output_bases=True).weights[0].on_outputs
+    assert not GEMS(wide, lr=1e-2, rank=2, output_bases=True).weights[0].on_outputs
     knowledge = collect_knowledge(tall, [torch.randn(20, 8)], {"weight": tall})
-    assert not GEMS(tall, lr=1e-2, rank=2, knowledge=knowledge).weights[0].on_outputs
+    with pytest.raises(GemsError, match="drop output_bases"):
+        GEMS(tall, lr=1e-2, rank=2, knowledge=knowledge, output_bases=True)

@@ -177,6 +177,10 @@ class GemsSettings(SettingsGroup):
     task_rank_share: float | None = Field(
         None, gt=0, le=1, description="subspace of each task: directions as a share of a layer's smaller size"
     )
+    output_bases: bool = Field(
+        False,
+        description="layers with more outputs than inputs: bases of outputs (less state; no null space)",
+    )
     scale: float = Field(1.0, gt=0, description="factor on the length of subspace updates")
     rank_scaling: bool = Field(
         False, description="lengthen a subspace update by sqrt(size / rank), to the length of Adam's"
@@ -238,7 +242,9 @@ class KnowledgeSettings(SettingsGroup):
         0.5, gt=0, lt=1, description="largest share of a layer's input directions that is left alone"
     )
     softness: float | None = Field(
-        None, gt=0, description="soft null space: updates shrink by (1 + energy / (softness * mean energy))^-1/2"
+        None,
+        gt=0,
+        description="soft null space: updates shrink by (1 + energy / (softness * mean energy))^-1/2",
     )
     tokens: int = Field(65536, ge=256, description="tokens of general text for the knowledge basis")
 
