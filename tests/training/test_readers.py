@@ -157,7 +157,7 @@ READERS = {
     "training/data/importer.py",  # names the field of a row that is not finite or not Unicode, as of Parquet files
     "training/report/run_log.py",  # shows runs whatever their figures and texts are
     "training/run/server_process.py",  # the log of a server
-    "gems/knowledge.py",  # the basis that the method wrote
+    "gems/model/knowledge.py",  # the basis that the method wrote
 }
 
 

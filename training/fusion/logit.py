@@ -80,7 +80,7 @@ def fit_weights(task: Task, choices: Sequence[Choice]) -> dict[str, float]:
 
     bounds = [(-MAX_WEIGHT if name in UNBOUNDED else 0.0, MAX_WEIGHT) for name in names]
     # The usual tolerance of the loss ends the search while the gradient is still large.
-    limits = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-14, "gtol": 1e-4}
+    limits = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-14, "gtol": 1e-6}
     found = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
     return {name: round(float(value), 6) for name, value in zip(names, found.x, strict=True)}
 
