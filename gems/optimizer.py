@@ -292,7 +292,7 @@ class GEMS(torch.optim.Optimizer):
         present = [task for task in self.tasks if task in held.seen]
         families = [SHARED, *present]
         group = self.param_groups[0]
-        betas = tuple(group["betas"])
+        betas = (group["betas"][0], group["betas"][1])
         self._refreshed = {}
         if any(weight.full for weight in due):
             if not held.finite():
@@ -310,14 +310,10 @@ class GEMS(torch.optim.Optimizer):
             self._refuse("a weight of the gate is not finite")
         if self._clip is not None:
             held.clip(figures, self._clip)
-        rates = Rates(
-            group["lr"] * group["scale"],
-            group["lr"] * group["weight_decay"],
-            (betas[0], betas[1]),
-            group["eps"],
-        )
+        rates = Rates(group["lr"] * group["scale"], group["lr"] * group["weight_decay"], betas, group["eps"])
+        applied = {family: coefficients[family] for family in families}
         for weight in self.weights:
-            weight.update(rates, {family: coefficients[family] for family in families})
+            weight.update(rates, applied)
         self._plain.step(self.param_groups[-1])
         self._figures = {"gradient_norm": figures.norm(SHARED)} | {
             f"gate.{task}": coefficients[task] for task in self.tasks
