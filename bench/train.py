@@ -68,7 +68,9 @@ def batch(vocabulary_codes: np.ndarray, first_code: list[int], rows: int, tokens
             ids[row, start : start + 3] = item + first_code[:3]
             level[row, start : start + 3] = (0, 1, 2)
             task[row, start : start + 3] = k % 2
-    return Part(torch.from_numpy(ids), torch.from_numpy(level), torch.from_numpy(task))
+    return Part(
+        torch.from_numpy(ids), torch.from_numpy(level), torch.from_numpy(task), torch.full(ids.shape, -1)
+    )
 
 
 def step_once(name: str, method: Method, losses: dict[Task, torch.Tensor]) -> dict[str, Any]:

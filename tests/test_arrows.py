@@ -122,7 +122,7 @@ ALLOWED = {
     "training.pipeline": (
         "gems index.bundle index.pool index.trie server.engine.torch_backend "
         "training.config training.data training.dense training.fusion training.loop training.methods "
-        "training.prepare training.run"
+        "training.model training.prepare training.run"
     ),
     "training.demo": (
         "index.bundle index.catalogue index.records index.sequence training.config training.data "

@@ -40,6 +40,7 @@ from training.loop.validation import Validator
 from training.loop.word_queries import WordQueries
 from training.methods.method import Method
 from training.methods.registry import make_method
+from training.model.text_part import TextPart
 from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
 from training.prepare.preparation import Prepared, open_prepared
 from training.prepare.start import make_preparations
@@ -94,7 +95,7 @@ def train(
             dense = dense_index(prepared.model, trained.batches, vectors, seed=config.seed, console=console)
         pool = fitted_pool(
             trained.engine, prepared.encoder(config), catalogue, trained.split, config.search_attributes,
-            dense=dense, trained=len(catalogue), seed=config.seed, console=console,
+            dense=dense, trained=len(catalogue), fresh_share=config.fresh_share, seed=config.seed, console=console,
         )  # fmt: skip
         publish(
             bundle,
@@ -180,7 +181,8 @@ def fit(
     )
     linears = find_linears(prepared.model)
     validator = Validator(prepared.model, encoder, engine, split.validation, config, pairs)
-    torch.manual_seed(config.seed)  # adapters start with the same weights in new and resumed runs
+    torch.manual_seed(config.seed)  # new weights start with the same values in new and resumed runs
+    text = _text_part(prepared, config)
     method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
     probe = (
@@ -198,6 +200,7 @@ def fit(
         validator,
         probe,
         parallel,
+        text,
     )
     if continued and trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {trainer.total_steps}")
@@ -221,6 +224,17 @@ def fit(
         # conflict of the published model
         record["conflict"] = round(float(np.mean(list(conflict.values()))), 4)
     return Trained(dataset, split, prepared, engine, batches, method, record)
+
+
+def _text_part(prepared: Prepared, config: TrainConfig) -> TextPart | None:
+    """Divide the rows of items, where one token names one item; the maps are saved and updated like all weights."""
+    codes = prepared.identifiers.codes
+    if not config.identifiers.text_part or prepared.vocabulary.spelled or codes.shape[1] != 1:
+        return None
+    vectors = np.load(prepared.vectors, allow_pickle=False)
+    in_order = np.empty_like(vectors)
+    in_order[codes[:, 0]] = vectors
+    return TextPart(prepared.model, int(prepared.vocabulary.first_code[0]), in_order)
 
 
 def _bundle_info(config: TrainConfig, trained: Trained, pool: PoolIndex) -> BundleInfo:

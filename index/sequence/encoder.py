@@ -48,12 +48,14 @@ class Sample:
     ids:    int64 [T], token ids; for an encoder-decoder, those of the decoder.
     level:  int8 [T], identifier level that token t writes, -1 for markers and query text.
     task:   int8 [T], index into `TASKS` of the event that token t belongs to.
+    item:   int64 [T], catalogue row of the item whose identifier begins with token t, -1 for other tokens.
     prompt: int64 [P], the tokens that an encoder reads; empty for a decoder-only model.
     """
 
     ids: NDArray[np.int64]
     level: NDArray[np.int8]
     task: NDArray[np.int8]
+    item: NDArray[np.int64]
     prompt: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
@@ -181,12 +183,14 @@ class SequenceEncoder:
         answered = events[len(events) - len(kept) :]
         ids = np.fromiter((i for event in kept for i in event), np.int64)
         level = np.full(len(ids), -1, np.int8)
+        item = np.full(len(ids), -1, np.int64)
         ends = np.cumsum([len(tokens) for tokens in kept])
         for event, end in zip(answered, ends, strict=True):  # each event ends with its identifier
             written = self._lengths[event.item]
             level[end - written : end] = np.arange(written)
+            item[end - written] = event.item
         tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
-        return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]))
+        return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]), item)
 
     def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
         """Return a training sample for an encoder-decoder.
@@ -197,9 +201,12 @@ class SequenceEncoder:
         task = self._task(event)
         written = self.identifier(event.item)
         length = 1 + len(written)
+        item = np.full(length, -1, np.int64)
+        item[1] = event.item
         return Sample(
             np.array([start, *written], np.int64),
             np.arange(-1, length - 1).astype(np.int8),
             np.full(length, TASKS.index(task), np.int8),
+            item,
             np.array(self.prompt(history, event.query if task is Task.SEARCH else None).ids, np.int64),
         )

@@ -53,6 +53,12 @@ class TrainConfig(RunSettings):
         (),
         description="attributes whose values are found as a whole, such as article numbers, comma-separated",
     )
+    fresh_share: float = Field(
+        0.1,
+        ge=0.001,
+        le=0.9,
+        description="share of items newer than the model among those that people take, for the weights of the pool",
+    )
     backbone: BackboneSettings = BackboneSettings()
     identifiers: IdentifierSettings = IdentifierSettings()
     sequence: SequenceSettings = SequenceSettings()

@@ -77,6 +77,10 @@ class IdentifierSettings(SettingsGroup):
         allow_inf_nan=True,
         description="'semantic': largest number of items of a code, as a multiple of the mean (approximate)",
     )
+    text_part: bool = Field(
+        True,
+        description="'atomic': the row of an item's token is the sum of one of its own and a linear map of its vector",
+    )
     spelling: int = Field(12, ge=4, le=1000, description="'text': tokens of an identifier at most")
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"

@@ -152,7 +152,7 @@ def new_item_vectors(
         if encoder_hash(folder) != info.item_encoder_sha256:
             raise EmbeddingError(
                 f"{folder} is not the encoder of this bundle ({info.item_encoder!r}): its files are others, and its "
-                "vectors would mean something else to the codebooks. Name the right one with --item-encoder"
+                "vectors could not be compared with those of its items. Name the right one with --item-encoder"
             )
         return TextEncoder(folder).encode_items(items)
 

@@ -17,8 +17,6 @@ MOST_TARGETS = 50_000
 MOST_NUMBERS = 2**26  # of all states together
 PASS_TOKENS = 8192  # of a forward pass, with padding
 
-Labelled = tuple[Sample, list[int]]
-
 
 @torch.inference_mode()
 def target_states(model: PreTrainedModel, batches: BatchSource) -> tuple[Tensor, Tensor]:
@@ -31,27 +29,26 @@ def target_states(model: PreTrainedModel, batches: BatchSource) -> tuple[Tensor,
     states, items = [], []
     found = 0
     try:
-        for batch in batches.labelled(0):
-            for part in _passes(batch):
-                padded = pad([sample for sample, _ in part])
-                hidden = part_states(model, padded)[:, :-1][padded.level[:, 1:] == 0].float()
-                states.append(hidden)
-                items += [row for _, rows in part for row in rows]
-                found += len(hidden)
+        for batch in batches.samples(0):
+            for samples in _passes(batch):
+                part = pad(samples)
+                target = part.item[:, 1:]
+                states.append(part_states(model, part)[:, :-1][target >= 0].float())
+                items.append(target[target >= 0])
+                found += len(items[-1])
             if found >= min(MOST_TARGETS, MOST_NUMBERS // states[0].shape[1]):
                 break
     finally:
         model.train(was_training)
-    return torch.cat(states), torch.tensor(items, dtype=torch.long)
+    return torch.cat(states), torch.cat(items)
 
 
-def _passes(batch: Sequence[Labelled]) -> Iterator[list[Labelled]]:
+def _passes(batch: Sequence[Sample]) -> Iterator[list[Sample]]:
     """Divide a batch into forward passes of samples of similar length."""
-    part: list[Labelled] = []
-    for each in sorted(batch, key=lambda each: len(each[0]) + len(each[0].prompt)):
-        length = len(each[0]) + len(each[0].prompt)
-        if part and length * (len(part) + 1) > PASS_TOKENS:
+    part: list[Sample] = []
+    for sample in sorted(batch, key=len):
+        if part and len(sample) * (len(part) + 1) > PASS_TOKENS:
             yield part
             part = []
-        part.append(each)
+        part.append(sample)
     yield part

@@ -2,7 +2,8 @@
 
 Nothing was added to the catalogue yet, so that fresh items are simulated: a case is ranked once more with a tenth of
 the catalogue hidden from the model, as if these items had been added after training. Half of these cases hide their
-target, and count so much less that it is hidden in a tenth of them.
+target, and both halves are weighted so that a given share of all targets is hidden: the share that new items have of
+what people take.
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ def rank_choices(
     *,
     beam_width: int,
     exclude_history: bool,
+    fresh_share: float,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ranked]:
     """Rank the cases, and those with a target once more with simulated fresh items.
 
     exclude_history: whether items of the history are left out.
+    fresh_share: share of the targets that are new items, in (0, 1).
     progress: called with the numbers of finished rankings and of all.
     """
     rng = np.random.default_rng([seed, len(cases)])
@@ -83,8 +86,8 @@ def rank_choices(
         if case.target is not None:
             hide = bool(rng.random() < HIDDEN_TARGETS)
             own, step = int(fold[case.target]), int(rng.integers(1, FOLDS))
-            share = HIDDEN_TARGETS * FOLDS if hide else (1 - HIDDEN_TARGETS) * FOLDS / (FOLDS - 1)
-            jobs.append(_Job(case, hidden[own if hide else (own + step) % FOLDS], 1 / share, True))
+            weight = fresh_share / HIDDEN_TARGETS if hide else (1 - fresh_share) / (1 - HIDDEN_TARGETS)
+            jobs.append(_Job(case, hidden[own if hide else (own + step) % FOLDS], weight, True))
     found: list[Ranked] = []
     for start in range(0, len(jobs), BATCH):
         found += _rank(engine, encoder, task, jobs[start : start + BATCH], beam_width, exclude_history)

@@ -24,6 +24,7 @@ from training.fusion.logit import fit_weights
 MOST_CASES = 1000  # logged cases of a task
 LEAST_CASES = 20  # fewer say nothing
 SHOWN = 10  # items of an answer, in the figures
+FRESH_SHARE = 0.1  # of what people take, by default
 LOST = 0.01  # share of the found targets that the suggested cut-off may lose
 
 
@@ -34,10 +35,14 @@ def fit_fusion(
     validation: Sequence[Case],
     *,
     beam_width: int = 50,
+    fresh_share: float = FRESH_SHARE,
     seed: int = 0,
     console: Console | None = None,
 ) -> Fusion:
-    """Fit the weights of both tasks. A task with fewer than `LEAST_CASES` cases gets none."""
+    """Fit the weights of both tasks. A task with fewer than `LEAST_CASES` cases gets none.
+
+    fresh_share: share of new items among those that people take, in (0, 1).
+    """
     repeats = any(case.target in {event.item for event in case.history} for case in validation)
     tasks: dict[Task, TaskFusion] = {}
     with Progress(console=console) as bar:
@@ -48,21 +53,21 @@ def fit_fusion(
             row = bar.add_task(f"fusion for {task.value}", total=1.0)
             ranked = rank_choices(
                 engine, encoder, index, task, fit_cases(task, logged, index.catalogue, index.lexical.attributes, seed),
-                beam_width=beam_width, exclude_history=not repeats, seed=seed,
+                beam_width=beam_width, exclude_history=not repeats, fresh_share=fresh_share, seed=seed,
                 progress=lambda done, total, row=row: bar.update(row, completed=done / total),  # type: ignore[misc]
             )  # fmt: skip
-            tasks[task] = _fitted(task, ranked)
+            tasks[task] = _fitted(task, ranked, fresh_share)
     return Fusion(tasks)
 
 
-def _fitted(task: Task, ranked: Sequence[Ranked]) -> TaskFusion:
+def _fitted(task: Task, ranked: Sequence[Ranked], fresh_share: float) -> TaskFusion:
     weights = fit_weights(task, [each.choice for each in ranked])
     fusion = Fusion({task: TaskFusion(weights)})
     item, nothing = fusion.item_weights(task), fusion.nothing_weights(task)
     shares = [relevance(each.choice.signals @ item, float(each.choice.nothing @ nothing)) for each in ranked]
     logged = [k for k, each in enumerate(ranked) if each.case.kind == "logged" and not each.simulated]
     cutoff = _cutoff([shares[k] for k in logged], [ranked[k].choice.target for k in logged])
-    figures: dict[str, Any] = {"cases": len(logged), "found": {}}
+    figures: dict[str, Any] = {"cases": len(logged), "fresh_share": fresh_share, "found": {}}
     for kind, simulated in sorted({(each.case.kind, each.simulated) for each in ranked}):
         chosen = [k for k, each in enumerate(ranked) if (each.case.kind, each.simulated) == (kind, simulated)]
         if kind == "nonsense":

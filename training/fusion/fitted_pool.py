@@ -15,7 +15,7 @@ from index.sequence.encoder import SequenceEncoder
 from server.engine.contract import Engine
 from training.data.splits import Split, searches
 from training.evaluation.floors import popularity
-from training.fusion.fit import fit_fusion
+from training.fusion.fit import FRESH_SHARE, fit_fusion
 
 
 def fitted_pool(
@@ -27,6 +27,7 @@ def fitted_pool(
     *,
     dense: DenseIndex | None,
     trained: int,
+    fresh_share: float = FRESH_SHARE,
     seed: int = 0,
     console: Console | None = None,
 ) -> PoolIndex:
@@ -34,10 +35,13 @@ def fitted_pool(
 
     dense: rows of the items by their vectors, if they have any.
     trained: number of rows that the model was trained on; later ones are fresh.
+    fresh_share: share of new items among those that people take, in (0, 1).
     Raises `CatalogueError` for a search attribute that no item has.
     """
     counts = popularity(split.train, len(catalogue)).astype(np.int64)
     pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes)
     pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained, dense=dense)
-    fusion = fit_fusion(engine, encoder, pool, split.validation, seed=seed, console=console)
+    fusion = fit_fusion(
+        engine, encoder, pool, split.validation, fresh_share=fresh_share, seed=seed, console=console
+    )
     return replace(pool, fusion=fusion)

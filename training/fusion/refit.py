@@ -12,10 +12,12 @@ from rich.console import Console
 from index.bundle.bundle import Bundle
 from index.bundle.update import replace_pool
 from index.pool.fusion import Fusion
+from index.pool.pool_index import PoolIndex
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.errors import EvaluationError
+from training.fusion.fit import FRESH_SHARE
 from training.fusion.fitted_pool import fitted_pool
 
 
@@ -24,6 +26,7 @@ def fuse_bundle(
     data: Path,
     *,
     search_attributes: Sequence[str] | None = None,
+    fresh_share: float | None = None,
     seed: int = 0,
     threads: int | None = None,
     console: Console | None = None,
@@ -32,6 +35,7 @@ def fuse_bundle(
 
     data: its items are the first ones of the bundle, in the same order.
     search_attributes: None for those that the bundle has.
+    fresh_share: share of new items among those that people take, in (0, 1); None for that of the bundle's weights.
     Raises `EvaluationError` if bundle and data set do not fit together.
     """
     bundle = Bundle.open(folder)
@@ -50,10 +54,18 @@ def fuse_bundle(
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if search_attributes is None:
         search_attributes = () if before is None else before.lexical.attributes
+    if fresh_share is None:
+        fresh_share = _fresh_share(before)
     pool = fitted_pool(
         TorchEngine.open(bundle), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
         dense=None if before is None else before.dense, trained=known if before is None else before.trained,
-        seed=seed, console=console,
+        fresh_share=fresh_share, seed=seed, console=console,
     )  # fmt: skip
     assert pool.fusion is not None
     return replace_pool(bundle, pool), pool.fusion
+
+
+def _fresh_share(pool: PoolIndex | None) -> float:
+    """Return the share of new items that the weights of a pool were fitted for."""
+    fitted = [] if pool is None or pool.fusion is None else list(pool.fusion.tasks.values())
+    return max((float(each.figures.get("fresh_share", FRESH_SHARE)) for each in fitted), default=FRESH_SHARE)

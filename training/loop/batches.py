@@ -78,11 +78,10 @@ class BatchSource:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        for samples in self.labelled(epoch):
-            yield self._batch([sample for sample, _ in samples])
+        yield from map(self._batch, self.samples(epoch))
 
-    def labelled(self, epoch: int) -> Iterator[list[tuple[Sample, list[int]]]]:
-        """Yield the samples of each batch, with the catalogue rows of their targets in the order of the sample."""
+    def samples(self, epoch: int) -> Iterator[list[Sample]]:
+        """Yield the samples of each batch."""
         rng = np.random.default_rng([self._seed, epoch])
         varied = (self._varied(history, rng) for history in self._histories)
         windows = [window for history in varied for window in self._windows(history, rng)]
@@ -111,12 +110,10 @@ class BatchSource:
         ends = accumulate(map(len, windows))
         return [(history[:end], end - len(window)) for window, end in zip(windows, ends, strict=True)]
 
-    def _samples(
-        self, life: Sequence[Event], begin: int, rng: np.random.Generator
-    ) -> list[tuple[Sample, list[int]]]:
+    def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
         if self._pairs is not None:
             return self._pairs.draw(life, begin, rng)
-        return [(self._encoder.sample(life[begin:]), [event.item for event in life[begin:]])]
+        return [self._encoder.sample(life[begin:])]
 
     def _varied(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
         """Hide the queries of some searches (query dropout), and search for some items that were recommended."""
@@ -131,11 +128,10 @@ class BatchSource:
             ]
         return varied
 
-    def _title_sample(self, k: int) -> tuple[Sample, list[int]]:
+    def _title_sample(self, k: int) -> Sample:
         row, title = self._titles[k]
         event = Event(row, Task.SEARCH, title)
-        sample = self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
-        return sample, [row]
+        return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
 
     def _batch(self, samples: list[Sample]) -> Batch:
         starts = [(s.task[s.level == 0]) for s in samples]

@@ -22,6 +22,7 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from training.loop.parts import Part
 from training.model.forward import decoder_only_states, encoder_decoder_states
 from training.model.rows import AddedRows
+from training.model.text_part import TextPart
 
 
 def item_losses(
@@ -30,11 +31,13 @@ def item_losses(
     part: Part,
     normalisation: str,
     rows: AddedRows | None = None,
+    text: TextPart | None = None,
 ) -> dict[Task, Tensor]:
     """Return the summed negative log-likelihood (nats) of the items of each task; scalars with gradient.
 
     normalisation: "level" or "vocabulary", see above.
     rows: the added token rows if they are weights of their own.
+    text: the part of the item rows that their texts decide, if it is not in the tables; inside its `added`.
     A task without an item in the part is left out. Only the needed rows of the head are computed.
     """
     hidden = part_states(model, part)[:, :-1]  # [B, T-1, d]
@@ -49,6 +52,8 @@ def item_losses(
     for (first, last), shared in levels.items():
         written = torch.isin(level, torch.tensor(shared, dtype=level.dtype))
         used = head[first:last] if rows is None else rows.head(first, last)
+        if text is not None:
+            used = used + text.head(first, last)
         for k, name in enumerate(TASKS):
             # logits of each task apart: methods that run a backward pass for each task pay for its rows only
             where = written & (task == k)

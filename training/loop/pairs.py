@@ -38,16 +38,14 @@ class Pairs:
         """Return the maker of pairs for a model; None for a decoder-only model, which learns from whole sequences."""
         return cls(encoder, start_token(model), targets) if is_encoder_decoder(model) else None
 
-    def draw(
-        self, life: Sequence[Event], begin: int, rng: np.random.Generator
-    ) -> list[tuple[Sample, list[int]]]:
-        """Draw items among the events from `begin` on, without replacement. Return their pairs, and the item of each.
+    def draw(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
+        """Draw items among the events from `begin` on, without replacement. Return their pairs.
 
         life: all events of a user up to the end of the sequence.
         """
         count = len(life) - begin
         chosen = begin + np.sort(rng.permutation(count)[: self.targets])
-        return [(self.pair(life[:k], life[k]), [life[k].item]) for k in chosen.tolist()]
+        return [self.pair(life[:k], life[k]) for k in chosen.tolist()]
 
     def pair(self, history: Sequence[Event], event: Event) -> Sample:
         """Make the pair of one event and the history before it."""

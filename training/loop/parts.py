@@ -30,6 +30,7 @@ class Part:
     ids: tokens, int64 [B, T].
     level: level of the identifier that a token belongs to, int8 [B, T]; -1 for other tokens and on padding.
     task: index in `TASKS`, int8 [B, T].
+    item: catalogue row of the item whose identifier begins at a token, int64 [B, T]; -1 for other tokens and padding.
     prompt: tokens of the encoder, int64 [B, P]; None for a decoder-only model.
     attended: bool [B, P], False on padding; None for a decoder-only model.
     position: place of each token in its sample, int64 [B, T], 0 on padding; None if each row is a sample.
@@ -38,6 +39,7 @@ class Part:
     ids: Tensor
     level: Tensor
     task: Tensor
+    item: Tensor
     prompt: Tensor | None = None
     attended: Tensor | None = None
     position: Tensor | None = None
@@ -80,6 +82,7 @@ def _packed(rows: Sequence[Sequence[Sample]]) -> Part:
         stack([[sample.ids for sample in row] for row in rows], 0),
         stack([[sample.level for sample in row] for row in rows], -1),
         stack([[sample.task for sample in row] for row in rows], 0),
+        stack([[sample.item for sample in row] for row in rows], -1),
         position=position,
     )
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.loop.probe import ConflictProbe
 from training.loop.schedule import rate_factor
 from training.loop.validation import Validator
 from training.methods.method import Method
+from training.model.text_part import TextPart
 from training.run.metrics_log import MetricsLog
 from training.run.parallel import Parallel
 
@@ -69,6 +70,7 @@ class Trainer:
         validator: Validator,
         probe: ConflictProbe | None = None,
         parallel: Parallel | None = None,
+        text: TextPart | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -79,6 +81,7 @@ class Trainer:
         self.validator = validator
         self.probe = probe
         self.parallel = parallel or Parallel()
+        self.text = text
         self.progress = TrainingProgress()
         self.total_steps = max(1, round(config.optimiser.epochs * batches.steps_per_epoch))
         self._validate_every = max(1, round(config.validation.every * batches.steps_per_epoch))
@@ -148,6 +151,8 @@ class Trainer:
                         f"stopped after step {self.progress.step}; the same command with --resume goes on"
                     )
         load_best(self.run, self.model, self.progress.best_step)
+        if self.text is not None:
+            self.text.finish(self.model)
         self.model.eval()
         return self.parallel.agree(self.validator() if self.parallel.main else {})
 
@@ -172,7 +177,10 @@ class Trainer:
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
         for part in self.parallel.share(batch.parts):
-            sums = item_losses(self.model, self.vocabulary, part, self._normalisation, self.method.rows)
+            with nullcontext() if self.text is None else self.text.added():
+                sums = item_losses(
+                    self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text
+                )
             losses = {task: total / batch.targets[task] for task, total in sums.items()}
             for task, loss in losses.items():
                 means[TASKS.index(task)] += float(loss.detach())
@@ -207,7 +215,8 @@ class Trainer:
         return min(1.0, max(by_steps, by_clock))
 
     def _validate(self) -> dict[str, float]:
-        figures = self.parallel.agree(self.validator() if self.parallel.main else {})
+        with self._plain_weights():
+            figures = self.parallel.agree(self.validator() if self.parallel.main else {})
         if self.progress.best_score is None or figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
             self.progress.best_step = self.progress.step
@@ -219,7 +228,12 @@ class Trainer:
         return figures
 
     def _probe(self) -> dict[str, float]:
-        return self.probe() if self.probe is not None and self.parallel.main else {}
+        with self._plain_weights():
+            return self.probe() if self.probe is not None and self.parallel.main else {}
+
+    def _plain_weights(self) -> AbstractContextManager[None]:
+        """Hold plain weights in the model inside the block."""
+        return nullcontext() if self.text is None else self.text.folded()
 
     def _checkpoint(self, log: MetricsLog | None) -> None:
         if log is not None:

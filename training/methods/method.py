@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis
 from index.sequence.events import Task
 from training.config import TrainConfig
 from training.model.rows import AddedRows
+from training.model.text_part import maps_of
 from training.run.parallel import Parallel
 
 
@@ -47,6 +48,13 @@ class Setup:
         """Freeze all weights except the rows of added tokens, and return these rows."""
         self.model.requires_grad_(False)
         return AddedRows(self.model, self.first_added)
+
+    def new_weights(self, rows: AddedRows) -> list[nn.Parameter]:
+        """Return the weights that a pretrained backbone did not have: the added rows, and the maps of their text."""
+        maps = maps_of(self.model)
+        for each in maps:
+            each.requires_grad_(True)
+        return [*rows.parameters, *maps]
 
 
 class Method(Protocol):

@@ -32,7 +32,7 @@ class AddedRows:
         self.parameters: list[nn.Parameter] = [self._input] if tied else [self._input, self._output]
         for module in model.modules():  # encoder and decoder of a T5 each have a table that shares the weight
             if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
-                module.register_forward_hook(self._look_up)
+                module.register_forward_hook(self._look_up, prepend=True)  # before that of a `TextPart`
 
     def head(self, first: int, last: int) -> Tensor:
         """Return the rows `first` to `last` of the output table, [last − first, d]; the added ones have a gradient.

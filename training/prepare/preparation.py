@@ -27,7 +27,7 @@ from training.settings import flat
 
 # groups and settings that shape the preparation: runs that agree in them, and in the data, may share it
 SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
-NOT_SHAPED_BY = ("identifiers.normalisation",)
+NOT_SHAPED_BY = ("identifiers.normalisation", "identifiers.text_part")
 
 ITEM_VECTORS = "item_vectors.npy"
 VECTOR_ORIGIN = "vector_origin.json"

@@ -24,12 +24,13 @@ GROUPS = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, SettingsGroup)
 }
 OTHER: dict[str, Any] = {
-    "method": "lora", "seed": 3, "threads": 2, "search_attributes": ("sku", "brand"),
+    "method": "lora", "seed": 3, "threads": 2, "search_attributes": ("sku", "brand"), "fresh_share": 0.3,
     "backbone.name": "scratch", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
     "backbone.dropout": 0.2, "backbone.text_vocabulary": 500,
     "identifiers.scheme": "semantic", "identifiers.codebooks": (8, 16), "identifiers.embeddings": "alphafuse",
     "identifiers.encoder": "other", "identifiers.vectors": Path("v.npy"), "identifiers.fused_hidden": 64,
     "identifiers.fused_epochs": 7, "identifiers.quantiser": "rqvae", "identifiers.code_capacity": float("inf"),
+    "identifiers.text_part": False,
     "identifiers.spelling": 9, "identifiers.normalisation": "vocabulary",
     "sequence.max_events": 9, "sequence.max_tokens": 200, "sequence.max_query_tokens": 17, "sequence.targets": 2,
     "sequence.title_queries": 0.5, "sequence.query_dropout": 0.3, "sequence.word_queries": 0.6,

@@ -67,7 +67,7 @@ def test_a_catalogue_that_nobody_touched_in_one_half_is_fitted() -> None:
     assert np.isfinite(index.held_out).all()
 
 
-@pytest.mark.parametrize("backbone", ["scratch"])
+@pytest.mark.parametrize("backbone", ["scratch", "t5-tiger"])
 def test_states_are_those_of_the_engine_and_belong_to_their_items(backbone: str, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     config = settings({"backbone.name": backbone})
@@ -76,11 +76,12 @@ def test_states_are_those_of_the_engine_and_belong_to_their_items(backbone: str,
     encoder = trained.prepared.encoder(config)
     states, items = target_states(trained.prepared.model, trained.batches)
     assert len(states) == len(items)
-    samples = [each for batch in trained.batches.labelled(0) for each in batch]
+    samples = [each for batch in trained.batches.samples(0) for each in batch]
     wanted = {}
-    for sample, rows in samples:
+    for sample in samples:
         starts = np.flatnonzero(sample.level == 0)
-        for start, row in zip(starts.tolist(), rows, strict=True):
+        np.testing.assert_array_equal(starts, np.flatnonzero(sample.item >= 0))
+        for start, row in zip(starts.tolist(), sample.item[starts].tolist(), strict=True):
             length = len(encoder.identifier(row))
             assert sample.ids[start : start + length].tolist() == encoder.identifier(row)
             prompt = sample.prompt.tolist() or sample.ids[:start].tolist()

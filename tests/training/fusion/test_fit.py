@@ -13,7 +13,7 @@ from support.walks import make_data, settings
 from index.bundle.bundle import Bundle
 from index.bundle.update import rollback_index, update_index
 from index.catalogue import Item
-from index.pool.fusion import ITEM_SIGNALS
+from index.pool.fusion import ITEM_SIGNALS, Fusion, TaskFusion, relevance
 from index.pool.pool import Pool
 from index.sequence.events import Task
 from server.engine.torch_backend.engine import TorchEngine
@@ -25,6 +25,7 @@ from training.evaluation.pools import rank_pools
 from training.evaluation.ranking import cases_of, target_ranks
 from training.fusion.cases import fit_cases
 from training.fusion.choices import rank_choices
+from training.fusion.logit import fit_weights
 from training.fusion.refit import fuse_bundle
 from training.pipeline import train
 
@@ -78,8 +79,9 @@ def test_simulated_fresh_items_have_no_other_signals_than_words(published: Path,
     assert index is not None
     cases = fit_cases(Task.SEARCH, leave_one_out(dataset).validation[:30], dataset.catalogue, (), 0)
     ranked = rank_choices(
-        engine, bundle.encoder, index, Task.SEARCH, cases, beam_width=10, exclude_history=False, seed=0
-    )
+        engine, bundle.encoder, index, Task.SEARCH, cases,
+        beam_width=10, exclude_history=False, fresh_share=0.1, seed=0,
+    )  # fmt: skip
     assert {each.simulated for each in ranked} == {False, True}
     for each in ranked:
         signals = dict(zip(ITEM_SIGNALS[Task.SEARCH], each.choice.signals.T, strict=True))
@@ -89,6 +91,46 @@ def test_simulated_fresh_items_have_no_other_signals_than_words(published: Path,
             assert not values[~fresh if name.startswith("fresh") else fresh].any(), name
     hidden = [each for each in ranked if each.simulated and each.case.kind == "logged"]
     assert sum(each.choice.weight for each in hidden) == pytest.approx(len(hidden), rel=0.35)
+
+
+def test_new_items_get_the_share_that_they_are_said_to_have(
+    published: Path, data: Path, tmp_path: Path
+) -> None:
+    """The relevance of a fit adds up to the share of the targets, of new items as of all others."""
+    bundle, dataset = Bundle.open(published), DataSet.load(data)
+    index, engine = bundle.index.pool, TorchEngine.open(bundle)
+    assert index is not None
+    cases = fit_cases(Task.RECOMMENDATION, leave_one_out(dataset).validation, dataset.catalogue, (), 0)
+    of_fresh = []
+    for share in (0.02, 0.4):
+        ranked = rank_choices(
+            engine, bundle.encoder, index, Task.RECOMMENDATION, cases,
+            beam_width=10, exclude_history=False, fresh_share=share, seed=0,
+        )  # fmt: skip
+        fusion = Fusion(
+            {Task.RECOMMENDATION: TaskFusion(fit_weights(Task.RECOMMENDATION, [e.choice for e in ranked]))}
+        )
+        item, nothing = fusion.item_weights(Task.RECOMMENDATION), fusion.nothing_weights(Task.RECOMMENDATION)
+        fresh = ITEM_SIGNALS[Task.RECOMMENDATION].index("fresh")
+        expected = total = found = 0.0
+        for each in ranked:
+            if each.simulated:
+                choice = each.choice
+                is_fresh = choice.signals[:, fresh] == 1
+                expected += (
+                    choice.weight
+                    * relevance(choice.signals @ item, float(choice.nothing @ nothing))[is_fresh].sum()
+                )
+                found += choice.weight * (choice.target is not None and bool(is_fresh[choice.target]))
+                total += choice.weight
+        assert expected / total == pytest.approx(found / total, abs=0.03)
+        of_fresh.append(expected / total)
+    assert of_fresh[1] > 3 * of_fresh[0]
+    again = shutil.copytree(published, tmp_path / "bundle")
+    _, first = fuse_bundle(again, data, fresh_share=0.4, console=QUIET)
+    _, second = fuse_bundle(again, data, console=QUIET)
+    assert second == first
+    assert first.tasks[Task.SEARCH].figures["fresh_share"] == 0.4
 
 
 def test_fuse_makes_the_next_version_and_rollback_takes_it_back(

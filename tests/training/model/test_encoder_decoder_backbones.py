@@ -132,6 +132,7 @@ def test_gradients_add_up_over_parts_and_reach_every_weight(kind: str) -> None:
             p.ids[k : k + 1],
             p.level[k : k + 1],
             p.task[k : k + 1],
+            p.item[k : k + 1],
             p.prompt[k : k + 1],
             p.attended[k : k + 1],
         )

@@ -25,7 +25,7 @@ def a_part() -> Part:
             level[:, start + j] = j
     task = torch.zeros(3, 12, dtype=torch.int8)
     task[:, 6:] = 1
-    return Part(ids, level, task)
+    return Part(ids, level, task, torch.full(ids.shape, -1))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt-neox"])  # tied and untied

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.cli.common.numbers import Seed, Threads
+from training.cli.common.numbers import Seed, Threads, finite
 from training.cli.common.paths import BundlePath
 from training.cli.common.quiet import quiet_libraries
 from training.settings import split
@@ -21,6 +21,15 @@ def fuse_command(
         str | None,
         typer.Option(
             help="attributes whose values are found as a whole, comma-separated (default: as before)"
+        ),
+    ] = None,
+    fresh_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=0.9,
+            callback=finite,
+            help="share of items newer than the model among those that people take (default: as before, at first 0.1)",
         ),
     ] = None,
     seed: Seed = 0,
@@ -37,7 +46,13 @@ def fuse_command(
     console = Console()
     names = None if search_attributes is None else split(search_attributes)
     version, fusion = fuse_bundle(
-        bundle, data, search_attributes=names, seed=seed, threads=threads, console=console
+        bundle,
+        data,
+        search_attributes=names,
+        fresh_share=fresh_share,
+        seed=seed,
+        threads=threads,
+        console=console,
     )
     print_fusion(fusion, console)
     console.print(f"{bundle} is at {version}", highlight=False, soft_wrap=True)

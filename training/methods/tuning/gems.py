@@ -126,7 +126,7 @@ def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in projected)
         rows = AddedRows(model, setup.first_added)
-        plain = rows.parameters
+        plain = setup.new_weights(rows)
     return GemsTuning(
         model,
         plain,

@@ -96,7 +96,7 @@ def make(setup: Setup) -> LoraTuning:
     rows = setup.freeze_backbone()
     method = LoraTuning(
         setup.model,
-        rows.parameters,
+        setup.new_weights(rows),
         rank=setup.config.lora.rank,
         alpha=setup.config.lora.alpha,
         dropout=0.0,

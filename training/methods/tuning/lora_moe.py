@@ -101,7 +101,7 @@ def make(setup: Setup) -> LoraMoeTuning:
     rows, config = setup.freeze_backbone(), setup.config
     method = LoraMoeTuning(
         setup.model,
-        rows.parameters,
+        setup.new_weights(rows),
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         experts=config.lora.experts,
