@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ from support.bundles import make_bundle
 from support.engines import hosted
 from support.servers import Server, serving
 
-from bench.load import Answered, closed_loop, open_loop, quantile, rate_of, request
+from bench.load import Answered, closed_loop, open_loop, rate_of, request
 from index.bundle.bundle import Bundle
 from server.app import create_app
 from server.engine.torch_backend.engine import TorchEngine
@@ -59,7 +58,7 @@ def server(slow_bundle: Path) -> Iterator[Server]:
 
 @pytest.mark.slow
 def test_five_times_the_capacity(server: Server) -> None:
-    """The load is an open loop: clients do not wait for answers."""
+    """Clients do not wait for answers. `bench.overload` has the times."""
 
     async def load(rate: float, seconds: float) -> tuple[list[Answered], list[Answered]]:
         return tuple(
@@ -71,24 +70,13 @@ def test_five_times_the_capacity(server: Server) -> None:
 
     batch = Settings().max_batch_size
     peak = rate_of(asyncio.run(closed_loop(server.port, [ASK], 2 * batch, 13)), 2, 10)
-    usual, _ = asyncio.run(load(0.8 * peak, 20))
     found, health = asyncio.run(load(5 * peak, 20))
-    admitted = [each for each in found if each.status == 200]
-    refused = [each for each in found if each.status == 429]
-    assert len(admitted) + len(refused) == len(found)
-    figures = {
-        "peak": peak,
-        "goodput": rate_of(found, 2, 16),
-        "p99 at 80%": quantile([each for each in usual if each.status == 200], 0.99),
-        "p99 admitted": quantile(admitted, 0.99),
-        "p99 refused": quantile(refused, 0.99),
-        "slowest health": quantile(health, 1.0),
-    }
-    print(json.dumps(figures))  # noqa: T201
-    assert figures["goodput"] >= 0.9 * figures["peak"]
-    assert figures["p99 admitted"] <= 2 * figures["p99 at 80%"]
-    assert figures["p99 refused"] <= 0.05
-    assert figures["slowest health"] <= 0.1
+    statuses = Counter(each.status for each in found)
+    assert set(statuses) == {200, 429}
+    assert statuses[429] > statuses[200]
+    assert {each.status for each in health} == {200}
+    after = asyncio.run(closed_loop(server.port, [ASK], 2, 3))
+    assert {each.status for each in after} == {200}
 
 
 class Fleet:
