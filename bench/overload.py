@@ -25,6 +25,7 @@ from index.bundle.bundle import Bundle
 from server.settings import Settings
 from training.cli.common.command import run_command
 from training.cli.common.paths import BundlePath, JsonFile
+from training.errors import UserError
 from training.outputs import write_json
 from training.run.server_process import ServerProcess
 from training.settings import MOST
@@ -47,6 +48,8 @@ def main(
         port = urlsplit(server.url).port or 80
         connections = 2 * Settings().max_batch_size
         peak = rate_of(asyncio.run(closed_loop(port, [ask], connections, seconds)), 2, seconds - 3)
+        if not peak:
+            raise UserError(f"{bundle} answered nothing in {seconds} s; give more --seconds")
         usual, _ = asyncio.run(_load(port, ask, 0.8 * peak, seconds))
         found, health = asyncio.run(_load(port, ask, TIMES * peak, seconds))
     statuses = Counter(each.status for each in found)

@@ -227,9 +227,15 @@ def fit(
 
 
 def _text_part(prepared: Prepared, config: TrainConfig) -> TextPart | None:
-    """Divide the rows of items, where one token names one item; the maps are saved and updated like all weights."""
+    """Divide the rows of items, where one token names one item.
+
+    Not where rates follow the size of a weight, since the own parts are small at first; nor where an embedding does
+    more than look up.
+    """
     codes = prepared.identifiers.codes
-    if not config.identifiers.text_part or prepared.vocabulary.spelled or codes.shape[1] != 1:
+    one_token = codes.shape[1] == 1 and not prepared.vocabulary.spelled
+    plain = type(prepared.model.get_input_embeddings()) is nn.Embedding
+    if not (config.identifiers.text_part and one_token and plain) or config.optimiser.relative:
         return None
     vectors = np.load(prepared.vectors, allow_pickle=False)
     in_order = np.empty_like(vectors)

@@ -68,4 +68,5 @@ def fuse_bundle(
 def _fresh_share(pool: PoolIndex | None) -> float:
     """Return the share of new items that the weights of a pool were fitted for."""
     fitted = [] if pool is None or pool.fusion is None else list(pool.fusion.tasks.values())
-    return max((float(each.figures.get("fresh_share", FRESH_SHARE)) for each in fitted), default=FRESH_SHARE)
+    shares = [each.figures.get("fresh_share") for each in fitted]
+    return max((each for each in shares if isinstance(each, float) and 0 < each < 1), default=FRESH_SHARE)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 NAME = "text_part"  # of the part of a model
+LONGEST = 4  # times the median: longer vectors are shortened
 
 
 class TextPart(nn.Module):
@@ -38,9 +39,7 @@ class TextPart(nn.Module):
         vectors: of the items of these tokens, float32 [N, d_x].
         """
         super().__init__()
-        centred = torch.from_numpy(vectors - vectors.mean(axis=0))
-        # a step of Adam then moves a row about as far by its text as by its own part
-        centred = centred / centred.abs().sum(1).mean().clamp(min=1e-6)
+        centred = _scaled(vectors)
         self.register_buffer("vectors", centred, persistent=False)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         self._first, self._last = first, first + len(vectors)
@@ -116,13 +115,27 @@ class TextPart(nn.Module):
         return found + torch.where(is_item, text, 0.0)
 
 
+def _scaled(vectors: NDArray[np.float32]) -> Tensor:
+    """Return x̂: vectors minus their mean, with a mean sum of absolute values of 1, float32 [N, d_x].
+
+    A step of Adam then moves a row about as far by its text as by its own part; much longer vectors are shortened.
+    """
+    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
+    sums = np.abs(centred).sum(axis=1, keepdims=True)
+    if not sums.any():  # all vectors are the same
+        return torch.zeros(vectors.shape)
+    centred *= np.minimum(1, LONGEST * np.median(sums[sums > 0]) / np.maximum(sums, 1e-30))
+    return torch.from_numpy((centred / np.abs(centred).sum(axis=1).mean()).astype(np.float32))
+
+
 def _fitted(vectors: Tensor, rows: Tensor) -> Tensor:
     """Return P, [d, d_x], that minimises Σ_i ‖rows_i − P vectors_i‖². vectors: [N, d_x]. rows: [N, d].
 
-    By float64, so that two runs begin with the same numbers: LAPACK's last bits may differ.
+    By float64, so that two runs begin with the same numbers: LAPACK's last bits may differ. Directions in which the
+    vectors hardly differ are left out.
     """
     x, y = vectors.double().numpy(), rows.double().numpy()
-    found, *_ = np.linalg.lstsq(x.T @ x, x.T @ y)
+    found, *_ = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-8)
     return torch.from_numpy(found.T.copy()).to(rows)
 
 

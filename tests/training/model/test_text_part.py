@@ -20,15 +20,17 @@ from support.walks import make_data, settings
 from transformers import PreTrainedModel
 
 from index.bundle.bundle import Bundle
+from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.loop.batches import Batch
 from training.loop.losses import item_losses
 from training.loop.parts import Part
 from training.loop.trainer import Trainer, TrainingError
+from training.methods.registry import make_method
 from training.model import text_part
 from training.model.rows import AddedRows
 from training.model.text_part import TextPart, maps_of
-from training.pipeline import train
+from training.pipeline import fit, train
 
 KNOWN, ITEMS, WIDTH = 50, 12, 5
 VOCABULARY = IdentifierVocabulary(KNOWN, (ITEMS,))
@@ -126,6 +128,45 @@ def test_folded_tables_are_what_training_reads_and_come_back_bit_for_bit(kind: s
     assert set(model.state_dict()) == set(make(kind).state_dict())
     assert maps_of(model) == []
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_vectors_far_from_zero_and_long_ones_do_no_harm() -> None:
+    plain, far, long = make("llama"), make("llama"), make("llama")
+    few = VECTORS - VECTORS.mean(0)
+    few[:, 2:] = 0  # vectors of two dimensions
+    maps = [TextPart(plain, FIRST, few).maps[0], TextPart(far, FIRST, few + 100).maps[0]]
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-2, atol=1e-3)
+    few[3] *= 1e6
+    text = TextPart(long, FIRST, few)
+    sums = text.vectors.abs().sum(1)
+    assert sums.mean() == pytest.approx(1)
+    assert sums.max() < 4
+    same = TextPart(make("llama"), FIRST, np.ones_like(few))
+    assert not same.vectors.any()
+    assert not same.maps[0].any()
+
+
+@pytest.mark.parametrize("method", ["full", "pcgrad", "gems", "subspace", "lora", "lora-moe"])
+def test_every_method_trains_the_maps_of_a_pretrained_backbone(method: str) -> None:
+    model = make("llama")
+    text = TextPart(model, FIRST, VECTORS)
+    before = text.maps[0].detach().clone()
+    config = settings({"method": method, "backbone": {"name": "pretrained"}, "knowledge.null_space": False})
+    tuning = make_method(model, config, KNOWN)
+    with text.added():
+        losses = item_losses(model, VOCABULARY, a_part("llama"), "level", tuning.rows, text)
+    tuning.backward(losses, dict.fromkeys(Task, 0.5))
+    tuning.step(1e-2)
+    assert not torch.equal(text.maps[0], before)
+
+
+def test_rates_that_follow_the_size_of_a_weight_have_whole_rows(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    config = settings(ATOMIC, {"method": "full", "optimiser.relative": True})
+    trained = fit(data, tmp_path / "run", config, console=Console(quiet=True))
+    assert trained is not None
+    (weights,) = (tmp_path / "run" / "best").glob("*/weights.safetensors")
+    assert not [name for name in load_file(weights) if text_part.NAME in name]
 
 
 ATOMIC = {"identifiers.scheme": "atomic", "optimiser.epochs": 3}
