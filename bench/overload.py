@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -50,8 +49,8 @@ def main(
         peak = rate_of(asyncio.run(closed_loop(port, [ask], connections, seconds)), 2, seconds - 3)
         if not peak:
             raise UserError(f"{bundle} answered nothing in {seconds} s; give more --seconds")
-        usual, _ = asyncio.run(_load(port, ask, 0.8 * peak, seconds))
-        found, health = asyncio.run(_load(port, ask, TIMES * peak, seconds))
+        usual, _ = asyncio.run(beside_health(port, ask, 0.8 * peak, seconds))
+        found, health = asyncio.run(beside_health(port, ask, TIMES * peak, seconds))
     statuses = Counter(each.status for each in found)
     admitted = [each for each in found if each.status == 200]
     at_80 = quantile([each for each in usual if each.status == 200], 0.99)
@@ -72,13 +71,14 @@ def main(
         write_json(json_file, figures)
 
 
-async def _load(
+async def beside_health(
     port: int, ask: bytes, rate: float, seconds: float
-) -> tuple[Sequence[Answered], Sequence[Answered]]:
-    found, health = await asyncio.gather(
+) -> tuple[list[Answered], list[Answered]]:
+    """Send a request at a given rate, and calls of `HEALTH`. Return the answers to both."""
+    asked, health = await asyncio.gather(
         open_loop(port, [ask], rate, seconds), open_loop(port, HEALTH, 10, seconds, seed=1)
     )
-    return found, health
+    return asked, health
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ class AddedRows:
         tied = head.weight is embedding.weight
         self._output = self._input if tied else _trainable(head.weight, first)
         self.parameters: list[nn.Parameter] = [self._input] if tied else [self._input, self._output]
-        for module in model.modules():  # encoder and decoder of a T5 each have a table that shares the weight
-            if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
-                module.register_forward_hook(self._look_up, prepend=True)  # before that of a `TextPart`
+        for module in token_embeddings(model):
+            module.register_forward_hook(self._look_up, prepend=True)  # before that of a `TextPart`
 
     def head(self, first: int, last: int) -> Tensor:
         """Return the rows `first` to `last` of the output table, [last − first, d]; the added ones have a gradient.
@@ -52,6 +51,12 @@ class AddedRows:
         ids = inputs[0]
         added = F.embedding((ids - self._first).clamp(min=0), self._input)
         return torch.where((ids >= self._first).unsqueeze(-1), added, found)
+
+
+def token_embeddings(model: PreTrainedModel) -> list[nn.Embedding]:
+    """Return the modules that look tokens up: encoder and decoder of a T5 each have one, which share the weight."""
+    weight = model.get_input_embeddings().weight
+    return [each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight is weight]
 
 
 def _trainable(table: Tensor, first: int) -> nn.Parameter:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from training.model.rows import token_embeddings
+
 NAME = "text_part"  # of the part of a model
 LONGEST = 4  # times the median: longer vectors are shortened
 
@@ -52,11 +54,7 @@ class TextPart(nn.Module):
             for own, text in zip(self._own(), self._texts(), strict=True):
                 own.sub_(text)
         model.add_module(NAME, self)
-        self._hooks = [
-            module.register_forward_hook(self._look_up)
-            for module in model.modules()  # encoder and decoder of a T5 each have a table that shares the weight
-            if isinstance(module, nn.Embedding) and module.weight is embedding.weight
-        ]
+        self._hooks = [each.register_forward_hook(self._look_up) for each in token_embeddings(model)]
 
     @contextmanager
     def added(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ from support.bundles import make_bundle
 from support.engines import hosted
 from support.servers import Server, serving
 
-from bench.load import Answered, closed_loop, open_loop, rate_of, request
+from bench.load import Answered, closed_loop, rate_of, request
+from bench.overload import beside_health
 from index.bundle.bundle import Bundle
 from server.app import create_app
 from server.engine.torch_backend.engine import TorchEngine
@@ -25,7 +26,6 @@ from server.settings import Settings
 
 HISTORY = [{"item_id": f"item-{k}"} for k in range(40)]
 ASK = request("POST", "/v1/recommend", {"history": HISTORY})
-HEALTH = [request("GET", "/health/live"), request("GET", "/metrics")]
 
 
 def test_a_burst_is_answered_or_refused(bundle: Bundle, engine: TorchEngine) -> None:
@@ -60,17 +60,9 @@ def server(slow_bundle: Path) -> Iterator[Server]:
 def test_five_times_the_capacity(server: Server) -> None:
     """Clients do not wait for answers. `bench.overload` has the times."""
 
-    async def load(rate: float, seconds: float) -> tuple[list[Answered], list[Answered]]:
-        return tuple(
-            await asyncio.gather(
-                open_loop(server.port, [ASK], rate, seconds),
-                open_loop(server.port, HEALTH, 10, seconds, seed=1),
-            )
-        )
-
     batch = Settings().max_batch_size
     peak = rate_of(asyncio.run(closed_loop(server.port, [ASK], 2 * batch, 13)), 2, 10)
-    found, health = asyncio.run(load(5 * peak, 20))
+    found, health = asyncio.run(beside_health(server.port, ASK, 5 * peak, 20))
     statuses = Counter(each.status for each in found)
     assert set(statuses) == {200, 429}
     assert statuses[429] > statuses[200]
