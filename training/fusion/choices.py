@@ -66,6 +66,7 @@ def rank_choices(
     beam_width: int,
     exclude_history: bool,
     fresh_share: float,
+    later: Sequence[int] = (),
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ranked]:
@@ -73,6 +74,8 @@ def rank_choices(
 
     exclude_history: whether items of the history are left out.
     fresh_share: share of the targets that are new items, in (0, 1).
+    later: rows of items that came after the log. No case can choose them, which would teach that nobody does: they are
+        left out.
     progress: called with the numbers of finished rankings and of all.
     """
     rng = np.random.default_rng([seed, len(cases)])
@@ -90,7 +93,7 @@ def rank_choices(
             jobs.append(_Job(case, hidden[own if hide else (own + step) % FOLDS], weight, True))
     found: list[Ranked] = []
     for start in range(0, len(jobs), BATCH):
-        found += _rank(engine, encoder, task, jobs[start : start + BATCH], beam_width, exclude_history)
+        found += _rank(engine, encoder, task, jobs[start : start + BATCH], beam_width, exclude_history, later)
         progress(len(found), len(jobs))
     return found
 
@@ -113,13 +116,14 @@ def _rank(
     jobs: Sequence[_Job],
     beam_width: int,
     exclude_history: bool,
+    later: Sequence[int],
 ) -> list[Ranked]:
     pools, requests = [], []
     for job in jobs:
         case = job.case.case
         query = case.query if task is Task.SEARCH else None
         history = [event.item for event in case.history]
-        left_out = history if exclude_history else []
+        left_out = [*(history if exclude_history else []), *later]
         allowed = engine.everything.without(left_out)
         pools.append(Pool.gather(job.setting.index, allowed, query, history))
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)

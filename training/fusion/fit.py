@@ -36,12 +36,14 @@ def fit_fusion(
     *,
     beam_width: int = 50,
     fresh_share: float = FRESH_SHARE,
+    later: Sequence[int] = (),
     seed: int = 0,
     console: Console | None = None,
 ) -> Fusion:
     """Fit the weights of both tasks. A task with fewer than `LEAST_CASES` cases gets none.
 
     fresh_share: share of new items among those that people take, in (0, 1).
+    later: rows of items that came after the log.
     """
     repeats = any(case.target in {event.item for event in case.history} for case in validation)
     tasks: dict[Task, TaskFusion] = {}
@@ -53,7 +55,7 @@ def fit_fusion(
             row = bar.add_task(f"fusion for {task.value}", total=1.0)
             ranked = rank_choices(
                 engine, encoder, index, task, fit_cases(task, logged, index.catalogue, index.lexical.attributes, seed),
-                beam_width=beam_width, exclude_history=not repeats, fresh_share=fresh_share, seed=seed,
+                beam_width=beam_width, exclude_history=not repeats, fresh_share=fresh_share, later=later, seed=seed,
                 progress=lambda done, total, row=row: bar.update(row, completed=done / total),  # type: ignore[misc]
             )  # fmt: skip
             tasks[task] = _fitted(task, ranked, fresh_share)

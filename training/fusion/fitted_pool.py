@@ -28,6 +28,7 @@ def fitted_pool(
     dense: DenseIndex | None,
     trained: int,
     fresh_share: float = FRESH_SHARE,
+    later: Sequence[int] = (),
     seed: int = 0,
     console: Console | None = None,
 ) -> PoolIndex:
@@ -36,12 +37,20 @@ def fitted_pool(
     dense: rows of the items by their vectors, if they have any.
     trained: number of rows that the model was trained on; later ones are fresh.
     fresh_share: share of new items among those that people take, in (0, 1).
+    later: rows of items that came after the log.
     Raises `CatalogueError` for a search attribute that no item has.
     """
     counts = popularity(split.train, len(catalogue)).astype(np.int64)
     pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes)
     pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained, dense=dense)
     fusion = fit_fusion(
-        engine, encoder, pool, split.validation, fresh_share=fresh_share, seed=seed, console=console
+        engine,
+        encoder,
+        pool,
+        split.validation,
+        fresh_share=fresh_share,
+        later=later,
+        seed=seed,
+        console=console,
     )
     return replace(pool, fusion=fusion)

@@ -59,7 +59,7 @@ def fuse_bundle(
     pool = fitted_pool(
         TorchEngine.open(bundle), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
         dense=None if before is None else before.dense, trained=known if before is None else before.trained,
-        fresh_share=fresh_share, seed=seed, console=console,
+        fresh_share=fresh_share, later=range(known, len(catalogue)), seed=seed, console=console,
     )  # fmt: skip
     assert pool.fusion is not None
     return replace_pool(bundle, pool), pool.fusion

@@ -171,6 +171,20 @@ def test_fuse_gives_an_older_bundle_a_pool_and_keeps_later_items_fresh(
     assert 30 not in pool.to_score
 
 
+def test_items_that_the_log_cannot_hold_do_not_teach_that_nobody_takes_new_items(
+    published: Path, data: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(published, tmp_path / "bundle")
+    _, before = fuse_bundle(bundle, data, console=QUIET)
+    catalogue = DataSet.load(data).catalogue
+    items = [Item(f"new-{k}", item.title, categories=item.categories) for k, item in enumerate(catalogue)]
+    update_index(Bundle.open(bundle), items, [], lambda items: np.ones((len(items), 384), np.float32))
+    _, after = fuse_bundle(bundle, data, console=QUIET)
+    for task in Task:  # words weigh a little differently in a larger catalogue
+        found, expected = after.tasks[task].weights, before.tasks[task].weights
+        assert found["fresh"] == pytest.approx(expected["fresh"], abs=0.5)
+
+
 def test_a_part_of_the_trained_items_is_refused(published: Path, data: Path, tmp_path: Path) -> None:
     whole = DataSet.load(data)
     users = [user for user in whole.users if max(event.item for event in user.events) < 25]
