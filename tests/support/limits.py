@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
 from index.bundle.bundle import Bundle
 from server.engine.contract import EngineError
 from server.engine.torch_backend.engine import TorchEngine
@@ -27,7 +29,12 @@ def no_more_memory_than(extra: int, pid: int) -> Iterator[None]:
 
 
 def open_with(extra: int, path: Path, answer: Connection) -> None:
-    """Open an engine with `extra` bytes of memory, and send its message. Run it in a separate process."""
+    """Open an engine with `extra` bytes of memory, and send its message. Run it in a separate process.
+
+    Like the engine's own worker it shows no progress bar: the template that it is forked from may have been started in
+    a test whose standard error was a pipe, and that pipe has no reader any more.
+    """
+    transformers_logging.disable_progress_bar()
     bundle = Bundle.open(path)
     said = "opened"
     with no_more_memory_than(extra, os.getpid()):
