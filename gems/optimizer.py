@@ -46,6 +46,8 @@ class GEMS(torch.optim.Optimizer):
     weight_decay: decoupled weight decay of the projected weights.
     linears: name → layer to be projected; all trainable linear layers except the output head if not given.
     experts: name → parameter [experts, ·, ·] to be projected; those of `find_experts` if not given.
+    tables: name → parameter [rows, columns] to be projected on its columns, such as a token table. It takes part in no
+        null space, because it has no inputs: what its rows mean to general text changes with them.
     plain: parameters to be trained by AdamW; all other trainable parameters of the model if not given.
     refresh_every, stagger: steps between refreshes, and groups that take turns; see `RefreshSchedule`.
     knowledge: basis of directions that must not change.
@@ -93,6 +95,7 @@ class GEMS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         linears: Mapping[str, nn.Module] | None = None,
         experts: Mapping[str, nn.Parameter] | None = None,
+        tables: Mapping[str, nn.Parameter] | None = None,
         plain: Iterable[nn.Parameter] | None = None,
         refresh_every: int = 200,
         stagger: int = 10,
@@ -124,7 +127,7 @@ class GEMS(torch.optim.Optimizer):
             raise GemsError(f"energy {energy} must be a share in [0, 1]")
         linears = dict(linears if linears is not None else find_linears(model))
         experts = dict(experts if experts is not None else find_experts(model))
-        matrices = matrices_of(linears, experts)
+        matrices = matrices_of(linears, experts, tables or {})
         if not matrices:
             raise GemsError("the model has no trainable linear layer to tune")
         if knowledge is not None:

@@ -15,9 +15,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight matrix W [m, n] (outputs × inputs) within a parameter.
+    """One weight matrix W [m, n] (outputs × inputs; rows × columns of a table) within a parameter.
 
-    layer: the module that the weight belongs to; None for an expert.
+    layer: the module that the weight belongs to; None for an expert or a table.
     transposed: whether the parameter stores [n, m].
     expert: index in the first dimension of a parameter that holds the matrices of several experts.
     """
@@ -27,6 +27,11 @@ class Matrix:
     layer: nn.Module | None = None
     transposed: bool = False
     expert: int | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table of rows, which has no inputs."""
+        return self.layer is None and self.expert is None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the view [m, n] of a tensor in the form of the parameter: itself, its data or its gradient."""
@@ -88,8 +93,15 @@ def find_experts(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def matrices_of(linears: Mapping[str, nn.Module], experts: Mapping[str, nn.Parameter]) -> list[Matrix]:
-    """Return the matrices of linear layers, and one for each expert. Raises `GemsError` if one cannot be tuned."""
+def matrices_of(
+    linears: Mapping[str, nn.Module],
+    experts: Mapping[str, nn.Parameter],
+    tables: Mapping[str, nn.Parameter],
+) -> list[Matrix]:
+    """Return the matrices of linear layers, one for each expert, and tables of rows.
+
+    Raises `GemsError` if one cannot be tuned.
+    """
     found = []
     for name, layer in linears.items():
         weight = layer.weight
@@ -102,6 +114,10 @@ def matrices_of(linears: Mapping[str, nn.Module], experts: Mapping[str, nn.Param
                 f"{name} has {parameter.ndim} dimensions; weights of experts have three (expert, ·, ·)"
             )
         found += [Matrix(f"{name}.{k}", parameter, expert=k) for k in range(len(parameter))]
+    for name, parameter in tables.items():
+        if parameter.ndim != 2:
+            raise GemsError(f"{name} has {parameter.ndim} dimensions; a table of rows has two")
+        found.append(Matrix(name, parameter))
     first: dict[tuple[int, int | None], str] = {}
     for matrix in found:
         other = first.setdefault((id(matrix.parameter), matrix.expert), matrix.name)

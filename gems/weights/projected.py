@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -314,11 +314,11 @@ def make_weights(matrices: Sequence[Matrix], sizes: Ranks, rules: Rules) -> list
     weights, cut = [], []
     for index, matrix in enumerate(matrices):
         n = matrix.shape[1]
-        knowledge = rules.knowledge
-        hard = knowledge is not None and rules.softness is None
-        known = knowledge.size(matrix.name, rules.energy, int(rules.cap * n)) if knowledge and hard else 0
-        allotment = sizes.allot(matrix.name, matrix.shape, rules.tasks, known)
-        weights.append(ProjectedWeight(matrix, index, allotment.ranks, known, rules))
+        own = replace(rules, knowledge=None, output_bases=False) if matrix.is_table else rules
+        hard = own.knowledge is not None and own.softness is None
+        known = own.knowledge.size(matrix.name, own.energy, int(own.cap * n)) if own.knowledge and hard else 0
+        allotment = sizes.allot(matrix.name, matrix.shape, own.tasks, known)
+        weights.append(ProjectedWeight(matrix, index, allotment.ranks, known, own))
         if not allotment.fits:
             cut.append((matrix, known, allotment.ranks))
     if cut:

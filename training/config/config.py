@@ -122,6 +122,15 @@ class TrainConfig(RunSettings):
                 "identifiers.embeddings 'alphafuse' is for semantic identifiers; "
                 f"{self.identifiers.scheme} ones have no use for it"
             )
+        others = self.optimiser.other_weights
+        if others is not None and self.from_scratch:
+            raise ValueError(
+                "optimiser.other_weights is for pretrained backbones: of one from scratch every weight is trained"
+            )
+        if others == "subspace" and self.method not in ("gems", "subspace"):
+            raise ValueError(
+                f"optimiser.other_weights 'subspace' is for 'gems' and 'subspace', not for {self.method!r}"
+            )
         if self.optimiser.relative and self.method in ("lora", "lora-moe"):
             raise ValueError(
                 f"optimiser.relative is not for {self.method!r}, whose adapters start at zero; "

@@ -153,6 +153,11 @@ class OptimiserSettings(SettingsGroup):
     )
     batch_size: int = Field(128, ge=1, description="logged sequences a step")
     part_tokens: int = Field(8192, ge=64, description="tokens of one forward pass; a step takes several")
+    other_weights: Literal["frozen", "trained", "subspace"] | None = Field(
+        None,
+        description="token table, norms and biases of a pretrained backbone: 'frozen', 'trained', or 'subspace', with "
+        "the table in subspaces ('gems', 'subspace'); default: 'trained' by 'full' and 'pcgrad', else 'frozen'",
+    )
     epochs: float = Field(10, gt=0, description="passes over the logged sequences")
     minutes: float | None = Field(
         None, gt=0, description="length of training in minutes: the schedule ends then, if not before"

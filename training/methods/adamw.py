@@ -16,6 +16,11 @@ from training.model.rows import AddedRows
 Reduce = Callable[[list[Tensor]], None]
 
 
+def trainable(model: nn.Module, rows: AddedRows | None) -> list[nn.Parameter]:
+    """Return the weights of a model that are not frozen, and the added token rows if they are weights of their own."""
+    return [p for p in model.parameters() if p.requires_grad] + ([] if rows is None else rows.parameters)
+
+
 def split_by_decay(
     parameters: Iterable[nn.Parameter],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

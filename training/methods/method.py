@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis
 from index.sequence.events import Task
 from training.config import TrainConfig
+from training.methods.other_weights import OtherWeights
 from training.model.rows import AddedRows
-from training.model.text_part import maps_of
 from training.run.parallel import Parallel
 
 
@@ -44,17 +44,12 @@ class Setup:
             "clip": optimiser.clip,
         }
 
-    def freeze_backbone(self) -> AddedRows:
-        """Freeze all weights except the rows of added tokens, and return these rows."""
-        self.model.requires_grad_(False)
-        return AddedRows(self.model, self.first_added)
+    def other_weights(self, default: str) -> OtherWeights:
+        """Choose the trained weights outside of the linear layers, and freeze the rest of them.
 
-    def new_weights(self, rows: AddedRows) -> list[nn.Parameter]:
-        """Return the weights that a pretrained backbone did not have: the added rows, and the maps of their text."""
-        maps = maps_of(self.model)
-        for each in maps:
-            each.requires_grad_(True)
-        return [*rows.parameters, *maps]
+        default: what the method does unless the setting says otherwise.
+        """
+        return OtherWeights.of(self.model, self.first_added, self.config.optimiser.other_weights or default)
 
 
 class Method(Protocol):

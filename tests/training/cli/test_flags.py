@@ -25,7 +25,7 @@ GROUPS = {
 }
 OTHER: dict[str, Any] = {
     "method": "lora", "seed": 3, "threads": 2, "search_attributes": ("sku", "brand"), "fresh_share": 0.3,
-    "backbone.name": "scratch", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
+    "backbone.name": "folder", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
     "backbone.dropout": 0.2, "backbone.text_vocabulary": 500,
     "identifiers.scheme": "semantic", "identifiers.codebooks": (8, 16), "identifiers.embeddings": "alphafuse",
     "identifiers.encoder": "other", "identifiers.vectors": Path("v.npy"), "identifiers.fused_hidden": 64,
@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "optimiser.learning_rate": 0.5, "optimiser.relative": False, "optimiser.weight_decay": 0.2,
     "optimiser.warmup": 0.3, "optimiser.final_rate": 0.4, "optimiser.clip": 3.0, "optimiser.batch_size": 5,
     "optimiser.part_tokens": 100, "optimiser.epochs": 2.5, "optimiser.minutes": 4.5,
+    "optimiser.other_weights": "trained",
     "gems.rank": 6, "gems.task_rank": 2, "gems.scale": 2.0, "gems.rank_scaling": True, "gems.growth_limit": 1.5,
     "gems.refresh_every": 7, "gems.stagger": 3, "gems.transport": False, "gems.multi_subspace": False,
     "gems.deflate": False, "gems.joint": True, "gems.gate": "prior", "gems.temperature": 2.5, "gems.output_bases": True,

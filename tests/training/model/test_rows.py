@@ -64,3 +64,21 @@ def test_an_update_of_the_rows_is_in_the_model_at_once(arch: str) -> None:
     assert torch.allclose(
         again, sum(item_losses(model, VOCABULARY, a_part(), "level", rows).values()), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+def test_known_rows_have_the_gradient_of_the_whole_table(arch: str, normalisation: str) -> None:
+    plain, split = (make_model(VOCABULARY.size, arch) for _ in range(2))
+    rows = AddedRows(split, KNOWN, train_known=True)
+    expected = sum(item_losses(plain, VOCABULARY, a_part(), normalisation).values())
+    found = sum(item_losses(split, VOCABULARY, a_part(), normalisation, rows).values())
+    assert torch.allclose(found, expected, atol=1e-6)
+    expected.backward()
+    found.backward()
+    tables = [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight]
+    for added, known, table in zip(rows.parameters, rows.known, tables, strict=False):
+        assert torch.allclose(added.grad, table.grad[KNOWN:], atol=1e-6)
+        gradient = torch.zeros_like(known) if known.grad is None else known.grad
+        assert torch.allclose(gradient, table.grad[:KNOWN], atol=1e-6)
+    assert rows.known[0].grad.abs().sum() > 0

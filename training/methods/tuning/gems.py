@@ -115,24 +115,16 @@ def gems_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
-    """Make the optimizer from the settings. Freeze the weights that are not projected, unless the backbone is new."""
-    model = setup.model
-    linears = find_linears(model)
-    projected = {id(linear.weight) for linear in linears.values()}
-    if setup.config.from_scratch:
-        rows = None
-        plain = [p for p in model.parameters() if id(p) not in projected]
-    else:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in projected)
-        rows = AddedRows(model, setup.first_added)
-        plain = setup.new_weights(rows)
+    """Make the optimizer from the settings. Weights that are not projected stay frozen, unless the backbone is new."""
+    linears = find_linears(setup.model)
+    others = setup.other_weights("trained" if setup.config.from_scratch else "frozen")
     return GemsTuning(
-        model,
-        plain,
-        rows=rows,
+        setup.model,
+        others.plain,
+        rows=others.rows,
         multi_subspace=multi_subspace,
         linears=linears,
+        tables=others.tables,
         knowledge=setup.knowledge,
         process_group=setup.parallel.group,
         **gems_settings(setup.config),

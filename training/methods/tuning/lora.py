@@ -18,9 +18,9 @@ from training.methods.method import Setup
 
 
 class LoraTuning(AdamWTuning):
-    """AdamW on the adapters and on `rows`; no weight decay on the rows.
+    """AdamW on the adapters, and on `others` without weight decay.
 
-    rows: the added token rows. The caller turns them into plain weights again.
+    others: trained weights outside of the linear layers, such as added token rows.
     rank: rank of an adapter.
     alpha: adapters are scaled by alpha / rank.
     dropout: share of an adapter's inputs that are dropped.
@@ -32,7 +32,7 @@ class LoraTuning(AdamWTuning):
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
         *,
         rank: int,
         alpha: float,
@@ -47,11 +47,11 @@ class LoraTuning(AdamWTuning):
         wrapped = [model.get_submodule(name) for name in linears]
         for module, linear in zip(wrapped, linears.values(), strict=True):
             module.train(linear.training)
-        for row in rows:  # peft has frozen those that are weights of the model
-            row.requires_grad_(True)
+        for parameter in others:  # peft has frozen those that are weights of the model
+            parameter.requires_grad_(True)
         super().__init__(
             [p for module in wrapped for p in module.parameters() if p.requires_grad],
-            rows,
+            others,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip=clip,
@@ -92,16 +92,16 @@ def _inject(
 
 
 def make(setup: Setup) -> LoraTuning:
-    """Train adapters and the rows of added tokens; the backbone stays frozen."""
-    rows = setup.freeze_backbone()
+    """Train adapters and the rows of added tokens; unless the settings say otherwise, the backbone stays frozen."""
+    others = setup.other_weights("frozen")
     method = LoraTuning(
         setup.model,
-        setup.new_weights(rows),
+        others.plain,
         rank=setup.config.lora.rank,
         alpha=setup.config.lora.alpha,
         dropout=0.0,
         reduce=setup.parallel.sum,
         **setup.adamw,
     )
-    method.rows = rows
+    method.rows = others.rows
     return method

@@ -63,14 +63,14 @@ class ExpertLinear(nn.Module):
 
 
 class LoraMoeTuning(AdamWTuning):
-    """AdamW on experts, routers and `rows` (the added token rows); no weight decay on the rows."""
+    """AdamW on experts and routers, and on `others` (trained weights outside of the layers) without weight decay."""
 
     exportable = False
 
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
         *,
         rank: int,
         experts: int,
@@ -82,11 +82,12 @@ class LoraMoeTuning(AdamWTuning):
     ) -> None:
         added: list[nn.Parameter] = []
         for name, linear in block_linears(model).items():
+            linear.weight.requires_grad_(False)
             module = ExpertLinear(linear, rank=rank, experts=experts, alpha=alpha)
             model.set_submodule(name, module)
             added += [module.router, module.down, module.up]
         super().__init__(
-            added, rows, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, reduce=reduce
+            added, others, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, reduce=reduce
         )
 
     def merge(self) -> None:
@@ -97,16 +98,16 @@ class LoraMoeTuning(AdamWTuning):
 
 
 def make(setup: Setup) -> LoraMoeTuning:
-    """Train experts, routers and the rows of added tokens; the backbone stays frozen."""
-    rows, config = setup.freeze_backbone(), setup.config
+    """Train experts, routers and the rows of added tokens; unless the settings say otherwise, the rest stays frozen."""
+    others, config = setup.other_weights("frozen"), setup.config
     method = LoraMoeTuning(
         setup.model,
-        setup.new_weights(rows),
+        others.plain,
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         experts=config.lora.experts,
         reduce=setup.parallel.sum,
         **setup.adamw,
     )
-    method.rows = rows
+    method.rows = others.rows
     return method

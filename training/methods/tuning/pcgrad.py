@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
-from training.methods.adamw import AdamWTuning, Reduce, split_by_decay
+from training.methods.adamw import AdamWTuning, Reduce, split_by_decay, trainable
 from training.methods.method import Setup
+from training.model.rows import AddedRows
 
 
 class PcgradTuning(AdamWTuning):
-    """AdamW on the sum of the tasks' gradients after surgery; holds one gradient for each task."""
+    """AdamW on the sum of the tasks' gradients after surgery; holds one gradient for each task.
+
+    rows: the added token rows if they are weights of their own.
+    """
 
     def __init__(
         self,
@@ -33,18 +37,20 @@ class PcgradTuning(AdamWTuning):
         learning_rate: float,
         weight_decay: float,
         clip: float,
+        rows: AddedRows | None = None,
         relative: bool = False,
         reduce: Reduce = lambda tensors: None,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            *split_by_decay(p for p in model.parameters() if p.requires_grad),
+            *split_by_decay(trainable(model, rows)),
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip=clip,
             relative=relative,
             reduce=reduce,
         )
+        self.rows = rows
         self._generator = torch.Generator().manual_seed(seed)
         self._gradients: dict[Task, list[Tensor | None]] = {}
 
@@ -135,10 +141,11 @@ def combine(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def make(setup: Setup) -> PcgradTuning:
-    """Train every weight."""
+    """Train every weight, unless the settings leave those outside of the linear layers frozen."""
     config = setup.config
     return PcgradTuning(
         setup.model,
+        rows=setup.other_weights("trained").rows,
         relative=config.optimiser.relative,
         reduce=setup.parallel.sum,
         seed=config.seed,

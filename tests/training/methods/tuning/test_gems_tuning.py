@@ -18,7 +18,7 @@ from support.walks import make_data
 
 from gems import GemsError, KnowledgeBasis
 from index.bundle.bundle import Bundle
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.loop.trainer import TrainingError
 from training.pipeline import fit, train
@@ -78,9 +78,41 @@ def test_every_method_ends_in_a_plain_bundle(method: str, data: Path, backbone: 
         assert changed == blocks | {embedding}
         assert torch.equal(weights[embedding][:known], before[embedding][:known])
     assert not torch.equal(weights[embedding][known:], before[embedding][known:])
-    cost = records(tmp_path / "run", "cost")[0]["cost"]
-    assert cost["state_bytes"] > 0
-    assert cost["gradient_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "others"),
+    [
+        ("full", "frozen"), ("pcgrad", "frozen"), ("gems", "trained"), ("lora", "trained"), ("subspace", "trained"),
+        ("gems", "subspace"), ("subspace", "subspace"),
+    ],
+)  # fmt: skip
+def test_the_weights_outside_of_the_layers_are_trained_as_the_settings_say(
+    method: str, others: str, data: Path, backbone: Path, tmp_path: Path
+) -> None:
+    changes = {"method": method, "optimiser.other_weights": others}
+    bundle = train(data, tmp_path / "run", settings(backbone, changes), console=QUIET)
+    assert bundle is not None
+    weights = load_file(bundle / "model.safetensors")
+    before = load_file(tmp_path / "run" / "prepared" / "backbone" / "model.safetensors")
+    embedding, first = "model.embed_tokens.weight", Bundle.open(bundle).vocabulary.first_added
+    changed = {name for name in weights if not torch.equal(weights[name], before[name])}
+    assert {name for name in weights if "_proj" in name} <= changed
+    assert not torch.equal(weights[embedding][first:], before[embedding][first:])
+    moved = weights[embedding][:first] - before[embedding][:first]
+    if others == "frozen":
+        assert changed == {name for name in weights if "_proj" in name} | {embedding}
+        assert not moved.any()
+    else:
+        assert {name for name in weights if "norm" in name} <= changed
+        assert moved.any()
+
+
+def test_other_weights_in_subspaces_are_for_methods_that_have_them(backbone: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'subspace' is for 'gems' and 'subspace', not for 'lora'"):
+        settings(backbone, {"method": "lora", "optimiser.other_weights": "subspace"})
+    with pytest.raises(ConfigError, match="from scratch every weight is trained"):
+        settings(backbone, {"backbone.name": "scratch", "optimiser.other_weights": "frozen"})
 
 
 def test_gems_keeps_the_directions_of_general_text(data: Path, backbone: Path, tmp_path: Path) -> None:
