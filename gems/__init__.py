@@ -6,6 +6,7 @@ from gems.model.errors import GemsError
 from gems.model.knowledge import KnowledgeBasis, collect_knowledge
 from gems.model.layers import find_linears
 from gems.model.linear import plain_gradients
+from gems.model.sites import find_sites
 from gems.optimizer import GEMS
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "collect_knowledge",
     "conflict",
     "find_linears",
+    "find_sites",
     "measure_conflict",
     "plain_gradients",
 ]

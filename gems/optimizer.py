@@ -27,8 +27,9 @@ from gems.model.errors import GemsError, check_numbers
 from gems.model.knowledge import KnowledgeBasis
 from gems.model.layers import find_experts, find_linears, matrices_of
 from gems.model.precision import full_precision
+from gems.weights.part import Rates
 from gems.weights.plain import PlainParameters
-from gems.weights.projected import Rates, Rules, make_weights
+from gems.weights.projected import Rules, make_weights
 from gems.weights.ranks import SHARED, Ranks
 
 
@@ -48,6 +49,8 @@ class GEMS(torch.optim.Optimizer):
     experts: name → parameter [experts, ·, ·] to be projected; those of `find_experts` if not given.
     tables: name → parameter [rows, columns] to be projected on its columns, such as a token table. It takes part in no
         null space, because it has no inputs: what its rows mean to general text changes with them.
+    sites: groups of weight names whose layers read the same input, such as q, k and v; each group has one basis, which
+        takes less state and computes x V once. See `find_sites`. Not next to output_bases.
     plain: parameters to be trained by AdamW; all other trainable parameters of the model if not given.
     refresh_every, stagger: steps between refreshes, and groups that take turns; see `RefreshSchedule`.
     knowledge: basis of directions that must not change.
@@ -96,6 +99,7 @@ class GEMS(torch.optim.Optimizer):
         linears: Mapping[str, nn.Module] | None = None,
         experts: Mapping[str, nn.Parameter] | None = None,
         tables: Mapping[str, nn.Parameter] | None = None,
+        sites: Iterable[Sequence[str]] | None = None,
         plain: Iterable[nn.Parameter] | None = None,
         refresh_every: int = 200,
         stagger: int = 10,
@@ -128,6 +132,10 @@ class GEMS(torch.optim.Optimizer):
         linears = dict(linears if linears is not None else find_linears(model))
         experts = dict(experts if experts is not None else find_experts(model))
         matrices = matrices_of(linears, experts, tables or {})
+        if sites is not None and output_bases:
+            raise GemsError(
+                "layers that read the same input have bases of inputs in common; drop output_bases"
+            )
         if not matrices:
             raise GemsError("the model has no trainable linear layer to tune")
         if knowledge is not None:
@@ -163,7 +171,8 @@ class GEMS(torch.optim.Optimizer):
             output_bases,
             seed,
         )
-        self.weights = make_weights(matrices, Ranks(rank, rank_share, task_rank, task_rank_share), rules)
+        sizes = Ranks(rank, rank_share, task_rank, task_rank_share)
+        self.weights = make_weights(matrices, [] if sites is None else sites, sizes, rules)
         parameters = list({id(m.parameter): m.parameter for m in matrices}.values())
         projected = {id(parameter) for parameter in parameters}
         others = model.parameters() if plain is None else plain
@@ -191,8 +200,9 @@ class GEMS(torch.optim.Optimizer):
     def ranks(self) -> dict[str, dict[str, int]]:
         """Rank of each family, by weight."""
         return {
-            weight.name: {f: c.stop - c.start for f, c in weight.subspaces.columns.items()}
+            part.name: {f: c.stop - c.start for f, c in weight.subspaces.columns.items()}
             for weight in self.weights
+            for part in weight.parts
         }
 
     # ---- gradients
@@ -332,7 +342,9 @@ class GEMS(torch.optim.Optimizer):
     def _name_unreached(self) -> None:
         """Warn once if a weight has had no gradient when all should have had their first refresh."""
         if self.steps == self._refresh_every:
-            names = [weight.name for weight in self.weights if not weight.subspaces.ready]
+            names = [
+                part.name for weight in self.weights if not weight.subspaces.ready for part in weight.parts
+            ]
             if names:
                 warnings.warn(
                     f"no gradient has reached {names[0]} in {self.steps} steps ({len(names)} weights in all); "
@@ -385,7 +397,7 @@ class GEMS(torch.optim.Optimizer):
 
         Their shape is [outputs, inputs], for an expert that of its part of the parameter.
         """
-        return {weight.name: weight.exact() for weight in self.weights}
+        return {part.name: part.exact() for weight in self.weights for part in weight.parts}
 
     def costs(self) -> dict[str, int]:
         """Return the bytes of state (bases, moments, remainders of bf16 weights) and of the gradients held for a step.
@@ -394,7 +406,8 @@ class GEMS(torch.optim.Optimizer):
         """
         spaces = [weight.subspaces for weight in self.weights]
         state = [t for s in spaces for t in (s.basis, s.first, s.second)]
-        state += [weight.remainder.low for weight in self.weights if weight.remainder is not None]
+        parts = [part for weight in self.weights for part in weight.parts]
+        state += [part.remainder.low for part in parts if part.remainder is not None]
         gradients = [s.projected for s in spaces] + self._held.plain
         if self._held.alignment:  # the gate compares the last updates with the gradients
             gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
@@ -404,12 +417,13 @@ class GEMS(torch.optim.Optimizer):
         """Return all that an exact resume needs in addition to the weights, in the form of PyTorch's optimizers.
 
         `state` has an entry for each parameter, by number; for a projected one, the subspaces of its matrices by name.
+        Matrices with one basis have one entry, at the first of them.
         `gems` has what belongs to no parameter: steps, tasks and the gate.
         """
         number = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state: dict[int, dict[str, Any]] = {}
         for weight in self.weights:
-            state.setdefault(number[id(weight.parameter)], {})[weight.name] = weight.state_dict()
+            state.setdefault(number[id(weight.parts[0].parameter)], {})[weight.name] = weight.state_dict()
         state |= {number[id(self._plain.parameters[k])]: each for k, each in self._plain.state_dict().items()}
         groups = [
             {**group, "params": [number[id(p)] for p in group["params"]]} for group in self.param_groups
@@ -422,7 +436,7 @@ class GEMS(torch.optim.Optimizer):
         if not {"state", "param_groups", "gems"} <= set(state):
             raise GemsError("this is no state of a GEMS optimizer, or one of an older version")
         own = state["gems"]
-        count = len({id(weight.parameter) for weight in self.weights})
+        count = len({id(part.parameter) for weight in self.weights for part in weight.parts})
         stored = {name: each for k in range(count) for name, each in state["state"].get(k, {}).items()}
         if list(stored) != [weight.name for weight in self.weights] or tuple(own["tasks"]) != self.tasks:
             raise GemsError("the state is of an optimizer with other layers or tasks")

@@ -67,7 +67,7 @@ class HeldGradients:
         self._learning = tuple(learning)
         self._tasks = tuple(tasks)
         self._group = group
-        self._device = weights[0].parameter.device
+        self._device = weights[0].subspaces.basis.device
         self.drop()
 
     def drop(self) -> None:
@@ -110,9 +110,7 @@ class HeldGradients:
             if weight.name in refreshing:
                 for task in present if weight.reached else ():
                     if task not in weight.full:
-                        shape = weight.seen(weight.parameter).shape
-                        weight.full[task] = weight.subspaces.projected.new_zeros(shape)
-                    weight.full[task] = weight.full[task].contiguous()
+                        weight.full[task] = weight.subspaces.projected.new_zeros(weight.shape)
                     tensors.append(weight.full[task])
             else:
                 tensors.append(weight.subspaces.projected)

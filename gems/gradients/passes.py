@@ -15,8 +15,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gems.gradients.held import HeldGradients
 from gems.gradients.schedule import RefreshSchedule
 from gems.model.errors import GemsError
-from gems.model.linear import Route, RoutedLinear
+from gems.model.linear import Route, RoutedLinear, SharedInner
 from gems.model.precision import full_precision
+from gems.weights.part import Part
 from gems.weights.projected import ProjectedWeight
 from gems.weights.ranks import SHARED
 
@@ -51,19 +52,22 @@ class Passes:
         self._marks: dict[int, tuple[int, Tensor]] = {}
         self._hooks: list[RemovableHandle] = []
         self._routed: list[nn.Linear] = []
-        for weight in weights:
-            owner = _OWNERS.get(weight.parameter)
+        self._inner: dict[int, SharedInner] = {}
+        parts = [(k, part) for k, weight in enumerate(weights) for part in weight.parts]
+        for _, part in parts:
+            owner = _OWNERS.get(part.parameter)
             if owner is not None and owner() is not None:
                 raise GemsError(
-                    f"{weight.name} belongs to another GEMS optimizer of this model; call its close() first"
+                    f"{part.name} belongs to another GEMS optimizer of this model; call its close() first"
                 )
-        of_parameter: dict[int, list[int]] = {}
-        for k, weight in enumerate(weights):
-            of_parameter.setdefault(id(weight.parameter), []).append(k)
-            self._route(k)
-        for numbers in of_parameter.values():
-            self._hook(numbers)
-            _OWNERS[weights[numbers[0]].parameter] = weakref.ref(self)
+        of_parameter: dict[int, list[tuple[int, Part]]] = {}
+        for k, part in parts:
+            of_parameter.setdefault(id(part.parameter), []).append((k, part))
+            self._route(k, part)
+        for those in of_parameter.values():
+            parameter = those[0][1].parameter
+            self._hook(parameter, those)
+            _OWNERS[parameter] = weakref.ref(self)
         self._watch(held.plain)
 
     def families(self, task: str) -> list[str]:
@@ -109,7 +113,8 @@ class Passes:
         for linear in self._routed:
             RoutedLinear.remove(linear)
         for weight in self._weights:
-            _OWNERS.pop(weight.parameter, None)
+            for part in weight.parts:
+                _OWNERS.pop(part.parameter, None)
         self._hooks, self._routed = [], []
 
     def _task(self) -> str:
@@ -125,10 +130,10 @@ class Passes:
         self._held.seen.add(task)
         return task
 
-    def _route(self, k: int) -> None:
+    def _route(self, k: int, part: Part) -> None:
         """Let a linear layer compute its projected gradient itself, where that is less work."""
         weight = self._weights[k]
-        layer = weight.matrix.layer
+        layer = part.matrix.layer
         n, q = weight.subspaces.basis.shape
         if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, RoutedLinear) or q >= n:
             return
@@ -144,14 +149,15 @@ class Passes:
         def receive(gradient: Tensor) -> None:
             passes = me()
             if passes is not None:
-                passes._weights[k].receive(gradient, passes.families(passes._task()), passes._held.alignment)
+                families = passes.families(passes._task())
+                passes._weights[k].receive(part, gradient, families, passes._held.alignment)
 
-        RoutedLinear.install(layer, Route(basis, receive, on_outputs=weight.on_outputs))
+        inner = self._inner.setdefault(k, SharedInner(len(weight.parts)))
+        RoutedLinear.install(layer, Route(basis, receive, inner, on_outputs=weight.on_outputs))
         self._routed.append(layer)
 
-    def _hook(self, numbers: Sequence[int]) -> None:
+    def _hook(self, parameter: nn.Parameter, parts: Sequence[tuple[int, Part]]) -> None:
         """Project the whole gradient of a parameter, if it has one, as soon as it is there, and free it."""
-        parameter = self._weights[numbers[0]].parameter
         me = weakref.ref(self)
 
         def take(parameter: nn.Parameter) -> None:
@@ -161,10 +167,10 @@ class Passes:
             gradient, parameter.grad = parameter.grad, None
             task = passes._task()
             with full_precision([gradient.device.type]):
-                for k in numbers:
-                    weight = passes._weights[k]
-                    weight.take(
-                        weight.seen(gradient),
+                for k, part in parts:
+                    passes._weights[k].take(
+                        part,
+                        gradient,
                         task,
                         passes.families(task),
                         keep=passes.is_due(k),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 from gems.model.errors import GemsError
 from gems.model.layers import outputs_and_inputs
 from gems.model.precision import full_precision
-
-Inputs = Mapping[str, Any] | Tensor
+from gems.model.sites import Inputs, call, evaluating, listening, sites_of
 
 
 class KnowledgeBasis:
@@ -155,10 +153,8 @@ def collect_knowledge(
     """
     if not batches:
         raise GemsError("a knowledge basis needs at least one batch of general text")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        sites = _find_sites(model, batches[0], linears)
+    with evaluating(model):
+        sites = sites_of(model, batches[0], linears)
         names = list(sites)
         chunk = sites_at_once or len(names)
         starts = range(0, len(names), chunk)
@@ -168,12 +164,12 @@ def collect_knowledge(
         for turn, start in enumerate(starts):
             chosen = names[start : start + chunk]
             moments = {site: _SecondMoment(linears[sites[site][0]]) for site in chosen}
-            with _listening({sites[site][0]: moments[site] for site in chosen}, linears):
+            with listening({sites[site][0]: moments[site] for site in chosen}, linears):
                 for k, batch in enumerate(batches):
                     counted = _counted(batch, skip_positions)
                     for moment in moments.values():
                         moment.counted = counted
-                    _call(model, batch)
+                    call(model, batch)
                     if progress:
                         progress(turn * len(batches) + k + 1, len(starts) * len(batches))
             for site, moment in moments.items():
@@ -184,9 +180,6 @@ def collect_knowledge(
                 eigenvalues[site] = values.flip(0).clamp(min=0).cpu()
                 directions[site] = vectors.flip(1)[:, :kept].float().contiguous().cpu()
                 tokens = moment.tokens
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     site_of = {weight: site for site, weights in sites.items() for weight in weights}
     backbone = {name: fingerprint(linear) for name, linear in linears.items()}
     return KnowledgeBasis(site_of, eigenvalues, directions.__getitem__, backbone, tokens)
@@ -211,43 +204,6 @@ class _SecondMoment:
         with full_precision([x.device.type]):
             self.total.addmm_(x.T, x)
         self.tokens += len(x)
-
-
-def _find_sites(model: nn.Module, batch: Inputs, linears: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Return the layers grouped by the tensors that they read: site (name of its first layer) → weight names."""
-    read: dict[str, list[Tensor]] = {}  # more than one tensor if the model uses a layer more than once
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, inputs: read.setdefault(name, []).append(inputs[0])
-
-    with _listening({name: note(name) for name in linears}, linears):
-        _call(model, batch)
-    unused = set(linears) - set(read)
-    if unused:
-        raise GemsError(f"{min(unused)} was not used by the model on the general text")
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name, tensors in read.items():
-        groups.setdefault(tuple(map(id, tensors)), []).append(name)
-    return {names[0].removesuffix(".weight"): names for names in groups.values()}
-
-
-@contextmanager
-def _listening(
-    hooks: Mapping[str, Callable[[nn.Module, tuple[Any, ...]], None]], linears: Mapping[str, nn.Module]
-) -> Iterator[None]:
-    handles = [linears[name].register_forward_pre_hook(hook) for name, hook in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _call(model: nn.Module, batch: Inputs) -> None:
-    if isinstance(batch, Tensor):
-        model(batch)
-    else:
-        model(**batch)
 
 
 def _counted(batch: Inputs, skip_positions: int) -> Tensor | None:

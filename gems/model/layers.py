@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,3 +128,30 @@ def matrices_of(
                 f"{matrix.name} is {matrix.parameter.dtype}; small updates need fp32 or bf16 weights"
             )
     return found
+
+
+def stacks(matrices: Sequence[Matrix], sites: Iterable[Sequence[str]]) -> list[list[Matrix]]:
+    """Return the matrices in groups that share a basis, in the order of the first of each group.
+
+    sites: names of the matrices of a group. A matrix that is in none stands for itself.
+    Raises `GemsError` for an unknown name, a name in two groups, and a group with different inputs or types.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    group_of: dict[str, int] = {}
+    for number, names in enumerate(sites):
+        for name in names:
+            if name not in by_name or by_name[name].layer is None:
+                raise GemsError(f"sites name {name}, which is none of the linear layers that are tuned")
+            if name in group_of:
+                raise GemsError(f"sites name {name} twice")
+            group_of[name] = number
+        kinds = {
+            (by_name[name].shape[1], by_name[name].parameter.dtype, by_name[name].parameter.device)
+            for name in names
+        }
+        if len(kinds) > 1:
+            raise GemsError(f"{', '.join(names)} cannot share a basis: their inputs, types or devices differ")
+    groups: dict[object, list[Matrix]] = {}
+    for matrix in matrices:
+        groups.setdefault(group_of.get(matrix.name, matrix.name), []).append(matrix)
+    return list(groups.values())

@@ -11,6 +11,7 @@ inputs, z is kept for the backward pass instead of x.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,11 +34,37 @@ def plain_gradients() -> Iterator[None]:
         _routing = before
 
 
+class SharedInner:
+    """The product z = x V of layers that read the same input and have one basis: it is computed once.
+
+    layers: number of these layers. Nothing is held when all of them have read z.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._left = 0
+        self._of: tuple[weakref.ref[Tensor], int] | None = None
+        self._inner: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Return x V, [tokens, q] for x [.., n]."""
+        found = self._inner
+        if found is None or self._of is None or self._of[0]() is not x or self._of[1] != x._version:
+            found = x.reshape(-1, x.shape[-1]) @ basis.to(x.dtype)
+            self._inner, self._of, self._left = found, (weakref.ref(x), x._version), self._layers
+        self._left -= 1
+        if self._left == 0:
+            self._inner = self._of = None
+        return found
+
+
 class Route:
     """The connection of a layer to its optimizer.
 
     basis: returns V, [n, q] or [m, q], or None while the optimizer needs the full gradient.
     receive: takes R, [m, q] or [n, q].
+    inner: computes x V.
     on_outputs: whether V holds output directions.
     """
 
@@ -45,11 +72,13 @@ class Route:
         self,
         basis: Callable[[], Tensor | None],
         receive: Callable[[Tensor], None],
+        inner: SharedInner,
         *,
         on_outputs: bool,
     ) -> None:
         self.basis = basis
         self.receive = receive
+        self.inner = inner
         self.on_outputs = on_outputs
 
 
@@ -79,8 +108,9 @@ class RoutedLinear(nn.Linear):
         if _routing and torch.is_grad_enabled() and self.weight.requires_grad:
             basis = self.route.basis()
             if basis is not None:
+                inner = None if self.route.on_outputs else self.route.inner(input, basis)
                 output: Tensor = _Projected.apply(  # type: ignore[no-untyped-call]
-                    input, self.weight, self.bias, basis, self.route
+                    input, self.weight, self.bias, basis, inner, self.route
                 )
                 return output
         return super().forward(input)
@@ -94,13 +124,18 @@ class RoutedLinear(nn.Linear):
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, basis: Tensor, route: Route
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        basis: Tensor,
+        inner: Tensor | None,
+        route: Route,
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        if route.on_outputs:
-            ctx.save_for_backward(weight, flat, basis)
+        if inner is None:
+            ctx.save_for_backward(weight, x.reshape(-1, x.shape[-1]), basis)
         else:
-            ctx.save_for_backward(weight, flat @ basis.to(x.dtype))
+            ctx.save_for_backward(weight, inner)
         ctx.route = route
         ctx.input_dtype = x.dtype
         return F.linear(x, weight, bias)
@@ -118,7 +153,7 @@ class _Projected(torch.autograd.Function):
             if _wanted(ctx):
                 ctx.route.receive(flat.T @ inner.to(flat.dtype))
         into_x = (delta @ weight.to(delta.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
-        return into_x, None, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+        return into_x, None, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 def _wanted(ctx: Any) -> bool:

@@ -1,18 +1,18 @@
-"""One weight under GEMS: it projects its gradients, refreshes its bases and computes its updates."""
+"""A weight under GEMS, or several with one basis: it projects gradients, refreshes bases and computes updates."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gems.model.conflict import conflict
 from gems.model.knowledge import KnowledgeBasis
-from gems.model.layers import Matrix
-from gems.weights.numerics import Remainder, magnitude
+from gems.model.layers import Matrix, stacks
+from gems.weights.part import Part, Rates
 from gems.weights.ranks import SHARED, Ranks
 from gems.weights.shrinkage import Shrinkage
 from gems.weights.subspace import Subspaces, complement_basis, leading_directions
@@ -36,41 +36,34 @@ class Rules:
     seed: int
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Rates of one step, from the optimizer's parameter group.
-
-    rate: learning rate times scale.
-    decay: learning rate times weight decay.
-    betas, eps: Adam's.
-    """
-
-    rate: float
-    decay: float
-    betas: tuple[float, float]
-    eps: float
-
-
 class ProjectedWeight:
     """A weight W [m, n] whose gradient is held in its subspaces only, except while its bases are refreshed.
 
     Its bases hold input directions: W is used as it is, and R = g V. With `output_bases`, a weight with more outputs
     than inputs has bases of output directions, which take less state: then all is the same for Wᵀ, and R = gᵀ V.
-    `seen` gives the view [a, b] of the weight or of a gradient, whose b columns the bases belong to.
+    Weights of layers that read the same input can have one basis: they are stacked by rows, and treated as one.
 
+    name: name of the weight, or of the first of several.
+    parts: the weight, or several; the rows of each are in `Part.rows`.
+    shape: a rows of all parts, b columns, which the bases belong to.
     full: full gradients [a, b] by task, only in a step that refreshes this weight.
     moved: ‖N‖² of each task family whose update was applied in the last step, scalars.
     reached: whether a gradient has come since the last step.
     """
 
-    def __init__(self, matrix: Matrix, index: int, ranks: dict[str, int], known: int, rules: Rules) -> None:
-        self.name = matrix.name
-        self.matrix = matrix
-        m, n = matrix.shape
+    def __init__(
+        self, matrices: Sequence[Matrix], index: int, ranks: dict[str, int], known: int, rules: Rules
+    ) -> None:
+        m, n = matrices[0].shape
         self.on_outputs = rules.output_bases and m > n
-        view = self.seen(matrix.parameter.detach())
-        self.subspaces = Subspaces(view, ranks)
-        self.remainder = Remainder(view) if view.dtype == torch.bfloat16 else None
+        self.name = matrices[0].name
+        self.parts: list[Part] = []
+        rows = 0
+        for matrix in matrices:
+            self.parts.append(Part(matrix, rows, on_outputs=self.on_outputs))
+            rows = self.parts[-1].rows.stop
+        self.shape = rows, m if self.on_outputs else n
+        self.subspaces = Subspaces(self.shape, matrices[0].parameter, ranks)
         self.full: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
         self.reached = False
@@ -83,26 +76,9 @@ class ProjectedWeight:
         self._directions: dict[str, Tensor] = {}
         self._last_size: Tensor | None = None
 
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter that holds the weight."""
-        return self.matrix.parameter
-
-    def seen(self, tensor: Tensor) -> Tensor:
-        """Return the view [a, b] of a tensor in the form of the parameter."""
-        matrix = self.matrix.of(tensor)
-        return matrix.T if self.on_outputs else matrix
-
-    def exact(self) -> Tensor:
-        """Return the weight [m, n]; in float32 if it is bf16."""
-        weight = self.matrix.of(self.parameter.detach())
-        if self.remainder is None:
-            return weight
-        exact = self.remainder.exact(self.seen(self.parameter.detach()))
-        return exact.T if self.on_outputs else exact
-
     def take(
         self,
+        part: Part,
         gradient: Tensor,
         task: str,
         families: Sequence[str],
@@ -110,21 +86,25 @@ class ProjectedWeight:
         keep: bool,
         alignment: Mapping[str, Tensor],
     ) -> None:
-        """Project a full gradient [a, b] and pass it to `receive`.
+        """Project the full gradient of a part, in the form of its parameter, and pass it to `receive`.
 
         keep: whether to keep the full gradient for a refresh in this step.
         """
         self.reached = True
-        gradient = gradient.detach().to(self.subspaces.basis.dtype)
+        gradient = part.seen(gradient.detach()).to(self.subspaces.basis.dtype)
         if keep:
-            self.full[task] = self.full[task] + gradient if task in self.full else gradient
+            if task not in self.full:
+                self.full[task] = gradient.new_zeros(self.shape)
+            self.full[task][part.rows] += gradient
         if self.subspaces.ready:
-            self.receive(gradient @ self.subspaces.basis, [] if keep else families, alignment)
+            self.receive(part, gradient @ self.subspaces.basis, [] if keep else families, alignment)
 
-    def receive(self, gradient: Tensor, families: Sequence[str], alignment: Mapping[str, Tensor]) -> None:
-        """Add a projected gradient to the sums of this step.
+    def receive(
+        self, part: Part, gradient: Tensor, families: Sequence[str], alignment: Mapping[str, Tensor]
+    ) -> None:
+        """Add the projected gradient of a part to the sums of this step.
 
-        gradient: g V [a, q], in the bases of all families.
+        gradient: g V, [rows of the part, q], in the bases of all families.
         families: the families whose gradient it is added to.
         alignment: scalar by task; the scalar product ⟨g V, N⟩ with the task's last update is added in place.
         """
@@ -133,14 +113,15 @@ class ProjectedWeight:
         gradient = gradient.detach().to(spaces.basis.dtype)
         for family in families:
             columns = spaces.columns[family]
-            spaces.projected[:, columns] += gradient[:, columns]
+            spaces.projected[part.rows, columns] += gradient[:, columns]
         for task, dot in alignment.items():
             if task in self.moved:
                 if task not in self._directions:
                     assert self._last is not None
                     direction = spaces.direction(task, self._last.betas, self._last.eps)
                     self._directions[task] = direction.mul_(self._factors[task])
-                dot += (gradient[:, spaces.columns[task]] * self._directions[task]).sum().to(dot)
+                last = self._directions[task][part.rows]
+                dot += (gradient[:, spaces.columns[task]] * last).sum().to(dot)
 
     def refresh(
         self, step: int, families: Mapping[str, Sequence[str]], betas: tuple[float, float]
@@ -232,8 +213,7 @@ class ProjectedWeight:
         self.moved, self._directions = {}, {}
         if not spaces.ready or not self.reached:
             return
-        view = self.seen(self.parameter.detach())
-        length = magnitude(view) if rules.relative else 1.0
+        length = self._length() if rules.relative else 1.0
         blocks, bases = [], []
         self._last, self._factors = rates, {}
         for family, coefficient in coefficients.items():
@@ -249,12 +229,16 @@ class ProjectedWeight:
         direction, basis = torch.cat(blocks, dim=1), torch.cat(bases, dim=1)
         if rules.growth_limit is not None:
             self._limit_growth(direction, rules.growth_limit)
-        exact = view if self.remainder is None else self.remainder.exact(view)
-        if rates.decay:
-            exact.mul_(1 - rates.decay)
-        exact.addmm_(direction, basis.T, alpha=-rates.rate)
-        if self.remainder is not None:
-            self.remainder.store(view, exact)
+        for part in self.parts:
+            part.update(direction, basis, rates)
+
+    def _length(self) -> Tensor:
+        """Return the magnitude of the weight, a scalar; of several, one for each row, [a, 1]."""
+        lengths = [part.length() for part in self.parts]
+        if len(lengths) == 1:
+            return lengths[0]
+        rows = [part.rows.stop - part.rows.start for part in self.parts]
+        return torch.cat([one.expand(count, 1) for one, count in zip(lengths, rows, strict=True)])
 
     def _limit_growth(self, direction: Tensor, limit: float) -> None:
         """Shorten Σ c_f N_f in place to at most `limit` times its last length, and what is known of its parts."""
@@ -272,8 +256,9 @@ class ProjectedWeight:
     def state_dict(self) -> dict[str, object]:
         """Return the subspaces, the remainder of a bf16 weight, and the figures of the last update."""
         last = self._last
+        lows = [part.remainder.low for part in self.parts if part.remainder is not None]
         return self.subspaces.state_dict() | {
-            "remainder": None if self.remainder is None else self.remainder.low,
+            "remainder": torch.cat(lows) if lows else None,
             "moved": dict(self.moved),
             "factors": dict(self._factors),
             "last_size": self._last_size,
@@ -282,7 +267,7 @@ class ProjectedWeight:
 
     def check_state(self, state: dict[str, object]) -> None:
         """Raise `ValueError` if a state is from another configuration."""
-        if (state["remainder"] is None) != (self.remainder is None):
+        if (state["remainder"] is None) != (self.parts[0].remainder is None):
             raise ValueError("it has weights of another type")
         self.subspaces.check_state(state)
 
@@ -290,11 +275,12 @@ class ProjectedWeight:
         """Restore a state that `check_state` accepts."""
         remainder, rates = state["remainder"], state["last_rates"]
         self.subspaces.load_state_dict(state)
-        if self.remainder is not None:
-            assert isinstance(remainder, Tensor)
-            self.remainder.low.copy_(remainder)
+        for part in self.parts:
+            if part.remainder is not None:
+                assert isinstance(remainder, Tensor)
+                part.remainder.low.copy_(remainder[part.rows])
         self._directions = {}
-        device = self.parameter.device
+        device = self.subspaces.basis.device
         self.moved = {task: size.to(device) for task, size in state["moved"].items()}  # type: ignore[attr-defined]
         self._factors = {
             task: factor.to(device) if isinstance(factor, Tensor) else factor
@@ -309,25 +295,32 @@ class ProjectedWeight:
             self._last = Rates(rate, decay, (betas[0], betas[1]), eps)  # type: ignore[has-type]
 
 
-def make_weights(matrices: Sequence[Matrix], sizes: Ranks, rules: Rules) -> list[ProjectedWeight]:
-    """Make the weights of an optimizer. Warns its caller's caller if wanted ranks are cut down, and says where."""
+def make_weights(
+    matrices: Sequence[Matrix], sites: Iterable[Sequence[str]], sizes: Ranks, rules: Rules
+) -> list[ProjectedWeight]:
+    """Make the weights of an optimizer. Warns its caller's caller if wanted ranks are cut down, and says where.
+
+    sites: names of matrices that share a basis; see `stacks`.
+    """
     weights, cut = [], []
-    for index, matrix in enumerate(matrices):
-        n = matrix.shape[1]
-        own = replace(rules, knowledge=None, output_bases=False) if matrix.is_table else rules
+    groups = stacks(matrices, sites)
+    for index, group in enumerate(groups):
+        first = group[0]
+        n = first.shape[1]
+        m = sum(matrix.shape[0] for matrix in group)
+        own = replace(rules, knowledge=None, output_bases=False) if first.is_table else rules
         hard = own.knowledge is not None and own.softness is None
-        known = own.knowledge.size(matrix.name, own.energy, int(own.cap * n)) if own.knowledge and hard else 0
-        allotment = sizes.allot(matrix.name, matrix.shape, own.tasks, known)
-        weights.append(ProjectedWeight(matrix, index, allotment.ranks, known, own))
+        known = own.knowledge.size(first.name, own.energy, int(own.cap * n)) if own.knowledge and hard else 0
+        allotment = sizes.allot(first.name, (m, n), own.tasks, known)
+        weights.append(ProjectedWeight(group, index, allotment.ranks, known, own))
         if not allotment.fits:
-            cut.append((matrix, known, allotment.ranks))
+            cut.append((first.name, m, n, known, allotment.ranks))
     if cut:
-        matrix, known, ranks = cut[0]
-        m, n = matrix.shape
+        name, m, n, known, ranks = cut[0]
         sizes_of = " + ".join(str(ranks[family]) for family in (SHARED, *rules.tasks[:1]))
         warnings.warn(
-            f"the ranks were cut down in {len(cut)} of {len(matrices)} weights, because the shared and a task's basis "
-            f"have at most min(outputs, inputs − protected directions) directions together: {matrix.name} ({m} × {n}, "
+            f"the ranks were cut down in {len(cut)} of {len(groups)} weights, because the shared and a task's basis "
+            f"have at most min(outputs, inputs − protected directions) directions together: {name} ({m} × {n}, "
             f"{known} protected) has {sizes_of}; see GEMS.ranks",
             stacklevel=3,
         )

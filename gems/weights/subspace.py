@@ -106,8 +106,9 @@ class Subspaces:
     ready: whether the bases are set.
     """
 
-    def __init__(self, weight: Tensor, ranks: dict[str, int]) -> None:
-        m, n = weight.shape
+    def __init__(self, shape: tuple[int, int], weight: Tensor, ranks: dict[str, int]) -> None:
+        """Make empty subspaces. shape: m and n; weight: a tensor of the weight's dtype and device."""
+        m, n = shape
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         starts = [sum(list(ranks.values())[:k]) for k in range(len(ranks) + 1)]
         self.columns = {family: slice(starts[k], starts[k + 1]) for k, family in enumerate(ranks)}

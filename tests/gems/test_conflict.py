@@ -90,12 +90,12 @@ def test_measuring_leaves_gradients_and_the_optimizer_alone() -> None:
     assert all(bool(kept.any()) for kept in held)
     with plain_gradients():
         losses = regression(model, 7)
-    found = measure_conflict(losses, {weight.name: weight.parameter for weight in optimizer.weights})
+    found = measure_conflict(losses, {weight.name: weight.parts[0].parameter for weight in optimizer.weights})
     assert all(0 < value < 2 for value in found.values())
     assert all(
         torch.equal(w.subspaces.projected, kept) for w, kept in zip(optimizer.weights, held, strict=True)
     )
-    assert all(weight.parameter.grad is None and not weight.full for weight in optimizer.weights)
+    assert all(weight.parts[0].parameter.grad is None and not weight.full for weight in optimizer.weights)
     now = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(now, plain, strict=True))
     assert {task: float(dot) for task, dot in optimizer._held.alignment.items()} == alignment

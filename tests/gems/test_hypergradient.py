@@ -33,7 +33,7 @@ def last_update(optimizer: GEMS, task: str, *, rank_scaling: bool) -> list[Tenso
         direction = weight.subspaces.direction(task, BETAS, 1e-8) @ basis.T
         if rank_scaling:
             direction = direction * (basis.shape[0] / basis.shape[1]) ** 0.5
-        found.append(weight.seen(direction))
+        found.append(weight.parts[0].seen(direction))
     return found
 
 
@@ -61,11 +61,11 @@ def test_it_is_that_of_finite_differences(settings: dict[str, Any]) -> None:
     def loss_at(task: str, change: float) -> float:
         with torch.no_grad():
             for weight, direction in zip(optimizer.weights, directions[task], strict=True):
-                weight.parameter.sub_(RATE * SCALE * change * direction)
+                weight.parts[0].parameter.sub_(RATE * SCALE * change * direction)
         value = float(sum(regression(model, 99, torch.float64).values()))
         with torch.no_grad():
             for weight, direction in zip(optimizer.weights, directions[task], strict=True):
-                weight.parameter.add_(RATE * SCALE * change * direction)
+                weight.parts[0].parameter.add_(RATE * SCALE * change * direction)
         return value
 
     expected = {task: (loss_at(task, 1e-3) - loss_at(task, -1e-3)) / 2e-3 for task in TASKS}

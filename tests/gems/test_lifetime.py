@@ -71,11 +71,15 @@ def test_a_layer_that_rests_keeps_weight_and_moments() -> None:
         optimizer.backward(expert_losses(model, step, step % 2))
         optimizer.step()
     weight = optimizer.weights[1]
-    kept = [weight.parameter.detach().clone(), weight.subspaces.first.clone(), dict(weight.subspaces.counts)]
+    kept = [
+        weight.parts[0].parameter.detach().clone(),
+        weight.subspaces.first.clone(),
+        dict(weight.subspaces.counts),
+    ]
     for step in range(4, 7):
         optimizer.backward(expert_losses(model, step, 0))
         optimizer.step()
-    assert torch.equal(weight.parameter, kept[0])
+    assert torch.equal(weight.parts[0].parameter, kept[0])
     assert torch.equal(weight.subspaces.first, kept[1])
     assert weight.subspaces.counts == kept[2]
 

@@ -36,7 +36,7 @@ def test_projected_gradients_are_those_of_the_full_ones() -> None:
         of = {task: gradients[names.index(weight.name)] for task, gradients in full.items()}
         spaces = weight.subspaces
         for family, columns in spaces.columns.items():
-            gradient = weight.seen(sum(of.values()) if family == "shared" else of[family])
+            gradient = weight.parts[0].seen(sum(of.values()) if family == "shared" else of[family])
             assert torch.allclose(
                 spaces.projected[:, columns], gradient @ spaces.basis[:, columns], atol=1e-12
             )
@@ -57,7 +57,7 @@ def test_a_language_model_computes_no_full_gradient_between_refreshes() -> None:
         losses = token_losses(model, 1)
     optimizer.backward(losses)
     assert all(isinstance(layer, RoutedLinear) for layer in linears.values())
-    assert all(weight.parameter.grad is None for weight in optimizer.weights)
+    assert all(weight.parts[0].parameter.grad is None for weight in optimizer.weights)
     assert (48, 16) in {tuple(shape) for shape in saved}  # 4 · 12 tokens, x V of 32 inputs
 
 
@@ -159,5 +159,5 @@ def test_a_gradient_penalty_is_learned_and_keeps_no_graph() -> None:
     full = torch.autograd.grad(losses[1], [twin[0].weight, twin[3].weight])
     for weight, gradient in zip(optimizer.weights, full, strict=True):
         spaces = weight.subspaces
-        assert torch.allclose(spaces.projected, weight.seen(gradient) @ spaces.basis, atol=1e-10)
+        assert torch.allclose(spaces.projected, weight.parts[0].seen(gradient) @ spaces.basis, atol=1e-10)
         assert not spaces.projected.requires_grad

@@ -122,7 +122,7 @@ def test_updates_leave_the_knowledge_directions_alone(dtype: torch.dtype) -> Non
         optimizer.backward(token_losses(model, step))
         optimizer.step()
     for weight in optimizer.weights:
-        change = weight.parameter.detach() - before[weight.name]
+        change = weight.parts[0].parameter.detach() - before[weight.name]
         known = knowledge.directions(weight.name, 0.9, weight._known).to(dtype)
         assert known.shape[1] >= 4
         share = float((change @ known).norm() / change.norm())
@@ -139,7 +139,7 @@ def test_without_knowledge_the_same_directions_do_change() -> None:
         optimizer.backward(token_losses(model, step))
         optimizer.step()
     weight = optimizer.weights[0]
-    change = weight.parameter.detach() - before[weight.name]
+    change = weight.parts[0].parameter.detach() - before[weight.name]
     known = knowledge.directions(weight.name, 0.9, 16)
     assert float((change @ known).norm() / change.norm()) > 0.1
 
@@ -263,7 +263,7 @@ def test_no_gradient_of_a_projected_weight_survives_the_backward_pass() -> None:
         pass
     optimizer.backward(regression(model, 2))
     for weight in optimizer.weights:
-        assert weight.parameter.grad is None
+        assert weight.parts[0].parameter.grad is None
         assert not weight.full
         assert weight.subspaces.projected.abs().sum() > 0
 

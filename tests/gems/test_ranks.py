@@ -87,26 +87,40 @@ def qwen(layers: int = 2) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("settings", "most", "most_on_outputs", "most_of_a_weight"),
+    ("settings", "most", "most_with_sites", "most_on_outputs", "most_of_a_weight"),
     [
-        ({"rank_share": 0.25}, 0.51, 0.39, 0.76),
-        ({"rank_share": 0.125}, 0.26, 0.20, 0.38),
-        ({"rank": 512}, 0.52, 0.40, 0.84),
+        ({"rank_share": 0.25}, 0.51, 0.50, 0.39, 0.76),
+        ({"rank_share": 0.125}, 0.26, 0.25, 0.20, 0.38),
+        ({"rank": 512}, 0.52, 0.50, 0.40, 0.84),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the ranks were cut down")  # a count of 512 does not fit the keys
 def test_the_state_of_a_large_model(
-    settings: dict[str, Any], most: float, most_on_outputs: float, most_of_a_weight: float
+    settings: dict[str, Any],
+    most: float,
+    most_with_sites: float,
+    most_on_outputs: float,
+    most_of_a_weight: float,
 ) -> None:
-    for output_bases, limit in ((False, most), (True, most_on_outputs)):
+    sites = [
+        [f"{k}.{name}.weight" for name in names]
+        for k in range(2)
+        for names in (("q", "k", "v"), ("gate", "up"))
+    ]
+    for changes, limit in (
+        ({}, most),
+        ({"sites": sites}, most_with_sites),
+        ({"output_bases": True}, most_on_outputs),
+    ):
         model = qwen()
-        optimizer = GEMS(model, TASKS, lr=1e-4, gate="prior", output_bases=output_bases, **settings)
+        optimizer = GEMS(model, TASKS, lr=1e-4, gate="prior", **settings, **changes)
         adamw = 2 * 4 * sum(p.numel() for p in model.parameters())
         assert optimizer.costs()["state_bytes"] <= limit * adamw
         for weight in optimizer.weights:
             spaces = weight.subspaces
             state = sum(t.numel() for t in (spaces.basis, spaces.first, spaces.second))
-            assert state <= most_of_a_weight * 2 * weight.parameter.numel(), weight.name
+            numbers = sum(part.parameter.numel() for part in weight.parts)
+            assert state <= most_of_a_weight * 2 * numbers, weight.name
 
 
 def test_bases_of_outputs_are_for_weights_with_more_of_them_and_without_knowledge() -> None:

@@ -106,7 +106,7 @@ def test_a_language_model_learns_and_keeps_ranks_and_deflation() -> None:
         losses.append(float(sum(found.values()).detach()))  # type: ignore[union-attr]
     assert losses[-1] < 0.9 * losses[0]
     for weight in optimizer.weights:
-        m, n = weight.matrix.shape
+        m, n = weight.parts[0].matrix.shape
         assert optimizer.ranks[weight.name]["shared"] == round(0.25 * min(m, n))  # knowledge takes no room
         assert not weight.on_outputs
 

@@ -97,7 +97,7 @@ def test_moments_of_a_steady_gradient_move_as_if_the_new_basis_had_always_been_t
     old, new = (orthonormal(9, 9, seed, torch.float64) for seed in (1, 2))
     moments = {}
     for name, basis in (("old", old), ("new", new)):
-        spaces = Subspaces(torch.zeros(7, 9, dtype=torch.float64), {"shared": 9})
+        spaces = Subspaces((7, 9), torch.zeros(0, dtype=torch.float64), {"shared": 9})
         spaces.basis[:] = basis
         for _ in range(5):
             spaces.projected[:] = gradient @ basis
@@ -111,7 +111,7 @@ def test_moments_of_a_steady_gradient_move_as_if_the_new_basis_had_always_been_t
 def test_steps_into_directions_without_history_are_not_longer() -> None:
     """Pure noise, then a completely new basis: the root mean square of N stays about the same."""
     rng = generator()
-    spaces = Subspaces(torch.zeros(50, 40), {"shared": 8})
+    spaces = Subspaces((50, 40), torch.zeros(0), {"shared": 8})
     frame = orthonormal(40, 40, 1)
     spaces.basis[:] = frame[:, :8]
     sizes = []
@@ -132,7 +132,7 @@ def test_steps_into_directions_without_history_are_not_longer() -> None:
 def test_transport_keeps_second_moments_positive_and_nothing_when_nothing_turns(
     count: int, seed: int
 ) -> None:
-    spaces = Subspaces(torch.zeros(4, 6), {"shared": 6})
+    spaces = Subspaces((4, 6), torch.zeros(0), {"shared": 6})
     for _ in range(count):
         spaces.projected[:] = torch.randn(4, 6, generator=generator(seed))
         spaces.adam("shared", BETAS)

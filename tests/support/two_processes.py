@@ -84,14 +84,17 @@ def train(rank: int, world: int, settings: dict[str, Any]) -> dict[str, Any]:
         gates.append([optimizer.figures()[f"gate.{task}"] for task in TASKS])
         size = {w.name: w.subspaces.projected for w in optimizer.weights}
         projected.append({name: t.numel() * t.element_size() for name, t in size.items()})
-        full.append({w.name: w.parameter.numel() * w.parameter.element_size() for w in optimizer.weights})
+        parameters = {w.name: w.parts[0].parameter for w in optimizer.weights}
+        full.append({name: p.numel() * p.element_size() for name, p in parameters.items()})
     dist.all_reduce = plainly
-    linear = {id(weight.parameter) for weight in optimizer.weights}
+    linear = {id(weight.parts[0].parameter) for weight in optimizer.weights}
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
         "moments": {w.name: w.subspaces.first.clone() for w in optimizer.weights},
         "counts": {w.name: dict(w.subspaces.counts) for w in optimizer.weights},
-        "knowledge": {w.name: knowledge.size(w.name, 0.9, w.parameter.shape[1]) for w in optimizer.weights},
+        "knowledge": {
+            w.name: knowledge.size(w.name, 0.9, w.parts[0].parameter.shape[1]) for w in optimizer.weights
+        },
         "plain_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in linear),
         "plain_parameters": sum(id(p) not in linear for p in model.parameters()),
         "projected_bytes": projected,

@@ -190,6 +190,9 @@ class GemsSettings(SettingsGroup):
         False,
         description="layers with more outputs than inputs: bases of outputs (less state; no null space)",
     )
+    share_bases: bool = Field(
+        False, description="one basis for layers that read the same input (queries, keys, values): less state"
+    )
     scale: float = Field(1.0, gt=0, description="factor on the length of subspace updates")
     rank_scaling: bool = Field(
         False, description="lengthen a subspace update by sqrt(size / rank), to the length of Adam's"
@@ -232,6 +235,8 @@ class GemsSettings(SettingsGroup):
         for count, share in self.alternatives:
             if getattr(self, count) is not None and getattr(self, share) is not None:
                 raise ValueError(f"give {count} or {share}, not both")
+        if self.share_bases and self.output_bases:
+            raise ValueError("layers that read the same input share bases of inputs: drop output_bases")
         if self.rank is None and self.rank_share is None:
             raise ValueError("give rank (a count of directions) or rank_share (a share of the smaller size)")
         return self

@@ -47,7 +47,9 @@ OTHER: dict[str, Any] = {
     "validation.every": 2.0, "validation.cases": 10, "validation.stop_on": "ndcg@10", "validation.patience": 9,
     "validation.conflict_cases": 1, "run.checkpoint_every": 0.5, "run.tensorboard": True,
 }  # fmt: skip
-SHARES = {"gems.rank_share": 0.5, "gems.task_rank_share": 0.125}  # in place of counts
+SHARES = {  # in place of counts, and of bases of outputs
+    "gems.rank_share": 0.5, "gems.task_rank_share": 0.125, "gems.share_bases": True,
+}  # fmt: skip
 
 
 def flags_of(settings: dict[str, Any]) -> list[str]:

@@ -37,6 +37,7 @@ FIXED = {
     "linears",
     "experts",
     "tables",
+    "sites",
     "plain",
     "knowledge",
     "process_group",
@@ -74,7 +75,7 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
     assert set(KNOWN) - set(RENAMED.values()) == {
         "method", "seed", "threads", "search_attributes", "fresh_share", "gems.rank_share", "gems.task_rank_share",
         "sequence.word_queries", "knowledge.softness", "gems.output_bases", "identifiers.text_part",
-        "optimiser.other_weights",
+        "optimiser.other_weights", "gems.share_bases",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
 
@@ -131,7 +132,10 @@ def test_gems_takes_the_names_of_the_group_and_their_defaults() -> None:
     parameters = dict(inspect.signature(GEMS).parameters)
     given = gems_settings(TrainConfig())
     assert given.keys() == parameters.keys() - FIXED
-    mine = GemsSettings.model_fields.keys() - {"multi_subspace"}  # whether GEMS is given the tasks
+    mine = GemsSettings.model_fields.keys() - {
+        "multi_subspace",
+        "share_bases",
+    }  # whether GEMS is given tasks, sites
     assert mine | (KnowledgeSettings.model_fields.keys() & parameters.keys()) <= given.keys()
     for name in mine - {"rank_share"} | {"energy", "cap"}:  # one of rank and rank_share is required there
         assert given[name] == parameters[name].default, name

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gems import GEMS, find_linears
+from gems import GEMS, find_linears, find_sites
 from gems.model.layers import outputs_and_inputs
 from gems.weights.ranks import Ranks
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
+from index.sequence.language_model import is_encoder_decoder
 from training.config import TrainConfig
 from training.methods.method import Setup
 from training.model.rows import AddedRows
@@ -103,12 +105,12 @@ def gems_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that go to `GEMS` under their own names.
 
     Only `optimiser.learning_rate` has another name there: every optimizer of PyTorch calls it `lr`.
-    `multi_subspace` is not among them: it decides whether `GEMS` is given the tasks.
+    `multi_subspace` and `share_bases` are not among them: they decide whether `GEMS` is given tasks and sites.
     """
     return {
         "lr": config.optimiser.learning_rate,
         **config.optimiser.model_dump(include={"relative", "clip"}),
-        **config.gems.model_dump(exclude={"multi_subspace"}),
+        **config.gems.model_dump(exclude={"multi_subspace", "share_bases"}),
         **config.knowledge.model_dump(include={"energy", "cap", "softness"}),
         "seed": config.seed,
     }
@@ -125,7 +127,15 @@ def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
         multi_subspace=multi_subspace,
         linears=linears,
         tables=others.tables,
+        sites=_sites(setup.model, linears) if setup.config.gems.share_bases else None,
         knowledge=setup.knowledge,
         process_group=setup.parallel.group,
         **gems_settings(setup.config),
     )
+
+
+def _sites(model: PreTrainedModel, linears: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Return the layers that read the same input, by group; found with two tokens."""
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    batch = {"input_ids": ids} | ({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})
+    return find_sites(model, batch, linears)

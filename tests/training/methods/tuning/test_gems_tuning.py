@@ -108,6 +108,18 @@ def test_the_weights_outside_of_the_layers_are_trained_as_the_settings_say(
         assert moved.any()
 
 
+def test_layers_that_read_the_same_input_share_a_basis(data: Path, backbone: Path, tmp_path: Path) -> None:
+    costs = []
+    for share in (True, False):
+        run = tmp_path / str(share)
+        config = settings(backbone, {"gems.share_bases": share, "gems.stagger": 1, "optimiser.epochs": 1})
+        assert fit(data, run, config, console=QUIET) is not None
+        costs.append(records(run, "cost")[0]["cost"]["state_bytes"])
+        groups = {name for line in records(run, "subspaces") for name in line["subspaces"]}
+        assert len(groups) == (8 if share else 14)
+    assert costs[0] < costs[1]
+
+
 def test_other_weights_in_subspaces_are_for_methods_that_have_them(backbone: Path) -> None:
     with pytest.raises(ConfigError, match=r"'subspace' is for 'gems' and 'subspace', not for 'lora'"):
         settings(backbone, {"method": "lora", "optimiser.other_weights": "subspace"})
