@@ -131,6 +131,11 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 f"optimiser.other_weights 'subspace' is for 'gems' and 'subspace', not for {self.method!r}"
             )
+        knows = self.knowledge.null_space and not self.from_scratch
+        if self.gems.output_bases and knows and self.method in ("gems", "subspace"):
+            raise ValueError(
+                "gems.output_bases leaves no input directions alone: drop it, or turn knowledge.null_space off"
+            )
         if self.optimiser.relative and self.method in ("lora", "lora-moe"):
             raise ValueError(
                 f"optimiser.relative is not for {self.method!r}, whose adapters start at zero; "

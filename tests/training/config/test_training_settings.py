@@ -128,6 +128,16 @@ def test_a_count_and_a_share_are_two_settings() -> None:
         TrainConfig.load(None, {"gems.rank_share": None})
 
 
+def test_bases_of_outputs_with_a_null_space_are_refused_before_anything_is_prepared() -> None:
+    asked = {"backbone.name": "smollm2-135m", "gems.output_bases": True}
+    with pytest.raises(ConfigError, match=r"drop it, or turn knowledge\.null_space off"):
+        TrainConfig.load(None, asked)
+    TrainConfig.load(None, asked | {"knowledge.null_space": False})
+    TrainConfig.load(None, asked | {"backbone.name": "scratch"})
+    with pytest.raises(ConfigError, match="drop output_bases"):
+        TrainConfig.load(None, asked | {"backbone.name": "scratch", "gems.share_bases": True})
+
+
 def test_gems_takes_the_names_of_the_group_and_their_defaults() -> None:
     parameters = dict(inspect.signature(GEMS).parameters)
     given = gems_settings(TrainConfig())
