@@ -1,0 +1,90 @@
+"""`python -m bench.pareto SWEEP... --svg F`: task loss against drift of general knowledge, of the runs of sweeps.
+
+Every finished run is a point: x is the log of the perplexity on held-out text after over before, y the sum of both
+validation losses. A line joins the runs of a kind that no other run of this kind beats in both. A kind is a method with
+what it leaves frozen. Runs of several seeds count with their mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training.cli.common.command import run_command
+from training.cli.common.paths import output_file
+from training.errors import UserError
+from training.outputs import write_text
+from training.report.charts import Line, line_chart
+from training.report.style import STYLE
+
+Point = tuple[float, float]
+
+
+def main(
+    sweeps: Annotated[list[Path], typer.Argument(help="folders of sweeps", exists=True, file_okay=False)],
+    svg: Annotated[Path, typer.Option(help="write the chart to this file", callback=output_file)],
+    most: Annotated[float, typer.Option(help="leave out points above this sum of losses")] = math.inf,
+) -> None:
+    """Draw the frontier of every kind of method, and print it."""
+    found = kinds(result for sweep in sweeps for result in _results(sweep))
+    if not found:
+        raise UserError(f"{sweeps[0]} has no finished run with general text")
+    table = Table("kind", "runs", "frontier: log perplexity ratio, sum of losses")
+    lines = []
+    for number, (kind, points) in enumerate(sorted(found.items())):
+        best = [point for point in frontier(points) if point[1] <= most]
+        table.add_row(kind, str(len(points)), "; ".join(f"{x:.2f}, {y:.2f}" for x, y in best))
+        lines.append(Line(kind, best, colour=number))
+    Console().print(table)
+    chart = line_chart("task loss against drift", lines, "log perplexity, after − before", "sum of losses")
+    write_text(svg, chart.replace(">", f"><style>{STYLE}</style>", 1) + "\n")
+
+
+def kinds(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """Return the points of each kind of method; a variant is one point, the mean over its seeds."""
+    runs: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for result in results:
+        if "failed" not in result and "general" in result:
+            loss = sum(value for name, value in result["validation"].items() if name.endswith(".loss"))
+            drift = math.log(result["general"]["perplexity"]["ratio"])
+            runs[_kind(result["settings"]), result["variant"]].append((drift, loss))
+    found: dict[str, list[Point]] = defaultdict(list)
+    for (kind, _), points in runs.items():
+        found[kind].append((statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)))
+    return dict(found)
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other one beats in both, by rising drift."""
+    best: list[Point] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    method, knowledge = settings["method"], settings["knowledge"]
+    others = settings["optimiser"]["other_weights"] or "default"
+    if method in ("gems", "subspace"):
+        kept = "no" if not knowledge["null_space"] else "hard" if knowledge["softness"] is None else "soft"
+        method = f"{method}, {kept} null space"
+    return f"{method}, rest {others}"
+
+
+def _results(sweep: Path) -> Iterable[Mapping[str, Any]]:
+    for path in sorted(sweep.glob("*/*/result.json")):
+        yield json.loads(path.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    run_command(main, "bench.pareto")
