@@ -75,9 +75,10 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def _kind(settings: Mapping[str, Any]) -> str:
     method, knowledge = settings["method"], settings["knowledge"]
     others = settings["optimiser"]["other_weights"] or "default"
-    if method in ("gems", "subspace"):
+    if method == "gems":
         kept = "no" if not knowledge["null_space"] else "hard" if knowledge["softness"] is None else "soft"
-        method = f"{method}, {kept} null space"
+        one = "" if settings["gems"]["multi_subspace"] else ", one subspace"
+        method = f"gems{one}, {kept} null space"
     return f"{method}, rest {others}"
 
 

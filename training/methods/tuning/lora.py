@@ -47,10 +47,11 @@ class LoraTuning(AdamWTuning):
         wrapped = [model.get_submodule(name) for name in linears]
         for module, linear in zip(wrapped, linears.values(), strict=True):
             module.train(linear.training)
+        adapters = [p for module in wrapped for p in module.parameters() if p.requires_grad]
         for parameter in others:  # peft has frozen those that are weights of the model
             parameter.requires_grad_(True)
         super().__init__(
-            [p for module in wrapped for p in module.parameters() if p.requires_grad],
+            adapters,
             others,
             learning_rate=learning_rate,
             weight_decay=weight_decay,

@@ -18,9 +18,11 @@ from support.walks import make_data
 
 from gems import GemsError, KnowledgeBasis
 from index.bundle.bundle import Bundle
+from index.sequence.events import Task
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.loop.trainer import TrainingError
+from training.methods.registry import make_method
 from training.pipeline import fit, train
 from training.prepare.preparation import open_prepared
 
@@ -106,6 +108,22 @@ def test_the_weights_outside_of_the_layers_are_trained_as_the_settings_say(
     else:
         assert {name for name in weights if "norm" in name} <= changed
         assert moved.any()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "lora-moe", "gems"])
+def test_biases_of_linear_layers_are_trained_with_the_rest(method: str) -> None:
+    model = make_model(60, "gpt-neox", positions=64)
+    config = settings(Path("folder"), {"method": method, "optimiser.other_weights": "trained"})
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("bias")}
+    biases = dict(model.named_parameters())
+    made = make_method(model, config, 50)
+    loss = model(input_ids=torch.arange(24).view(2, 12)).logits.square().mean()
+    made.backward({Task.SEARCH: loss}, {Task.SEARCH: 1.0})
+    made.step(0.1)
+    assert before
+    assert all(
+        not torch.equal(biases[name], bias) for name, bias in before.items() if "query_key" not in name
+    )
 
 
 def test_layers_that_read_the_same_input_share_a_basis(data: Path, backbone: Path, tmp_path: Path) -> None:
