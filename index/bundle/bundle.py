@@ -279,10 +279,13 @@ def _open_index(path: Path, info: BundleInfo) -> ItemIndex:
 def _encoder(
     info: BundleInfo, index: ItemIndex, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary
 ) -> SequenceEncoder:
+    # Where one code is one item, a new item has the code of another one: in a history it would mean that one.
+    borrowed = vocabulary.levels == 1 and not vocabulary.spelled and index.pool is not None
     return SequenceEncoder(
         tokenizer,
         vocabulary,
         index.trie.codes(),
+        known=~index.pool.fresh if borrowed and index.pool is not None else None,
         max_tokens=info.max_tokens,
         max_events=info.max_events,
         max_query_tokens=info.max_query_tokens,

@@ -3,9 +3,9 @@
 A new item gets the codes of its vector from the fixed codebooks, and the first free number after them. If no number is
 free, the last code is replaced by the next nearest one. A text identifier spells the new title. Where one code names
 one item (atomic identifiers), a new item shares the code of the known item whose text is most like its own: the beam
-returns both, and histories with either mean the same to the model. A changed item keeps its identifier, because the
-model knows the item by it. New items, and changed texts, get dense rows by their vectors. A removed item keeps its row
-(see `ItemIndex`) and is living again if it is added again.
+returns both, and prompts leave it out of histories, where it would mean the other one. A changed item keeps its
+identifier, because the model knows the item by it. New items, and changed texts, get dense rows by their vectors. A
+removed item keeps its row (see `ItemIndex`) and is living again if it is added again.
 """
 
 from __future__ import annotations

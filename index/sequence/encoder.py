@@ -32,12 +32,12 @@ class Prompt:
     """The tokens of a request.
 
     ids: token ids.
-    dropped_events: number of oldest events that did not fit.
+    events: positions in the history of the events that are written, oldest first: the newest known ones that fit.
     history: number of first tokens that are the history; the next request of this person begins with them, too.
     """
 
     ids: list[int]
-    dropped_events: int
+    events: list[int]
     history: int
 
 
@@ -70,6 +70,7 @@ class SequenceEncoder:
 
     tokenizer: the bundle's tokenizer, with identifier tokens and markers.
     codes: int [N, L], the identifiers of the catalogue's items.
+    known: bool [N], items that the model knows by their identifiers; all if not given. Prompts leave out the others.
     max_tokens: most tokens of a sequence; the oldest events are dropped to fit.
     max_events: most events of a sequence, together with the event that answers a request; training used no more.
     max_query_tokens: most tokens of a query; longer queries are cut.
@@ -81,6 +82,7 @@ class SequenceEncoder:
         vocabulary: IdentifierVocabulary,
         codes: NDArray[np.integer],
         *,
+        known: NDArray[np.bool_] | None = None,
         max_tokens: int = 1024,
         max_events: int = 50,
         max_query_tokens: int = 32,
@@ -96,6 +98,7 @@ class SequenceEncoder:
         self.max_query_tokens = max_query_tokens
         self.tokens = vocabulary.tokens(codes)
         self._lengths = vocabulary.lengths(codes)
+        self._known = known
         self._tokenizer = tokenizer
         self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
 
@@ -156,11 +159,18 @@ class SequenceEncoder:
         The prompt leaves room within `max_tokens` for the identifier that the model writes.
         """
         tail = self._request(query)
+        read = [k for k, event in enumerate(history) if self._known is None or self._known[event.item]]
         kept = self._newest(
-            history, self.max_events - 1, self.max_tokens - len(tail) - self.vocabulary.levels
+            [history[k] for k in read],
+            self.max_events - 1,
+            self.max_tokens - len(tail) - self.vocabulary.levels,
         )
         ids = [i for event in kept for i in event]
-        return Prompt(ids + tail, len(history) - len(kept), len(ids))
+        return Prompt(ids + tail, read[len(read) - len(kept) :], len(ids))
+
+    def reads(self, item: int) -> bool:
+        """Whether prompts hold events with an item. item: catalogue row."""
+        return self._known is None or bool(self._known[item])
 
     def windows(self, events: Sequence[Event], first: int) -> list[Sequence[Event]]:
         """Cut a history into parts that `sample` keeps whole.

@@ -39,6 +39,7 @@ class Dropped(BaseModel):
     unknown_items: the first few distinct ids of the history that the catalogue does not contain.
     unknown_count: number of history entries that name an unknown item.
     old_events: number of the oldest known entries that did not fit into the model's prompt.
+    new_events: number of entries with items newer than the model, which it does not read (identifiers of one code).
     unknown_candidates: the first few distinct candidates that the catalogue does not contain.
     unknown_candidates_count: number of candidates that the catalogue does not contain.
     """
@@ -46,6 +47,7 @@ class Dropped(BaseModel):
     unknown_items: list[str] = []
     unknown_count: int = 0
     old_events: int = 0
+    new_events: int = 0
     unknown_candidates: list[str] = []
     unknown_candidates_count: int = 0
 

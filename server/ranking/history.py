@@ -15,15 +15,17 @@ class History:
     """A history, oldest entry first.
 
     rows: catalogue rows of all known entries.
-    events: the newest known entries as events, as many as the encoder may use.
+    events: the newest known entries as events, as many as the encoder may use, without those that it does not read.
     positions: position of each event among the entries.
     unknown: ids that the catalogue does not hold, in the order of the entries.
+    new: number of known entries with items newer than the model, which the encoder does not read.
     """
 
     rows: list[int]
     events: list[Event]
     positions: list[int]
     unknown: list[str]
+    new: int
 
     @classmethod
     def read(cls, entries: Sequence[HistoryEntry], bundle: Bundle, max_query_chars: int) -> History:
@@ -36,12 +38,14 @@ class History:
                 unknown.append(entry.item_id)
             else:
                 known.append((row, position, entry))
-        newest = known[max(0, len(known) - bundle.encoder.max_events) :]
+        read = [each for each in known if bundle.encoder.reads(each[0])]
+        newest = read[max(0, len(read) - bundle.encoder.max_events) :]
         return cls(
             rows=[row for row, _, _ in known],
             events=[_event(row, entry, max_query_chars) for row, _, entry in newest],
             positions=[position for _, position, _ in newest],
             unknown=unknown,
+            new=len(known) - len(read),
         )
 
 

@@ -58,8 +58,8 @@ class ParsedRequest:
 
     @property
     def events_in_prompt(self) -> int:
-        """Number of events that the prompt holds; they are the newest."""
-        return len(self.history.events) - self.prompt.dropped_events
+        """Number of events that the prompt holds."""
+        return len(self.prompt.events)
 
     def why_fewer(self, found: int, irrelevant: int) -> str | None:
         """Return the reason why an answer holds fewer than `limit` items; None if it does not.

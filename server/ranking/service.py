@@ -158,8 +158,8 @@ class Service:
             explanation = await explain(
                 ranked.items[0],
                 ranked.scores[0] if ranked.signals is None else None,
-                parsed.history.events[len(parsed.history.events) - parsed.events_in_prompt :],
-                parsed.history.positions[len(parsed.history.events) - parsed.events_in_prompt :],
+                [parsed.history.events[k] for k in parsed.prompt.events],
+                [parsed.history.positions[k] for k in parsed.prompt.events],
                 parsed.query,
                 parsed.bundle,
                 parsed.deployment.scheduler,
@@ -204,7 +204,8 @@ class Service:
             dropped=Dropped(
                 unknown_items=_first(history.unknown),
                 unknown_count=len(history.unknown),
-                old_events=len(history.rows) - parsed.events_in_prompt,
+                old_events=len(history.rows) - history.new - parsed.events_in_prompt,
+                new_events=history.new,
                 unknown_candidates=_first(parsed.candidates.unknown),
                 unknown_candidates_count=len(parsed.candidates.unknown),
             ),

@@ -132,7 +132,7 @@ class TrainConfig(RunSettings):
                 f"optimiser.other_weights 'subspace' is for 'gems' and 'subspace', not for {self.method!r}"
             )
         knows = self.knowledge.null_space and not self.from_scratch
-        if self.gems.output_bases and knows and self.method in ("gems", "subspace"):
+        if self.gems.output_bases and knows and self.method == "gems":
             raise ValueError(
                 "gems.output_bases leaves no input directions alone: drop it, or turn knowledge.null_space off"
             )

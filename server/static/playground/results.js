@@ -129,6 +129,7 @@ function notes({ items, ranking, fallback, fewer_than_limit, dropped }) {
   if (fewer_than_limit) told.push(`Fewer than asked for: ${fewer_than_limit}.`);
   if (dropped.unknown_count) told.push(`Unknown items in the history, not read: ${dropped.unknown_count}.`);
   if (dropped.old_events) told.push(`Old items of the history, beyond what the model reads: ${dropped.old_events}.`);
+  if (dropped.new_events) told.push(`Items of the history that are newer than the model, not read by it: ${dropped.new_events}.`);
   if (items.length) told.push(`${SCORES[ranking] ?? SCORES.popularity} Select an item to add it.`);
   return element("ul", { className: "notes" }, ...told.map((text) => element("li", {}, text)));
 }

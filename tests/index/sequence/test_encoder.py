@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from index.sequence.vocabulary import IdentifierVocabulary
 CATALOGUE = make_catalogue(60)
 
 
-def make_encoder(**budgets: int) -> SequenceEncoder:
+def make_encoder(**budgets: Any) -> SequenceEncoder:
     identifiers = make_identifiers(60)
     tokenizer = make_tokenizer(CATALOGUE.texts())
     vocabulary = IdentifierVocabulary.for_tokenizer(tokenizer, identifiers.codebook_sizes)
@@ -78,10 +80,24 @@ def test_budgets_keep_the_newest_whole_events(history: list[Event]) -> None:
     encoder = _SMALL
     prompt = encoder.prompt(history, "comedy")
     assert len(prompt.ids) + encoder.vocabulary.levels <= encoder.max_tokens
-    kept = history[prompt.dropped_events :]
+    kept = [history[k] for k in prompt.events]
+    assert prompt.events == list(range(len(history) - len(kept), len(history)))
     assert prompt.ids == _WIDE.prompt(kept, "comedy").ids
     assert len(kept) <= encoder.max_events
     assert len(encoder.sample(history)) <= encoder.max_tokens
+
+
+@given(st.lists(events, max_size=40), st.sets(st.integers(0, 59)))
+@settings(max_examples=60, deadline=None)
+def test_events_with_items_that_the_model_does_not_know_are_left_out(
+    history: list[Event], new: set[int]
+) -> None:
+    known = np.array([row not in new for row in range(60)])
+    encoder = make_encoder(max_tokens=48, max_events=6, max_query_tokens=8, known=known)
+    prompt = encoder.prompt(history, "comedy")
+    without = [event for event in history if encoder.reads(event.item)]
+    assert prompt.ids == _SMALL.prompt(without, "comedy").ids
+    assert [history[k] for k in prompt.events] == without[len(without) - len(prompt.events) :]
 
 
 @given(st.text(min_size=1) | st.lists(st.sampled_from(ENCODER.vocabulary.token_names())).map(" ".join))

@@ -205,3 +205,25 @@ def test_new_items_of_one_identifier_take_no_place_of_others(tmp_path: Path) -> 
         assert len(np.unique(codes[all_.items])) == 8
         assert all_.items[:8] == few.items
     assert crowded
+
+
+def test_items_newer_than_the_model_are_no_part_of_its_prompt(tmp_path: Path) -> None:
+    """With one code for an item, a new one has the code of another: as a part of the history it would mean that one."""
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle", pool=True, atomic=True))
+    update_index(bundle, [Item("new", "Silent Ocean")], [], item_vectors)
+    bundle = Bundle.open(bundle.path)
+    with TestClient(create_app(bundle, hosted(TorchEngine.open(bundle)), Settings())) as client:
+        asked = {
+            "history": [*HISTORY, *[{"item_id": "new"}] * 60],
+            "ranking": "beam",
+            "exclude_history": False,
+        }
+        answer = client.post("/recommend", json=asked | {"explain": True}).json()
+        plain = client.post("/recommend", json=asked | {"history": HISTORY}).json()
+        assert answer["items"] == plain["items"]
+        assert (answer["dropped"]["new_events"], answer["dropped"]["old_events"]) == (60, 0)
+        assert sorted(each["position"] for each in answer["explanation"]["history"]) == [0, 1]
+        excluding = client.post("/recommend", json=asked | {"exclude_history": True, "limit": 61}).json()
+        assert "new" not in {item["item_id"] for item in excluding["items"]}
+        only = client.post("/recommend", json=asked | {"history": [{"item_id": "new"}]}).json()
+        assert only["items"] == client.post("/recommend", json=asked | {"history": []}).json()["items"]

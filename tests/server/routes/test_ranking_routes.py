@@ -41,7 +41,7 @@ def test_answer_is_the_engines_answer(
     assert answer["task"] == ("search" if query else "recommendation")
     assert answer["fewer_than_limit"] is None
     assert answer["dropped"] == {
-        "unknown_items": [], "unknown_count": 0, "old_events": 0,
+        "unknown_items": [], "unknown_count": 0, "old_events": 0, "new_events": 0,
         "unknown_candidates": [], "unknown_candidates_count": 0,
     }  # fmt: skip
 
