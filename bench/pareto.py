@@ -35,7 +35,7 @@ def main(
     most: Annotated[float, typer.Option(help="leave out points above this sum of losses")] = math.inf,
 ) -> None:
     """Draw the frontier of every kind of method, and print it."""
-    found = kinds(result for sweep in sweeps for result in _results(sweep))
+    found = kinds((sweep.name, result) for sweep in sweeps for result in _results(sweep))
     if not found:
         raise UserError(f"{sweeps[0]} has no finished run with general text")
     table = Table("kind", "runs", "frontier: log perplexity ratio, sum of losses")
@@ -45,20 +45,26 @@ def main(
         table.add_row(kind, str(len(points)), "; ".join(f"{x:.2f}, {y:.2f}" for x, y in best))
         lines.append(Line(kind, best, colour=number))
     Console().print(table)
+    if not any(line.points for line in lines):
+        raise UserError(f"no run has a sum of losses below {most}")
     chart = line_chart("task loss against drift", lines, "log perplexity, after − before", "sum of losses")
     write_text(svg, chart.replace(">", f"><style>{STYLE}</style>", 1) + "\n")
 
 
-def kinds(results: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Return the points of each kind of method; a variant is one point, the mean over its seeds."""
-    runs: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for result in results:
+def kinds(results: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Point]]:
+    """Return the points of each kind of method; a variant of a sweep is one point, the mean over its seeds.
+
+    results: names of sweeps, and results of their runs. Those that are not finite are left out.
+    """
+    runs: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
+    for sweep, result in results:
         if "failed" not in result and "general" in result:
             loss = sum(value for name, value in result["validation"].items() if name.endswith(".loss"))
             drift = math.log(result["general"]["perplexity"]["ratio"])
-            runs[_kind(result["settings"]), result["variant"]].append((drift, loss))
+            if math.isfinite(drift + loss):
+                runs[_kind(result["settings"]), sweep, result["variant"]].append((drift, loss))
     found: dict[str, list[Point]] = defaultdict(list)
-    for (kind, _), points in runs.items():
+    for (kind, _, _), points in runs.items():
         found[kind].append((statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)))
     return dict(found)
 
@@ -74,7 +80,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 def _kind(settings: Mapping[str, Any]) -> str:
     method, knowledge = settings["method"], settings["knowledge"]
-    others = settings["optimiser"]["other_weights"] or "default"
+    others = settings["optimiser"].get("other_weights") or "default"
     if method == "gems":
         kept = "no" if not knowledge["null_space"] else "hard" if knowledge["softness"] is None else "soft"
         one = "" if settings["gems"]["multi_subspace"] else ", one subspace"

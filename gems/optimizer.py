@@ -331,7 +331,7 @@ class GEMS(torch.optim.Optimizer):
         self._figures = {"gradient_norm": figures.norm(SHARED)} | {
             f"gate.{task}": coefficients[task] for task in self.tasks
         }
-        passes.steps += 1
+        passes.advance()
         self._name_unreached()
         self.zero_grad()
 
@@ -342,9 +342,7 @@ class GEMS(torch.optim.Optimizer):
     def _name_unreached(self) -> None:
         """Warn once if a weight has had no gradient when all should have had their first refresh."""
         if self.steps == self._refresh_every:
-            names = [
-                part.name for weight in self.weights if not weight.subspaces.ready for part in weight.parts
-            ]
+            names = [part.name for weight in self.weights for part in weight.parts if not part.used]
             if names:
                 warnings.warn(
                     f"no gradient has reached {names[0]} in {self.steps} steps ({len(names)} weights in all); "

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gems.weights.part import Part
 from gems.weights.projected import ProjectedWeight
 from gems.weights.ranks import SHARED
 
@@ -82,7 +83,8 @@ class HeldGradients:
         for weight in self._weights:
             weight.subspaces.projected.zero_()
             weight.full = {}
-            weight.reached = False
+            for part in weight.parts:
+                part.reached = False
         for parameter in self.plain:
             parameter.grad = None
 
@@ -111,6 +113,7 @@ class HeldGradients:
                 for task in present if weight.reached else ():
                     if task not in weight.full:
                         weight.full[task] = weight.subspaces.projected.new_zeros(weight.shape)
+                    weight.full[task] = weight.full[task].contiguous()
                     tensors.append(weight.full[task])
             else:
                 tensors.append(weight.subspaces.projected)
@@ -135,7 +138,7 @@ class HeldGradients:
                 *losses,
                 *(self.samples.get(name, 0.0) for name in names),
                 *(float(name in self.seen) for name in names),
-                *(float(weight.reached) for weight in self._weights),
+                *(float(part.reached) for part in self._parts()),
                 *(float(parameter.grad is not None) for parameter in self.plain),
                 float(self.objective),
             ],
@@ -151,9 +154,14 @@ class HeldGradients:
                     self.samples[name] = found[count + k]
         self.objective = figures[-1]
         reached = [bool(each) for each in found[3 * count : -1]]
-        for weight, one in zip(self._weights, reached, strict=False):
-            weight.reached = one
-        return reached[len(self._weights) :]
+        parts = self._parts()
+        for part, one in zip(parts, reached, strict=False):
+            part.reached = one
+            part.used = part.used or one
+        return reached[len(parts) :]
+
+    def _parts(self) -> list[Part]:
+        return [part for weight in self._weights for part in weight.parts]
 
     def finite(self) -> bool:
         """Whether all losses and gradients are finite."""

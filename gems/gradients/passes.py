@@ -93,6 +93,12 @@ class Passes:
         finally:
             self._current = before
 
+    def advance(self) -> None:
+        """Count a step."""
+        self.steps += 1
+        for inner in self._inner.values():
+            inner.clear()
+
     def changed_elsewhere(self) -> bool:
         """Whether gradients of plain parameters were changed in place after the backward pass.
 
@@ -152,7 +158,8 @@ class Passes:
                 families = passes.families(passes._task())
                 passes._weights[k].receive(part, gradient, families, passes._held.alignment)
 
-        inner = self._inner.setdefault(k, SharedInner(len(weight.parts)))
+        inner = self._inner.setdefault(k, SharedInner())
+        inner.layers += 1
         RoutedLinear.install(layer, Route(basis, receive, inner, on_outputs=weight.on_outputs))
         self._routed.append(layer)
 

@@ -117,7 +117,12 @@ def matrices_of(
     for name, parameter in tables.items():
         if parameter.ndim != 2:
             raise GemsError(f"{name} has {parameter.ndim} dimensions; a table of rows has two")
+        if not parameter.requires_grad:
+            raise GemsError(f"the table {name} is frozen; leave it out, or let it require a gradient")
         found.append(Matrix(name, parameter))
+    names = [matrix.name for matrix in found]
+    if len(set(names)) < len(names):
+        raise GemsError(f"{next(name for name in names if names.count(name) > 1)} names two weights")
     first: dict[tuple[int, int | None], str] = {}
     for matrix in found:
         other = first.setdefault((id(matrix.parameter), matrix.expert), matrix.name)

@@ -40,22 +40,29 @@ class SharedInner:
     layers: number of these layers. Nothing is held when all of them have read z.
     """
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
+    def __init__(self) -> None:
+        self.layers = 0
         self._left = 0
-        self._of: tuple[weakref.ref[Tensor], int] | None = None
+        self._of: tuple[weakref.ref[Tensor], int, int] | None = (
+            None  # the input, its version, that of the basis
+        )
         self._inner: Tensor | None = None
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._inner = self._of = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor, basis: Tensor) -> Tensor:
         """Return x V, [tokens, q] for x [.., n]."""
+        versions = (x._version, basis._version)
         found = self._inner
-        if found is None or self._of is None or self._of[0]() is not x or self._of[1] != x._version:
+        if found is None or self._of is None or self._of[0]() is not x or self._of[1:] != versions:
             found = x.reshape(-1, x.shape[-1]) @ basis.to(x.dtype)
-            self._inner, self._of, self._left = found, (weakref.ref(x), x._version), self._layers
+            self._inner, self._of, self._left = found, (weakref.ref(x), *versions), self.layers
         self._left -= 1
         if self._left == 0:
-            self._inner = self._of = None
+            self.clear()
         return found
 
 

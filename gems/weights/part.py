@@ -30,6 +30,7 @@ class Part:
     """A matrix W [m, n], seen as [a, b]: as it is, or as Wᵀ where the bases are of outputs.
 
     rows: its a rows among those of all matrices that share the basis.
+    reached: whether a gradient has come since the last step. used: whether one has ever come.
     remainder: the rest of the float32 value of a bf16 weight.
     """
 
@@ -39,6 +40,7 @@ class Part:
         view = self.seen(matrix.parameter.detach())
         self.rows = slice(start, start + view.shape[0])
         self.remainder = Remainder(view) if view.dtype == torch.bfloat16 else None
+        self.reached = self.used = False
 
     @property
     def name(self) -> str:
@@ -62,6 +64,10 @@ class Part:
             return weight
         exact = self.remainder.exact(self.seen(self.parameter.detach()))
         return exact.T if self._on_outputs else exact
+
+    def note_gradient(self) -> None:
+        """Count a gradient of this matrix."""
+        self.reached = self.used = True
 
     def length(self) -> Tensor:
         """Return the magnitude of the weight, a scalar."""

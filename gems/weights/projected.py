@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gems.model.conflict import conflict
+from gems.model.errors import GemsError
 from gems.model.knowledge import KnowledgeBasis
 from gems.model.layers import Matrix, stacks
 from gems.weights.part import Part, Rates
@@ -48,7 +49,6 @@ class ProjectedWeight:
     shape: a rows of all parts, b columns, which the bases belong to.
     full: full gradients [a, b] by task, only in a step that refreshes this weight.
     moved: ‖N‖² of each task family whose update was applied in the last step, scalars.
-    reached: whether a gradient has come since the last step.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class ProjectedWeight:
         self.subspaces = Subspaces(self.shape, matrices[0].parameter, ranks)
         self.full: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
-        self.reached = False
         self._index = index
         self._known = known
         self._rules = rules
@@ -90,14 +89,25 @@ class ProjectedWeight:
 
         keep: whether to keep the full gradient for a refresh in this step.
         """
-        self.reached = True
+        part.note_gradient()
         gradient = part.seen(gradient.detach()).to(self.subspaces.basis.dtype)
         if keep:
-            if task not in self.full:
-                self.full[task] = gradient.new_zeros(self.shape)
-            self.full[task][part.rows] += gradient
+            self._keep(part, gradient, task)
         if self.subspaces.ready:
             self.receive(part, gradient @ self.subspaces.basis, [] if keep else families, alignment)
+
+    def _keep(self, part: Part, gradient: Tensor, task: str) -> None:
+        if len(self.parts) == 1:  # without a copy of the first one
+            self.full[task] = self.full[task] + gradient if task in self.full else gradient
+            return
+        if task not in self.full:
+            self.full[task] = gradient.new_zeros(self.shape)
+        self.full[task][part.rows] += gradient
+
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient of any part has come since the last step."""
+        return any(part.reached for part in self.parts)
 
     def receive(
         self, part: Part, gradient: Tensor, families: Sequence[str], alignment: Mapping[str, Tensor]
@@ -108,7 +118,7 @@ class ProjectedWeight:
         families: the families whose gradient it is added to.
         alignment: scalar by task; the scalar product ⟨g V, N⟩ with the task's last update is added in place.
         """
-        self.reached = True
+        part.note_gradient()
         spaces = self.subspaces
         gradient = gradient.detach().to(spaces.basis.dtype)
         for family in families:
@@ -204,7 +214,8 @@ class ProjectedWeight:
         """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
 
         coefficients: c_f by family.
-        A weight that no gradient has reached since the last step stays as it is, with its moments.
+        A weight that no gradient has reached since the last step stays as it is, with its moments, also next to others
+        with the same basis.
         With rank scaling, N_f is multiplied by √(b / r_f), because N Vᵀ is shorter than Adam's own update by about this
         factor. With a growth limit γ, ‖Σ c_f N_f‖ is at most γ times its value in the last step (Fira,
         arXiv 2410.01623). With relative steps, N_f is multiplied by the magnitude of W.
@@ -214,6 +225,8 @@ class ProjectedWeight:
         if not spaces.ready or not self.reached:
             return
         length = self._length() if rules.relative else 1.0
+        resting = [part for part in self.parts if not part.reached]
+        moments = [(spaces.first[part.rows].clone(), spaces.second[part.rows].clone()) for part in resting]
         blocks, bases = [], []
         self._last, self._factors = rates, {}
         for family, coefficient in coefficients.items():
@@ -221,6 +234,8 @@ class ProjectedWeight:
             basis = spaces.basis[:, spaces.columns[family]]
             factor = length * ((basis.shape[0] / basis.shape[1]) ** 0.5 if rules.rank_scaling else 1.0)
             block = spaces.direction(family, rates.betas, rates.eps).mul_(factor)
+            for part in resting:
+                block[part.rows] = 0
             if family in rules.tasks:
                 self._factors[family] = factor
                 self.moved[family] = block.square().sum()
@@ -230,7 +245,10 @@ class ProjectedWeight:
         if rules.growth_limit is not None:
             self._limit_growth(direction, rules.growth_limit)
         for part in self.parts:
-            part.update(direction, basis, rates)
+            if part.reached:
+                part.update(direction, basis, rates)
+        for part, (first, second) in zip(resting, moments, strict=True):
+            spaces.first[part.rows], spaces.second[part.rows] = first, second
 
     def _length(self) -> Tensor:
         """Return the magnitude of the weight, a scalar; of several, one for each row, [a, 1]."""
@@ -258,7 +276,7 @@ class ProjectedWeight:
         last = self._last
         lows = [part.remainder.low for part in self.parts if part.remainder is not None]
         return self.subspaces.state_dict() | {
-            "remainder": torch.cat(lows) if lows else None,
+            "remainder": None if not lows else lows[0] if len(lows) == 1 else torch.cat(lows),
             "moved": dict(self.moved),
             "factors": dict(self._factors),
             "last_size": self._last_size,
@@ -309,6 +327,11 @@ def make_weights(
         n = first.shape[1]
         m = sum(matrix.shape[0] for matrix in group)
         own = replace(rules, knowledge=None, output_bases=False) if first.is_table else rules
+        if own.knowledge is not None and len({own.knowledge.site_of[each.name] for each in group}) > 1:
+            raise GemsError(
+                f"{', '.join(each.name for each in group)} read different inputs, by the knowledge basis, and cannot "
+                "share a basis"
+            )
         hard = own.knowledge is not None and own.softness is None
         known = own.knowledge.size(first.name, own.energy, int(own.cap * n)) if own.knowledge and hard else 0
         allotment = sizes.allot(first.name, (m, n), own.tasks, known)

@@ -279,8 +279,8 @@ def _open_index(path: Path, info: BundleInfo) -> ItemIndex:
 def _encoder(
     info: BundleInfo, index: ItemIndex, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary
 ) -> SequenceEncoder:
-    # Where one code is one item, a new item has the code of another one: in a history it would mean that one.
-    borrowed = vocabulary.levels == 1 and not vocabulary.spelled and index.pool is not None
+    # in a history, a new item with the code of another one would mean that one
+    borrowed = vocabulary.one_code and index.pool is not None
     return SequenceEncoder(
         tokenizer,
         vocabulary,

@@ -47,6 +47,11 @@ class IdentifierVocabulary:
         return len(self.codebook_sizes)
 
     @property
+    def one_code(self) -> bool:
+        """Whether one code names one item, so that an item that was added later has the code of another one."""
+        return self.levels == 1 and not self.spelled
+
+    @property
     def size(self) -> int:
         """Vocabulary size of the extended model: the last added id plus one."""
         return self.first_added + len(MARKERS) + (1 if self.spelled else sum(self.codebook_sizes))

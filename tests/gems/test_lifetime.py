@@ -84,9 +84,37 @@ def test_a_layer_that_rests_keeps_weight_and_moments() -> None:
     assert weight.subspaces.counts == kept[2]
 
 
-def test_a_layer_that_is_never_used_is_named() -> None:
+@pytest.mark.parametrize("settings", [{}, {"relative": True, "growth_limit": 1.2}])
+def test_a_layer_that_rests_stays_also_next_to_one_with_the_same_basis(settings: dict[str, Any]) -> None:
+    """Two heads of one module read the same input: each has batches without the other."""
+    model, alone = Experts(), Experts()
+    sites = [["experts.0.weight", "experts.1.weight"]]
+    optimizer = made(model, weight_decay=0.1, refresh_every=5, sites=sites, **settings)
+    (weight,) = optimizer.weights
+    for step in range(4):
+        optimizer.backward(expert_losses(model, step, step % 2))
+        optimizer.step()
+    rows = weight.parts[1].rows
+    kept = [
+        parameters_of(model)[1],
+        weight.subspaces.first[rows].clone(),
+        weight.subspaces.second[rows].clone(),
+    ]
+    optimizer.backward(expert_losses(model, 4, 0))
+    optimizer.step()
+    assert not torch.equal(model.experts[0].weight, alone.experts[0].weight)  # type: ignore[arg-type]
+    found = [model.experts[1].weight, weight.subspaces.first[rows], weight.subspaces.second[rows]]
+    assert all(map(torch.equal, found, kept))
+    for step in range(5, 9):  # with a refresh, which turns the moments into the new basis
+        optimizer.backward(expert_losses(model, step, 0))
+        optimizer.step()
+    assert torch.equal(model.experts[1].weight, kept[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sites", [None, [["experts.0.weight", "experts.1.weight"]]])
+def test_a_layer_that_is_never_used_is_named(sites: list[list[str]] | None) -> None:
     model = Experts()
-    optimizer = made(model, refresh_every=3)
+    optimizer = made(model, refresh_every=3, sites=sites)
     for step in range(2):
         optimizer.backward(expert_losses(model, step, 0))
         optimizer.step()

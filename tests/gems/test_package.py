@@ -35,7 +35,9 @@ def project(path: Path) -> dict[str, object]:
 
 def test_it_is_built_installed_and_used_alone(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "gems", source, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "gems", source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    )
     build = [
         sys.executable,
         "-m",
@@ -51,7 +53,11 @@ def test_it_is_built_installed_and_used_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
         archive.extractall(tmp_path / "installed")
-    mine = {f"gems/{path.relative_to(ROOT / 'gems').as_posix()}" for path in (ROOT / "gems").rglob("*.py")}
+    mine = {
+        f"gems/{path.relative_to(source).as_posix()}"
+        for path in source.rglob("*.py")
+        if "build" not in path.parts
+    }
     assert names == mine | {"gems/py.typed"}
     used = subprocess.run(
         [sys.executable, "-I", "-c", USE, str(tmp_path / "installed"), str(tmp_path / "knowledge.safetensors")],

@@ -203,3 +203,44 @@ def test_a_state_without_sites_is_refused() -> None:
     plain.close()
     with pytest.raises(GemsError, match="other layers or tasks"):
         with_sites(model, rank=3, rank_share=None).load_state_dict(state)
+
+
+class Heads(nn.Module):
+    """Two layers that read the same input, of which one may be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(12, 5, bias=False), nn.Linear(12, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x), self.second(x)], dim=-1)
+
+
+def test_the_product_with_an_old_basis_is_not_used_again() -> None:
+    """Full-batch training reads the same tensor in every step, and one layer of the site is frozen on the way."""
+    model = Heads()
+    x = torch.randn(9, 12)
+    sites = [["first.weight", "second.weight"]]
+    optimizer = GEMS(model, lr=1e-2, rank=3, refresh_every=4, stagger=1, sites=sites)
+    (weight,) = optimizer.weights
+    for step in range(12):
+        if step == 3:
+            model.second.weight.requires_grad_(False)
+        twin = copy.deepcopy(model)
+        model(x).square().mean().backward()
+        twin(x).square().mean().backward()
+        if not optimizer._passes.is_due(0):
+            rows = weight.parts[0].rows
+            expected = twin.first.weight.grad @ weight.subspaces.basis  # type: ignore[operator]
+            assert torch.allclose(weight.subspaces.projected[rows], expected, atol=1e-6), step
+        optimizer.step()
+        assert isinstance(model.first, RoutedLinear)
+        assert model.first.route.inner._inner is None
+
+
+def test_sites_with_other_inputs_than_the_knowledge_says_are_refused() -> None:
+    model, _, knowledge = language_model()
+    wrong = [[f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo"]]
+    with pytest.raises(GemsError, match="read different inputs, by the knowledge basis"):
+        with_sites(model, knowledge=knowledge, sites=wrong)

@@ -123,3 +123,8 @@ def test_what_is_no_table_is_refused() -> None:
         GEMS(model, TASKS, lr=0.01, rank=4, tables={"bias": model.layer.bias}, plain=[])
     with pytest.raises(GemsError, match="are one weight"):
         GEMS(model, TASKS, lr=0.01, rank=4, tables={"again": model.layer.weight}, plain=[])
+    with pytest.raises(GemsError, match=r"layer\.weight names two weights"):
+        GEMS(model, TASKS, lr=0.01, rank=4, tables={"layer.weight": model.table.weight}, plain=[])
+    model.table.weight.requires_grad_(False)
+    with pytest.raises(GemsError, match="the table t is frozen"):
+        GEMS(model, TASKS, lr=0.01, rank=4, tables={"t": model.table.weight}, plain=[])

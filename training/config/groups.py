@@ -155,7 +155,7 @@ class OptimiserSettings(SettingsGroup):
     part_tokens: int = Field(8192, ge=64, description="tokens of one forward pass; a step takes several")
     other_weights: Literal["frozen", "trained", "subspace"] | None = Field(
         None,
-        description="token table, norms and biases of a pretrained backbone: 'frozen', 'trained', or 'subspace', with "
+        description="token table, norms, biases, experts of a pretrained backbone: 'frozen', 'trained', or 'subspace', "
         "the table in subspaces ('gems', 'subspace'); default: 'trained' by 'full' and 'pcgrad', else 'frozen'",
     )
     epochs: float = Field(10, gt=0, description="passes over the logged sequences")

@@ -127,7 +127,11 @@ def _rank(
         allowed = engine.everything.without(left_out)
         pools.append(Pool.gather(job.setting.index, allowed, query, history))
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)
-        prompt = encoder.prompt(case.history, query).ids
+        fresh = (
+            job.setting.index.fresh if encoder.vocabulary.one_code else None
+        )  # prompts of a bundle leave them out
+        events = [event for event in case.history if fresh is None or not fresh[event.item]]
+        prompt = encoder.prompt(events, query).ids
         requests.append(
             RankRequest(
                 prompt,

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from training.errors import UserError
+
 
 class AddedRows:
     """The added rows of a model's token tables: trainable, while the tables are frozen in place.
@@ -29,11 +31,18 @@ class AddedRows:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tables = [embedding.weight] if head.weight is embedding.weight else [embedding.weight, head.weight]
         self._head, self._place = head, head.weight.data_ptr()
+        modules = token_embeddings(model)
+        for each in modules:
+            if type(each) is not nn.Embedding and not hasattr(each, "embed_scale"):
+                raise UserError(
+                    f"the token embedding of this backbone, {type(each).__name__}, does more than look up rows: train "
+                    "all of it (optimiser.other_weights trained)"
+                )
         for table in tables:
             table.requires_grad_(False)
         self.parameters = [nn.Parameter(table.data[first:]) for table in tables]
         self.known = [nn.Parameter(table.data[:first]) for table in tables] if train_known else []
-        for module in token_embeddings(model):
+        for module in modules:
             module.register_forward_hook(self._look_up, prepend=True)  # before that of a `TextPart`
 
     def head(self, first: int, last: int) -> Tensor:
@@ -49,13 +58,14 @@ class AddedRows:
         known = self.known[-1] if self.known else self._head.weight.detach()
         return torch.cat([known[first : min(last, self._first)], output[: max(0, last - self._first)]])
 
-    def _look_up(self, _: nn.Module, inputs: tuple[Any, ...], found: Tensor) -> Tensor:
+    def _look_up(self, module: nn.Module, inputs: tuple[Any, ...], found: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return found  # the table holds the same values
         ids = inputs[0]
-        added = F.embedding((ids - self._first).clamp(min=0), self.parameters[0])
+        scale = getattr(module, "embed_scale", 1.0)  # Gemma multiplies rows by a constant
+        added = F.embedding((ids - self._first).clamp(min=0), self.parameters[0]) * scale
         if self.known:
-            found = F.embedding(ids.clamp(max=self._first - 1), self.known[0])
+            found = F.embedding(ids.clamp(max=self._first - 1), self.known[0]) * scale
         return torch.where((ids >= self._first).unsqueeze(-1), added, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from index.catalogue import Item
 from index.pool.fusion import ITEM_SIGNALS, Fusion, TaskFusion, relevance
 from index.pool.pool import Pool
 from index.sequence.events import Task
+from server.engine.contract import Ranking, RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
@@ -91,6 +93,37 @@ def test_simulated_fresh_items_have_no_other_signals_than_words(published: Path,
             assert not values[~fresh if name.startswith("fresh") else fresh].any(), name
     hidden = [each for each in ranked if each.simulated and each.case.kind == "logged"]
     assert sum(each.choice.weight for each in hidden) == pytest.approx(len(hidden), rel=0.35)
+
+
+@pytest.mark.parametrize("scheme", ["semantic", "atomic"])
+def test_prompts_leave_out_simulated_new_items_where_one_code_names_an_item(
+    scheme: str, published: Path, data: Path, tmp_path: Path
+) -> None:
+    """As the prompts of a bundle do with items that were added to it."""
+    atomic = settings({"identifiers.scheme": "atomic", "optimiser.epochs": 1})
+    path = published if scheme == "semantic" else train(data, tmp_path / "run", atomic, console=QUIET)
+    assert path is not None
+    bundle, dataset = Bundle.open(path), DataSet.load(data)
+    engine, index = TorchEngine.open(bundle), bundle.index.pool
+    assert index is not None
+    asked: list[RankRequest] = []
+
+    class Listening:
+        everything = engine.everything
+
+        def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+            asked.extend(requests)
+            return engine.rank(requests)
+
+    cases = fit_cases(Task.RECOMMENDATION, leave_one_out(dataset).validation[:20], dataset.catalogue, (), 0)
+    ranked = rank_choices(
+        Listening(), bundle.encoder, index, Task.RECOMMENDATION, cases,
+        beam_width=10, exclude_history=False, fresh_share=0.1, seed=0,
+    )  # fmt: skip
+    whole = [bundle.encoder.prompt(each.case.case.history).ids for each in ranked]
+    left_out = [len(ids) - len(request.prompt) for ids, request in zip(whole, asked, strict=True)]
+    assert not any(n for n, each in zip(left_out, ranked, strict=True) if not each.simulated)
+    assert any(left_out) == (scheme == "atomic")
 
 
 def test_new_items_get_the_share_that_they_are_said_to_have(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from support.bundles import make_model
+from torch import nn
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from index.sequence.vocabulary import IdentifierVocabulary
+from training.errors import UserError
 from training.loop.losses import item_losses
 from training.loop.parts import Part
 from training.model.rows import AddedRows
@@ -82,3 +85,28 @@ def test_known_rows_have_the_gradient_of_the_whole_table(arch: str, normalisatio
         gradient = torch.zeros_like(known) if known.grad is None else known.grad
         assert torch.allclose(gradient, table.grad[:KNOWN], atol=1e-6)
     assert rows.known[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("train_known", [False, True])
+def test_rows_of_a_scaled_embedding_are_read_scaled(train_known: bool) -> None:
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        vocab_size=VOCABULARY.size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    model = GemmaForCausalLM(config)
+    expected = sum(item_losses(model, VOCABULARY, a_part(), "level").values())
+    rows = AddedRows(model, KNOWN, train_known=train_known)
+    found = sum(item_losses(model, VOCABULARY, a_part(), "level", rows).values())
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_an_embedding_that_computes_something_else_is_refused() -> None:
+    class Squared(nn.Embedding):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids).square()
+
+    model = make_model(VOCABULARY.size, "llama")
+    model.get_input_embeddings().__class__ = Squared
+    with pytest.raises(UserError, match="Squared, does more than look up rows"):
+        AddedRows(model, KNOWN)

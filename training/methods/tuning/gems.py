@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gems import GEMS, find_linears, find_sites
-from gems.model.layers import outputs_and_inputs
+from gems.model.errors import GemsError
+from gems.model.layers import find_experts, outputs_and_inputs
 from gems.weights.ranks import Ranks
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
@@ -89,8 +90,14 @@ def make(setup: Setup) -> GemsTuning:
 
 
 def check(model: nn.Module, config: TrainConfig) -> None:
-    """Raise `GemsError` if a layer has no room for its subspaces."""
+    """Raise `GemsError` if a layer has no room for its subspaces, or experts are to be trained beside a null space."""
     check_ranks(model, config, multi_subspace=config.gems.multi_subspace)
+    trained = (config.optimiser.other_weights or "frozen") != "frozen"
+    if trained and config.knowledge.null_space and not config.from_scratch and find_experts(model):
+        raise GemsError(
+            "nothing is known of the inputs of a mixture's experts: leave optimiser.other_weights frozen, or turn "
+            "knowledge.null_space off"
+        )
 
 
 def check_ranks(model: nn.Module, config: TrainConfig, *, multi_subspace: bool) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support import walks
 from support.bundles import make_model, make_tokenizer
 from support.walks import make_data
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from gems import GemsError, KnowledgeBasis
 from index.bundle.bundle import Bundle
@@ -22,7 +23,7 @@ from index.sequence.events import Task
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.loop.trainer import TrainingError
-from training.methods.registry import make_method
+from training.methods.registry import check_method, make_method
 from training.pipeline import fit, train
 from training.prepare.preparation import open_prepared
 
@@ -124,6 +125,20 @@ def test_biases_of_linear_layers_are_trained_with_the_rest(method: str) -> None:
     assert all(
         not torch.equal(biases[name], bias) for name, bias in before.items() if "query_key" not in name
     )
+
+
+def test_experts_beside_a_null_space_are_refused_before_anything_is_prepared() -> None:
+    config = {"method": "gems", "optimiser.other_weights": "trained"}
+    mixture = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=60, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, num_experts=2, num_experts_per_tok=1,
+        )
+    )  # fmt: skip
+    with pytest.raises(GemsError, match=r"leave optimiser\.other_weights frozen"):
+        check_method(mixture, settings(Path("folder"), config))
+    check_method(mixture, settings(Path("folder"), config, **{"knowledge.null_space": False}))
+    check_method(mixture, settings(Path("folder"), {"method": "gems"}))
 
 
 def test_layers_that_read_the_same_input_share_a_basis(data: Path, backbone: Path, tmp_path: Path) -> None:
