@@ -65,7 +65,7 @@ class GEMS(torch.optim.Optimizer):
     deflate: whether task bases complement the shared one.
     transport: whether moments move to new bases.
     joint: one backward pass of the summed loss between refreshes instead of one for each task. The task
-        families then see the joint gradient through their own bases.
+        families then see the joint gradient through their own bases. Turn it off where tasks are very unequal.
     rank_scaling, growth_limit: see `ProjectedWeight.update`.
     relative: whether the steps of every weight are multiplied by its magnitude.
     clip: largest norm of each family's projected gradient. The plain parameters count with the shared family.
@@ -112,7 +112,7 @@ class GEMS(torch.optim.Optimizer):
         temperature: float = 1.5,
         deflate: bool = True,
         transport: bool = True,
-        joint: bool = False,
+        joint: bool = True,
         rank_scaling: bool = False,
         growth_limit: float | None = None,
         relative: bool = False,

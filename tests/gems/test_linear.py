@@ -20,7 +20,7 @@ def optimizer_of(model: nn.Module, **settings: object) -> GEMS:
 
 def test_projected_gradients_are_those_of_the_full_ones() -> None:
     model = network(torch.float64)
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, joint=False)
     optimizer.backward(regression(model, 0, torch.float64))
     optimizer.step()
     twin = copy.deepcopy(model)

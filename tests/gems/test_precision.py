@@ -61,7 +61,9 @@ def test_bf16_weights_move_as_float32_ones_do() -> None:
     exact = network()
     low = copy.deepcopy(exact).to(torch.bfloat16)
     exact = copy.deepcopy(low).float()
-    optimizers = [GEMS(m, TASKS, lr=1e-5, rank=3, gate="uniform", plain=[]) for m in (exact, low)]
+    optimizers = [
+        GEMS(m, TASKS, lr=1e-5, rank=3, gate="uniform", joint=False, plain=[]) for m in (exact, low)
+    ]
     gradients = [
         torch.randn(*p.shape, generator=torch.Generator().manual_seed(k)).to(torch.bfloat16).float()
         for k, p in enumerate(exact.parameters())

@@ -67,7 +67,7 @@ def huge_gradient(losses: Losses) -> tuple[Losses, dict[str, float] | None]:
 
 
 @pytest.mark.parametrize("refreshing", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"joint": True}, {"gate": "prior"}, {"clip": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"joint": False}, {"gate": "prior"}, {"clip": 0.1}])
 @pytest.mark.parametrize(
     "spoil", [not_a_number, infinite_loss, infinite_value, infinite_loss_with_finite_values, huge_gradient]
 )

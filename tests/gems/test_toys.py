@@ -85,7 +85,7 @@ def two_tasks(
     nn.init.zeros_(layer.weight)
     names = ("a", "b")
     optimizer = GEMS(
-        layer, names if tasks else (), lr=rate, rank=rank, refresh_every=10, stagger=1, gate=gate
+        layer, names if tasks else (), lr=rate, rank=rank, refresh_every=10, stagger=1, gate=gate, joint=False
     )
 
     def remaining() -> Tensor:

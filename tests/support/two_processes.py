@@ -18,10 +18,10 @@ from gems import GEMS, collect_knowledge, find_linears
 
 TASKS = ("search", "recommendation")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "prior": {"gate": "prior"},
-    "hypergradient": {"gate": "hypergradient"},
-    "joint": {"gate": "prior", "joint": True},
-    "uniform": {"gate": "uniform", "transport": False, "deflate": False},
+    "prior": {"gate": "prior", "joint": False},
+    "hypergradient": {"gate": "hypergradient", "joint": False},
+    "joint": {"gate": "prior"},
+    "uniform": {"gate": "uniform", "transport": False, "deflate": False, "joint": False},
 }
 STEPS = 13
 BATCH = 16

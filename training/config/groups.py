@@ -206,7 +206,7 @@ class GemsSettings(SettingsGroup):
     multi_subspace: bool = Field(True, description="a subspace for each task in addition to the shared one")
     deflate: bool = Field(True, description="task subspaces complement the shared one")
     joint: bool = Field(
-        False, description="gradients of each task at refreshes only, the joint one in between: cheaper"
+        True, description="gradients of each task at refreshes only, the joint one in between: cheaper"
     )
     gate: Literal["hypergradient", "prior", "uniform"] = Field(
         "hypergradient", description="weighting of the tasks' updates"

@@ -161,7 +161,7 @@ def test_gems_receives_every_value_under_its_own_name(monkeypatch: pytest.Monkey
 
     changes: dict[str, Any] = {
         "rank": 6, "task_rank_share": 0.125, "scale": 2.0, "rank_scaling": True, "growth_limit": 1.5,
-        "refresh_every": 7, "stagger": 3, "transport": False, "deflate": False, "joint": True, "gate": "prior",
+        "refresh_every": 7, "stagger": 3, "transport": False, "deflate": False, "joint": False, "gate": "prior",
         "temperature": 2.5,
     }  # fmt: skip
     others = {"knowledge": {"energy": 0.7, "cap": 0.3}, "optimiser": {"relative": True, "clip": 2.0}}

@@ -196,7 +196,7 @@ def test_the_log_of_gems_tells_gates_subspaces_and_conflict(
     "switch",
     [
         {"gems.multi_subspace": False}, {"knowledge.null_space": False}, {"gems.gate": "uniform"},
-        {"gems.gate": "prior"}, {"gems.deflate": False}, {"gems.transport": False}, {"gems.joint": True},
+        {"gems.gate": "prior"}, {"gems.deflate": False}, {"gems.transport": False}, {"gems.joint": False},
         {"gems.rank_scaling": True, "gems.growth_limit": 1.05}, {"gems.rank": 4, "gems.task_rank": 3},
     ],
     ids=lambda s: "-".join(s),
