@@ -40,10 +40,12 @@ def main(
         raise UserError(f"{sweeps[0]} has no finished run with general text")
     table = Table("kind", "runs", "frontier: log perplexity ratio, sum of losses")
     lines = []
-    for number, (kind, points) in enumerate(sorted(found.items())):
+    methods = sorted({kind.rpartition(", rest ")[0] for kind in found})
+    for kind, points in sorted(found.items()):
         best = [point for point in frontier(points) if point[1] <= most]
         table.add_row(kind, str(len(points)), "; ".join(f"{x:.2f}, {y:.2f}" for x, y in best))
-        lines.append(Line(kind, best, colour=number))
+        method, _, rest = kind.rpartition(", rest ")
+        lines.append(Line(kind, best, colour=methods.index(method), dashed=rest != "frozen"))
     Console().print(table)
     if not any(line.points for line in lines):
         raise UserError(f"no run has a sum of losses below {most}")
