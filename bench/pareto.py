@@ -20,24 +20,29 @@ from rich.console import Console
 from rich.table import Table
 
 from training.cli.common.command import run_command
+from training.cli.common.numbers import finite
 from training.cli.common.paths import output_file
 from training.errors import UserError
 from training.outputs import write_text
 from training.report.charts import Line, line_chart
 from training.report.style import STYLE
+from training.settings import MOST
 
 Point = tuple[float, float]
 
 
 def main(
-    sweeps: Annotated[list[Path], typer.Argument(help="folders of sweeps", exists=True, file_okay=False)],
+    runs: Annotated[list[Path], typer.Argument(help="folders of sweeps")],
     svg: Annotated[Path, typer.Option(help="write the chart to this file", callback=output_file)],
-    most: Annotated[float, typer.Option(help="leave out points above this sum of losses")] = math.inf,
+    most: Annotated[
+        float,
+        typer.Option(min=0, max=MOST, callback=finite, help="leave out points above this sum of losses"),
+    ] = MOST,
 ) -> None:
     """Draw the frontier of every kind of method, and print it."""
-    found = kinds((sweep.name, result) for sweep in sweeps for result in _results(sweep))
+    found = kinds((sweep.name, result) for sweep in runs for result in _results(sweep))
     if not found:
-        raise UserError(f"{sweeps[0]} has no finished run with general text")
+        raise UserError(f"{runs[0]} has no finished run with general text")
     table = Table("kind", "runs", "frontier: log perplexity ratio, sum of losses")
     lines = []
     methods = sorted({kind.rpartition(", rest ")[0] for kind in found})
@@ -91,6 +96,8 @@ def _kind(settings: Mapping[str, Any]) -> str:
 
 
 def _results(sweep: Path) -> Iterable[Mapping[str, Any]]:
+    if not sweep.is_dir():
+        raise UserError(f"{sweep} is no folder of a sweep")
     for path in sorted(sweep.glob("*/*/result.json")):
         yield json.loads(path.read_text("utf-8"))
 

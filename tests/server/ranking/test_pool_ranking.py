@@ -208,7 +208,7 @@ def test_new_items_of_one_identifier_take_no_place_of_others(tmp_path: Path) -> 
 
 
 def test_items_newer_than_the_model_are_no_part_of_its_prompt(tmp_path: Path) -> None:
-    """With one code for an item, a new one has the code of another: as a part of the history it would mean that one."""
+    """A new item has the code of another one, if one code names an item: in a history it would mean that one."""
     bundle = Bundle.open(make_bundle(tmp_path / "bundle", pool=True, atomic=True))
     update_index(bundle, [Item("new", "Silent Ocean")], [], item_vectors)
     bundle = Bundle.open(bundle.path)

@@ -99,7 +99,7 @@ def test_simulated_fresh_items_have_no_other_signals_than_words(published: Path,
 def test_prompts_leave_out_simulated_new_items_where_one_code_names_an_item(
     scheme: str, published: Path, data: Path, tmp_path: Path
 ) -> None:
-    """As the prompts of a bundle do with items that were added to it."""
+    """Prompts of a bundle do so with items that were added to it."""
     atomic = settings({"identifiers.scheme": "atomic", "optimiser.epochs": 1})
     path = published if scheme == "semantic" else train(data, tmp_path / "run", atomic, console=QUIET)
     assert path is not None
