@@ -47,7 +47,7 @@ from training.evaluation.comparison.compare import compare, floors_of
 from training.evaluation.comparison.table import markdown
 from training.outputs import write_json, write_text
 from training.report.charts import Line, line_chart
-from training.report.style import STYLE
+from training.report.style import styled
 from training.run.locks import claim
 from training.settings import MOST_THREADS, SEEDS
 
@@ -262,7 +262,7 @@ def _chart(file: Path, title: str, points: Sequence[dict[str, float]], label: st
         for colour, name in enumerate(("test", "validation"))
     ]
     chart = line_chart(title, lines, label, "NDCG@10")
-    write_text(file, chart.replace(">", f"><style>{STYLE}</style>", 1))
+    write_text(file, styled(chart))
 
 
 def _cosines(vectors: NDArray[np.float32]) -> dict[str, dict[str, float]]:

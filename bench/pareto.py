@@ -25,8 +25,9 @@ from training.cli.common.paths import output_file
 from training.errors import UserError
 from training.outputs import write_text
 from training.report.charts import Line, line_chart
-from training.report.style import STYLE
+from training.report.style import styled
 from training.settings import MOST
+from training.sweep.table import summed_loss
 
 Point = tuple[float, float]
 
@@ -55,7 +56,7 @@ def main(
     if not any(line.points for line in lines):
         raise UserError(f"no run has a sum of losses below {most}")
     chart = line_chart("task loss against drift", lines, "log perplexity, after − before", "sum of losses")
-    write_text(svg, chart.replace(">", f"><style>{STYLE}</style>", 1) + "\n")
+    write_text(svg, styled(chart) + "\n")
 
 
 def kinds(results: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Point]]:
@@ -66,7 +67,7 @@ def kinds(results: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Po
     runs: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
     for sweep, result in results:
         if "failed" not in result and "general" in result:
-            loss = sum(value for name, value in result["validation"].items() if name.endswith(".loss"))
+            loss = summed_loss(result)
             drift = math.log(result["general"]["perplexity"]["ratio"])
             if math.isfinite(drift + loss):
                 runs[_kind(result["settings"]), sweep, result["variant"]].append((drift, loss))

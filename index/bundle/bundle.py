@@ -280,12 +280,12 @@ def _encoder(
     info: BundleInfo, index: ItemIndex, tokenizer: PreTrainedTokenizerFast, vocabulary: IdentifierVocabulary
 ) -> SequenceEncoder:
     # in a history, a new item with the code of another one would mean that one
-    borrowed = vocabulary.one_code and index.pool is not None
+    known = ~index.pool.fresh if vocabulary.one_code and index.pool is not None else None
     return SequenceEncoder(
         tokenizer,
         vocabulary,
         index.trie.codes(),
-        known=~index.pool.fresh if borrowed and index.pool is not None else None,
+        known=known,
         max_tokens=info.max_tokens,
         max_events=info.max_events,
         max_query_tokens=info.max_query_tokens,

@@ -37,3 +37,8 @@ svg .c3 { stroke: var(--c3); } svg .c4 { stroke: var(--c4); } svg .c5 { stroke: 
 svg circle.c0 { fill: var(--c0); } svg circle.c1 { fill: var(--c1); } svg circle.c2 { fill: var(--c2); }
 svg circle.c3 { fill: var(--c3); } svg circle.c4 { fill: var(--c4); } svg circle.c5 { fill: var(--c5); }
 """
+
+
+def styled(chart: str) -> str:
+    """Return a chart that stands alone: SVG with the page's style inside."""
+    return chart.replace(">", f"><style>{STYLE}</style>", 1)

@@ -43,7 +43,7 @@ def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None)
     difference is taken seed by seed, so that the common effect of a seed cancels out.
     """
     reference = {
-        result["seed"]: _loss(result)
+        result["seed"]: summed_loss(result)
         for result in results
         if result["variant"] == baseline and "failed" not in result
     }
@@ -61,7 +61,9 @@ def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None)
                 mean, half = interval(values)
                 summary[variant][name] = {"mean": mean, "half_width": half, "seeds": len(values)}
         apart = [
-            _loss(result) - reference[result["seed"]] for result in mine if result.get("seed") in reference
+            summed_loss(result) - reference[result["seed"]]
+            for result in mine
+            if result.get("seed") in reference
         ]
         if apart and variant != baseline:
             mean, half = interval(apart)
@@ -69,7 +71,8 @@ def summarise(results: Sequence[Mapping[str, Any]], baseline: str | None = None)
     return summary
 
 
-def _loss(result: Mapping[str, Any]) -> float:
+def summed_loss(result: Mapping[str, Any]) -> float:
+    """Return the sum of the tasks' validation losses of a run."""
     return sum(float(value) for name, value in result["validation"].items() if name.endswith(".loss"))
 
 

@@ -31,17 +31,27 @@ def a_part() -> Part:
     return Part(ids, level, task, torch.full(ids.shape, -1))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])  # tied and untied
-@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
-def test_losses_and_gradients_are_those_of_the_whole_table(arch: str, normalisation: str) -> None:
+def gradients_of_both(
+    arch: str, normalisation: str, *, train_known: bool
+) -> tuple[AddedRows, nn.Module, list[nn.Parameter]]:
+    """Compare the loss of a model with rows of their own with that of a whole one, and compute both gradients.
+
+    Returns the rows and their model, and the tables of the whole one.
+    """
     plain, split = (make_model(VOCABULARY.size, arch) for _ in range(2))
-    rows = AddedRows(split, KNOWN)
+    rows = AddedRows(split, KNOWN, train_known=train_known)
     expected = sum(item_losses(plain, VOCABULARY, a_part(), normalisation).values())
     found = sum(item_losses(split, VOCABULARY, a_part(), normalisation, rows).values())
     assert torch.allclose(found, expected, atol=1e-6)
     expected.backward()
     found.backward()
-    tables = [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight]
+    return rows, split, [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt-neox"])  # tied and untied
+@pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
+def test_losses_and_gradients_are_those_of_the_whole_table(arch: str, normalisation: str) -> None:
+    rows, split, tables = gradients_of_both(arch, normalisation, train_known=False)
     assert len(rows.parameters) == (1 if arch == "llama" else 2)
     for parameter, table in zip(rows.parameters, tables, strict=False):
         assert torch.allclose(parameter.grad, table.grad[KNOWN:], atol=1e-6)
@@ -72,14 +82,7 @@ def test_an_update_of_the_rows_is_in_the_model_at_once(arch: str) -> None:
 @pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
 @pytest.mark.parametrize("normalisation", ["level", "vocabulary"])
 def test_known_rows_have_the_gradient_of_the_whole_table(arch: str, normalisation: str) -> None:
-    plain, split = (make_model(VOCABULARY.size, arch) for _ in range(2))
-    rows = AddedRows(split, KNOWN, train_known=True)
-    expected = sum(item_losses(plain, VOCABULARY, a_part(), normalisation).values())
-    found = sum(item_losses(split, VOCABULARY, a_part(), normalisation, rows).values())
-    assert torch.allclose(found, expected, atol=1e-6)
-    expected.backward()
-    found.backward()
-    tables = [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight]
+    rows, _, tables = gradients_of_both(arch, normalisation, train_known=True)
     for added, known, table in zip(rows.parameters, rows.known, tables, strict=False):
         assert torch.allclose(added.grad, table.grad[KNOWN:], atol=1e-6)
         gradient = torch.zeros_like(known) if known.grad is None else known.grad
