@@ -127,10 +127,9 @@ def _rank(
         allowed = engine.everything.without(left_out)
         pools.append(Pool.gather(job.setting.index, allowed, query, history))
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)
-        fresh = (
-            job.setting.index.fresh if encoder.vocabulary.one_code else None
-        )  # prompts of a bundle leave them out
-        events = [event for event in case.history if fresh is None or not fresh[event.item]]
+        events = case.history
+        if encoder.vocabulary.one_code:  # as in the prompts of a bundle with such items
+            events = tuple(event for event in events if not job.setting.index.fresh[event.item])
         prompt = encoder.prompt(events, query).ids
         requests.append(
             RankRequest(
