@@ -30,10 +30,10 @@ def sasrec(
 ) -> Baseline:
     """Return SASRec as a baseline, trained with cross-entropy of the next item over the full catalogue.
 
-    The logits are cosines, because the lengths of item vectors differ between their sources. With h_t the state after
-    event t:
+    With h_t the state after event t, and s a cosine, unless `settings.scores` asks for products (the lengths of item
+    vectors differ between their sources):
 
-        p(i | 1 .. t) = softmax_i( cos(h_t, e_i) / τ )
+        p(i | 1 .. t) = softmax_i( s(h_t, e_i) / τ )
 
     language: file of the items' language vectors; None: they are made if they are needed.
     Raises `BaselineError` if no user has two training events.
@@ -53,6 +53,12 @@ def sasrec(
         max_events=settings.max_events,
     )  # fmt: skip
 
+    cosines = settings.scores == "cosine"
+    temperature = settings.temperature or (0.07 if cosines else 1.0)
+
+    def measured(vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=1) if cosines else vectors
+
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([settings.seed, epoch])
         return epoch_batches(histories, settings.max_events, settings.batch_size, rng)
@@ -61,16 +67,14 @@ def sasrec(
         vectors = model.items()
         states = model.states(vectors, batch.rows)[batch.targets >= 0]
         return catalogue_cross_entropy(
-            F.normalize(states, dim=1) / settings.temperature,
-            F.normalize(vectors, dim=1),
-            batch.targets[batch.targets >= 0],
+            measured(states) / temperature, measured(vectors), batch.targets[batch.targets >= 0]
         )
 
     notes = {}
     if isinstance(items, FusedVectors):
         notes = {"semantic": items.frozen.shape[1], "null": items.learned.shape[1]}
     return Baseline(
-        model, settings.epochs, batches, loss_of, partial(score_cases, model),
+        model, settings.epochs, batches, loss_of, partial(score_cases, model, cosines=cosines),
         vectors=lambda: items().detach().numpy(),
         language=made,
         notes=notes,
@@ -78,10 +82,12 @@ def sasrec(
 
 
 @torch.inference_mode()
-def score_cases(model: SASRec, cases: Sequence[Case]) -> NDArray[np.float32]:
-    """Return the cosine of the state after each case's history with every item: float32 [cases, N]."""
+def score_cases(model: SASRec, cases: Sequence[Case], *, cosines: bool = True) -> NDArray[np.float32]:
+    """Return the cosine or product of the state after each case's history with every item: float32 [cases, N]."""
     vectors = model.items()
     rows, last = read_cases(cases, model.max_events)
     states = model.states(vectors, rows)[torch.arange(len(cases)), last]
-    scores: NDArray[np.float32] = (F.normalize(states, dim=1) @ F.normalize(vectors, dim=1).T).numpy()
+    if cosines:
+        states, vectors = F.normalize(states, dim=1), F.normalize(vectors, dim=1)
+    scores: NDArray[np.float32] = (states @ vectors.T).numpy()
     return scores

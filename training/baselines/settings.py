@@ -76,7 +76,12 @@ class SASRecSettings(BaselineSettings):
     layers: int = Field(2, ge=1, le=1000, description="transformer blocks")
     heads: int = Field(2, ge=1, le=1024, description="attention heads")
     dropout: float = Field(0.4, ge=0, lt=1, description="dropout on inputs, attention and block outputs")
-    temperature: float = Field(0.07, gt=0, description="cosines are divided by it before the softmax")
+    scores: Literal["cosine", "product"] = Field(
+        "cosine", description="of the state with an item's vector; as products, the lengths of vectors count"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="scores are divided by it before the softmax (default: 0.07 for cosines, else 1)"
+    )
     max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")

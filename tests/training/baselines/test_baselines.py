@@ -117,11 +117,20 @@ def test_cases_are_read_from_their_end() -> None:
     assert (rows[1, last[1]], last.tolist()) == (7, [3, 0])
 
 
-@pytest.mark.parametrize("items", ["id", "language-init", "adapter", "alphafuse"])
+@pytest.mark.parametrize(
+    ("items", "scores"),
+    [
+        ("id", "cosine"),
+        ("id", "product"),
+        ("language-init", "cosine"),
+        ("adapter", "cosine"),
+        ("alphafuse", "cosine"),
+    ],
+)
 def test_sasrec_learns_the_walk_with_every_kind_of_item_vectors(
-    items: str, data: Path, language: Path, tmp_path: Path
+    items: str, scores: str, data: Path, language: Path, tmp_path: Path
 ) -> None:
-    wanted = SASRecSettings(items=items, **SMALL)
+    wanted = SASRecSettings(items=items, scores=scores, **SMALL)
     result = run_baseline(data, tmp_path / "run", wanted, language=language, console=QUIET)
     assert result["recommendation"]["hit@5"] > 0.9  # the next thing of the same colour
     assert result["recommendation"]["hit@5"] > result["floors"]["popularity"]["recommendation"]["hit@5"] + 0.4

@@ -13,7 +13,7 @@ from training.cli.common.paths import output_folder
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
 from training.data.importer import import_files
-from training.data.sources.amazon_beauty import amazon_beauty
+from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
 from training.data.sources.movielens import movielens
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
@@ -35,11 +35,14 @@ def movielens_command(out: Out, force: Force = False) -> None:
 def amazon_beauty_command(
     source: Annotated[Path, typer.Option(help="Folder with the normalised items.jsonl and users.jsonl.")],
     out: Out,
+    behaviour: Annotated[
+        Behaviour, typer.Option(help="Whether half of the interactions count as searches, or none.")
+    ] = Behaviour.BOTH,
     force: Force = False,
 ) -> None:
     """Make a data set of Amazon Beauty 5-core (2014), with simulated searches; for measurements only."""
     check_writable(out, force)
-    _save(amazon_beauty(source), out, force)
+    _save(amazon_beauty(source, behaviour), out, force)
 
 
 @data_app.command("import")

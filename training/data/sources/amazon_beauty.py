@@ -8,6 +8,7 @@ never enter the repository.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ HOW = {
 }
 
 
-def amazon_beauty(source: Path) -> DataSet:
+class Behaviour(Enum):
+    """Behaviours of the data set: half of the events are searches, or none is, as in the published protocol."""
+
+    BOTH = "both"
+    RECOMMENDATION = "recommendation"
+
+
+def amazon_beauty(source: Path, behaviour: Behaviour = Behaviour.BOTH) -> DataSet:
     """Read the source folder. Raises `DataError` if a file is missing or is not as described above."""
     for name in ("items.jsonl", "users.jsonl"):
         if not (source / name).is_file():
@@ -48,10 +56,13 @@ def amazon_beauty(source: Path) -> DataSet:
             items.append(Item(record["asin"], record["title"].strip(), categories=paths))
             queries.append(record["queries"])
         catalogue = Catalogue(items)
+        if behaviour is Behaviour.RECOMMENDATION:
+            queries = [[] for _ in items]
         users = [_history(record, queries) for _, record in _records(source / "users.jsonl")]
     except (KeyError, TypeError, IndexError, AttributeError, CatalogueError) as error:
         raise DataError(f"{source} is not the normalised Amazon Beauty set: {error!r}") from error
-    return DataSet(DataInfo(NAME, SOURCE, HOW), catalogue, users)
+    how = HOW if behaviour is Behaviour.BOTH else {"timestamp": HOW["timestamp"]}
+    return DataSet(DataInfo(NAME, SOURCE, how), catalogue, users)
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from index.sequence.events import Task
 from training.data.assets import main_file
 from training.data.dataset import DataSet
 from training.data.schema import DataError
-from training.data.sources.amazon_beauty import amazon_beauty
+from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
 from training.data.sources.movielens import (
     Rating,
     at_least,
@@ -157,6 +157,17 @@ def test_beauty_is_tested_both_ways_and_has_the_known_floor(beauty: DataSet) -> 
     top = sorted(range(len(seen)), key=seen.__getitem__)[-10:]
     hits = sum(case.target in top for case in split.test) / len(split.test)
     assert round(hits, 3) == 0.011  # the minimum that the README of the data set states
+
+
+@needs_beauty
+def test_beauty_without_searches_has_the_same_events(beauty: DataSet) -> None:
+    plain = amazon_beauty(BEAUTY, Behaviour.RECOMMENDATION)
+    assert plain.info.counts["search"] == 0
+    assert set(plain.info.simulation) == {"timestamp"}
+    assert [[event.item for event in user.events] for user in plain.users] == [
+        [event.item for event in user.events] for user in beauty.users
+    ]
+    assert not any(case.query for case in leave_one_out(plain).test)
 
 
 def test_without_the_source_the_message_names_the_folder(tmp_path: Path) -> None:
