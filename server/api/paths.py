@@ -10,9 +10,7 @@ KINDS = (*(task.value for task in Task), "batch")  # the kinds of ranking reques
 _RANKING = {"/search": Task.SEARCH.value, "/recommend": Task.RECOMMENDATION.value, "/batch": "batch"}
 RANKING = _RANKING | {VERSION + path: kind for path, kind in _RANKING.items()}
 LOOKUP = "/items"
-DOCS = {"/docs": "index.html"} | {  # path → file in `server/static/docs`
-    f"/docs/{name}": name for name in ("start.js", "icon.svg")
-}
+DOCS = {"/docs": "index.html", "/docs/start.js": "start.js"}  # path → file in `server/static/docs`
 SWAGGER_UI = {f"/docs/{name}": name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 PLAYGROUND = {"/": "index.html"} | {  # path → file in `server/static/playground`
     f"/playground/{name}": name
