@@ -29,8 +29,9 @@ from gems.model.layers import find_experts, find_linears, matrices_of
 from gems.model.precision import full_precision
 from gems.weights.part import Rates
 from gems.weights.plain import PlainParameters
-from gems.weights.projected import Rules, make_weights
+from gems.weights.projected import make_weights
 from gems.weights.ranks import SHARED, Ranks
+from gems.weights.rules import Rules
 
 
 class GEMS(torch.optim.Optimizer):

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gems.model.conflict import conflict
 from gems.model.errors import GemsError
-from gems.model.knowledge import KnowledgeBasis
 from gems.model.layers import Matrix, stacks
 from gems.weights.part import Part, Rates
 from gems.weights.ranks import SHARED, Ranks
-from gems.weights.shrinkage import Shrinkage
-from gems.weights.subspace import Subspaces, complement_basis, leading_directions
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Settings that all weights of an optimizer share; see `gems.optimizer.GEMS`."""
-
-    tasks: tuple[str, ...]
-    deflate: bool
-    transport: bool
-    rank_scaling: bool
-    growth_limit: float | None
-    relative: bool
-    knowledge: KnowledgeBasis | None
-    energy: float
-    cap: float
-    softness: float | None
-    output_bases: bool
-    seed: int
+from gems.weights.renewal import Limits, renew
+from gems.weights.rules import Rules
+from gems.weights.subspace import Subspaces
 
 
 class ProjectedWeight:
@@ -52,7 +33,12 @@ class ProjectedWeight:
     """
 
     def __init__(
-        self, matrices: Sequence[Matrix], index: int, ranks: dict[str, int], known: int, rules: Rules
+        self,
+        matrices: Sequence[Matrix],
+        index: int,
+        ranks: dict[str, int],
+        known: int,
+        rules: Rules,
     ) -> None:
         m, n = matrices[0].shape
         self.on_outputs = rules.output_bases and m > n
@@ -140,75 +126,12 @@ class ProjectedWeight:
 
         step: number of the step; it seeds the random directions.
         families: the families that each task's gradient goes to.
-        Returns figures of the new bases:
-            energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis
-                (with a soft null space, of g S).
-            overlap: ‖V_aᵀ V_b‖² / r of the first two tasks (with a soft null space, of S V).
-            leak: ‖Uᵀ V‖ per direction.
-            conflict: ρ of the full gradients of the first two tasks.
+        Returns figures of the new bases; see `renew`.
         """
-        rules, spaces = self._rules, self.subspaces
-        joint = torch.stack(list(self.full.values())).sum(0)
-        if not spaces.ready and not bool(joint.any()):  # an expert without tokens has its first refresh later
-            self.full = {}
-            return {}
-        generator = torch.Generator().manual_seed(hash((rules.seed, step, self._index)) & (2**63 - 1))
-        shrinkage = self._shrinkage(joint)
-        known = []
-        if rules.knowledge is not None and shrinkage is None:
-            known = [rules.knowledge.directions(self.name, rules.energy, self._known).to(joint)]
-        outside = list(known)
-        figures = {}
-        for family, columns in spaces.columns.items():
-            old = spaces.basis[:, columns] if spaces.ready else None
-            source = joint if family == SHARED else self.full.get(family, joint if old is None else None)
-            if old is not None and source is not None and not bool(source.any()):
-                source = None  # zeros have no directions
-            if shrinkage is not None:
-                old = None if old is None else shrinkage.undo(old.T).T
-                source = None if source is None else shrinkage.apply(source)
-            if source is None:
-                # there is no gradient in this step: keep the basis, outside the new shared one
-                assert old is not None
-                basis = complement_basis(old, outside, generator)
-            else:
-                iterations = 1 if spaces.ready else 3
-                basis = leading_directions(
-                    source, columns.stop - columns.start, outside=outside, start=old, iterations=iterations,
-                    generator=generator,
-                )  # fmt: skip
-                size = source.square().sum().clamp(min=1e-38)
-                name = "energy" if family == SHARED else f"energy.{family}"
-                figures[name] = float((source @ basis).square().sum() / size)
-            overlap = old.T @ basis if old is not None and rules.transport else None
-            applied = basis if shrinkage is None else shrinkage.apply(basis.T).T
-            spaces.replace_basis(family, applied, overlap, betas)
-            if family == SHARED and rules.deflate:
-                outside.append(basis)
-        spaces.ready = True
-        spaces.projected.zero_()
-        for task, gradient in self.full.items():
-            for family in families[task]:
-                columns = spaces.columns[family]
-                spaces.projected[:, columns] += gradient @ spaces.basis[:, columns]
-        if known:
-            figures["leak"] = float((known[0].T @ spaces.basis).norm()) / spaces.basis.shape[1] ** 0.5
-        if len(rules.tasks) >= 2:
-            first, second = (spaces.basis[:, spaces.columns[task]] for task in rules.tasks[:2])
-            figures["overlap"] = float((first.T @ second).square().sum()) / first.shape[1]
-            if rules.tasks[0] in self.full and rules.tasks[1] in self.full:
-                figures["conflict"] = conflict(self.full[rules.tasks[0]], self.full[rules.tasks[1]])
-        self.full = {}
-        return figures
-
-    def _shrinkage(self, like: Tensor) -> Shrinkage | None:
-        """Return S of the soft null space, if there is one, in the dtype and on the device of `like`."""
-        knowledge, softness = self._rules.knowledge, self._rules.softness
-        if knowledge is None or softness is None:
-            return None
-        directions, eigenvalues = knowledge.spectrum(self.name)
-        mean = max(float(eigenvalues.mean()), 1e-30)  # inputs may be zero on all of the general text
-        return Shrinkage(directions.to(like), eigenvalues.to(like.device), softness * mean)
+        full, self.full = self.full, {}
+        generator = torch.Generator().manual_seed(hash((self._rules.seed, step, self._index)) & (2**63 - 1))
+        limits = Limits.of(self.name, self._known, self._rules, self.subspaces.basis)
+        return renew(self.subspaces, full, families, limits, self._rules, betas, generator)
 
     def update(self, rates: Rates, coefficients: Mapping[str, float]) -> None:
         """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
