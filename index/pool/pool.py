@@ -2,6 +2,7 @@
 
     beam        the best identifiers by the model
     query_log   what people chose for the very same query
+    transitions what people took soon after the person's last items; for a recommendation
     lexical     the best matches by words, and the most popular of those that hold all words
     fresh       items added after training, by words; for a recommendation by the words of the person's last items
     dense       items added after training, by their vectors and the model's hidden state
@@ -26,9 +27,10 @@ from index.pool.top import top
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
-Source = Literal["beam", "query_log", "lexical", "fresh", "dense"]
-LEXICAL, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8  # candidates of each source at most
-LEXICAL_OF_ONE_CODE = 24  # where identifiers are one code, which the prompt's own pass scores for all items
+Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense"]
+LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 12, 8, 8, 8  # candidates of each source at most
+MORE_OF_ONE_CODE = 2  # times as many of the first two where the prompt's own pass scores all items
+FEW = 0.01  # score of a transition that counts log 2
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
 
@@ -72,6 +74,7 @@ class Pool:
     allowed: items that may be returned.
     rows: catalogue rows, int64 [n], each once. sources: of each row.
     match: of the query; None for a recommendation. chosen: people who chose a row for this query.
+    following: scores of the transitions to a row.
     history: catalogue rows of the person's last items.
     """
 
@@ -82,6 +85,7 @@ class Pool:
     sources: list[Source]
     match: LexicalMatch | None
     chosen: dict[int, int]
+    following: dict[int, float]
     history: Sequence[int]
 
     @classmethod
@@ -94,14 +98,19 @@ class Pool:
         found: dict[int, Source] = {}
         chosen: dict[int, int] = {}
         match = None
-        if query is not None:
+        times = MORE_OF_ONE_CODE if allowed.trie.levels == 1 else 1
+        after, scores = _following(index, history)
+        following = dict(zip(after.tolist(), scores.tolist(), strict=True))
+        if query is None:
+            best = allowed.of_rows(after[np.lexsort((after, -scores))])
+            found |= dict.fromkeys(best[: TRANSITIONS * times].tolist(), "transitions")
+        else:
             match = index.lexical.match(query)
             rows, people = index.query_log.chosen(query)
             chosen = dict(zip(rows.tolist(), people.tolist(), strict=True))
             for row in allowed.of_rows(rows)[:QUERY_LOG].tolist():  # the most chosen first
                 found[row] = "query_log"
-            most = LEXICAL_OF_ONE_CODE if allowed.trie.levels == 1 else LEXICAL
-            for row in top(match, allowed, most, index.counts).tolist():
+            for row in top(match, allowed, LEXICAL * times, index.counts).tolist():
                 found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
         for row in _fresh(index, allowed, match, history):
             found[row] = "fresh"
@@ -114,6 +123,7 @@ class Pool:
             list(found.values()),
             match,
             chosen,
+            following,
             history[-LIKE_ITEMS:],
         )
 
@@ -169,6 +179,7 @@ class Pool:
             "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
             "popularity": np.log1p(self.index.counts[rows]) * known,
             "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
+            "transitions": np.log1p([self.following.get(row, 0.0) / FEW for row in rows.tolist()]) * known,
             "likeness": likeness * known,
             "dense": dense * known,
             "fresh": (~known).astype(np.float64),
@@ -209,6 +220,15 @@ def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.floa
         match.exact_attribute(rows),
     )
     return [np.asarray(values, np.float64) for values in found]
+
+
+def _following(index: PoolIndex, history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the known rows that followed the known items of a history in training, and their scores."""
+    if index.transitions is None:
+        return np.empty(0, np.int64), np.empty(0)
+    rows, scores = index.transitions.after([row for row in history if not index.fresh[row]])
+    known = ~index.fresh[rows]
+    return rows[known], scores[known]
 
 
 def _fresh(

@@ -2,6 +2,7 @@
 
     lexical/        words of the items (`LexicalIndex`)
     query_log/      items that people chose for a query (`QueryLog`)
+    transitions/    what people took soon after an item (`Transitions`), unless the bundle is older
     dense/          rows of the items by their vectors (`DenseIndex`), if items have vectors
     counts.npy      events of each row in training
     fusion.json     fitted weights (`Fusion`), if there are any
@@ -28,6 +29,7 @@ from index.pool.dense import DenseIndex, Floats
 from index.pool.fusion import Fusion
 from index.pool.lexical import LexicalIndex
 from index.pool.query_log import QueryLog
+from index.pool.transitions import Transitions
 from index.records import Record
 
 
@@ -41,6 +43,7 @@ class PoolIndex:
 
     fresh: whether the model does not know a row, bool [items].
     counts: events of each row in training, int64 [items].
+    transitions: None in older bundles.
     dense: None if items have no vectors.
     fusion: None as long as no weights were fitted; the beam alone ranks then.
     """
@@ -50,6 +53,7 @@ class PoolIndex:
     query_log: QueryLog
     fresh: NDArray[np.bool_]
     counts: NDArray[np.int64]
+    transitions: Transitions | None = None
     dense: DenseIndex | None = None
     fusion: Fusion | None = None
 
@@ -76,6 +80,7 @@ class PoolIndex:
         log: Iterable[tuple[str, str, int]],
         counts: NDArray[np.integer],
         search_attributes: Sequence[str] = (),
+        transitions: Transitions | None = None,
     ) -> PoolIndex:
         """Build the index of a catalogue that the model was trained on.
 
@@ -89,6 +94,7 @@ class PoolIndex:
             QueryLog.build(log),
             np.zeros(len(catalogue), bool),
             counts.astype(np.int64),
+            transitions,
         )
 
     def updated(self, catalogue: Catalogue, dense: DenseIndex | None) -> PoolIndex:
@@ -103,6 +109,7 @@ class PoolIndex:
             lexical=LexicalIndex.build(catalogue, self.lexical.attributes),
             fresh=np.pad(self.fresh, (0, later), constant_values=True),
             counts=np.pad(self.counts, (0, later)),
+            transitions=None if self.transitions is None else self.transitions.updated(later),
             dense=dense,
         )
 
@@ -112,6 +119,8 @@ class PoolIndex:
         self.lexical.save(folder / "lexical")
         self.query_log.save(folder / "query_log")
         np.save(folder / "counts.npy", self.counts)
+        if self.transitions is not None:
+            self.transitions.save(folder / "transitions")
         if self.dense is not None:
             self.dense.save(folder / "dense")
         if self.fusion is not None:
@@ -129,13 +138,14 @@ class PoolIndex:
         lexical = LexicalIndex.open(folder / "lexical")
         if lexical.items != items:
             raise PoolIndexError(f"{folder / 'lexical'} holds {lexical.items} items, the catalogue {items}")
-        dense, fusion = folder / "dense", folder / "fusion.json"
+        transitions, dense, fusion = folder / "transitions", folder / "dense", folder / "fusion.json"
         return cls(
             catalogue,
             lexical,
             QueryLog.open(folder / "query_log", items),
             np.arange(items) >= trained,
             counts,
+            Transitions.open(transitions, items) if os.path.lexists(transitions) else None,
             DenseIndex.open(dense, items, trained) if os.path.lexists(dense) else None,
             Fusion.open(fusion) if os.path.lexists(fusion) else None,
         )

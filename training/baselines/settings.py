@@ -80,7 +80,9 @@ class SASRecSettings(BaselineSettings):
         "cosine", description="of the state with an item's vector; as products, the lengths of vectors count"
     )
     temperature: float | None = Field(
-        None, gt=0, description="scores are divided by it before the softmax (default: 0.07 for cosines, else 1)"
+        None,
+        gt=0,
+        description="scores are divided by it before the softmax (default: 0.07 for cosines, else 1)",
     )
     max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")

@@ -46,6 +46,12 @@ def searches(histories: Sequence[Sequence[Event]]) -> Iterator[tuple[str, str, i
                 yield str(person), event.query, event.item
 
 
+def rows_of(histories: Sequence[Sequence[Event]]) -> Iterator[list[int]]:
+    """Yield the catalogue rows of each person's events. histories: events of each person."""
+    for history in histories:
+        yield [event.item for event in history]
+
+
 def leave_one_out(dataset: DataSet) -> Split:
     """Split each history: the last event is for test, the event before it for validation, the rest for training.
 

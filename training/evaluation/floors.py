@@ -1,13 +1,15 @@
 """Floors: simple rankings that a useful model must beat.
 
     popularity                items by their number of training events
-    popularity_in_query       the same, but items whose text contains all words of the query come first
+    transitions               what people took soon after the items of the history (`index.pool.transitions`), then by
+                              popularity
+    popularity_in_query       by popularity, but items whose text contains all words of the query come first
     popularity_in_same_query  items by the number of people who chose them for the same query in training; items that
                               nobody chose for it, and items with equal numbers, in the order of popularity_in_query
     bm25                      BM25 (Lucene variant) of the query against the items' texts
 
-The last three are for search only. Two queries are the same if they have the same words in the same order. Every floor
-scores all items. Items with equal scores rank in catalogue order.
+`transitions` is for recommendation only, the last three for search only. Two queries are the same if they have the same
+words in the same order. Every floor scores all items. Items with equal scores rank in catalogue order.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
 from index.pool.query_log import QueryLog
+from index.pool.transitions import Transitions
 from index.sequence.events import Event, Task
 from index.words import QueryWord, query_words, terms, words
-from training.data.splits import Case, searches
+from training.data.splits import Case, rows_of, searches
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 
+LEAST = 1e-9  # less than any score of a transition: popularity decides between equal ones
 Scores = Callable[[Case], NDArray[np.float64]]
 
 
@@ -43,6 +47,16 @@ def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[
     """
     counts = popularity(histories, len(catalogue))
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
+    if task is Task.RECOMMENDATION:
+        transitions = Transitions.build(rows_of(histories), len(catalogue), most=None)
+
+        def following(case: Case) -> NDArray[np.float64]:
+            rows, scores = transitions.after([event.item for event in case.history])
+            found: NDArray[np.float64] = counts / (counts.max() + 1) * LEAST
+            found[rows] += scores
+            return found
+
+        floors["transitions"] = following
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
         log = QueryLog.build(searches(histories), people=1)  # nothing of it is stored

@@ -11,9 +11,10 @@ from rich.console import Console
 from index.catalogue import Catalogue
 from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
+from index.pool.transitions import Transitions
 from index.sequence.encoder import SequenceEncoder
 from server.engine.contract import Engine
-from training.data.splits import Split, searches
+from training.data.splits import Split, rows_of, searches
 from training.evaluation.floors import popularity
 from training.fusion.fit import FRESH_SHARE, fit_fusion
 
@@ -32,7 +33,9 @@ def fitted_pool(
     seed: int = 0,
     console: Console | None = None,
 ) -> PoolIndex:
-    """Return the pool of a catalogue: query log and counts of the training events, weights of the validation cases.
+    """Return the pool of a catalogue.
+
+    Query log, transitions and counts are those of the training events, weights those of the validation cases.
 
     dense: rows of the items by their vectors, if they have any.
     trained: number of rows that the model was trained on; later ones are fresh.
@@ -41,7 +44,8 @@ def fitted_pool(
     Raises `CatalogueError` for a search attribute that no item has.
     """
     counts = popularity(split.train, len(catalogue)).astype(np.int64)
-    pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes)
+    transitions = Transitions.build(rows_of(split.train), len(catalogue))
+    pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes, transitions)
     pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained, dense=dense)
     fusion = fit_fusion(
         engine,
