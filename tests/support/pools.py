@@ -11,6 +11,7 @@ from index.catalogue import Catalogue
 from index.pool.dense import DenseHead, DenseIndex
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
 from index.pool.pool_index import PoolIndex
+from index.pool.transitions import Transitions
 from index.sequence.events import Task
 
 WEIGHTS = {
@@ -51,7 +52,12 @@ def make_dense(vectors: NDArray[np.float32], states: int, seed: int = 0) -> Dens
 
 
 def make_pool(catalogue: Catalogue, dense: DenseIndex | None = None) -> PoolIndex:
-    """Return a pool in which two people chose row 5 for "silent letter", and row k has (7 k) mod 23 events."""
+    """Return a pool in which two people chose row 5 for "silent letter", and row k has (7 k) mod 23 events.
+
+    Row 20 followed row 11 twice, and row 30 once.
+    """
     log = [("u1", "silent letter", 5), ("u2", "Silent Letter", 5), ("u1", "rare", 3)]
     counts = np.arange(len(catalogue)) * 7 % 23
-    return replace(PoolIndex.build(catalogue, log, counts), dense=dense, fusion=make_fusion())
+    transitions = Transitions.build([[11, 20], [11, 20, 30]], len(catalogue))
+    pool = PoolIndex.build(catalogue, log, counts, transitions=transitions)
+    return replace(pool, dense=dense, fusion=make_fusion())

@@ -79,6 +79,20 @@ def test_each_item_says_where_it_came_from(pool_client: TestClient) -> None:
     assert 'gems_items_total{source="query_log"}' in text
 
 
+def test_what_followed_the_history_is_recommended(pool_client: TestClient) -> None:
+    body = {"history": HISTORY, "beam_width": 1, "limit": 8, "explain": True}
+    answer = pool_client.post("/recommend", json=body).json()
+    sources = {item["item_id"]: item["source"] for item in answer["items"]}
+    assert sources["item-20"] == sources["item-30"] == "transitions"
+    assert 'gems_items_total{source="transitions"}' in pool_client.get("/metrics").text
+    only = pool_client.post("/recommend", json=body | {"candidates": ["item-20", "item-40"]}).json()
+    assert {item["item_id"] for item in only["items"]} == {"item-20", "item-40"}
+    assert only["items"][0]["item_id"] == "item-20"
+    assert only["explanation"]["signals"]["transitions"] > 0
+    without = pool_client.post("/recommend", json=body | {"history": HISTORY[:1]}).json()
+    assert "transitions" not in {item["source"] for item in without["items"]}
+
+
 def test_relevance_falls_with_the_rank_and_cuts_the_answer(pool_client: TestClient) -> None:
     whole = search(pool_client, "silent machine", limit=30)
     shares = [item["relevance"] for item in whole["items"]]
