@@ -48,9 +48,14 @@ PROBES = 8  # in the course of a training
 METHODS: dict[str, dict[str, Any] | None] = {
     "full": None,
     "one subspace": {"tasks": (), "rank_share": 0.5},
-    "gems": {"tasks": TASKS, "rank_share": 0.25},
+    "gems, learned gate": {"tasks": TASKS, "rank_share": 0.25, "gate": "hypergradient"},
+    "gems, two passes, learned gate": {
+        "tasks": TASKS,
+        "rank_share": 0.25,
+        "joint": False,
+        "gate": "hypergradient",
+    },
     "gems, two passes": {"tasks": TASKS, "rank_share": 0.25, "joint": False},
-    "gems, two passes, uniform gate": {"tasks": TASKS, "rank_share": 0.25, "joint": False, "gate": "uniform"},
     "gems, two passes, prior gate": {"tasks": TASKS, "rank_share": 0.25, "joint": False, "gate": "prior"},
 }
 RATES = {name: (1e-3, 2e-3, 4e-3) if name == "full" else (2e-3, 4e-3, 8e-3) for name in METHODS}

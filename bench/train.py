@@ -45,10 +45,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full-joint": {"method": "full"},
     "lora": {"method": "lora", "lora.rank": 32},
     "subspace": {"method": "subspace", "gems.rank_share": 0.125},
-    "gems": {"method": "gems", "gems.rank_share": 0.125, "gems.joint": False},
-    "gems-uniform": {"method": "gems", "gems.rank_share": 0.125, "gems.joint": False, "gems.gate": "uniform"},
-    "gems-joint-gradients": {"method": "gems", "gems.rank_share": 0.125},
-    "gems-joint-shared-bases": {"method": "gems", "gems.rank_share": 0.125, "gems.share_bases": True},
+    "gems-learned-gate": {
+        "method": "gems",
+        "gems.rank_share": 0.125,
+        "gems.joint": False,
+        "gems.gate": "hypergradient",
+    },
+    "gems-two-passes": {"method": "gems", "gems.rank_share": 0.125, "gems.joint": False},
+    "gems": {"method": "gems", "gems.rank_share": 0.125},
+    "gems-shared-bases": {"method": "gems", "gems.rank_share": 0.125, "gems.share_bases": True},
 }
 CODEBOOKS = (256, 256, 256)
 ITEMS = 10_000

@@ -109,7 +109,7 @@ class GEMS(torch.optim.Optimizer):
         cap: float = 0.5,
         softness: float | None = None,
         output_bases: bool = False,
-        gate: str = "hypergradient",
+        gate: str = "uniform",
         temperature: float = 1.5,
         deflate: bool = True,
         transport: bool = True,

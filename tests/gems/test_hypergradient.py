@@ -18,7 +18,7 @@ RATE, SCALE = 1e-3, 2.0
 def trained(model: nn.Module, **settings: Any) -> GEMS:
     size = {} if "rank_share" in settings else {"rank": 3}
     optimizer = GEMS(
-        model, TASKS, lr=RATE, scale=SCALE, refresh_every=50, stagger=1, **size | settings
+        model, TASKS, lr=RATE, scale=SCALE, refresh_every=50, stagger=1, gate="hypergradient", **size | settings
     )  # fmt: skip
     for _ in train(model, optimizer, range(3), torch.float64):
         pass
@@ -102,7 +102,7 @@ def test_a_plain_parameter_does_not_change_it() -> None:
     for factor in (1.0, 1000.0):
         model = network(torch.float64)
         model.extra = nn.Parameter(torch.ones(3, dtype=torch.float64))  # type: ignore[assignment]
-        optimizer = GEMS(model, TASKS, lr=RATE, rank=3, refresh_every=50, stagger=1)
+        optimizer = GEMS(model, TASKS, lr=RATE, rank=3, refresh_every=50, stagger=1, gate="hypergradient")
         for step in range(4):
             losses = regression(model, step, torch.float64)
             losses["search"] = (

@@ -390,6 +390,9 @@ def test_the_state_is_as_large_as_promised() -> None:
     layer = nn.Linear(64, 48, bias=False)
     optimizer = GEMS(layer, TASKS, lr=1e-3, rank=8)
     assert optimizer.costs()["state_bytes"] == 4 * (64 * 16 + 2 * 48 * 16)
-    assert optimizer.costs()["gradient_bytes"] == 4 * 48 * (16 + 8)  # and the last task updates, for the gate
+    assert optimizer.costs()["gradient_bytes"] == 4 * 48 * 16
+    optimizer.close()
+    learning = GEMS(layer, TASKS, lr=1e-3, rank=8, gate="hypergradient")
+    assert learning.costs()["gradient_bytes"] == 4 * 48 * (16 + 8)  # and the last task updates
     fixed = GEMS(nn.Linear(64, 48, bias=False), TASKS, lr=1e-3, rank=8, gate="prior")
     assert fixed.costs()["gradient_bytes"] == 4 * 48 * 16

@@ -208,8 +208,8 @@ class GemsSettings(SettingsGroup):
     joint: bool = Field(
         True, description="gradients of each task at refreshes only, the joint one in between: cheaper"
     )
-    gate: Literal["hypergradient", "prior", "uniform"] = Field(
-        "hypergradient", description="weighting of the tasks' updates"
+    gate: Literal["uniform", "prior", "hypergradient"] = Field(
+        "uniform", description="weighting of the tasks' updates"
     )
     temperature: float = Field(1.5, gt=0, description="softmax temperature of the gate")
 

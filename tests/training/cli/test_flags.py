@@ -140,7 +140,7 @@ def test_the_help_shows_one_panel_for_each_group_and_the_known_choices() -> None
     assert all(flag in body["Options"] for flag in ("--data", "--config", "--method", "--seed", "--threads"))
     assert "--gems.no-deflate" in body[titles["gems"]]
     for choices in (("full", "gems", "pcgrad"), ("atomic", "semantic", "text"), ("kmeans", "rqvae"),
-                    ("hypergradient", "prior", "uniform")):  # fmt: skip
+                    ("uniform", "prior", "hypergradient")):  # fmt: skip
         assert re.search(r"[<\[]\S*" + r"\|\S*".join(choices), shown), choices
 
 

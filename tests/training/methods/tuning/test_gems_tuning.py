@@ -179,7 +179,8 @@ def test_gems_keeps_the_directions_of_general_text(data: Path, backbone: Path, t
 def test_the_log_of_gems_tells_gates_subspaces_and_conflict(
     data: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "run", settings(backbone, gems={"refresh_every": 5, "stagger": 2}), console=QUIET)
+    gems = {"refresh_every": 5, "stagger": 2, "gate": "hypergradient"}
+    train(data, tmp_path / "run", settings(backbone, gems=gems), console=QUIET)
     steps = records(tmp_path / "run", "learning_rate")
     assert all(s["gate.search"] + s["gate.recommendation"] == pytest.approx(1) for s in steps)
     assert len({s["gate.search"] for s in steps}) > 5  # it moves
@@ -195,7 +196,7 @@ def test_the_log_of_gems_tells_gates_subspaces_and_conflict(
 @pytest.mark.parametrize(
     "switch",
     [
-        {"gems.multi_subspace": False}, {"knowledge.null_space": False}, {"gems.gate": "uniform"},
+        {"gems.multi_subspace": False}, {"knowledge.null_space": False}, {"gems.gate": "hypergradient"},
         {"gems.gate": "prior"}, {"gems.deflate": False}, {"gems.transport": False}, {"gems.joint": False},
         {"gems.rank_scaling": True, "gems.growth_limit": 1.05}, {"gems.rank": 4, "gems.task_rank": 3},
     ],
