@@ -1,0 +1,87 @@
+"""Candidates and signals of a pool that need no model: transitions, with known and with fresh items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from support.pools import make_pool
+
+from index.catalogue import Catalogue, Item
+from index.pool.fusion import ITEM_SIGNALS
+from index.pool.pool import FEW, TRANSITIONS, Pool
+from index.pool.pool_index import PoolIndex
+from index.pool.transitions import DECAY, Transitions
+from index.sequence.events import Task
+from index.trie.allowed import Allowed
+from index.trie.trie import Trie
+
+ITEMS = 60
+COLUMN = ITEM_SIGNALS[Task.RECOMMENDATION].index("transitions")
+
+
+@dataclass
+class Unscored:
+    """A model that found nothing, and gives every candidate the same score."""
+
+    pool_scores: list[float]
+    items: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    state: list[float] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def index() -> PoolIndex:
+    return make_pool(Catalogue(Item(f"item-{k}", f"title {k}") for k in range(ITEMS)))
+
+
+def gathered(
+    index: PoolIndex, history: list[int], excluded: list[int] | None = None, levels: int = 2
+) -> Pool:
+    codes = np.arange(ITEMS)[:, None] if levels == 1 else np.stack(np.divmod(np.arange(ITEMS), 8), axis=1)
+    allowed = Allowed.of(Trie.build(codes), None, excluded or [])
+    return Pool.gather(index, allowed, None, history)
+
+
+def signals(pool: Pool) -> dict[int, float]:
+    rows, values = pool.signals(Unscored([-1.0] * len(pool.to_score)))
+    return dict(zip(rows.tolist(), values[:, COLUMN].tolist(), strict=True))
+
+
+def test_what_followed_the_last_items_is_a_candidate_the_likeliest_first(index: PoolIndex) -> None:
+    pool = gathered(index, [3, 11])
+    assert pool.rows.tolist() == [20, 30]
+    assert pool.sources == ["transitions", "transitions"]
+    assert index.transitions is not None
+    rows, scores = index.transitions.after([11])
+    assert signals(pool) == pytest.approx(dict(zip(rows.tolist(), np.log1p(scores / FEW), strict=True)))
+
+
+def test_what_may_not_be_returned_is_no_candidate(index: PoolIndex) -> None:
+    assert gathered(index, [11], excluded=[20]).rows.tolist() == [30]
+
+
+def test_fresh_items_neither_follow_nor_are_followed(index: PoolIndex) -> None:
+    fresh = np.zeros(ITEMS, bool)
+    fresh[20] = True
+    hidden = replace(index, fresh=fresh)
+    pool = gathered(hidden, [11])
+    assert "transitions" in pool.sources
+    assert dict(zip(pool.rows.tolist(), pool.sources, strict=True))[30] == "transitions"
+    assert signals(pool)[20] == 0  # a candidate, because it is new
+    after, before = signals(gathered(hidden, [11, 20])), signals(gathered(hidden, [11]))
+    assert after[30] == before[30]  # as if the new item were not in the history
+    other = gathered(index, [11, 3])
+    assert np.expm1(signals(other)[30]) == pytest.approx(DECAY * np.expm1(before[30]))
+
+
+@pytest.mark.parametrize(("levels", "most"), [(1, 2 * TRANSITIONS), (2, TRANSITIONS)])
+def test_candidates_are_bounded(levels: int, most: int, index: PoolIndex) -> None:
+    many = Transitions.build([[0, k] for k in range(1, ITEMS)], ITEMS)
+    pool = gathered(replace(index, transitions=many), [0], levels=levels)
+    assert len(pool.rows) == most
+
+
+def test_a_pool_of_an_older_bundle_has_no_transitions(index: PoolIndex) -> None:
+    assert not len(gathered(replace(index, transitions=None), [11]).rows)
