@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from index.identifiers.alphafuse import AlphaFuseError, FusedVectors, SemanticSpace
-from training.baselines.settings import BaselineError, SASRecSettings
+from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 
 START = 0.02  # initial standard deviation of learned vectors
 
@@ -55,27 +55,30 @@ class ScaledFusedVectors(FusedVectors):
         self.frozen *= scale
 
 
-def item_vectors(settings: SASRecSettings, count: int, language: NDArray[np.float32] | None) -> nn.Module:
+def item_vectors(
+    settings: SASRecSettings, kind: ItemKind, count: int, language: NDArray[np.float32] | None
+) -> nn.Module:
     """Return a module whose `forward()` gives the item vectors, float32 [count, hidden].
 
     Initial values are drawn from torch's global generator.
 
+    kind: source of the vectors.
     count: number of items.
     language: language vectors of the items, float32 [count, d]; every source except 'id' needs them.
     Raises `BaselineError` if the language vectors do not suit the settings.
     """
-    if settings.items == "id":
+    if kind == "id":
         return TableVectors(torch.randn(count, settings.hidden) * START)
     assert language is not None
     try:
-        if settings.items == "adapter":
+        if kind == "adapter":
             return AdapterVectors(language, settings.hidden)
-        if settings.items == "language-init":
+        if kind == "language-init":
             return TableVectors(_leading_components(language, settings.hidden))
         space, null = semantic_space(settings, language)
         return ScaledFusedVectors(space, language, null, settings.semantic_scale)
     except AlphaFuseError as error:
-        raise BaselineError(f"--items {settings.items}: {error}") from error
+        raise BaselineError(f"--items {kind}: {error}") from error
 
 
 def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> tuple[SemanticSpace, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from index.identifiers.alphafuse import FusedVectors
 from training.baselines.baseline import Baseline
@@ -19,7 +18,7 @@ from training.baselines.item_vectors import item_vectors
 from training.baselines.language import language_vectors
 from training.baselines.sasrec import SASRec, catalogue_cross_entropy
 from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
-from training.baselines.settings import BaselineError, SASRecSettings
+from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
 from training.data.vectors import read_vectors
@@ -35,6 +34,8 @@ def sasrec(
 
         p(i | 1 .. t) = softmax_i( s(h_t, e_i) / τ )
 
+    An ensemble has a model for each kind of item vectors, with a loss of its own; their scores are added (EnsRec).
+
     language: file of the items' language vectors; None: they are made if they are needed.
     Raises `BaselineError` if no user has two training events.
     """
@@ -47,47 +48,66 @@ def sasrec(
         if language is None:
             made = language_vectors(catalogue, console)
         known = made if language is None else read_vectors(language, catalogue.item_ids)
-    items = item_vectors(settings, len(catalogue), known)
-    model = SASRec(
-        items, settings.hidden, layers=settings.layers, heads=settings.heads, dropout=settings.dropout,
-        max_events=settings.max_events,
-    )  # fmt: skip
-
-    cosines = settings.scores == "cosine"
-    temperature = settings.temperature or (0.07 if cosines else 1.0)
-
-    def measured(vectors: Tensor) -> Tensor:
-        return F.normalize(vectors, dim=1) if cosines else vectors
+    members = [_model(settings, kind, len(catalogue), known) for kind in settings.kinds]
+    score = Score(settings.scores == "cosine", settings.temperature)
 
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([settings.seed, epoch])
         return epoch_batches(histories, settings.max_events, settings.batch_size, rng)
 
     def loss_of(batch: Batch) -> Tensor:
-        vectors = model.items()
-        states = model.states(vectors, batch.rows)[batch.targets >= 0]
-        return catalogue_cross_entropy(
-            measured(states) / temperature, measured(vectors), batch.targets[batch.targets >= 0]
-        )
+        return torch.stack([score.loss(model, batch) for model in members]).sum()
 
+    alone = members[0] if len(members) == 1 else None
     notes = {}
-    if isinstance(items, FusedVectors):
-        notes = {"semantic": items.frozen.shape[1], "null": items.learned.shape[1]}
+    if alone is not None and isinstance(alone.items, FusedVectors):
+        notes = {"semantic": alone.items.frozen.shape[1], "null": alone.items.learned.shape[1]}
     return Baseline(
-        model, settings.epochs, batches, loss_of, partial(score_cases, model, cosines=cosines),
-        vectors=lambda: items().detach().numpy(),
+        alone or nn.ModuleList(members),
+        settings.epochs,
+        batches,
+        loss_of,
+        lambda cases: np.sum([score.of_cases(model, cases) for model in members], axis=0),
+        vectors=None if alone is None else lambda: alone.items().detach().numpy(),
         language=made,
         notes=notes,
+    )
+
+
+def _model(
+    settings: SASRecSettings, kind: ItemKind, count: int, language: NDArray[np.float32] | None
+) -> SASRec:
+    return SASRec(
+        item_vectors(settings, kind, count, language), settings.hidden, layers=settings.layers,
+        heads=settings.heads, dropout=settings.dropout, max_events=settings.max_events,
     )  # fmt: skip
 
 
-@torch.inference_mode()
-def score_cases(model: SASRec, cases: Sequence[Case], *, cosines: bool = True) -> NDArray[np.float32]:
-    """Return the cosine or product of the state after each case's history with every item: float32 [cases, N]."""
-    vectors = model.items()
-    rows, last = read_cases(cases, model.max_events)
-    states = model.states(vectors, rows)[torch.arange(len(cases)), last]
-    if cosines:
-        states, vectors = F.normalize(states, dim=1), F.normalize(vectors, dim=1)
-    scores: NDArray[np.float32] = (states @ vectors.T).numpy()
-    return scores
+class Score:
+    """Score of a state with an item's vector: cosine or product, over a temperature."""
+
+    def __init__(self, cosines: bool, temperature: float | None) -> None:
+        self._cosines = cosines
+        self._temperature = temperature or (0.07 if cosines else 1.0)
+
+    def loss(self, model: SASRec, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of a batch, a scalar."""
+        vectors, known = model.items(), batch.targets >= 0
+        states = model.states(vectors, batch.rows)[known]
+        return catalogue_cross_entropy(
+            self._measured(states) / self._temperature, self._measured(vectors), batch.targets[known]
+        )
+
+    @torch.inference_mode()
+    def of_cases(self, model: SASRec, cases: Sequence[Case]) -> NDArray[np.float32]:
+        """Return the score of the state after each case's history with every item: float32 [cases, N]."""
+        vectors = model.items()
+        rows, last = read_cases(cases, model.max_events)
+        states = model.states(vectors, rows)[torch.arange(len(cases)), last]
+        scores: NDArray[np.float32] = (
+            self._measured(states) @ self._measured(vectors).T / self._temperature
+        ).numpy()
+        return scores
+
+    def _measured(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=1) if self._cosines else vectors

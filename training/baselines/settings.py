@@ -13,7 +13,8 @@ from training.errors import UserError
 from training.settings import RunSettings
 
 Users = Literal["leave-one-out", "chronological"]
-Items = Literal["id", "language-init", "adapter", "alphafuse"]
+ItemKind = Literal["id", "language-init", "adapter", "alphafuse"]
+Items = Literal[ItemKind, "ensemble"]
 
 
 class BaselineError(UserError):
@@ -89,6 +90,11 @@ class SASRecSettings(BaselineSettings):
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     batch_size: int = Field(256, ge=1, description="histories a step")
     epochs: int = Field(40, ge=1, description="passes over the histories at most")
+
+    @property
+    def kinds(self) -> tuple[ItemKind, ...]:
+        """The item vectors of each model: one, or those of an ensemble."""
+        return ("id", "adapter") if self.items == "ensemble" else (self.items,)
 
     @property
     def system(self) -> str:

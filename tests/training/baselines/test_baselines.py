@@ -21,6 +21,7 @@ from index.sequence.events import Event, Task
 from training.baselines.dense import BiEncoder, EncodedCatalogue, Pairs, contrastive_loss
 from training.baselines.item_vectors import item_vectors
 from training.baselines.ncf import NeuMF, score_users
+from training.baselines.recommender import Score, sasrec
 from training.baselines.run import run_baseline
 from training.baselines.sasrec import ROWS, SASRec, catalogue_cross_entropy
 from training.baselines.sequences import epoch_batches, read_cases
@@ -98,7 +99,9 @@ def test_windows_make_every_event_but_the_first_a_target_once(
 def test_sasrec_sees_no_future_and_no_padding() -> None:
     torch.manual_seed(0)
     wanted = SASRecSettings(hidden=16, max_events=8)
-    model = SASRec(item_vectors(wanted, 20, None), 16, layers=2, heads=2, dropout=0.3, max_events=8).eval()
+    model = SASRec(
+        item_vectors(wanted, "id", 20, None), 16, layers=2, heads=2, dropout=0.3, max_events=8
+    ).eval()
     rows = torch.randint(20, (3, 8))
     states = model.states(model.items(), rows)
     changed = rows.clone()
@@ -143,12 +146,34 @@ def test_sasrec_learns_the_walk_with_every_kind_of_item_vectors(
     )
 
 
+def test_an_ensemble_adds_the_scores_of_two_models(data: Path, language: Path, tmp_path: Path) -> None:
+    wanted = SASRecSettings(items="ensemble", **SMALL | {"epochs": 4})
+    result = run_baseline(data, tmp_path / "run", wanted, language=language, console=QUIET)
+    assert result["recommendation"]["hit@5"] > 0.6
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"0", "1"}
+    assert not (tmp_path / "run" / "item_vectors.parquet").exists()
+    dataset = DataSet.load(data)
+    split = leave_one_out(dataset)
+    torch.manual_seed(0)
+    baseline = sasrec(wanted, dataset, split, language, QUIET)
+    first, second = baseline.model.eval()
+    score = Score(cosines=True, temperature=None)
+    cases = split.test[:5]
+    expected = score.of_cases(first, cases) + score.of_cases(second, cases)
+    assert np.allclose(baseline.score(cases), expected)
+    batch = baseline.batches(1)[0]
+    with torch.no_grad():
+        parts = [score.loss(model, batch) for model in (first, second)]
+        assert baseline.loss_of(batch).item() == pytest.approx(float(sum(parts)), rel=1e-5)
+
+
 def test_alphafuse_leaves_the_frozen_part_alone_to_the_bit(
     data: Path, language: Path, tmp_path: Path
 ) -> None:
     wanted = SASRecSettings(items="alphafuse", null=6, **SMALL | {"epochs": 3})
     vectors = read_vectors(language, DataSet.load(data).catalogue.item_ids)
-    before = item_vectors(wanted, 30, vectors)
+    before = item_vectors(wanted, "alphafuse", 30, vectors)
     result = run_baseline(data, tmp_path / "run", wanted, language=language, console=QUIET)
     assert (result["training"]["semantic"], result["training"]["null"]) == (10, 6)
     weights = load_file(tmp_path / "run" / "weights.safetensors")
