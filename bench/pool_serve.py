@@ -1,9 +1,10 @@
 """`python -m bench.pool_serve --json F`: what a ranked pool costs over the beam alone, in a whole server.
 
 Two searches in turn, one at a time: of a ranked pool, and of the beam alone, each with another history and query, and
-without a prefix cache. Titles are Zipf-distributed letter sequences (as in `bench.lexical`), a query is one to four
-neighbouring words of a title, and identifiers are those of `bench.pool_engine`: two random codes of 256, and a number
-behind them. The weights are those that a fit starts from. On a shared machine only the ratios count.
+without a prefix cache; then two recommendations in the same way. Titles are Zipf-distributed letter sequences (as in
+`bench.lexical`), a query is one to four neighbouring words of a title, every item has 20 random transitions, and
+identifiers are those of `bench.pool_engine`: two random codes of 256, and a number behind them. The weights are those
+that a fit starts from. On a shared machine only the ratios count.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.untrained import publish_untrained
 from index.catalogue import Catalogue, Item
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
 from index.pool.pool_index import PoolIndex
+from index.pool.transitions import Transitions
 from index.sequence.events import Task
 from training.cli.common.command import run_command
 from training.cli.common.numbers import whole_numbers
@@ -40,6 +42,7 @@ from training.settings import MOST, MOST_BEAMS, MOST_THREADS
 
 SEARCHES = 6  # one event of so many is a search, which makes prompts of about 300 tokens
 VOCABULARY = 300_000  # distinct words of the titles
+FOLLOWERS = 20  # transitions of an item
 WARM_UP = 3  # requests of each kind that are not counted
 
 
@@ -66,7 +69,7 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             catalogue = _publish(Path(folder) / "bundle", size, backbone, layers)
             with ServerProcess(Path(folder) / "bundle", patience=600) as server:
-                figures["cases"].append(_measure(server, catalogue, history, repeats))
+                figures["cases"] += [_measure(server, catalogue, task, history, repeats) for task in Task]
     Console().print_json(json.dumps(figures))
     if json_file is not None:
         write_json(json_file, figures)
@@ -75,7 +78,14 @@ def main(
 def _publish(path: Path, size: int, backbone: str, layers: int | None) -> Catalogue:
     """Publish an untrained bundle with a pool, and return its catalogue."""
     catalogue = Catalogue(draw_items(np.random.default_rng(0), size, VOCABULARY))
-    pool = PoolIndex.build(catalogue, [], np.random.default_rng(1).zipf(1.5, size).clip(max=10**6))
+    rng = np.random.default_rng(1)
+    counts = rng.zipf(1.5, size).clip(max=10**6)
+    transitions = Transitions(
+        np.arange(size + 1) * FOLLOWERS,
+        np.sort(rng.integers(0, size, (size, FOLLOWERS), np.int32), axis=1).ravel(),
+        rng.random(size * FOLLOWERS, np.float32),
+    )
+    pool = PoolIndex.build(catalogue, [], counts, transitions=transitions)
     weights = {
         task: TaskFusion({name: PRIOR[name][0] for name in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])})
         for task in Task
@@ -87,35 +97,37 @@ def _publish(path: Path, size: int, backbone: str, layers: int | None) -> Catalo
     return catalogue
 
 
-def _measure(server: ServerProcess, catalogue: Catalogue, history: int, repeats: int) -> dict[str, Any]:
+def _measure(
+    server: ServerProcess, catalogue: Catalogue, task: Task, history: int, repeats: int
+) -> dict[str, Any]:
+    path = {Task.SEARCH: "/search", Task.RECOMMENDATION: "/recommend"}[task]
     rng = np.random.default_rng(2)
     kinds = ("pool", "beam")
     ms: dict[str, list[float]] = {kind: [] for kind in kinds}
     stages: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(WARM_UP + repeats):
         for kind in kinds if turn % 2 else reversed(kinds):
-            body = _request(rng, catalogue, history) | {"ranking": kind}
+            body = _request(rng, catalogue, task, history) | {"ranking": kind}
             begin = time.perf_counter()
-            answer = server.post("/search", body)
+            answer = server.post(path, body)
             if turn >= WARM_UP:
                 ms[kind].append(1000 * (time.perf_counter() - begin))
                 stages[kind].append(answer["timings_ms"].get("pool", 0.0))
     median = {kind: statistics.median(values) for kind, values in ms.items()}
     return {
         "items": len(catalogue),
+        "task": task.value,
         "ms": median,
         "ratio": median["pool"] / median["beam"],
         "words_and_fusion_ms": statistics.median(stages["pool"]),
     }
 
 
-def _request(rng: np.random.Generator, catalogue: Catalogue, history: int) -> dict[str, Any]:
+def _request(rng: np.random.Generator, catalogue: Catalogue, task: Task, history: int) -> dict[str, Any]:
     drawn = [catalogue[int(row)] for row in rng.integers(0, len(catalogue), history + 1)]
-    return {
-        "query": draw_query(rng, drawn[0]),
-        "limit": 10,
-        "history": [_event(rng, item, k % SEARCHES == 0) for k, item in enumerate(drawn[1:])],
-    }
+    query = {"query": draw_query(rng, drawn[0])} if task is Task.SEARCH else {}
+    events = [_event(rng, item, k % SEARCHES == 0) for k, item in enumerate(drawn[1:])]
+    return query | {"limit": 10, "history": events}
 
 
 def _event(rng: np.random.Generator, item: Item, search: bool) -> dict[str, str]:
