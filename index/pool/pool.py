@@ -28,7 +28,7 @@ from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
 Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense"]
-LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 12, 8, 8, 8  # candidates of each source at most
+LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8, 8  # candidates of each source at most
 MORE_OF_ONE_CODE = 2  # times as many of the first two where the prompt's own pass scores all items
 FEW = 0.01  # score of a transition that counts log 2
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
