@@ -264,7 +264,7 @@ def test_the_commands_of_the_guide_to_baselines_work(
     figures = json.loads((shop / "runs" / "comparison.json").read_text())
     ours = CaseRanks.load(shop / "runs" / "mine" / "ranks.npz")
     floors = {"bm25", "popularity_in_query", "popularity_in_same_query"}
-    beside = {"recommendation": {"sasrec, id", "ncf"}, "search": {"dense", *floors}}
+    beside = {"recommendation": {"sasrec, id", "ncf", "transitions"}, "search": {"dense", *floors}}
     for task, names in beside.items():
         everyone = figures[task]["all users"]
         assert everyone["cases"] == len(ours.tasks[Task(task)].users)  # all systems ranked all of them
