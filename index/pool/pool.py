@@ -29,7 +29,7 @@ from index.trie.allowed import Allowed
 
 Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense"]
 LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8, 8  # candidates of each source at most
-MORE_OF_ONE_CODE = 2  # times as many of the first two where the prompt's own pass scores all items
+OF_ONE_CODE = 24  # of the first two where the prompt's own pass scores all items
 FEW = 0.01  # score of a transition that counts log 2
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
@@ -98,19 +98,21 @@ class Pool:
         found: dict[int, Source] = {}
         chosen: dict[int, int] = {}
         match = None
-        times = MORE_OF_ONE_CODE if allowed.trie.levels == 1 else 1
+        one_code = allowed.trie.levels == 1
         after, scores = _following(index, history)
         following = dict(zip(after.tolist(), scores.tolist(), strict=True))
         if query is None:
             best = allowed.of_rows(after[np.lexsort((after, -scores))])
-            found |= dict.fromkeys(best[: TRANSITIONS * times].tolist(), "transitions")
+            most = OF_ONE_CODE if one_code else TRANSITIONS
+            found |= dict.fromkeys(best[:most].tolist(), "transitions")
         else:
             match = index.lexical.match(query)
             rows, people = index.query_log.chosen(query)
             chosen = dict(zip(rows.tolist(), people.tolist(), strict=True))
             for row in allowed.of_rows(rows)[:QUERY_LOG].tolist():  # the most chosen first
                 found[row] = "query_log"
-            for row in top(match, allowed, LEXICAL * times, index.counts).tolist():
+            most = OF_ONE_CODE if one_code else LEXICAL
+            for row in top(match, allowed, most, index.counts).tolist():
                 found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
         for row in _fresh(index, allowed, match, history):
             found[row] = "fresh"

@@ -10,7 +10,7 @@ from support.pools import make_pool
 
 from index.catalogue import Catalogue, Item
 from index.pool.fusion import ITEM_SIGNALS
-from index.pool.pool import FEW, TRANSITIONS, Pool
+from index.pool.pool import FEW, OF_ONE_CODE, TRANSITIONS, Pool
 from index.pool.pool_index import PoolIndex
 from index.pool.transitions import DECAY, Transitions
 from index.sequence.events import Task
@@ -76,7 +76,7 @@ def test_fresh_items_neither_follow_nor_are_followed(index: PoolIndex) -> None:
     assert np.expm1(signals(other)[30]) == pytest.approx(DECAY * np.expm1(before[30]))
 
 
-@pytest.mark.parametrize(("levels", "most"), [(1, 2 * TRANSITIONS), (2, TRANSITIONS)])
+@pytest.mark.parametrize(("levels", "most"), [(1, OF_ONE_CODE), (2, TRANSITIONS)])
 def test_candidates_are_bounded(levels: int, most: int, index: PoolIndex) -> None:
     many = Transitions.build([[0, k] for k in range(1, ITEMS)], ITEMS)
     pool = gathered(replace(index, transitions=many), [0], levels=levels)
