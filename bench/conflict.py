@@ -1,7 +1,7 @@
 """`python -m bench.conflict --data DIR --backbone DIR --json F`: two tasks that want opposite things of one history.
 
 *plain*: whether the item after the last ten is one of the most popular, which have three quarters of the events.
-*permuted*: the opposite. A marker at the begin of the history names the task, so that a model can learn both; but as
+*permuted*: the opposite. A marker before the history names the task, so that a model can learn both; but as
 long as it does not tell them apart, each gradient undoes the other. Only linear layers are tuned, by every method; the
 rows of items, markers and answers are trained by AdamW. No null space, so that only the subspaces differ. `one
 subspace` has the state of `gems`.
@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from gems import GEMS, measure_conflict, plain_gradients
+from index.sequence.language_model import load_language_model
 from training.cli.common.command import run_command
 from training.cli.common.numbers import finite
 from training.cli.common.paths import output_file
@@ -91,7 +91,7 @@ class Predictor(nn.Module):
 
     def __init__(self, backbone: Path) -> None:
         super().__init__()
-        self.blocks = AutoModel.from_pretrained(backbone)
+        self.blocks = load_language_model(backbone, local=True).base_model
         linear = {id(m.weight) for m in self.blocks.modules() if isinstance(m, nn.Linear)}
         for parameter in self.blocks.parameters():
             parameter.requires_grad_(id(parameter) in linear)
@@ -211,6 +211,8 @@ def main(
     torch.set_num_threads(threads)
     console = Console()
     problem = Problem(*windows_of(data), share)
+    if not backbone.is_dir():
+        raise InputError(f"there is no folder {backbone}; make a small language model with bench.tiny_lm")
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, settings in METHODS.items():
         tried = []
