@@ -91,10 +91,6 @@ ALLOWED = {
         "index.words server.engine server.engine.torch_backend training.data training.errors "
         "training.inputs training.outputs training.run"
     ),
-    "training.baselines": (
-        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
-        "training.data training.errors training.evaluation training.run training.settings"
-    ),
     "training.cli.common": (
         "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers "
         "server.engine training.errors training.outputs training.settings"
@@ -109,6 +105,10 @@ ALLOWED = {
     "training.loop": (
         "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
         "training.data training.errors training.evaluation training.methods training.model training.run"
+    ),
+    "training.baselines": (
+        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
+        "training.data training.errors training.evaluation training.loop training.run training.settings"
     ),
     "training.dense": "index.pool index.sequence training.loop",
     "training.fusion": (

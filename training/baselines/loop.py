@@ -21,6 +21,7 @@ from training.data.splits import Case
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
+from training.loop.schedule import rate_factor
 from training.run.metrics_log import MetricsLog
 
 CHECKPOINT = "checkpoint.pt"
@@ -82,7 +83,8 @@ def fit(
                 torch.manual_seed(settings.seed * 1_000_003 + progress.epoch)
                 parts = baseline.batches(progress.epoch)
                 shown = track(parts, f"epoch {progress.epoch}", console=console, transient=True)
-                loss = _epoch(baseline, optimizer, shown) / len(parts)
+                rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs)
+                loss = _epoch(baseline, optimizer, shown, rates) / len(parts)
             model.eval()
             baseline.refresh()
             score = _validate(baseline, settings, validation)
@@ -117,11 +119,23 @@ def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Ca
     return float(per_case(ranks)["ndcg@10"].mean())
 
 
-def _epoch(baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> float:
-    """Train on the batches; return the sum of their losses."""
+def learning_rates(settings: BaselineSettings, done: int, steps: int, epochs: int) -> list[float]:
+    """Return the learning rate of each step of the epoch after `done` ones."""
+    return [
+        settings.learning_rate * rate_factor((done + k / steps) / epochs, 0.0, settings.final_rate)
+        for k in range(steps)
+    ]
+
+
+def _epoch(
+    baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any], rates: Iterable[float]
+) -> float:
+    """Train on the batches, each with its learning rate; return the sum of their losses."""
     baseline.model.train()
     total = 0.0
-    for batch in batches:
+    for batch, rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         loss = baseline.loss_of(batch)
         value = float(loss.detach())
         if not math.isfinite(value):

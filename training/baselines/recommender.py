@@ -16,12 +16,13 @@ from index.identifiers.alphafuse import FusedVectors
 from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
 from training.baselines.language import language_vectors
-from training.baselines.sasrec import SASRec, catalogue_cross_entropy
+from training.baselines.sasrec import SASRec
 from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
 from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
 from training.data.vectors import read_vectors
+from training.loop.cross_entropy import summed_cross_entropy
 
 
 def sasrec(
@@ -93,10 +94,8 @@ class Score:
     def loss(self, model: SASRec, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch, a scalar."""
         vectors, known = model.items(), batch.targets >= 0
-        states = model.states(vectors, batch.rows)[known]
-        return catalogue_cross_entropy(
-            self._measured(states) / self._temperature, self._measured(vectors), batch.targets[known]
-        )
+        states = self._measured(model.states(vectors, batch.rows)[known]) / self._temperature
+        return summed_cross_entropy(states, self._measured(vectors), batch.targets[known]) / len(states)
 
     @torch.inference_mode()
     def of_cases(self, model: SASRec, cases: Sequence[Case]) -> NDArray[np.float32]:

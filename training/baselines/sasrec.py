@@ -6,13 +6,8 @@ catalogue of Klenitskiy & Vasilev, *Turning Dross Into Gold Loss*, arXiv 2309.07
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-ROWS = 256  # positions whose logits exist at a time, so that they fit the processor's cache
 
 
 class Block(nn.Module):
@@ -64,44 +59,3 @@ class SASRec(nn.Module):
             x = block(x)
         known: Tensor = self.norm(x)
         return known
-
-
-class _CatalogueCrossEntropy(torch.autograd.Function):
-    """Loss and gradients in one pass over blocks of rows, so that the whole matrix of logits never exists.
-
-    With p = softmax(H Vᵀ): ∂/∂H = (p − onehot) V / n and ∂/∂V = (p − onehot)ᵀ H / n.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-        count = len(states)
-        d_states, d_vectors = torch.empty_like(states), torch.zeros_like(vectors)
-        loss = states.new_zeros(())
-        for low in range(0, count, ROWS):
-            hidden, wanted = states[low : low + ROWS], targets[low : low + ROWS, None]
-            logits = hidden @ vectors.T
-            log_sum = logits.logsumexp(1, keepdim=True)
-            loss += (log_sum - logits.gather(1, wanted)).sum()
-            error = logits.sub_(log_sum).exp_()
-            error.scatter_add_(1, wanted, error.new_full(wanted.shape, -1.0))
-            torch.matmul(error, vectors, out=d_states[low : low + ROWS])
-            d_vectors.addmm_(error.T, hidden)
-        ctx.save_for_backward(d_states, d_vectors)
-        ctx.count = count
-        return loss / count
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
-        d_states, d_vectors = ctx.saved_tensors
-        return d_states * (outer[0] / ctx.count), d_vectors * (outer[0] / ctx.count), None
-
-
-def catalogue_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over n of −log softmax(states · vectorsᵀ) at the targets, over all N items.
-
-    states: float [n, D].
-    vectors: float [N, D].
-    targets: catalogue rows, int64 [n].
-    """
-    loss: Tensor = _CatalogueCrossEntropy.apply(states, vectors, targets)  # type: ignore[no-untyped-call]
-    return loss

@@ -38,6 +38,12 @@ class BaselineSettings(RunSettings):
     )
     validation_cases: int = Field(4000, ge=1, description="validation cases, drawn once")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    final_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="learning rate after all epochs, as a share of the first: a cosine; 1: constant",
+    )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     patience: int = Field(5, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")

@@ -12,13 +12,13 @@ c_j. The tokens before the identifier are read by the encoder if there is one.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
+from training.loop.cross_entropy import summed_cross_entropy
 from training.loop.parts import Part
 from training.model.forward import decoder_only_states, encoder_decoder_states
 from training.model.rows import AddedRows
@@ -58,8 +58,7 @@ def item_losses(
             # logits of each task apart: methods that run a backward pass for each task pay for its rows only
             where = written & (task == k)
             if bool(where.any()):
-                logits = hidden[where] @ used.T
-                nll = F.cross_entropy(logits.float(), target[where] - first, reduction="sum")
+                nll = summed_cross_entropy(hidden[where], used, target[where] - first)
                 totals[name] = totals.get(name, torch.zeros(())) + nll
     return totals
 

@@ -20,10 +20,11 @@ from index.embeddings import TextEncoder
 from index.sequence.events import Event, Task
 from training.baselines.dense import BiEncoder, EncodedCatalogue, Pairs, contrastive_loss
 from training.baselines.item_vectors import item_vectors
+from training.baselines.loop import learning_rates
 from training.baselines.ncf import NeuMF, score_users
 from training.baselines.recommender import Score, sasrec
 from training.baselines.run import run_baseline
-from training.baselines.sasrec import ROWS, SASRec, catalogue_cross_entropy
+from training.baselines.sasrec import SASRec
 from training.baselines.sequences import epoch_batches, read_cases
 from training.baselines.settings import (
     BaselineError,
@@ -64,20 +65,6 @@ def language(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("language") / "vectors.parquet"
     save_vectors(file, DataSet.load(data).catalogue.item_ids, vectors.astype(np.float32))
     return file
-
-
-def test_the_catalogue_loss_is_cross_entropy_over_all_items_and_so_are_its_gradients() -> None:
-    torch.manual_seed(0)
-    count = ROWS + 7  # more than one part
-    states = torch.randn(count, 6, dtype=torch.float64, requires_grad=True)
-    vectors = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(11, (count,))
-    ours = catalogue_cross_entropy(states, vectors, targets)
-    theirs = F.cross_entropy(states @ vectors.T, targets)
-    assert torch.allclose(ours, theirs, atol=1e-12)
-    gradients = [torch.autograd.grad(3 * loss, (states, vectors)) for loss in (ours, theirs)]
-    for one, other in zip(*gradients, strict=True):
-        assert torch.allclose(one, other, atol=1e-12)
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=12), st.integers(1, 9), st.integers(1, 5))
@@ -186,7 +173,7 @@ def test_alphafuse_leaves_the_frozen_part_alone_to_the_bit(
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = SASRecSettings(**SMALL | {"epochs": 4})
+    wanted = SASRecSettings(**SMALL | {"epochs": 4, "final_rate": 0.1})
     whole = run_baseline(data, tmp_path / "whole", wanted, console=QUIET)
     saved = torch.save
     count = 0
@@ -222,6 +209,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     read = run_baseline(data, tmp_path / "whole", wanted, resume=True, console=QUIET)
     assert read["recommendation"] == whole["recommendation"]
     assert (tmp_path / "whole" / "ranks.npz").stat().st_mtime_ns == times
+
+
+def test_the_learning_rate_falls_along_a_cosine_over_all_epochs() -> None:
+    falling = SASRecSettings(learning_rate=0.01, final_rate=0.1)
+    rates = np.array([rate for done in range(3) for rate in learning_rates(falling, done, 4, 3)])
+    progress = np.arange(12) / 12
+    assert rates == pytest.approx(0.01 * (0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2))
+    constant = SASRecSettings(learning_rate=0.01)
+    assert learning_rates(constant, 2, 4, 3) == pytest.approx([0.01] * 4)
 
 
 def test_ncf_scores_all_items_as_one_by_one_and_beats_popularity(data: Path, tmp_path: Path) -> None:
