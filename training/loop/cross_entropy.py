@@ -33,7 +33,7 @@ def summed_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Te
         rows = _block(vectors)
         losses = [
             F.cross_entropy(_logits(hidden, vectors), wanted, reduction="sum")
-            for hidden, wanted in zip(states.split(rows), targets.split(rows), strict=True)
+            for hidden, wanted in zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
         ]
         return torch.stack(losses).sum()
     loss: Tensor = _CrossEntropy.apply(states, vectors, targets)  # type: ignore[no-untyped-call]
