@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from index.records import Record, RecordError
 from index.sequence.events import Task
 
-WORDS = ("bm25", "all_words", "title_share", "exact_title", "exact_attribute")
+WORDS = ("bm25", "all_words", "title_share", "exact_title", "exact_attribute", "exact_category")
 FRESH = ("fresh", "fresh_likeness", "fresh_dense", *(f"fresh_{name}" for name in WORDS))
 
 # Signals about an item. `code`: log p(identifier | prompt); `popularity`: log(1 + events in training); `query_log`:
@@ -48,6 +48,8 @@ LATER = (
     "dense",
     "fresh_likeness",
     "fresh_dense",
+    "exact_category",
+    "fresh_exact_category",
 )  # signals that came later: without a weight they count nothing
 MAX_WEIGHT = 1e4
 

@@ -1,4 +1,4 @@
-"""The lexical index: items by the words of their texts (BM25), by their whole title, and by exact codes.
+"""The lexical index: items by the words of their texts (BM25), by whole title and category, and by exact codes.
 
 The text of an item is its title, categories, description and attributes (`Item.text`), and the values of the *search
 attributes*, numbers and lists among them. Its terms are those of `index/words.py`.
@@ -28,16 +28,23 @@ from index.pool.postings import Postings
 from index.pool.title_words import TitleWords
 from index.words import QueryWord, is_unspaced, query_words, terms, words
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_CATEGORIES = 1  # an older format
 MOST_ITEMS = 2**31 - 1  # rows are int32
 MOST_WORDS = 32  # of a query; later ones are not looked up
 MOST_REPLACED = 4  # words of a query that are compared with every term
 MAX_NAMED = 20  # attributes in a message
+PATH = ">"  # between the parts of a category's path
 
 
 def code(text: str) -> str:
     """Return the form in which titles and codes are compared as a whole: the words without spaces between them."""
     return "".join(words(text))
+
+
+def label(text: str) -> str:
+    """Return the form in which categories are compared as a whole: the distinct words, in alphabetical order."""
+    return " ".join(sorted(set(words(text))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +56,7 @@ class LexicalIndex:
     lexicon, postings: all terms, and the items of each.
     titles: terms of each title.
     by_title, by_code: rows by whole title, and by item id or value of a search attribute (see `code`).
+    by_category: rows by whole category, and by the last part of its path (see `label`).
     """
 
     items: int
@@ -58,11 +66,14 @@ class LexicalIndex:
     titles: TitleWords
     by_title: KeyedRows
     by_code: KeyedRows
+    by_category: KeyedRows
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        parts = (self.lexicon, self.postings, self.titles, self.by_title, self.by_code)
+        parts = (
+            self.lexicon, self.postings, self.titles, self.by_title, self.by_code, self.by_category
+        )  # fmt: skip
         return sum(part.nbytes for part in parts)
 
     @classmethod
@@ -79,6 +90,7 @@ class LexicalIndex:
         title_words: list[int] = []
         by_title: list[tuple[str, int]] = []
         by_code: list[tuple[str, int]] = []
+        by_category: list[tuple[str, int]] = []
         for row, item in enumerate(catalogue):
             terms_of.append(
                 array("i", (number.setdefault(term, len(number)) for term in _terms(item, attributes)))
@@ -86,6 +98,7 @@ class LexicalIndex:
             title = words(item.title)
             by_title.append(("".join(title), row))
             by_code += [(key, row) for key in _codes(item, attributes)]
+            by_category += [(label(text), row) for text in _categories(item)]
             named = dict.fromkeys(title)
             title_words.append(len(named))
             named |= dict.fromkeys(terms(item.title))
@@ -107,6 +120,7 @@ class LexicalIndex:
             ),
             KeyedRows.build(by_title),
             KeyedRows.build(by_code),
+            KeyedRows.build(by_category),
         )
 
     def match(self, query: str) -> LexicalMatch:
@@ -119,7 +133,8 @@ class LexicalIndex:
         # "7 11" is no way to write the id 711, as "wd 40" is one to write WD-40.
         apart = key.isdecimal() and len(words(query)) > 1
         coded = self.by_code.of_key("" if apart else key)
-        return LexicalMatch(asked, scores, found, self.by_title.of_key(key), coded, self.titles)
+        titled, labelled = self.by_title.of_key(key), self.by_category.of_key(label(query))
+        return LexicalMatch(asked, scores, found, titled, coded, labelled, self.titles)
 
     def likeness(self, rows: NDArray[np.integer], others: Sequence[int]) -> NDArray[np.float32]:
         """Return how much each title is like that of the most similar one of `others`, float32 [rows], 0 … 1.
@@ -175,6 +190,7 @@ class LexicalIndex:
             part.save(folder)
         self.by_title.save(folder, "by_title")
         self.by_code.save(folder, "by_code")
+        self.by_category.save(folder, "by_category")
         record = {"format": FORMAT, "items": self.items, "attributes": list(self.attributes)}
         (folder / "lexical.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
 
@@ -185,7 +201,7 @@ class LexicalIndex:
         Raises `ValueError` with the name of the file that is missing or damaged, or does not fit the others.
         """
         record = read_record(folder / "lexical.json")
-        record.whole("format", FORMAT, FORMAT)
+        written = record.whole("format", WITHOUT_CATEGORIES, FORMAT)
         items, attributes = record.whole("items", 1, MOST_ITEMS), record.texts("attributes")
         lexicon = Lexicon.open(folder)
         return cls(
@@ -196,6 +212,9 @@ class LexicalIndex:
             TitleWords.open(folder, items, len(lexicon)),
             KeyedRows.open(folder, "by_title", items),
             KeyedRows.open(folder, "by_code", items),
+            KeyedRows.build(())
+            if written == WITHOUT_CATEGORIES
+            else KeyedRows.open(folder, "by_category", items),
         )
 
 
@@ -227,6 +246,13 @@ def _codes(item: Item, attributes: Sequence[str]) -> Iterator[str]:
     yield code(item.item_id)
     for name in attributes:
         yield from map(code, _values(item, name))
+
+
+def _categories(item: Item) -> Iterator[str]:
+    """Yield what names the categories of an item: "Hair > Shampoos" is `Hair > Shampoos` and `Shampoos`."""
+    for category in item.categories:
+        yield category
+        yield category.rpartition(PATH)[2]
 
 
 def _values(item: Item, name: str) -> Iterator[str]:

@@ -41,6 +41,7 @@ class LexicalMatch:
     found: uint8 [items], number of the words that each item has.
     title_rows: int32, ascending, the rows whose title is the query.
     attribute_rows: int32, ascending, the rows whose id or a search attribute is the query.
+    category_rows: int32, ascending, the rows of which a category is the query.
     titles: terms of the titles.
     """
 
@@ -49,6 +50,7 @@ class LexicalMatch:
     found: NDArray[np.uint8]
     title_rows: NDArray[np.int32]
     attribute_rows: NDArray[np.int32]
+    category_rows: NDArray[np.int32]
     titles: TitleWords
 
     @cached_property
@@ -74,6 +76,10 @@ class LexicalMatch:
     def exact_attribute(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the query is the id or a whole search attribute of each item: bool [rows]."""
         return np.isin(rows, self.attribute_rows)
+
+    def exact_category(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the words of the query are those of a whole category of each item: bool [rows]."""
+        return np.isin(rows, self.category_rows)
 
     def title_share(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the share of each title's words that the query names: float32 [rows], 0 unless the title has them all.

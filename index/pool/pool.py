@@ -220,6 +220,7 @@ def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.floa
         match.title_share(rows),
         match.exact_title(rows),
         match.exact_attribute(rows),
+        match.exact_category(rows),
     )
     return [np.asarray(values, np.float64) for values in found]
 

@@ -17,9 +17,9 @@ from index.sequence.events import Task
 WEIGHTS = {
     "code": 0.2, "popularity": 0.2, "query_log": 3.0, "transitions": 0.5, "likeness": 0.4, "dense": 0.3,
     "fresh_likeness": 0.5, "fresh_dense": 0.6, "bm25": 0.5, "all_words": 1.0, "title_share": 0.6,
-    "exact_title": 3.0, "exact_attribute": 6.0, "fresh": -1.0, "fresh_bm25": 0.8, "fresh_all_words": 1.1,
-    "fresh_title_share": 0.7, "fresh_exact_title": 4.0, "fresh_exact_attribute": 7.0, "nothing": -1.0,
-    "unknown_words": 5.0,
+    "exact_title": 3.0, "exact_attribute": 6.0, "exact_category": 0.9, "fresh": -1.0, "fresh_bm25": 0.8,
+    "fresh_all_words": 1.1, "fresh_title_share": 0.7, "fresh_exact_title": 4.0, "fresh_exact_attribute": 7.0,
+    "fresh_exact_category": 0.8, "nothing": -1.0, "unknown_words": 5.0,
 }  # fmt: skip
 
 

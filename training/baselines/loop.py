@@ -62,7 +62,9 @@ def fit(
     """
     model = baseline.model
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+    )
     progress, best = Progress(), {name: value.clone() for name, value in model.state_dict().items()}
     if (out / CHECKPOINT).exists():
         try:

@@ -26,6 +26,7 @@ class BaselineSettings(RunSettings):
 
     name: ClassVar[str]
     task: ClassVar[Task]  # the one task that it supports
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # of AdamW
 
     users: Users = Field(
         "leave-one-out",
@@ -66,6 +67,8 @@ class SASRecSettings(BaselineSettings):
 
     name: ClassVar[str] = "sasrec"
     task: ClassVar[Task] = Task.RECOMMENDATION
+    # as in the authors' code, and in our own model; at 0.999 a rare item moves too far at each of its events
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.98)
 
     items: Items = Field("id", description="where item vectors come from")
     hidden: int = Field(128, ge=2, le=16384, description="width of the model and of the item vectors")

@@ -31,6 +31,7 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "title_share": (0.5, 1.0),
     "exact_title": (3.0, 2.0),
     "exact_attribute": (3.0, 2.0),
+    "exact_category": (1.0, 1.0),
     "fresh": (-4.0, 3.0),
     "fresh_likeness": (1.0, 2.0),
     "fresh_dense": (0.5, 0.3),
@@ -39,6 +40,7 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "fresh_title_share": (0.5, 1.0),
     "fresh_exact_title": (3.0, 2.0),
     "fresh_exact_attribute": (3.0, 2.0),
+    "fresh_exact_category": (1.0, 1.0),
     "nothing": (-2.0, 3.0),
     "unknown_words": (2.0, 3.0),
 }

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.catalogue import Catalogue, CatalogueError, Item
-from index.pool.lexical import MOST_REPLACED, MOST_WORDS, LexicalIndex, code
+from index.pool.lexical import MOST_REPLACED, MOST_WORDS, LexicalIndex, code, label
 from index.pool.postings import K1, B
 from index.words import holds_all, terms, words
 
@@ -78,6 +78,29 @@ def test_whole_titles_and_codes(query: str, titles: list[str], codes: list[str])
 
 
 @pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("garage oil", ["B00X4WHP5E"]), ("Oil, garage", ["B00X4WHP5E"]), ("OIL", ["B00X4WHP5E"]), ("garage", []),
+        ("films", ["2", "3"]), ("film", []), ("films 2019", []), ("", []), ("?", []),
+    ],
+)  # fmt: skip
+def test_whole_categories_in_any_order_and_the_last_part_of_a_path(query: str, found: list[str]) -> None:
+    match = INDEX.match(query)
+    assert [ITEMS[row].item_id for row in match.category_rows] == found
+    assert np.flatnonzero(match.exact_category(EVERY)).tolist() == match.category_rows.tolist()
+
+
+def test_an_index_from_before_categories_has_none(folder: Path) -> None:
+    record = json.loads((folder / "lexical.json").read_text("utf-8"))
+    (folder / "lexical.json").write_text(json.dumps(record | {"format": 1}), "utf-8")
+    for path in folder.glob("by_category_*"):
+        path.unlink()
+    match = LexicalIndex.open(folder).match("films")
+    assert not match.exact_category(EVERY).any()
+    assert match.scores.tolist() == INDEX.match("films").scores.tolist()
+
+
+@pytest.mark.parametrize(
     ("query", "shares"),
     [
         ("spray", {0: 1 / 5}), ("wd-40", {0: 2 / 5}), ("wd40 spray", {0: 3 / 5}), ("far home", {1: 2 / 5}),
@@ -136,10 +159,18 @@ WORDS = st.sampled_from(
 )  # too short for typing errors
 TEXTS = st.lists(WORDS, max_size=8).map(" ".join)
 CATALOGUES = st.lists(
-    st.tuples(WORDS, TEXTS, st.none() | WORDS | st.integers(0, 3)), min_size=1, max_size=12
+    st.tuples(
+        WORDS,
+        TEXTS,
+        st.none() | WORDS | st.integers(0, 3),
+        st.lists(st.lists(WORDS, max_size=3).map(" > ".join)),
+    ),
+    min_size=1,
+    max_size=12,
 ).map(
     lambda rows: Catalogue(
-        Item(f"#{k}", title, text, attributes={"code": value}) for k, (title, text, value) in enumerate(rows)
+        Item(f"#{k}", title, text, tuple(categories), {"code": value})
+        for k, (title, text, value, categories) in enumerate(rows)
     )
 )
 
@@ -191,6 +222,9 @@ def test_lookups_equal_a_comparison_with_every_item(catalogue: Catalogue, query:
             and not apart
             and code(query) in (code(item.item_id), "" if value is None else code(str(value)))
         )
+        parts = {part for each in item.categories for part in (each, each.split(">")[-1])}
+        named = bool(words(query)) and label(query) in map(label, parts)
+        assert match.exact_category(every)[row] == named
         in_title = bool(words(query)) and holds_all(set(terms(item.title)), query)
         assert (match.title_share(every)[row] > 0) == (in_title or whole)
         assert match.title_share(every)[row] <= 1
@@ -229,6 +263,7 @@ def test_the_order_of_items_does_not_matter(catalogue: Catalogue, query: str, ra
     assert there.scores.tolist() == here.scores[order].tolist()
     assert there.all_words.tolist() == here.all_words[order].tolist()
     assert sorted(order[row] for row in there.title_rows) == here.title_rows.tolist()
+    assert sorted(order[row] for row in there.category_rows) == here.category_rows.tolist()
 
 
 @pytest.fixture
@@ -246,9 +281,11 @@ def test_a_stored_index_gives_the_same_matches(folder: Path) -> None:
         assert here.scores.tolist() == there.scores.tolist()
         assert here.title_share(EVERY).tolist() == there.title_share(EVERY).tolist()
         assert here.attribute_rows.tolist() == there.attribute_rows.tolist()
+        assert here.category_rows.tolist() == there.category_rows.tolist()
 
 
 INDEX_FILES = [
+    "by_category_first", "by_category_hashes", "by_category_rows",
     "by_code_first", "by_code_hashes", "by_code_rows", "by_title_first", "by_title_hashes", "by_title_rows",
     "posting_first", "posting_rows", "posting_scores", "term_first", "term_letters", "title_first", "title_terms",
     "title_words",
@@ -304,7 +341,7 @@ def test_no_number_is_used_before_it_is_checked(folder: Path, name: str) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"items": 8}, {"items": 10**12}, {"items": 0}, {"items": "9"}, {"attributes": [1]}, {"format": 2}],
+    [{"items": 8}, {"items": 10**12}, {"items": 0}, {"items": "9"}, {"attributes": [1]}, {"format": 3}],
 )
 def test_a_wrong_description_is_refused(folder: Path, change: dict[str, object]) -> None:
     path = folder / "lexical.json"

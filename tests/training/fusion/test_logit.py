@@ -34,8 +34,8 @@ def draw(weights: dict[str, float], cases: int, seed: int = 0, absent: Sequence[
 
 def test_the_weights_that_made_the_choices_are_found() -> None:
     rng = np.random.default_rng(1)
-    true = {name: float(rng.uniform(0.3, 1.5)) for name in PRIOR} | {"nothing": 6.0}  # often enough
-    found = fit_weights(TASK, draw(true, 6000))
+    true = {name: float(rng.uniform(0.3, 1.5)) for name in PRIOR} | {"nothing": 8.0}  # one in twenty
+    found = fit_weights(TASK, draw(true, 20_000))
     apart = [abs(found[name] - true[name]) for name in found]
     assert max(apart) < 0.3
     assert np.mean(apart) < 0.08
