@@ -27,7 +27,7 @@ def summed_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Te
     vectors: [N, D].
     targets: rows of the vectors, int64 [n].
 
-    Half-precision inputs are multiplied in their own precision, and the softmax is taken in float32.
+    Half-precision inputs are multiplied in their own precision. Softmax and sums over blocks are in float32.
     """
     if not torch.is_grad_enabled() or not (states.requires_grad or vectors.requires_grad):
         rows = _block(vectors)
@@ -43,10 +43,11 @@ def summed_cross_entropy(states: Tensor, vectors: Tensor, targets: Tensor) -> Te
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        precise = torch.promote_types(states.dtype, torch.float32)
         d_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        d_vectors = torch.zeros_like(vectors) if ctx.needs_input_grad[1] else None
+        d_vectors = torch.zeros_like(vectors, dtype=precise) if ctx.needs_input_grad[1] else None
         rows = _block(vectors)
-        loss = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        loss = torch.zeros((), dtype=precise, device=states.device)
         for low in range(0, len(states), rows):
             hidden, wanted = states[low : low + rows], targets[low : low + rows, None]
             p = _logits(hidden, vectors)
@@ -58,8 +59,12 @@ class _CrossEntropy(torch.autograd.Function):
             if d_states is not None:
                 d_states[low : low + rows] = (error @ vectors) / total
             if d_vectors is not None:
-                d_vectors.addmm_(error.T, (hidden / total).to(states.dtype))
-        ctx.save_for_backward(d_states, d_vectors)
+                scaled = (hidden / total).to(states.dtype)
+                if states.dtype == precise:
+                    d_vectors.addmm_(error.T, scaled)
+                else:
+                    d_vectors += error.T @ scaled
+        ctx.save_for_backward(d_states, None if d_vectors is None else d_vectors.to(vectors.dtype))
         return loss
 
     @staticmethod
