@@ -174,6 +174,7 @@ def fit(
         part_tokens=config.optimiser.part_tokens,
         title_queries=config.sequence.title_queries,
         query_dropout=config.sequence.query_dropout,
+        event_dropout=config.sequence.event_dropout,
         word_queries=WordQueries(dataset.catalogue, config.sequence.word_queries),
         seed=config.seed,
         min_parts=parallel.size,

@@ -126,6 +126,12 @@ class SequenceSettings(SettingsGroup):
     query_dropout: float = Field(
         0.0, ge=0, le=1, description="share of logged searches trained as recommendations, their query hidden"
     )
+    event_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of logged events that a training sequence leaves out, drawn again each epoch",
+    )
     word_queries: float = Field(
         0.0,
         ge=0,

@@ -46,6 +46,7 @@ class BatchSource:
         part_tokens: int,
         title_queries: float = 0.0,
         query_dropout: float = 0.0,
+        event_dropout: float = 0.0,
         word_queries: WordQueries | None = None,
         seed: int = 0,
         min_parts: int = 1,
@@ -67,6 +68,7 @@ class BatchSource:
         self._batch_size = batch_size
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
+        self._event_dropout = event_dropout
         self._word_queries = word_queries
         self._seed = seed
         windows = [window for history in self._histories for window in self._windows(history)]
@@ -116,8 +118,16 @@ class BatchSource:
         return [self._encoder.sample(life[begin:])]
 
     def _varied(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
-        """Hide the queries of some searches (query dropout), and search for some items that were recommended."""
+        """Leave some events out, hide the queries of some searches, and search for some items that were recommended.
+
+        Without some events, an item follows others than the one that came just before it. Of a history that loses
+        all, the last event stays.
+        """
         varied = list(events)
+        if self._event_dropout:
+            kept = rng.random(len(events)) >= self._event_dropout
+            varied = [event for event, keep in zip(events, kept, strict=True) if keep] or varied[-1:]
+            events = varied
         if self._word_queries is not None:
             varied = self._word_queries.add(varied, rng)
         if self._query_dropout:

@@ -113,6 +113,18 @@ def test_title_queries_and_query_dropout_do_what_they_say() -> None:
     }
 
 
+def test_event_dropout_leaves_out_other_events_each_epoch_and_never_a_whole_history() -> None:
+    every = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
+    batches = source(event_dropout=0.4)
+    epochs = [sum((items_of(batch) for batch in batches.epoch(epoch)), Counter()) for epoch in range(3)]
+    for found in epochs:
+        assert not found - every  # nothing but logged events
+        assert found.total() / every.total() == pytest.approx(0.6, abs=0.1)
+    assert epochs[0] != epochs[1] != epochs[2]
+    alone = sum((Counter(batch.targets) for batch in source(event_dropout=0.99).epoch(0)), Counter())
+    assert alone.total() >= len([h for h in histories() if h])
+
+
 def test_parts_respect_their_budget() -> None:
     for batch in source(part_tokens=300).epoch(0):
         assert all(part.ids.numel() <= 300 or len(part.ids) == 1 for part in batch.parts)
