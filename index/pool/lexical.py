@@ -26,6 +26,7 @@ from index.pool.lexicon import Lexicon
 from index.pool.match import LexicalMatch, MatchedWord
 from index.pool.postings import Postings
 from index.pool.title_words import TitleWords
+from index.trie.filters import PATH
 from index.words import QueryWord, is_unspaced, query_words, terms, words
 
 FORMAT = 2
@@ -34,7 +35,6 @@ MOST_ITEMS = 2**31 - 1  # rows are int32
 MOST_WORDS = 32  # of a query; later ones are not looked up
 MOST_REPLACED = 4  # words of a query that are compared with every term
 MAX_NAMED = 20  # attributes in a message
-PATH = ">"  # between the parts of a category's path
 
 
 def code(text: str) -> str:

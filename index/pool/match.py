@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from index.pool.arrays import places_in
 from index.pool.title_words import TitleWords
 
 
@@ -71,15 +72,15 @@ class LexicalMatch:
 
     def exact_title(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the query is the whole title of each item, apart from spaces and punctuation: bool [rows]."""
-        return np.isin(rows, self.title_rows)
+        return places_in(self.title_rows, rows)[1]
 
     def exact_attribute(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the query is the id or a whole search attribute of each item: bool [rows]."""
-        return np.isin(rows, self.attribute_rows)
+        return places_in(self.attribute_rows, rows)[1]
 
     def exact_category(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the words of the query are those of a whole category of each item: bool [rows]."""
-        return np.isin(rows, self.category_rows)
+        return places_in(self.category_rows, rows)[1]
 
     def title_share(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the share of each title's words that the query names: float32 [rows], 0 unless the title has them all.

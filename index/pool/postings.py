@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_offsets, read_places, read_vector
+from index.pool.arrays import places_in, read_offsets, read_places, read_vector
 from index.trie.trie import ranges
 
 K1, B = 1.5, 0.75
@@ -73,8 +73,7 @@ class Postings:
         """Return the rows that have all of some terms, and the sums of their scores."""
         (rows, scores), *others = sorted(map(self.of_term, terms), key=lambda posting: len(posting[0]))
         for more_rows, more_scores in others:
-            place = np.minimum(np.searchsorted(more_rows, rows), len(more_rows) - 1)
-            both = more_rows[place] == rows
+            place, both = places_in(more_rows, rows)
             rows, scores = rows[both], scores[both] + more_scores[place[both]]
         return rows, scores
 

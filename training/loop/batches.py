@@ -123,11 +123,10 @@ class BatchSource:
         Without some events, an item follows others than the one that came just before it. Of a history that loses
         all, the last event stays.
         """
-        varied = list(events)
         if self._event_dropout:
             kept = rng.random(len(events)) >= self._event_dropout
-            varied = [event for event, keep in zip(events, kept, strict=True) if keep] or varied[-1:]
-            events = varied
+            events = [event for event, keep in zip(events, kept, strict=True) if keep] or events[-1:]
+        varied = list(events)
         if self._word_queries is not None:
             varied = self._word_queries.add(varied, rng)
         if self._query_dropout:
