@@ -176,6 +176,7 @@ def fit(
         query_dropout=config.sequence.query_dropout,
         event_dropout=config.sequence.event_dropout,
         word_queries=WordQueries(dataset.catalogue, config.sequence.word_queries),
+        tasks=config.sequence.trained_tasks,
         seed=config.seed,
         min_parts=parallel.size,
         pairs=pairs,

@@ -126,10 +126,10 @@ class SequenceEncoder:
         return written
 
     def _event(self, event: Event) -> list[int]:
-        query = event.query if self._task(event) is Task.SEARCH else None
+        query = event.query if self.task_of(event) is Task.SEARCH else None
         return [*self._request(query), *self.identifier(event.item)]
 
-    def _task(self, event: Event) -> Task:
+    def task_of(self, event: Event) -> Task:
         """Return the task of a past event.
 
         A search whose query has no token (for example, only invisible characters) is written as a recommendation.
@@ -199,7 +199,7 @@ class SequenceEncoder:
             written = self._lengths[event.item]
             level[end - written : end] = np.arange(written)
             item[end - written] = event.item
-        tasks = np.array([TASKS.index(self._task(event)) for event in answered], np.int8)
+        tasks = np.array([TASKS.index(self.task_of(event)) for event in answered], np.int8)
         return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]), item)
 
     def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
@@ -208,7 +208,7 @@ class SequenceEncoder:
         The encoder reads the request that `event` answers; the decoder writes the item of `event` after its token
         `start`.
         """
-        task = self._task(event)
+        task = self.task_of(event)
         written = self.identifier(event.item)
         length = 1 + len(written)
         item = np.full(length, -1, np.int64)

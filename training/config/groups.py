@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from index.extensions import one_of
 from index.identifiers.registry import SCHEMES, scheme_names
+from index.sequence.events import Task
 from training.settings import SettingsGroup
 
 
@@ -138,6 +139,14 @@ class SequenceSettings(SettingsGroup):
         le=1,
         description="share of logged recommendations trained as searches for words of the item",
     )
+    tasks: Literal["both", "search", "recommendation"] = Field(
+        "both",
+        description="tasks that the model learns to answer; histories hold the events of both ('both': one model)",
+    )
+
+    @property
+    def trained_tasks(self) -> tuple[Task, ...]:
+        return tuple(Task) if self.tasks == "both" else (Task(self.tasks),)
 
 
 class OptimiserSettings(SettingsGroup):

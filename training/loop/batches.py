@@ -7,14 +7,15 @@ forward and backward pass, and the gradients of the parts add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 
 from index.sequence.encoder import TASKS, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
+from training.errors import UserError
 from training.loop.pairs import Pairs
 from training.loop.parts import Part, parts_of
 from training.loop.word_queries import WordQueries
@@ -48,6 +49,7 @@ class BatchSource:
         query_dropout: float = 0.0,
         event_dropout: float = 0.0,
         word_queries: WordQueries | None = None,
+        tasks: Collection[Task] = tuple(Task),
         seed: int = 0,
         min_parts: int = 1,
         pairs: Pairs | None = None,
@@ -57,8 +59,10 @@ class BatchSource:
         histories: events of each user.
         titles: titles of the items, in the order of the catalogue.
         word_queries: queries for events that have none; drawn again each epoch.
+        tasks: tasks whose items are targets. Events of others are only read.
         min_parts: smallest number of parts of a step, so that every process has one to compute.
         pairs: makes the samples of an encoder-decoder.
+        Raises `UserError` if no event can be trained as one of the tasks.
         """
         self._min_parts = min_parts
         self._pairs = pairs
@@ -70,13 +74,20 @@ class BatchSource:
         self._query_dropout = query_dropout
         self._event_dropout = event_dropout
         self._word_queries = word_queries
+        self._tasks = tasks
         self._seed = seed
         windows = [window for history in self._histories for window in self._windows(history)]
-        targets = [len(life) - begin for life, begin in windows]
+        counts = [sum(map(self._may_be_target, life[begin:])) for life, begin in windows]
+        targets = [count for count in counts if count]
+        if not targets:
+            raise UserError(
+                f"no event can be trained as a {' or '.join(tasks)}; train another (sequence.tasks)"
+            )
         if pairs is not None:
             targets = [min(count, pairs.targets) for count in targets]
-        self.steps_per_epoch = max(1, math.ceil(len(windows) / batch_size))
-        self._titles_per_step = title_queries * sum(targets) / self.steps_per_epoch
+        self.steps_per_epoch = math.ceil(len(targets) / batch_size)
+        share = title_queries if Task.SEARCH in tasks else 0.0
+        self._titles_per_step = share * sum(targets) / self.steps_per_epoch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -87,17 +98,31 @@ class BatchSource:
         rng = np.random.default_rng([self._seed, epoch])
         varied = (self._varied(history, rng) for history in self._histories)
         windows = [window for history in varied for window in self._windows(history, rng)]
+        if len(self._tasks) < len(Task):
+            windows = [window for window in windows if self._has_target(*window)] or windows
         order = rng.permutation(len(windows))
         for step in range(self.steps_per_epoch):  # jitter may make a few windows more
             chosen = order[
                 step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
             ]
-            drawn = [windows[k] for k in chosen]
+            drawn = [windows[k] for k in chosen] or [windows[order[step % len(order)]]]
             samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
             titles = int(self._titles_per_step + rng.random())
             if self._titles:
                 samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
             yield samples
+
+    def _may_be_target(self, event: Event) -> bool:
+        """Whether an event is of a trained task, as it was logged or as it may be varied."""
+        searched = self._encoder.task_of(event) is Task.SEARCH
+        as_search = searched or (self._word_queries is not None and self._word_queries.share > 0)
+        as_recommendation = not searched or self._query_dropout > 0
+        return (Task.SEARCH in self._tasks and as_search) or (
+            Task.RECOMMENDATION in self._tasks and as_recommendation
+        )
+
+    def _has_target(self, life: Sequence[Event], begin: int) -> bool:
+        return any(self._encoder.task_of(event) in self._tasks for event in life[begin:])
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
@@ -114,8 +139,15 @@ class BatchSource:
 
     def _samples(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
         if self._pairs is not None:
-            return self._pairs.draw(life, begin, rng)
-        return [self._encoder.sample(life[begin:])]
+            return self._pairs.draw(life, begin, rng, self._tasks)
+        return [self._only_trained(self._encoder.sample(life[begin:]))]
+
+    def _only_trained(self, sample: Sample) -> Sample:
+        """Leave only the items of the trained tasks as targets."""
+        trained = np.isin(sample.task, [TASKS.index(task) for task in self._tasks])
+        level, item = sample.level.copy(), sample.item.copy()
+        level[~trained] = item[~trained] = -1
+        return replace(sample, level=level, item=item)
 
     def _varied(self, events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
         """Leave some events out, hide the queries of some searches, and search for some items that were recommended.

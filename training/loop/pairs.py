@@ -10,14 +10,14 @@ Their histories reach back beyond the sequence, as they do in a request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from index.sequence.encoder import Sample, SequenceEncoder
-from index.sequence.events import Event
+from index.sequence.events import Event, Task
 from index.sequence.language_model import is_encoder_decoder, start_token
 
 
@@ -38,14 +38,20 @@ class Pairs:
         """Return the maker of pairs for a model; None for a decoder-only model, which learns from whole sequences."""
         return cls(encoder, start_token(model), targets) if is_encoder_decoder(model) else None
 
-    def draw(self, life: Sequence[Event], begin: int, rng: np.random.Generator) -> list[Sample]:
-        """Draw items among the events from `begin` on, without replacement. Return their pairs.
+    def draw(
+        self,
+        life: Sequence[Event],
+        begin: int,
+        rng: np.random.Generator,
+        tasks: Collection[Task] = tuple(Task),
+    ) -> list[Sample]:
+        """Draw items among the events of some tasks from `begin` on, without replacement. Return their pairs.
 
         life: all events of a user up to the end of the sequence.
         """
-        count = len(life) - begin
-        chosen = begin + np.sort(rng.permutation(count)[: self.targets])
-        return [self.pair(life[:k], life[k]) for k in chosen.tolist()]
+        of_tasks = [k for k in range(begin, len(life)) if self.encoder.task_of(life[k]) in tasks]
+        chosen = np.sort(rng.permutation(len(of_tasks))[: self.targets])
+        return [self.pair(life[: of_tasks[k]], life[of_tasks[k]]) for k in chosen.tolist()]
 
     def pair(self, history: Sequence[Event], event: Event) -> Sample:
         """Make the pair of one event and the history before it."""

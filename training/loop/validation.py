@@ -42,25 +42,30 @@ class Validator:
         self._engine = engine
         self._normalisation = config.identifiers.normalisation
         self._stop_on = config.validation.stop_on
+        self._tasks = config.sequence.trained_tasks
 
     def __call__(self) -> dict[str, float]:
         """Return figures by name.
 
         `<task>.loss`; for `stop_on: ndcg@10` also `<task>.hit@10` and `<task>.ndcg@10`; and `score`, which early
-        stopping watches: higher is better.
+        stopping watches, by the tasks that are trained: higher is better.
         """
         training = self._model.training
         self._model.eval()
         try:
             figures = self._losses()
             if self._stop_on == "loss":
-                score = -sum(value for name, value in figures.items() if name.endswith(".loss"))
+                score = -self._sum(figures, "loss")
             else:
                 figures |= self._rankings()
-                score = sum(value for name, value in figures.items() if name.endswith(".ndcg@10"))
+                score = self._sum(figures, "ndcg@10")
         finally:
             self._model.train(training)
         return figures | {"score": score}
+
+    def _sum(self, figures: dict[str, float], name: str) -> float:
+        """Return the sum of a figure over the trained tasks."""
+        return sum(figures.get(f"{task.value}.{name}", 0.0) for task in self._tasks)
 
     @torch.inference_mode()
     def _losses(self) -> dict[str, float]:

@@ -34,7 +34,7 @@ OTHER: dict[str, Any] = {
     "identifiers.spelling": 9, "identifiers.normalisation": "vocabulary",
     "sequence.max_events": 9, "sequence.max_tokens": 200, "sequence.max_query_tokens": 17, "sequence.targets": 2,
     "sequence.title_queries": 0.5, "sequence.query_dropout": 0.3, "sequence.word_queries": 0.6,
-    "sequence.event_dropout": 0.25,
+    "sequence.event_dropout": 0.25, "sequence.tasks": "search",
     "optimiser.learning_rate": 0.5, "optimiser.relative": False, "optimiser.weight_decay": 0.2,
     "optimiser.warmup": 0.3, "optimiser.final_rate": 0.4, "optimiser.clip": 3.0, "optimiser.batch_size": 5,
     "optimiser.part_tokens": 100, "optimiser.epochs": 2.5, "optimiser.minutes": 4.5,

@@ -74,7 +74,7 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
     """Three names stayed; shares, null space, bases, other weights, and settings of data and identifiers are new."""
     assert set(KNOWN) - set(RENAMED.values()) == {
         "method", "seed", "threads", "search_attributes", "fresh_share", "gems.rank_share", "gems.task_rank_share",
-        "sequence.word_queries", "sequence.event_dropout", "knowledge.softness", "gems.output_bases",
+        "sequence.word_queries", "sequence.event_dropout", "sequence.tasks", "knowledge.softness", "gems.output_bases",
         "identifiers.text_part", "optimiser.other_weights", "gems.share_bases",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from support.bundles import make_model
 from support.histories import histories
 
 from index.sequence.encoder import TASKS, SequenceEncoder
-from index.sequence.events import Task
+from index.sequence.events import Event, Task
+from training.errors import UserError
 from training.loop.batches import BatchSource
 from training.loop.losses import item_losses
 from training.loop.parts import pad
@@ -111,6 +113,37 @@ def test_title_queries_and_query_dropout_do_what_they_say() -> None:
         Task.SEARCH: plain[Task.RECOMMENDATION],
         Task.RECOMMENDATION: plain[Task.SEARCH],
     }
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_model_of_one_task_reads_the_events_of_both_and_has_targets_of_its_own(task: Task) -> None:
+    one, both = source(query_dropout=0.3, tasks=(task,)), source(query_dropout=0.3)
+    read = {sample.ids.tobytes(): sample for samples in both.samples(1) for sample in samples}
+    for sample in itertools.chain.from_iterable(one.samples(1)):  # the same draws
+        of_both = read[sample.ids.tobytes()]
+        kept = of_both.task == TASKS.index(task)
+        assert np.array_equal(sample.level, np.where(kept, of_both.level, -1))
+        assert np.array_equal(sample.item, np.where(kept, of_both.item, -1))
+        assert (sample.item >= 0).any()
+    titled = sum((Counter(b.targets) for b in source(title_queries=0.5, tasks=(task,)).epoch(0)), Counter())
+    assert set(+titled) == {task}
+
+
+def test_a_log_without_the_trained_task_is_refused_unless_words_of_items_are_searched_for() -> None:
+    recommended = [[Event(event.item) for event in history] for history in histories()]
+    titles = [item.title for item in CATALOGUE]
+
+    def searches(**settings: Any) -> BatchSource:
+        tasks = (Task.SEARCH,)
+        return BatchSource(
+            ENCODER, recommended, titles, batch_size=2, part_tokens=500, tasks=tasks, **settings
+        )
+
+    with pytest.raises(UserError, match=r"no event can be trained as a search; .*sequence\.tasks"):
+        searches()
+    few = searches(word_queries=WordQueries(CATALOGUE, 0.05))
+    for batch in few.epoch(0):  # also where fewer windows than steps got a query
+        assert set(+Counter(batch.targets)) <= {Task.SEARCH}
 
 
 def test_event_dropout_leaves_out_other_events_each_epoch_and_never_a_whole_history() -> None:

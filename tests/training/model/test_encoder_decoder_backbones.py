@@ -193,6 +193,10 @@ def test_title_queries_are_a_share_of_the_targets() -> None:
     assert titled.total() == pytest.approx(2 * plain.total(), rel=0.15)
     hidden = sum((Counter(b.targets) for b in source(2, query_dropout=1.0).epoch(0)), Counter())
     assert hidden[Task.SEARCH] == 0
+    for task in Task:  # pairs are drawn among the events of the trained task
+        alone = sum((Counter(b.targets) for b in source(2, tasks=(task,)).epoch(0)), Counter())
+        assert set(+alone) == {task}
+        assert alone.total() > plain[task]
 
 
 @pytest.mark.parametrize("kind", KINDS)
