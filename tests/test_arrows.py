@@ -80,7 +80,9 @@ ALLOWED = {
     "training.inputs": "index.contents training.errors",
     "training.outputs": "index.files training.errors",
     "training.settings": "index.records",
-    "training.config": "index.extensions index.identifiers training.errors training.inputs training.settings",
+    "training.config": (
+        "index.extensions index.identifiers index.sequence training.errors training.inputs training.settings"
+    ),
     "training.data": (
         "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
         "index.records index.sequence index.words training.config training.errors training.inputs"
@@ -88,8 +90,8 @@ ALLOWED = {
     "training.run": "index.contents index.records training.data training.errors training.settings",
     "training.evaluation": (
         "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
-        "index.words server.engine server.engine.torch_backend training.data training.errors "
-        "training.inputs training.outputs training.run"
+        "index.words server.engine server.engine.torch_backend training.data training.errors training.inputs "
+        "training.outputs training.run training.settings"
     ),
     "training.cli.common": (
         "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers "
@@ -110,10 +112,11 @@ ALLOWED = {
         "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
         "training.data training.errors training.evaluation training.loop training.run training.settings"
     ),
-    "training.dense": "index.pool index.sequence training.loop",
+    "training.dense": "index.pool index.sequence training.loop training.model",
     "training.fusion": (
         "index.bundle index.catalogue index.pool index.sequence index.trie index.words server.engine "
-        "server.engine.torch_backend training.data training.errors training.evaluation"
+        "server.engine.torch_backend training.data training.errors training.evaluation training.run "
+        "training.settings"
     ),
     "training.prepare": (
         "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
@@ -133,9 +136,9 @@ ALLOWED = {
         "index.sequence training.data training.errors training.evaluation training.run"
     ),
     "training.preservation": (
-        "index.bundle index.contents index.sequence server.engine.torch_backend training.config "
-        "training.data training.errors training.evaluation training.model training.outputs "
-        "training.prepare training.settings"
+        "index.bundle index.contents index.sequence server.engine.torch_backend training.config training.data "
+        "training.errors training.evaluation training.model training.outputs training.prepare training.run "
+        "training.settings"
     ),
     "training.report": (
         "index.contents index.sequence training.config training.errors training.outputs training.settings"

@@ -44,6 +44,7 @@ from training.model.text_part import TextPart
 from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
 from training.prepare.preparation import Prepared, open_prepared
 from training.prepare.start import make_preparations
+from training.run.device import chosen_device
 from training.run.locks import claim
 from training.run.parallel import Parallel
 from training.run.run_folder import RunError, check_run, record_run
@@ -77,7 +78,7 @@ def train(
     Under `torchrun` every process calls it, and the first one writes.
     Raises `UserError` that says what to change.
     """
-    parallel = Parallel.start()
+    parallel = Parallel.start(chosen_device(config.device))
     bundle = out / "bundle"
     trained = fit(data, out, config, resume=resume, console=console, parallel=parallel)
     if trained is None:
@@ -137,6 +138,7 @@ def fit(
             "nobody has three interactions, so there is nothing to validate on; more data is needed"
         )
     check_attributes(dataset.catalogue, config.search_attributes)
+    device = chosen_device(config.device)
     continued = parallel.agree(check_run(out, config, dataset, resume) if parallel.main else False)
     if (out / "bundle").exists():
         return None
@@ -151,6 +153,7 @@ def fit(
                 data,
                 dataset,
                 split,
+                device,
                 console,
                 None if continued else partial(record_run, out, config, dataset, data, config.threads),
             )
@@ -158,6 +161,7 @@ def fit(
     prepared = open_prepared(folder, config.identifiers.scheme)
     knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
     encoder = prepared.encoder(config)
+    prepared.model.to(device)
     # Raises an error before the training if the model could not be served.
     engine = TorchEngine(
         prepared.model,
@@ -210,7 +214,7 @@ def fit(
     console.print(
         f"{len(split.train)} histories, {len(dataset.catalogue)} items, identifiers of "
         f"{prepared.vocabulary.levels} codes {prepared.vocabulary.codebook_sizes}; {size / 1e6:.1f} M weights; "
-        f"method {config.method}"
+        f"method {config.method}; on {device}"
     )
     validation = trainer.train()
     record = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -18,6 +18,8 @@ MOST = 10**9  # of any count: larger ones are slips, and some would not fit the 
 MOST_THREADS = 1024
 MOST_BEAMS = 10_000
 SEEDS = 2**32 - 1  # the largest that every random generator takes
+
+DeviceName = Literal["auto", "cpu", "cuda"]  # 'auto': a GPU if there is one
 
 MOST_GROUPS = 8  # within each other
 MOST_VALUES = 100_000  # in a file of settings; references in YAML can make few lines many

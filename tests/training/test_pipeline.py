@@ -194,7 +194,8 @@ def test_an_interrupted_run_finishes_its_step_and_resumes_to_the_same_weights(
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert steps == [f"step-{last:08d}"]
-    train(data, tmp_path / "run", settings(), resume=True, console=Console(quiet=True))
+    elsewhere = settings({"device": "cpu"})  # another device is no other run
+    train(data, tmp_path / "run", elsewhere, resume=True, console=Console(quiet=True))
     expected, found = weights(run), weights(tmp_path / "run")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

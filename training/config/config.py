@@ -25,7 +25,7 @@ from training.config.groups import (
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
 from training.inputs import YAML, InputError, read_text
-from training.settings import RunSettings, SettingsGroup, merged, nested, parse_yaml, split
+from training.settings import DeviceName, RunSettings, SettingsGroup, merged, nested, parse_yaml, split
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "training.methods.tuning"  # package of the tuning methods
@@ -49,6 +49,9 @@ class TrainConfig(RunSettings):
     method: str = Field("gems", description="tuning method", json_schema_extra={"choices_of": METHODS})
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+    device: DeviceName = Field(
+        "auto", description="where the model is trained ('auto': on a GPU if there is one)"
+    )
     search_attributes: tuple[str, ...] = Field(
         (),
         description="attributes whose values are found as a whole, such as article numbers, comma-separated",

@@ -12,6 +12,7 @@ from index.sequence.encoder import Sample
 from training.loop.batches import BatchSource
 from training.loop.losses import part_states
 from training.loop.parts import pad
+from training.model.forward import to_device
 
 MOST_TARGETS = 50_000
 MOST_NUMBERS = 2**26  # of all states together
@@ -22,7 +23,7 @@ PASS_TOKENS = 8192  # of a forward pass, with padding
 def target_states(model: PreTrainedModel, batches: BatchSource) -> tuple[Tensor, Tensor]:
     """Return the states before the first code of each target of an epoch, float32 [n, d], and its row, int64 [n].
 
-    A long epoch is cut off after `MOST_TARGETS` targets: its order is random.
+    Both are on the host. A long epoch is cut off after `MOST_TARGETS` targets: its order is random.
     """
     was_training = model.training
     model.eval()
@@ -32,9 +33,11 @@ def target_states(model: PreTrainedModel, batches: BatchSource) -> tuple[Tensor,
         for batch in batches.samples(0):
             for samples in _passes(batch):
                 part = pad(samples)
-                target = part.item[:, 1:]
-                states.append(part_states(model, part)[:, :-1][target >= 0].float())
-                items.append(target[target >= 0])
+                target = part.item[:, 1:].flatten()
+                where = (target >= 0).nonzero().squeeze(1)
+                hidden = part_states(model, part)[:, :-1].flatten(0, 1)
+                states.append(hidden[to_device(where, hidden.device)].float().cpu())
+                items.append(target[where])
                 found += len(items[-1])
             if found >= min(MOST_TARGETS, MOST_NUMBERS // states[0].shape[1]):
                 break

@@ -18,6 +18,7 @@ from index.bundle.bundle import Bundle
 from index.pool.pool import Fused
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
+from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
@@ -30,7 +31,9 @@ from training.evaluation.matching import query_match_share
 from training.evaluation.pools import rank_pools
 from training.evaluation.ranking import RankedItems, cases_of, draw_cases, rank_cases, target_ranks
 from training.outputs import write_json
+from training.run.device import engine_device
 from training.run.run_folder import fingerprint
+from training.settings import DeviceName
 
 
 def evaluate(
@@ -44,6 +47,7 @@ def evaluate(
     sampled_negatives: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: DeviceName = "auto",
     console: Console | None = None,
     ranks_file: Path | None = None,
     system: str = "model",
@@ -80,6 +84,7 @@ def evaluate(
         )
     if split not in ("test", "validation"):
         raise EvaluationError(f"--split must be 'test' or 'validation', not {split!r}")
+    on = EngineOptions(device=engine_device(device))
     torch.set_num_threads(threads or os.cpu_count() or 1)
     parts = leave_one_out(dataset)
     chosen: Sequence[Case] = draw_cases(parts.test if split == "test" else parts.validation, max_cases, seed)
@@ -88,7 +93,7 @@ def evaluate(
     candidates = Candidates(exclude_history, sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
     pool = _pool_of(bundle, bundle_folder, ranking)
-    engine = TorchEngine.open(bundle)
+    engine = TorchEngine.open(bundle, on)
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {
         "beam_width": beam_width, "bundle": bundle.info.bundle_id, "items": "beam" if pool is None else "pool",

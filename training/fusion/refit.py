@@ -13,12 +13,15 @@ from index.bundle.bundle import Bundle
 from index.bundle.update import replace_pool
 from index.pool.fusion import Fusion
 from index.pool.pool_index import PoolIndex
+from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.errors import EvaluationError
 from training.fusion.fit import FRESH_SHARE
 from training.fusion.fitted_pool import fitted_pool
+from training.run.device import engine_device
+from training.settings import DeviceName
 
 
 def fuse_bundle(
@@ -29,6 +32,7 @@ def fuse_bundle(
     fresh_share: float | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: DeviceName = "auto",
     console: Console | None = None,
 ) -> tuple[str, Fusion]:
     """Publish the next version of a bundle's index, with a pool made from a data set. Returns its name and weights.
@@ -51,13 +55,14 @@ def fuse_bundle(
             f"{data} holds {known:,} of the {before.trained:,} items that {folder} was trained on; the others would "
             "lose their popularity and their queries. Fuse it on the whole data set, or a later log of it"
         )
+    on = EngineOptions(device=engine_device(device))
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if search_attributes is None:
         search_attributes = () if before is None else before.lexical.attributes
     if fresh_share is None:
         fresh_share = _fresh_share(before)
     pool = fitted_pool(
-        TorchEngine.open(bundle), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
+        TorchEngine.open(bundle, on), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
         dense=None if before is None else before.dense, trained=known if before is None else before.trained,
         fresh_share=fresh_share, later=range(known, len(catalogue)), seed=seed, console=console,
     )  # fmt: skip

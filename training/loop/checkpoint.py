@@ -49,7 +49,7 @@ def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[s
         return None
     try:
         load_model(model, str(folder / "weights.safetensors"))
-        state = torch.load(folder / "state.pt", weights_only=True)
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         method.load_state_dict(state["method"])
         progress: dict[str, Any] = read_json(folder / "progress.json")
     except Exception as error:  # safetensors, torch and json each have their own errors

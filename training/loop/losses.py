@@ -20,7 +20,7 @@ from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.loop.cross_entropy import summed_cross_entropy
 from training.loop.parts import Part
-from training.model.forward import decoder_only_states, encoder_decoder_states
+from training.model.forward import decoder_only_states, encoder_decoder_states, to_device
 from training.model.rows import AddedRows
 from training.model.text_part import TextPart
 
@@ -40,8 +40,9 @@ def item_losses(
     text: the part of the item rows that their texts decide, if it is not in the tables; inside its `added`.
     A task without an item in the part is left out. Only the needed rows of the head are computed.
     """
-    hidden = part_states(model, part)[:, :-1]  # [B, T-1, d]
-    target, level, task = part.ids[:, 1:], part.level[:, 1:], part.task[:, 1:]
+    hidden = part_states(model, part)[:, :-1].flatten(0, 1)  # [B (T-1), d]
+    # the part is on the host, which so knows how many answers there are without waiting for the device
+    target, level, task = (each[:, 1:].flatten() for each in (part.ids, part.level, part.task))
     head = model.get_output_embeddings().weight
     totals: dict[Task, Tensor] = {}
     # Levels that share a softmax, by the rows of the head that it covers.
@@ -56,14 +57,21 @@ def item_losses(
             used = used + text.head(first, last)
         for k, name in enumerate(TASKS):
             # logits of each task apart: methods that run a backward pass for each task pay for its rows only
-            where = written & (task == k)
-            if bool(where.any()):
-                nll = summed_cross_entropy(hidden[where], used, target[where] - first)
-                totals[name] = totals.get(name, torch.zeros(())) + nll
+            where = (written & (task == k)).nonzero().squeeze(1)
+            if len(where):
+                wanted = to_device(target[where] - first, hidden.device)
+                nll = summed_cross_entropy(hidden[to_device(where, hidden.device)], used, wanted)
+                totals[name] = totals[name] + nll if name in totals else nll
     return totals
 
 
 def part_states(model: PreTrainedModel, part: Part) -> Tensor:
-    if part.prompt is None or part.attended is None:
-        return decoder_only_states(model, part.ids, part.position)
-    return encoder_decoder_states(model, part.prompt, part.attended, part.ids)
+    """Return the hidden states of a part, [B, T, d], on the model's device."""
+    ids, position, prompt, attended = (
+        None if each is None else to_device(each, model.device)
+        for each in (part.ids, part.position, part.prompt, part.attended)
+    )
+    assert ids is not None
+    if prompt is None or attended is None:
+        return decoder_only_states(model, ids, position)
+    return encoder_decoder_states(model, prompt, attended, ids)

@@ -25,7 +25,7 @@ EFFICIENT = 2048  # tokens; below it a part is not divided to save padding
 
 @dataclass(frozen=True)
 class Part:
-    """Samples in rows, padded on the right. A step makes one forward pass for each part.
+    """Samples in rows, padded on the right, on the host. A step makes one forward pass for each part.
 
     ids: tokens, int64 [B, T].
     level: level of the identifier that a token belongs to, int8 [B, T]; -1 for other tokens and on padding.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -173,7 +174,7 @@ class Trainer:
         """
         items = sum(batch.targets.values())
         shares = {task: count / items for task, count in batch.targets.items() if count}
-        means = torch.zeros(len(TASKS), dtype=torch.float64)
+        means = torch.zeros(len(TASKS), dtype=torch.float64, device=self.model.device)
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
         for part in self.parallel.share(batch.parts):
@@ -183,11 +184,12 @@ class Trainer:
                 )
             losses = {task: total / batch.targets[task] for task, total in sums.items()}
             for task, loss in losses.items():
-                means[TASKS.index(task)] += float(loss.detach())
-            if losses and bool(torch.isfinite(means).all()):
+                means[TASKS.index(task)] += loss.detach()
+            if losses:
                 self.method.backward(losses, shares)
         self.parallel.sum([means])
-        if not bool(torch.isfinite(means).all()):
+        mean = dict(zip(TASKS, means.tolist(), strict=True))
+        if not all(map(math.isfinite, mean.values())):
             raise self._diverged("the loss is not finite", position)
         optimiser = self.config.optimiser
         factor = rate_factor(self._share(ahead=1), optimiser.warmup, optimiser.final_rate)
@@ -197,7 +199,7 @@ class Trainer:
         except ArithmeticError as error:
             raise self._diverged(str(error), position) from error
         self.progress.step += 1
-        figures = {f"{task.value}.loss": float(means[TASKS.index(task)]) for task in shares}
+        figures = {f"{task.value}.loss": mean[task] for task in shares}
         return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
 
     def _diverged(self, what: str, position: str) -> DivergedError:

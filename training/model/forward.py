@@ -9,6 +9,13 @@ from transformers import PreTrainedModel
 from index.sequence.language_model import is_encoder_decoder, output_scale, start_token
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return host values on a device. The host does not wait for the copy to a GPU."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def decoder_only_states(model: PreTrainedModel, ids: Tensor, position: Tensor | None = None) -> Tensor:
     """Return the hidden states [B, T, d] that predict the token after each of `ids`, int64 [B, T].
 
@@ -25,7 +32,9 @@ def _own_sample(position: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to attention scores, [B, 1, T, T]: 0 for earlier tokens of the same sample."""
     sample = (position == 0).cumsum(1)
     seen = (sample.unsqueeze(2) == sample.unsqueeze(1)).tril().unsqueeze(1)
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=position.device).masked_fill(
+        ~seen, torch.finfo(dtype).min
+    )
 
 
 def encoder_decoder_states(model: PreTrainedModel, prompt: Tensor, attended: Tensor, ids: Tensor) -> Tensor:

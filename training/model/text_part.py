@@ -41,9 +41,9 @@ class TextPart(nn.Module):
         vectors: of the items of these tokens, float32 [N, d_x].
         """
         super().__init__()
-        centred = _scaled(vectors)
-        self.register_buffer("vectors", centred, persistent=False)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        centred = _scaled(vectors)
+        self.register_buffer("vectors", centred.to(embedding.weight.device), persistent=False)
         self._first, self._last = first, first + len(vectors)
         self._tables = [embedding.weight]
         if head.weight is not embedding.weight:
@@ -132,7 +132,7 @@ def _fitted(vectors: Tensor, rows: Tensor) -> Tensor:
     By float64, so that two runs begin with the same numbers: LAPACK's last bits may differ. Directions in which the
     vectors hardly differ are left out.
     """
-    x, y = vectors.double().numpy(), rows.double().numpy()
+    x, y = vectors.double().numpy(), rows.double().cpu().numpy()
     found, *_ = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-8)
     return torch.from_numpy(found.T.copy()).to(rows)
 

@@ -41,7 +41,7 @@ def collect(folder: Path, prepared: Prepared, config: TrainConfig, console: Cons
         prepared.tokenizer, knowledge_articles(), min(WINDOW, positions), config.knowledge.tokens
     )
     batches = [
-        _inputs(prepared.model, torch.from_numpy(windows[k : k + BATCH]))
+        _inputs(prepared.model, torch.from_numpy(windows[k : k + BATCH]).to(prepared.model.device))
         for k in range(0, len(windows), BATCH)
     ]
     linears = find_linears(prepared.model)

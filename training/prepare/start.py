@@ -29,12 +29,14 @@ def make_preparations(
     data: Path,
     dataset: DataSet,
     split: Split,
+    device: torch.device,
     console: Console,
     record: Callable[[], None] | None,
 ) -> None:
     """Fill `folder` with the missing preparations of a training.
 
     data: folder of the data set.
+    device: where the knowledge of the backbone is collected.
     record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
     """
     backbone = source = None
@@ -52,7 +54,9 @@ def make_preparations(
         and config.knowledge.basis is None
         and not knowledge_path(folder, config).exists()
     ):
-        collect(folder, open_prepared(folder, config.identifiers.scheme), config, console)
+        prepared = open_prepared(folder, config.identifiers.scheme)
+        prepared.model.to(device)
+        collect(folder, prepared, config, console)
 
 
 def _source(

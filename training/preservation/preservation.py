@@ -35,7 +35,8 @@ from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target
 from training.outputs import write_json
 from training.prepare.preparation import CODES, is_prepared, open_prepared
 from training.preservation.general import GeneralFigures, general_figures
-from training.settings import read_yaml
+from training.run.device import chosen_device
+from training.settings import DeviceName, read_yaml
 
 Ranks = dict[Task, NDArray[np.int64]]  # task → rank of each case's target, see `target_ranks`
 
@@ -52,6 +53,7 @@ def preservation(
     batch: int = 8,
     seed: int = 0,
     threads: int | None = None,
+    device: DeviceName = "auto",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Compare a finished run with the model it started from. Returns a JSON-ready dictionary:
@@ -78,6 +80,7 @@ def preservation(
     cases = draw_cases(leave_one_out(dataset).test, max_cases, seed)
     if not cases:
         raise EvaluationError("the data set has no user with three interactions, so no case to test")
+    on = chosen_device(device)
     torch.set_num_threads(threads or os.cpu_count() or 1)
     texts = held_out_articles()
     windows = token_windows(bundle.tokenizer, texts, window, text_tokens)
@@ -93,7 +96,7 @@ def preservation(
     ranks: list[Ranks] = []
     with Progress(console=console) as bar:
         for when, load in loaders.items():
-            model = load()
+            model = load().to(on)
             row = bar.add_task(f"general text, {when}", total=len(windows))
             figures.append(
                 general_figures(

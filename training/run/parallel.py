@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,13 +23,17 @@ class Parallel:
     size: int = 1
 
     @classmethod
-    def start(cls) -> Parallel:
-        """Join the processes that `torchrun` started, if any. The backend is gloo, because training is on CPUs."""
+    def start(cls, device: torch.device) -> Parallel:
+        """Join the processes that `torchrun` started, if any.
+
+        device: where their tensors are: NCCL adds those on GPUs, gloo those on CPUs and everything that is agreed on.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=timedelta(hours=2))  # others wait while one prepares
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(hours=2))  # others wait while one prepares
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

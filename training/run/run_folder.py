@@ -38,7 +38,7 @@ def fingerprint(dataset: DataSet) -> str:
 def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) -> bool:
     """Return whether `out` holds a run that is to be continued. Nothing is written.
 
-    resume: whether an existing run may be continued.
+    resume: whether an existing run may be continued, also on another device.
     Raises `RunError` for a run without `resume`, for other settings or data, for a run of an older version, and
     for a folder that is no run.
     """
@@ -57,7 +57,7 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
             f"{'; …' if len(old) > 3 else ''}); finish it with that version, or choose another --out"
         )
     before, now = flat(recorded), flat(config.model_dump(mode="json"))
-    changed = [name for name in now if before.get(name) != now[name]]
+    changed = [name for name in now if name != "device" and before.get(name) != now[name]]
     if changed:
         raise RunError(
             f"{out} was started with other settings ({', '.join(changed)}); a resumed run keeps them, "

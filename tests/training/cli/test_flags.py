@@ -24,7 +24,8 @@ GROUPS = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, SettingsGroup)
 }
 OTHER: dict[str, Any] = {
-    "method": "lora", "seed": 3, "threads": 2, "search_attributes": ("sku", "brand"), "fresh_share": 0.3,
+    "method": "lora", "seed": 3, "threads": 2, "device": "cpu", "search_attributes": ("sku", "brand"),
+    "fresh_share": 0.3,
     "backbone.name": "folder", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
     "backbone.dropout": 0.2, "backbone.text_vocabulary": 500,
     "identifiers.scheme": "semantic", "identifiers.codebooks": (8, 16), "identifiers.embeddings": "alphafuse",

@@ -73,7 +73,8 @@ def test_the_refusal_names_both_ranks_the_opposite_and_every_old_name() -> None:
 def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
     """Three names stayed; shares, null space, bases, other weights, and settings of data and identifiers are new."""
     assert set(KNOWN) - set(RENAMED.values()) == {
-        "method", "seed", "threads", "search_attributes", "fresh_share", "gems.rank_share", "gems.task_rank_share",
+        "method", "seed", "threads", "device", "search_attributes", "fresh_share", "gems.rank_share",
+        "gems.task_rank_share",
         "sequence.word_queries", "sequence.event_dropout", "sequence.tasks", "knowledge.softness", "gems.output_bases",
         "identifiers.text_part", "optimiser.other_weights", "gems.share_bases",
     }  # fmt: skip

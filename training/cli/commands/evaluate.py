@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import BeamWidth, Seed, Threads
 from training.cli.common.paths import BundlePath, JsonFile, output_file
 from training.cli.common.quiet import quiet_libraries
@@ -47,6 +48,7 @@ def evaluate_command(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Evaluate a bundle through the engine that serves it."""
     from training.evaluation.evaluate import evaluate, save_evaluation  # slow imports, not for --help
@@ -65,6 +67,7 @@ def evaluate_command(
         sampled_negatives=sampled_negatives,
         seed=seed,
         threads=threads,
+        device=device,
         console=console,
         ranks_file=ranks,
         system=system,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import Seed, Threads, finite
 from training.cli.common.paths import BundlePath
 from training.cli.common.quiet import quiet_libraries
@@ -34,6 +35,7 @@ def fuse_command(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Fit the weights by which a bundle ranks its pool of candidates, as a new version of its index.
 
@@ -52,6 +54,7 @@ def fuse_command(
         fresh_share=fresh_share,
         seed=seed,
         threads=threads,
+        device=device,
         console=console,
     )
     print_fusion(fusion, console)

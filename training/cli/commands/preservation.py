@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import BeamWidth, Threads
 from training.cli.common.paths import output_file
 from training.cli.common.quiet import quiet_libraries
@@ -24,6 +25,7 @@ def preservation_command(
     beam_width: BeamWidth = 20,
     exclude_history: Annotated[bool, typer.Option(help="never rank items of the history")] = False,
     threads: Threads = None,
+    device: DeviceOption = "auto",
     json_file: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +58,7 @@ def preservation_command(
         beam_width=beam_width,
         exclude_history=exclude_history,
         threads=threads,
+        device=device,
         console=console,
     )
     print_preservation(result, console)

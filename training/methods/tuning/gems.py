@@ -143,6 +143,6 @@ def in_subspaces(setup: Setup, *, multi_subspace: bool) -> GemsTuning:
 
 def _sites(model: PreTrainedModel, linears: Mapping[str, nn.Module]) -> list[list[str]]:
     """Return the layers that read the same input, by group; found with two tokens."""
-    ids = torch.zeros(1, 2, dtype=torch.long)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     batch = {"input_ids": ids} | ({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})
     return find_sites(model, batch, linears)
