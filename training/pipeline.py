@@ -40,6 +40,7 @@ from training.loop.validation import Validator
 from training.loop.word_queries import WordQueries
 from training.methods.method import Method
 from training.methods.registry import make_method
+from training.model.forward import checkpoint_blocks
 from training.model.text_part import TextPart
 from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
 from training.prepare.preparation import Prepared, open_prepared
@@ -158,10 +159,12 @@ def fit(
                 None if continued else partial(record_run, out, config, dataset, data, config.threads),
             )
     parallel.wait()
-    prepared = open_prepared(folder, config.identifiers.scheme)
+    prepared = open_prepared(folder)
     knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
     encoder = prepared.encoder(config)
     prepared.model.to(device)
+    if config.backbone.activation_checkpointing:
+        checkpoint_blocks(prepared.model)
     # Raises an error before the training if the model could not be served.
     engine = TorchEngine(
         prepared.model,
@@ -256,7 +259,7 @@ def _bundle_info(config: TrainConfig, trained: Trained, pool: PoolIndex) -> Bund
     origin = trained.prepared.origin if needs_vectors else VectorOrigin("")
     return BundleInfo(
         bundle_id=f"{dataset.info.name}-{config.method}-{created:%Y%m%dT%H%M%SZ}",
-        scheme=config.identifiers.scheme,
+        scheme=trained.prepared.identifiers.scheme,
         codebook_sizes=vocabulary.codebook_sizes,
         first_added_token=vocabulary.first_added,
         normalisation=config.identifiers.normalisation,

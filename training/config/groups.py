@@ -15,6 +15,13 @@ from index.identifiers.registry import SCHEMES, scheme_names
 from index.sequence.events import Task
 from training.settings import SettingsGroup
 
+AUTO = "auto"
+
+
+def _as_text(value: Any) -> str:
+    """Return a value as a flag would give it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
 
 class BackboneSettings(SettingsGroup):
     """Language model that is trained."""
@@ -34,13 +41,22 @@ class BackboneSettings(SettingsGroup):
     text_vocabulary: int = Field(
         8000, ge=300, le=1_000_000, description="from scratch: size of the BPE trained on the catalogue"
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep the inputs of blocks only, and compute them again in backward passes: less memory",
+    )
 
 
 class IdentifierSettings(SettingsGroup):
     """Identifiers of the items, and the vectors that they are made from."""
 
+    # settings that only semantic identifiers have: whoever gives one means them
+    of_codes: ClassVar[tuple[str, ...]] = ("codebooks", "embeddings", "quantiser", "code_capacity")
+
     scheme: str = Field(
-        "semantic", description="identifier scheme", json_schema_extra={"choices_of": SCHEMES}
+        AUTO,
+        description="identifier scheme ('auto': 'atomic' up to 50,000 items, else 'semantic')",
+        json_schema_extra={"choices_of": SCHEMES},
     )
     codebooks: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (256, 256),
@@ -86,6 +102,18 @@ class IdentifierSettings(SettingsGroup):
     normalisation: Literal["level", "vocabulary"] = Field(
         "level", description="softmax over the level's codebook, or over the whole vocabulary"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_codes(cls, settings: Any) -> Any:
+        """Choose semantic identifiers if settings of codes are given, and no scheme."""
+        if not isinstance(settings, dict) or settings.get("scheme", AUTO) != AUTO:
+            return settings
+        for name in cls.of_codes:
+            given, default = settings.get(name), cls.model_fields[name].default
+            if given is not None and _as_text(given) != _as_text(default):
+                return settings | {"scheme": "semantic"}
+        return settings
 
     @field_validator("scheme")
     @classmethod

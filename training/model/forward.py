@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.sequence.language_model import is_encoder_decoder, output_scale, start_token
+from training.errors import UserError
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -14,6 +15,21 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def checkpoint_blocks(model: PreTrainedModel) -> None:
+    """Keep only the inputs of the model's blocks in training, and compute the rest again in each backward pass.
+
+    Activation recomputation by blocks, Chen et al., arXiv 1604.06174. Results are the same; a step takes about a third
+    longer. Raises `UserError` if the model cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(model).__name__} cannot compute its blocks again: leave activation_checkpointing off"
+        )
+    # the first versions of transformers 5 have the old name only
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def decoder_only_states(model: PreTrainedModel, ids: Tensor, position: Tensor | None = None) -> Tensor:

@@ -96,6 +96,7 @@ def prepare(
             (codebooks if source.later is None else codebooks.behind(source.later)).save(draft / CODEBOOKS)
         np.savez(
             draft / CODES,
+            scheme=np.array(identifiers.scheme),
             codes=identifiers.codes,
             codebook_sizes=np.array(identifiers.codebook_sizes),
             first_added=np.array(vocabulary.first_added),
@@ -116,9 +117,13 @@ def is_prepared(folder: Path) -> bool:
     return (folder / CODES).exists()
 
 
-def open_prepared(folder: Path, scheme: str) -> Prepared:
-    """Read the files that `prepare` wrote. Every run starts from them, new or resumed."""
+def open_prepared(folder: Path, scheme: str = "") -> Prepared:
+    """Read the files that `prepare` wrote. Every run starts from them, new or resumed.
+
+    scheme: of the identifiers, for a folder of an older version, which does not tell it.
+    """
     stored = np.load(folder / CODES, allow_pickle=False)
+    scheme = str(stored["scheme"]) if "scheme" in stored else scheme
     sizes = tuple(int(size) for size in stored["codebook_sizes"])
     source = folder / "backbone"
     model = load_language_model(source, local=True)

@@ -44,7 +44,7 @@ def make_preparations(
         backbone = _checked_backbone(config, dataset)
         source = _source(config, data, dataset, split, folder, console)
     elif record is not None:  # a new run on old preparations
-        _check_method(open_prepared(folder, config.identifiers.scheme).model, config)
+        _check_method(open_prepared(folder).model, config)
     if record is not None:
         record()
     if backbone is not None and source is not None:
@@ -54,7 +54,7 @@ def make_preparations(
         and config.knowledge.basis is None
         and not knowledge_path(folder, config).exists()
     ):
-        prepared = open_prepared(folder, config.identifiers.scheme)
+        prepared = open_prepared(folder)
         prepared.model.to(device)
         collect(folder, prepared, config, console)
 

@@ -107,7 +107,7 @@ def _measure(
         with console.status("reading general text"):
             first = trained.prepared.vocabulary.first_added
             windows = token_windows(trained.prepared.tokenizer, held_out_articles(), WINDOW, spec.text_tokens)
-            before = general_figures(open_prepared(shared, config.identifiers.scheme).model, windows, first)
+            before = general_figures(open_prepared(shared).model, windows, first)
             result["general"] = compare_general(
                 before, general_figures(trained.prepared.model, windows, first)
             )

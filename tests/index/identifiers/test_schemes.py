@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, Layer, costs
-from index.identifiers.identifiers import IdentifierError, Identifiers
+from index.identifiers.identifiers import IdentifierError, Identifiers, ItemsToName
 from index.identifiers.kmeans import filled, fit_kmeans, sample
+from index.identifiers.registry import load_scheme
+from index.identifiers.schemes import auto
 from index.identifiers.schemes.atomic import atomic_identifiers
 from index.identifiers.schemes.semantic import (
     COLLISION_LIMIT,
@@ -21,6 +23,7 @@ from index.identifiers.schemes.semantic import (
     collision_level,
     semantic_identifiers,
 )
+from training.config import TrainConfig
 
 both = pytest.mark.parametrize("quantiser", QUANTISERS)
 
@@ -206,3 +209,15 @@ def test_atomic_identifiers_name_each_item_by_itself() -> None:
     assert identifiers.codebook_sizes == (7,)
     with pytest.raises(IdentifierError, match="semantic"):
         atomic_identifiers(10**7)
+
+
+def test_auto_is_atomic_for_few_items_and_semantic_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = ItemsToName([f"title {k}" for k in range(30)], clustered(30), None)  # type: ignore[arg-type]
+    chosen = TrainConfig().for_scheme
+    few = load_scheme("auto").identifiers(items, chosen)
+    monkeypatch.setattr(auto, "MOST_ATOMIC", 29)
+    many = load_scheme("auto").identifiers(items, chosen)
+    assert (few.scheme, many.scheme) == ("atomic", "semantic")
+    for made in (few, many):
+        assert len(np.unique(made.codes, axis=0)) == 30
+        assert made.codes.shape[1] <= load_scheme("auto").levels(chosen)

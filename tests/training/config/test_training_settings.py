@@ -76,9 +76,25 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "method", "seed", "threads", "device", "search_attributes", "fresh_share", "gems.rank_share",
         "gems.task_rank_share",
         "sequence.word_queries", "sequence.event_dropout", "sequence.tasks", "knowledge.softness", "gems.output_bases",
-        "identifiers.text_part", "optimiser.other_weights", "gems.share_bases",
+        "identifiers.text_part", "backbone.activation_checkpointing", "optimiser.other_weights", "gems.share_bases",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
+
+
+def test_settings_of_codes_choose_semantic_identifiers(tmp_path: Path) -> None:
+    def scheme(**settings: Any) -> str:
+        return TrainConfig.load(
+            None, {f"identifiers.{name}": each for name, each in settings.items()}
+        ).identifiers.scheme
+
+    assert (
+        scheme() == scheme(codebooks="256,256") == scheme(encoder="other") == "auto"
+    )  # nothing but defaults
+    assert scheme(codebooks="64,64") == scheme(codebooks=[64, 64]) == scheme(quantiser="rqvae") == "semantic"
+    assert scheme(embeddings="alphafuse") == scheme(code_capacity="inf", scheme="auto") == "semantic"
+    assert scheme(codebooks="64,64", scheme="atomic") == "atomic"
+    TrainConfig().save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml", {}) == TrainConfig()
 
 
 def test_groups_and_dotted_names_mean_the_same(tmp_path: Path) -> None:
