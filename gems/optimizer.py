@@ -398,6 +398,11 @@ class GEMS(torch.optim.Optimizer):
         """
         return {part.name: part.exact() for weight in self.weights for part in weight.parts}
 
+    @property
+    def adamw(self) -> torch.optim.AdamW | None:
+        """The optimizer of the parameters that are not projected, whose moments are made in its first step."""
+        return self._plain.adamw
+
     def costs(self) -> dict[str, int]:
         """Return the bytes of state (bases, moments, remainders of bf16 weights) and of the gradients held for a step.
 

@@ -104,6 +104,10 @@ ALLOWED = {
     "training.methods": (
         "gems gems.weights index.extensions index.sequence training.config training.model training.run"
     ),
+    "training.methods.tuning": (
+        "gems gems.model gems.weights index.sequence training.config training.errors training.methods "
+        "training.model"
+    ),
     "training.loop": (
         "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
         "training.data training.errors training.evaluation training.methods training.model training.run"
@@ -121,6 +125,10 @@ ALLOWED = {
     "training.prepare": (
         "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
         "training.config training.data training.methods training.model training.run training.settings"
+    ),
+    "training.plan": (
+        "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
+        "training.methods.tuning training.model training.outputs training.prepare"
     ),
     "training.pipeline": (
         "gems index.bundle index.pool index.trie server.engine.torch_backend "
@@ -149,17 +157,12 @@ ALLOWED = {
         "training.preservation training.run training.settings"
     ),
     "training.cli.commands": (
-        "index.bundle training.baselines training.cli.common training.config training.data "
+        "index.bundle index.extensions training.baselines training.cli.common training.config training.data "
         "training.data.sources training.demo training.errors training.evaluation "
-        "training.evaluation.comparison training.fusion training.inputs training.outputs "
-        "training.pipeline training.preservation training.report training.run training.settings "
-        "training.sweep"
+        "training.evaluation.comparison training.fusion training.inputs training.outputs training.pipeline "
+        "training.plan training.preservation training.report training.run training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",
-    "training.methods.tuning": (
-        "gems gems.model gems.weights index.sequence training.config training.errors training.methods "
-        "training.model"
-    ),
 }
 TOPS = ("gems", "index", "server", "training")
 PATHS = [path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))]

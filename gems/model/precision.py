@@ -19,7 +19,8 @@ def full_precision(devices: Iterable[str]) -> Iterator[None]:
     before = [backend.fp32_precision for backend in backends]
     with ExitStack() as stack:
         for device in devices:
-            stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.amp.is_autocast_available(device):  # not on `meta`, where nothing is computed
+                stack.enter_context(torch.autocast(device, enabled=False))
         try:
             for backend in backends:
                 backend.fp32_precision = "ieee"

@@ -57,6 +57,11 @@ class PlainParameters:
             self.parameters[k].copy_(copy)
             copy.grad = None
 
+    @property
+    def adamw(self) -> torch.optim.AdamW | None:
+        """The optimizer of the parameters; None without any."""
+        return self._adamw
+
     def tensors(self) -> list[Tensor]:
         """Return the tensors of the state: moments and float32 copies."""
         moments = [] if self._adamw is None else list(self._adamw.state.values())

@@ -17,7 +17,7 @@ from training.cli.commands.preservation import preservation_command
 from training.cli.commands.report import report_command
 from training.cli.commands.serve import serve_command
 from training.cli.commands.sweep import sweep_command
-from training.cli.commands.train import TrainCommand, train_command
+from training.cli.commands.train import TrainCommand, plan_command, train_command
 from training.cli.common.command import one_line_errors
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.add_typer(bundle_app, name="bundle")
 app.add_typer(index_app, name="index")
 app.add_typer(baseline_app, name="baseline")
 app.command("train", cls=TrainCommand)(train_command)
+app.command("plan", cls=TrainCommand)(plan_command)
 app.command("evaluate")(evaluate_command)
 app.command("fuse")(fuse_command)
 app.command("compare")(compare_command)

@@ -66,6 +66,10 @@ class AdamWTuning:
         self._relative = relative
         self._reduce = reduce
 
+    @property
+    def adamw(self) -> torch.optim.AdamW:
+        return self._optimizer
+
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         total = torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
         total.backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,6 +62,11 @@ class Method(Protocol):
 
     exportable: bool
     rows: AddedRows | None
+
+    @property
+    def adamw(self) -> torch.optim.AdamW | None:
+        """The AdamW of plain weights, whose moments are made in its first step; None if there are none."""
+        ...
 
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         """Accumulate gradients of one part of the step.

@@ -1,4 +1,4 @@
-"""`gems train`: every setting of `TrainConfig` is a flag."""
+"""`gems train`, and `gems plan` before it: every setting of `TrainConfig` is a flag."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from typer.core import TyperCommand
 
+from index.extensions import choices
 from training.cli.common.flags import add_flags, given
-from training.cli.common.paths import output_folder
+from training.cli.common.numbers import finite
+from training.cli.common.paths import JsonFile, output_folder
 from training.cli.common.quiet import quiet_libraries
-from training.config import ConfigError, TrainConfig, new_flag
+from training.config import METHODS, ConfigError, TrainConfig, new_flag
+from training.settings import MOST
+
+GB = 10**9
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECIPE|FILE",
+        help="name of a recipe, or YAML file with settings (./NAME if it bears the name of a recipe); flags "
+        "win over it",
+    ),
+]
 
 
 class TrainCommand(TyperCommand):
@@ -32,14 +46,7 @@ def train_command(
         Path,
         typer.Option(help="run folder to write; the bundle will be OUT/bundle", callback=output_folder),
     ],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE|FILE",
-            help="name of a recipe, or YAML file with settings (./NAME if it bears the name of a recipe); flags "
-            "win over it",
-        ),
-    ] = None,
+    config: ConfigOption = None,
     resume: Annotated[bool, typer.Option(help="continue the run in OUT from its newest checkpoint")] = False,
     **flags: Any,
 ) -> None:
@@ -54,3 +61,45 @@ def train_command(
 
 
 add_flags(train_command, TrainConfig)
+
+
+def plan_command(
+    memory: Annotated[float, typer.Option(min=0.1, max=1e6, callback=finite, help="memory of a GPU in GB")],
+    items: Annotated[int, typer.Option(min=1, max=MOST, help="items of the catalogue")] = 10_000,
+    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="GPUs that share the training")] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1e9,
+            callback=finite,
+            help="10^12 operations a second that the GPU reaches; for times",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    json_file: JsonFile = None,
+    **flags: Any,
+) -> None:
+    """Count memory and work of a training without data and without the backbone's weights.
+
+    All settings of 'gems train' are flags here, too. Without --method, all methods are planned.
+    """
+    from training.plan.plan import plan  # slow imports, not for --help
+    from training.plan.table import print_plan, save_plan
+
+    quiet_libraries()
+    settings = TrainConfig.load(config, given(flags))
+    methods = [settings.method] if flags.get("method") else choices(METHODS)
+    console = Console()
+    with Progress(console=console, transient=True) as bar:
+        row = bar.add_task("planning", total=None)
+        result = plan(
+            settings, methods, items, int(memory * GB), gpus=gpus, speed=tflops and tflops * 1e12,
+            progress=lambda done, count: bar.update(row, completed=done, total=count),
+        )  # fmt: skip
+    print_plan(result, console)
+    if json_file:
+        save_plan(result, json_file)
+
+
+add_flags(plan_command, TrainConfig)

@@ -49,6 +49,14 @@ class GemsTuning:
         self._optimizer = GEMS(model, tasks, plain=plain, **settings)
         self._counted: set[Task] = set()
 
+    @property
+    def optimizer(self) -> GEMS:
+        return self._optimizer
+
+    @property
+    def adamw(self) -> torch.optim.AdamW | None:
+        return self._optimizer.adamw
+
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         weighted = {task.value: shares[task] * loss for task, loss in losses.items()}
         if not self._multi_subspace:

@@ -1,0 +1,134 @@
+"""A plan compared with what real tensors need, and its rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config, T5Config
+from typer.testing import CliRunner
+
+from bench.plan import measured_peak
+from training.cli.app import app
+from training.config import TrainConfig
+from training.model.backbones import BackboneError
+from training.plan.backbones import KNOWN, backbone_shape
+from training.plan.plan import largest_part, need, plan
+
+ITEMS = 500
+SHAPES: dict[str, PreTrainedConfig] = {
+    "qwen2": Qwen2Config(
+        vocab_size=2000, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "gpt-neox": GPTNeoXConfig(
+        vocab_size=1000, hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        hidden_dropout=0.1, attention_dropout=0.0, tie_word_embeddings=True,
+    ),
+    "t5": T5Config(
+        vocab_size=1000, d_model=96, d_kv=24, d_ff=384, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+
+def settings(folder: Path, shape: str, **changes: Any) -> TrainConfig:
+    SHAPES[shape].save_pretrained(folder)
+    values = {
+        "backbone.name": str(folder),
+        "sequence.max_tokens": 256,
+        "optimiser.part_tokens": 2048,
+        "device": "cpu",
+    }
+    return TrainConfig.load(
+        None, values | {name.replace("__", "."): value for name, value in changes.items()}
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["full", "gems", "lora"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
+def test_planned_bytes_are_those_of_real_tensors(
+    shape: str, method: str, again: bool, tmp_path: Path
+) -> None:
+    config = settings(tmp_path, shape, method=method, backbone__activation_checkpointing=again)
+    assert need(config, ITEMS, sequences=8).peak == pytest.approx(measured_peak(config, ITEMS, 8), rel=0.1)
+
+
+def test_the_sizes_of_a_method_are_its_own(tmp_path: Path) -> None:
+    full, gems, lora = (
+        need(settings(tmp_path, "qwen2", method=method), ITEMS) for method in ("full", "gems", "lora")
+    )
+    assert full.weights == gems.weights < lora.weights
+    assert full.state == pytest.approx(2 * full.weights, rel=0.01)
+    assert full.gradients == full.weights
+    assert lora.state < gems.state < full.state
+    assert (full.knowledge, lora.knowledge) == (0, 0)
+    # half of n directions for each of n inputs, in three blocks
+    assert gems.knowledge == 3 * 4 * sum(n * n // 2 for n in (*[128] * 6, 512))
+    alone = need(settings(tmp_path, "qwen2", method="full"), ITEMS, processes=1)
+    four = need(settings(tmp_path, "qwen2", method="full"), ITEMS, processes=4)
+    assert (alone.sent, four.sent) == (0, 2 * 3 * full.gradients // 4)
+
+
+def test_operations_are_six_for_each_weight_and_token(tmp_path: Path) -> None:
+    """Twice a product forward and four times back (Kaplan et al., arXiv 2001.08361); GEMS adds its projections."""
+    config = settings(tmp_path, "qwen2", method="full")
+    blocks = 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512)
+    products = 6 * blocks * 8 * 256
+    assert products < need(config, ITEMS).flops < 1.6 * products  # attention and head
+    again = need(
+        TrainConfig.combined(config.model_dump(), {"backbone.activation_checkpointing": True}), ITEMS
+    )
+    assert 1.2 < again.flops / need(config, ITEMS).flops < 1.4
+
+
+def test_the_largest_part_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
+    config = settings(tmp_path, "qwen2", method="gems")
+    memory = need(config, ITEMS, sequences=21).peak
+    found = largest_part(config, ITEMS, memory)
+    assert 19 <= found <= 21
+    assert need(config, ITEMS, sequences=found).peak <= memory
+    assert largest_part(config, ITEMS, 1000) == 0
+
+
+def test_every_known_shape_can_be_built() -> None:
+    billions = {"smollm2-135m": 0.135, "Qwen/Qwen2.5-0.5B-Instruct": 0.494, "Qwen/Qwen2.5-3B-Instruct": 3.086,
+                "Qwen/Qwen2.5-7B-Instruct": 7.616, "Qwen/Qwen3-1.7B": 1.721, "google/flan-t5-base": 0.248}  # fmt: skip
+    assert billions.keys() == KNOWN.keys()
+    for name, size in billions.items():
+        model = backbone_shape(name, 0)
+        weights = {id(p): p.numel() for p in model.parameters()}
+        assert sum(weights.values()) / 1e9 == pytest.approx(size, rel=0.005), name
+    assert len(backbone_shape("smollm2-135m", 10, layers=4).model.layers) == 4
+    assert torch.device("meta") == next(model.parameters()).device
+
+
+def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
+    settings(tmp_path / "shape", "qwen2")
+    target = tmp_path / "plan.json"
+    command = ["plan", "--backbone.name", str(tmp_path / "shape"), "--memory", "0.2", "--method", "gems"]
+    said = CliRunner().invoke(
+        app, [*command, "--items", "300", "--gpus", "2", "--tflops", "0.1", "--json", str(target)]
+    )
+    assert said.exit_code == 0, said.output
+    assert "largest part" in said.output.replace("\n", " ")
+    result = json.loads(target.read_text())
+    kept, again = result["rows"]
+    assert (kept["method"], kept["activation_checkpointing"], again["activation_checkpointing"]) == (
+        "gems",
+        False,
+        True,
+    )
+    assert again["peak"] < kept["peak"]
+    assert kept["seconds"] == pytest.approx(kept["flops"] / 1e11)
+    assert kept["fits"] == (kept["largest"] >= result["sequences"])
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    config = TrainConfig.load(None, {"backbone.name": str(tmp_path / "nothing")})
+    with pytest.raises(BackboneError, match=r"is not at hand .*Qwen/Qwen2\.5-3B-Instruct"):
+        plan(config, ["full"], 10, 10**9)
