@@ -57,12 +57,14 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
         method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
     assert record.profiler is not None
     events = [each for each in record.profiler.kineto_results.events() if each.name() == "[memory]"]
-    now = peak = weights
+    now: int = weights
+    peak: int = weights
     for event in sorted(events, key=lambda each: each.start_ns()):
-        now += event.nbytes()
+        now += int(event.nbytes())
         peak = max(peak, now)
     groups = [] if method.adamw is None else method.adamw.param_groups
-    return peak + sum(2 * p.nbytes for group in groups for p in group["params"])
+    later: int = sum(2 * p.nbytes for group in groups for p in group["params"])
+    return peak + later
 
 
 def main(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,6 +21,7 @@ from support.bundles import make_model, make_tokenizer
 from support.walks import make_data, settings
 
 from index.bundle.bundle import Bundle
+from index.bundle.update import update_index
 from index.catalogue import Catalogue, Item
 from index.sequence.events import Event, Task
 from server.engine.contract import RankRequest
@@ -34,7 +38,7 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.ranking import rank_cases
 from training.model.backbones import BackboneError
 from training.pipeline import train
-from training.run.run_folder import RunError
+from training.run.run_folder import RunError, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +246,54 @@ def test_a_run_that_cannot_start_leaves_nothing(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_keeps_its_data(run: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_data(run: Path, data: Path, tmp_path: Path) -> None:
     other = make_data(tmp_path / "other", users=100)
     with pytest.raises(RunError, match="other data"):
         train(other, run, settings(), resume=True, console=Console(quiet=True))
+    known = DataSet.load(data)
+    renamed = Catalogue(
+        [replace(item, title=f"{item.title}!") if not k else item for k, item in enumerate(known.catalogue)]
+    )
+    DataSet(known.info, renamed, known.users).save(tmp_path / "renamed")
+    with pytest.raises(RunError, match="other texts or attributes of the items"):
+        train(tmp_path / "renamed", run, settings(), resume=True, console=Console(quiet=True))
+
+
+def test_an_updated_bundle_is_evaluated_on_old_and_new_data(run: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "bundle", tmp_path / "bundle")
+    known = DataSet.load(data)
+    before = evaluate(tmp_path / "bundle", data)
+    targets = [case.target for case in leave_one_out(known).test]
+    gone = max(set(targets), key=targets.count)
+    bundle = Bundle.open(tmp_path / "bundle")
+    new = Item("brand-new", "Something that nobody has seen", categories=("New",))
+    dimensions = np.load(run / "prepared" / "item_vectors.npy").shape[1]
+    update_index(
+        bundle,
+        [new],
+        [known.catalogue.item_ids[gone]],
+        lambda items: np.ones((len(items), dimensions), np.float32),
+    )
+    after = evaluate(tmp_path / "bundle", data, ranks_file=tmp_path / "ranks.npz")
+    assert after["protocol"]["removed_targets"] == targets.count(gone)
+    assert after["cases"]["recommendation"] == len(targets) - targets.count(gone)
+    assert after["newer"]["recommendation"] == {"cases": 0}
+    assert CaseRanks.load(tmp_path / "ranks.npz").data == fingerprint(known)
+    # a newer log, its items in another order, in which the last user took the new item
+    items = [new, *reversed(list(known.catalogue))]
+    place = {item.item_id: row for row, item in enumerate(items)}
+    users = [
+        replace(user, events=tuple(
+            replace(event, item=place[known.catalogue.item_ids[event.item]]) for event in user.events
+        ))
+        for user in known.users
+    ]  # fmt: skip
+    last = users[-1]
+    users[-1] = replace(last, events=(*last.events[:-1], replace(last.events[-1], item=0)))
+    DataSet(known.info, Catalogue(items), users).save(tmp_path / "newer")
+    newer = evaluate(tmp_path / "bundle", tmp_path / "newer")
+    assert newer["newer"]["recommendation"]["cases"] == 1
+    assert newer["recommendation"]["hit@10"] == pytest.approx(before["recommendation"]["hit@10"], abs=0.1)
 
 
 def test_a_run_folder_is_not_overwritten(run: Path, data: Path, tmp_path: Path) -> None:

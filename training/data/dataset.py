@@ -88,6 +88,28 @@ class DataSet:
         frame = read_interactions(folder / INTERACTIONS_FILE, catalogue)
         return cls(info, catalogue, histories(frame, catalogue))
 
+    def on(self, catalogue: Catalogue) -> DataSet:
+        """Return the same histories on another catalogue that holds all items of this one, in whatever order.
+
+        Raises `DataError` that names what is missing.
+        """
+        places = [catalogue.row(item_id) for item_id in self.catalogue.item_ids]
+        missing = [
+            item_id for item_id, row in zip(self.catalogue.item_ids, places, strict=True) if row is None
+        ]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} of its {len(places):,} items are missing, such as {missing[0]!r}"
+            )
+
+        def moved(event: Event) -> Event:
+            row = places[event.item]
+            assert row is not None
+            return replace(event, item=row)
+
+        users = [replace(user, events=tuple(map(moved, user.events))) for user in self.users]
+        return DataSet(self.info, catalogue, users)
+
     def save(self, folder: Path | str, force: bool = False) -> None:
         """Write the data set to a folder: all of it or nothing.
 

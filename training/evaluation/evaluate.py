@@ -21,12 +21,13 @@ from index.sequence.events import Task
 from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
+from training.data.schema import DataError
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
 from training.errors import EvaluationError
 from training.evaluation.calibration import calibration_error, first_items
 from training.evaluation.candidates import Candidates
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
-from training.evaluation.figures import add_task, empty_result
+from training.evaluation.figures import add_newer, add_task, empty_result
 from training.evaluation.matching import query_match_share
 from training.evaluation.pools import rank_pools
 from training.evaluation.ranking import RankedItems, cases_of, draw_cases, rank_cases, target_ranks
@@ -71,25 +72,36 @@ def evaluate(
         floors.<name>.<task>              metric → mean; with a pool also of the beam alone (`beam`)
         intervals.<task>                  metric → [low, high], 95% bootstrap over cases
         differences.<name>.<task>         metric → [mean, low, high] of model − floor, paired
-        cases.<task>, protocol, data      number of cases, and description of the measurement
+        cases.<task>, protocol, data      number of cases, and description of the measurement; cases whose target was
+                                          removed from the bundle are left out, and counted in the protocol
+        newer.<task>                      if items were added after the training: cases whose target is one of them, and
+                                          metric → mean over these
         calibration.<task>                of the pool: expected calibration error of the relevance of the first ten
         search_match_share                share of the model's top-10 search results whose text contains a
                                           word of the query
     """
     bundle = Bundle.open(bundle_folder)
     dataset = DataSet.load(data_folder)
+    original = fingerprint(dataset)
     if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
-        raise EvaluationError(
-            f"{bundle_folder} and {data_folder} have different catalogues; evaluate a bundle on its data set"
+        dataset = _on_items_of(
+            bundle, dataset, f"{bundle_folder} and {data_folder} have different catalogues"
         )
     if split not in ("test", "validation"):
         raise EvaluationError(f"--split must be 'test' or 'validation', not {split!r}")
     on = EngineOptions(device=engine_device(device))
     torch.set_num_threads(threads or os.cpu_count() or 1)
     parts = leave_one_out(dataset)
-    chosen: Sequence[Case] = draw_cases(parts.test if split == "test" else parts.validation, max_cases, seed)
-    if not chosen:
+    cases_of_split = parts.test if split == "test" else parts.validation
+    if not cases_of_split:
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
+    removed = set(bundle.index.removed)
+    living = [case for case in cases_of_split if case.target not in removed]
+    if not living:
+        raise EvaluationError(
+            f"the targets of all {len(cases_of_split)} cases are removed from {bundle_folder}; evaluate another version"
+        )
+    chosen: Sequence[Case] = draw_cases(living, max_cases, seed)
     candidates = Candidates(exclude_history, sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
     pool = _pool_of(bundle, bundle_folder, ranking)
@@ -97,7 +109,9 @@ def evaluate(
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {
         "beam_width": beam_width, "bundle": bundle.info.bundle_id, "items": "beam" if pool is None else "pool",
+        "index_version": bundle.index.version, "removed_targets": len(cases_of_split) - len(living),
     }  # fmt: skip
+    newer = _newer_items(bundle)
     result = empty_result(about, dict(bundle.info.data))
     ranked: dict[Task, TaskRanks] = {}
     with Progress(console=console) as bar:
@@ -127,11 +141,33 @@ def evaluate(
                 result, task, cases, ranks, dataset.catalogue, parts.train,
                 candidates=candidates, seed=seed, others=others,
             )  # fmt: skip
+            if len(newer):
+                add_newer(result, task, cases, ranks, newer)
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)
     if ranks_file is not None:
-        CaseRanks(system, 0, fingerprint(dataset), protocol, ranked).save(ranks_file)
+        CaseRanks(system, 0, original, protocol, ranked).save(ranks_file)
     return result
+
+
+def _on_items_of(bundle: Bundle, dataset: DataSet, differ: str) -> DataSet:
+    """Return the data set on the items of a bundle that was updated since.
+
+    differ: says that their catalogues differ.
+    Raises `EvaluationError` if the bundle lacks items.
+    """
+    try:
+        return dataset.on(bundle.index.catalogue)
+    except DataError as error:
+        raise EvaluationError(
+            f"{differ}: {error}; evaluate a bundle on its data set, or add the items by 'gems index update'"
+        ) from error
+
+
+def _newer_items(bundle: Bundle) -> NDArray[np.int64]:
+    """Return the catalogue rows that were added after the training, as far as the bundle tells."""
+    pool = bundle.index.pool
+    return np.zeros(0, np.int64) if pool is None else pool.fresh_rows
 
 
 def _pool_of(bundle: Bundle, folder: Path, ranking: Literal["pool", "beam"] | None) -> PoolIndex | None:

@@ -60,6 +60,26 @@ def add_task(
         }
 
 
+def add_newer(
+    result: dict[str, Any],
+    task: Task,
+    cases: Sequence[Case],
+    ranks: NDArray[np.int64],
+    newer: NDArray[np.int64],
+) -> None:
+    """Add the number and the figures of the cases whose targets are newer than the model to `result`.
+
+    newer: their catalogue rows.
+    """
+    chosen = np.isin([case.target for case in cases], newer)
+    figures = (
+        {name: float(column[chosen].mean()) for name, column in per_case(ranks).items()}
+        if chosen.any()
+        else {}
+    )
+    result.setdefault("newer", {})[task.value] = {"cases": int(chosen.sum())} | figures
+
+
 def _intervals(values: dict[str, NDArray[np.float64]], seed: int) -> dict[str, tuple[float, float]]:
     columns = np.stack([values[name] for name in NAMES], axis=1)
     return dict(zip(NAMES, mean_intervals(columns, seed), strict=True))

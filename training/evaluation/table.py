@@ -30,6 +30,16 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
             if task in tasks:
                 table.add_row(floor, *(f"{tasks[task][name]:.4f}" for name in SHOWN))
         console.print(table)
+    for task, figures in result.get("newer", {}).items():
+        found = f": hit@10 {figures['hit@10']:.4f}" if figures["cases"] else ""
+        console.print(
+            f"{task}: {figures['cases']} targets were added after the training{found}", highlight=False
+        )
+    if protocol.get("removed_targets"):
+        console.print(
+            f"{protocol['removed_targets']} cases are left out: their targets were removed from the bundle",
+            highlight=False,
+        )
     for aspect, note in result["data"].get("simulation", {}).items():
         console.print(f"simulated {aspect}: {note}", highlight=False)
     if "search_match_share" in result:

@@ -79,6 +79,7 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
     meter = Meter(cpu=config.device == "cpu")
     with meter:
         model = backbone_shape(config.backbone.name, len(MARKERS) + sum(sizes), config.backbone.layers)
+        meter.peak = meter.now  # layers that are cut off never reach the device
         if config.backbone.activation_checkpointing:
             checkpoint_blocks(model)
         first_added = len(model.get_input_embeddings().weight) - len(MARKERS) - sum(sizes)

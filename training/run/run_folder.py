@@ -35,6 +35,14 @@ def fingerprint(dataset: DataSet) -> str:
     return digest.hexdigest()
 
 
+def items_fingerprint(dataset: DataSet) -> str:
+    """Return the SHA-256 of everything that is known of the items: texts and attributes, too."""
+    digest = hashlib.sha256()
+    for item in dataset.catalogue:
+        digest.update(json.dumps(item.to_json(), sort_keys=True).encode() + b"\x1e")
+    return digest.hexdigest()
+
+
 def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) -> bool:
     """Return whether `out` holds a run that is to be continued. Nothing is written.
 
@@ -65,6 +73,11 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
         )
     if environment.get("data_sha256") != fingerprint(dataset):
         raise RunError(f"{out} was started on other data; a resumed run keeps its data set")
+    texts = items_fingerprint(dataset)
+    if environment.get("items_sha256", texts) != texts:  # older versions did not record it
+        raise RunError(
+            f"{out} was started with other texts or attributes of the items; a resumed run keeps its data set"
+        )
     return True
 
 
@@ -93,6 +106,7 @@ def record_run(out: Path, config: RunSettings, dataset: DataSet, data: Path, thr
     environment = {
         "data": str(data),
         "data_sha256": fingerprint(dataset),
+        "items_sha256": items_fingerprint(dataset),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "gems": package_version(),
         "python": platform.python_version(),

@@ -58,6 +58,13 @@ def test_planned_bytes_are_those_of_real_tensors(
     assert need(config, ITEMS, sequences=8).peak == pytest.approx(measured_peak(config, ITEMS, 8), rel=0.1)
 
 
+def test_layers_that_are_cut_off_need_nothing(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, "qwen2", method="lora", backbone__layers=1, backbone__activation_checkpointing=True
+    )
+    assert need(config, ITEMS, sequences=1).peak == pytest.approx(measured_peak(config, ITEMS, 1), rel=0.1)
+
+
 def test_the_sizes_of_a_method_are_its_own(tmp_path: Path) -> None:
     full, gems, lora = (
         need(settings(tmp_path, "qwen2", method=method), ITEMS) for method in ("full", "gems", "lora")
