@@ -223,6 +223,7 @@ def fit(
     record = {
         "method": config.method,
         "backbone": config.backbone.name,
+        "seed": config.seed,
         "steps": trainer.progress.step,
         "best_step": trainer.progress.best_step,
         "seconds": round(trainer.progress.seconds, 1),

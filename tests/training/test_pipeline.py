@@ -291,7 +291,12 @@ def test_an_updated_bundle_is_evaluated_on_old_and_new_data(run: Path, data: Pat
     last = users[-1]
     users[-1] = replace(last, events=(*last.events[:-1], replace(last.events[-1], item=0)))
     DataSet(known.info, Catalogue(items), users).save(tmp_path / "newer")
-    newer = evaluate(tmp_path / "bundle", tmp_path / "newer")
+    newer = evaluate(tmp_path / "bundle", tmp_path / "newer", ranks_file=tmp_path / "newer.npz")
+    own = {case.user_id: case.target for case in leave_one_out(DataSet.load(tmp_path / "newer")).test}
+    ranked = CaseRanks.load(tmp_path / "newer.npz").tasks[Task.RECOMMENDATION]
+    assert {user: own[user] for user in ranked.users.tolist()} == dict(
+        zip(ranked.users.tolist(), ranked.targets.tolist(), strict=True)
+    )
     assert newer["newer"]["recommendation"]["cases"] == 1
     assert newer["recommendation"]["hit@10"] == pytest.approx(before["recommendation"]["hit@10"], abs=0.1)
 

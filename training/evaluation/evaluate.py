@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -81,8 +82,7 @@ def evaluate(
                                           word of the query
     """
     bundle = Bundle.open(bundle_folder)
-    dataset = DataSet.load(data_folder)
-    original = fingerprint(dataset)
+    dataset = own = DataSet.load(data_folder)
     if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
         dataset = _on_items_of(
             bundle, dataset, f"{bundle_folder} and {data_folder} have different catalogues"
@@ -136,7 +136,7 @@ def evaluate(
                 others["beam"] = target_ranks(beams, cases)
                 result.setdefault("calibration", {})[task.value] = _calibration(rankings, cases)
             ranks = target_ranks(rankings, cases)
-            ranked[task] = TaskRanks.of(cases, ranks)
+            ranked[task] = TaskRanks.of(_numbered_as(own, dataset, cases), ranks)
             add_task(
                 result, task, cases, ranks, dataset.catalogue, parts.train,
                 candidates=candidates, seed=seed, others=others,
@@ -146,7 +146,9 @@ def evaluate(
             if task is Task.SEARCH:
                 result["search_match_share"] = query_match_share(dataset.catalogue, cases, rankings)
     if ranks_file is not None:
-        CaseRanks(system, 0, original, protocol, ranked).save(ranks_file)
+        of_run = bundle.info.training.get("seed")  # older bundles do not tell
+        run_seed = of_run if isinstance(of_run, int) else 0
+        CaseRanks(system, run_seed, fingerprint(own), protocol, ranked).save(ranks_file)
     return result
 
 
@@ -162,6 +164,15 @@ def _on_items_of(bundle: Bundle, dataset: DataSet, differ: str) -> DataSet:
         raise EvaluationError(
             f"{differ}: {error}; evaluate a bundle on its data set, or add the items by 'gems index update'"
         ) from error
+
+
+def _numbered_as(own: DataSet, dataset: DataSet, cases: Sequence[Case]) -> list[Case]:
+    """Return the cases with targets by the rows of the data set itself, as other systems have them."""
+    if own is dataset:
+        return list(cases)
+    ids = dataset.catalogue.item_ids
+    rows = {item_id: row for row, item_id in enumerate(own.catalogue.item_ids)}
+    return [replace(case, target=rows[ids[case.target]]) for case in cases]
 
 
 def _newer_items(bundle: Bundle) -> NDArray[np.int64]:

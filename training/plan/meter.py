@@ -59,7 +59,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if operation is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return False  # whether a mask masks nothing
-        made = operation(*args, **kwargs)
+        made = args[0].add_(args[1]) if _adds_up_gradients(operation, args) else operation(*args, **kwargs)
         count: Callable[..., int] | None = flop_registry.get(operation._overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=made)
@@ -80,6 +80,14 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[place] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _adds_up_gradients(operation: Any, args: Any) -> bool:
+    """Whether autograd adds a further gradient, which it does in place unless a mode like this one watches."""
+    backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+    if operation is not torch.ops.aten.add.Tensor or not backward:
+        return False
+    return isinstance(args[1], Tensor) and args[0].shape == args[1].shape
 
 
 def _attention(
