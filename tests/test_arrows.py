@@ -94,8 +94,8 @@ ALLOWED = {
         "training.outputs training.run training.settings"
     ),
     "training.cli.common": (
-        "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers "
-        "server.engine training.errors training.outputs training.settings"
+        "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
+        "training.data training.errors training.outputs training.settings"
     ),
     "training.data.sources": "index.catalogue index.records index.sequence training.data training.inputs",
     "training.model": (
@@ -157,8 +157,8 @@ ALLOWED = {
         "training.preservation training.run training.settings"
     ),
     "training.cli.commands": (
-        "index.bundle index.extensions training.baselines training.cli.common training.config training.data "
-        "training.data.sources training.demo training.errors training.evaluation "
+        "index.bundle index.catalogue index.extensions training.baselines training.cli.common training.config "
+        "training.data training.data.sources training.demo training.errors training.evaluation "
         "training.evaluation.comparison training.fusion training.inputs training.outputs training.pipeline "
         "training.plan training.preservation training.report training.run training.settings training.sweep"
     ),

@@ -32,6 +32,18 @@ from index.pool.pool_index import PoolIndex
 from index.sequence.plain_text import plain_tokens
 
 Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
+NAMED = 20  # ids in a message
+
+
+class UnknownItemsError(CatalogueError):
+    """Items that are to be removed are not in the catalogue."""
+
+
+class TooManyRemovedError(CatalogueError):
+    """More items would be removed than may be."""
+
+    def __init__(self, leaving: int, living: int) -> None:
+        super().__init__(f"{leaving:,} of {living:,} items would be removed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,14 @@ class Update:
 
 
 def update_index(
-    bundle: Bundle, items: Sequence[Item], removed: Sequence[str], embed: Embed, *, keep: int = 3
+    bundle: Bundle,
+    items: Sequence[Item],
+    removed: Sequence[str],
+    embed: Embed,
+    *,
+    keep: int = 3,
+    missing_ok: bool = False,
+    most_removed: float = 1.0,
 ) -> Update:
     """Publish the next version of a bundle's index and point to it. Requests see all of the update or no part of it.
 
@@ -59,8 +78,10 @@ def update_index(
     removed: item ids.
     embed: items → float32 [N, d], with the encoder of the bundle's items (see `BundleInfo`).
     keep: number of newest versions to keep; the version that was current before is kept as well.
+    missing_ok: whether items that the catalogue does not hold may be among those to remove.
+    most_removed: largest share of the living items that may go.
     If no item changes, no version is published.
-    Raises `CatalogueError` for an item that is given twice, or is to be removed and unknown.
+    Raises `CatalogueError` for an item that is given twice, or is to be removed and unknown, and if too many would go.
     Raises `IdentifierError` for an item that the codebooks cannot name.
     Raises `BundleError` if another update is running or the disk is full.
     """
@@ -68,7 +89,10 @@ def update_index(
     with refusing(bundle.path, "updated", (OSError,)), versions.locked():
         now = bundle.refreshed().index
         given = _by_id(items)
-        leaving = set(_rows_to_remove(now, removed, given)) - set(now.removed)
+        leaving = set(_rows_to_remove(now, removed, given, missing_ok)) - set(now.removed)
+        living = len(now.catalogue) - len(now.removed)
+        if len(leaving) > most_removed * living:
+            raise TooManyRemovedError(len(leaving), living)
         existing = {
             row: item for item_id, item in given.items() if (row := now.catalogue.row(item_id)) is not None
         }
@@ -147,17 +171,25 @@ def _by_id(items: Sequence[Item]) -> dict[str, Item]:
     return given
 
 
-def _rows_to_remove(now: ItemIndex, removed: Sequence[str], given: dict[str, Item]) -> list[int]:
+def _rows_to_remove(
+    now: ItemIndex, removed: Sequence[str], given: dict[str, Item], missing_ok: bool
+) -> list[int]:
     """Return the rows of the items to remove. An item that is already removed is no error."""
-    rows = []
-    for item_id in removed:
-        row = now.catalogue.row(item_id)
-        if row is None:
-            raise CatalogueError(f"item_id {item_id!r} cannot be removed: the catalogue holds no such item")
-        if item_id in given:
-            raise CatalogueError(f"item_id {item_id!r} is to be changed and to be removed; decide on one")
-        rows.append(row)
-    return rows
+    both = [item_id for item_id in removed if item_id in given]
+    if both:
+        raise CatalogueError(f"item_id {_named(both)} is to be changed and to be removed; decide on one")
+    unknown = [item_id for item_id in removed if now.catalogue.row(item_id) is None]
+    if unknown and not missing_ok:
+        raise UnknownItemsError(
+            f"item_id {_named(unknown)} cannot be removed: the catalogue holds no such item"
+        )
+    return [row for item_id in removed if (row := now.catalogue.row(item_id)) is not None]
+
+
+def _named(item_ids: Sequence[str]) -> str:
+    """Return the ids for a message, and how many there are if they are many."""
+    shown = ", ".join(repr(item_id) for item_id in item_ids[:NAMED])
+    return shown if len(item_ids) <= NAMED else f"{shown}, … ({len(item_ids):,} in all)"
 
 
 class _Embedded:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import polars as pl
 
 from index.catalogue import REQUIRED_FIELDS, Catalogue, CatalogueError, Item
 from index.sequence.events import Task
+from training.data.bad_rows import PARQUET, BadRow, BadRowsError, RowsError, place, summed_up
 from training.data.dataset import DataSet, histories
 from training.data.schema import (
     BEHAVIOURS,
@@ -33,38 +33,7 @@ from training.data.schema import (
 from training.inputs import LINES, mistaken
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-PARQUET = (".parquet", ".pq")
 LARGEST = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that cannot be used. number: line of a JSON Lines file, or row of a Parquet file, from 1."""
-
-    file: Path
-    number: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file} {_place(self.file, self.number)}: {self.reason}"
-
-
-class RowsError(DataError):
-    """Rows are bad; the message has a line for each of them."""
-
-    one_line = False
-
-
-class BadRowsError(RowsError):
-    """There are bad rows, and they may not be skipped. rows: all of them."""
-
-    def __init__(self, rows: list[BadRow]) -> None:
-        self.rows = rows
-        listed = "\n".join(map(str, rows))
-        super().__init__(
-            f"{listed}\n{len(rows)} bad row(s), nothing was written; correct them, or keep the rest "
-            "with --skip-bad"
-        )
 
 
 class RowError(ValueError):
@@ -76,16 +45,20 @@ def import_files(
 ) -> tuple[DataSet, list[BadRow]]:
     """Read and check both files. Return the data set and the skipped rows, which its info counts, too.
 
-    An interaction with a bad item is a bad row, too.
+    An interaction with an item that was refused is left out and counted, and not blamed a second time.
     Raises `BadRowsError` if there are bad rows and `skip_bad` is not set.
     Raises `DataError` if a file cannot be read, a Parquet file lacks a column, or no row is left.
     """
-    kept, bad = _items(items)
+    kept, bad, refused = _items(items)
     bad_items = len(bad)
+    of_refused = 0
     events: list[dict[str, Any]] = []
     for number, row in read_rows(interactions, INTERACTION_COLUMNS):
         try:
             event = check_interaction(row)
+            if event["item_id"] in refused:
+                of_refused += 1
+                continue
             if event["item_id"] not in kept:
                 raise RowError(f"item {event['item_id']!r} is not among the items")
             events.append(event)
@@ -95,37 +68,48 @@ def import_files(
         raise BadRowsError(bad)
     for path, left in ((items, kept), (interactions, events)):
         if not left:
-            listed = "".join(f"{row}\n" for row in bad)
+            listed = f"{summed_up(bad)}\n" if bad else ""
             raise RowsError(f"{listed}no usable row in {path}; nothing was written")
-    left_out = {"bad item rows": bad_items, "bad interaction rows": len(bad) - bad_items} if bad else {}
+    left_out = {
+        "bad item rows": bad_items, "bad interaction rows": len(bad) - bad_items,
+        "interactions with bad items": of_refused,
+    }  # fmt: skip
+    left_out = {what: count for what, count in left_out.items() if count}
     info = DataInfo(name, f"imported from {items.name} and {interactions.name}", left_out=left_out)
     catalogue = Catalogue(kept.values())
     return DataSet(info, catalogue, histories(_frame(events), catalogue)), bad
 
 
-def read_items(path: Path) -> list[Item]:
-    """Read the items of a file and check every row. Raises `BadRowsError` or `DataError`."""
-    kept, bad = _items(path)
-    if bad:
+def read_items(path: Path, skip_bad: bool = False) -> tuple[list[Item], list[BadRow]]:
+    """Read the items of a file and check every row. Return the good items, and the skipped rows.
+
+    Raises `BadRowsError` if there are bad rows and `skip_bad` is not set, and `DataError` if the file cannot be read.
+    """
+    kept, bad, _ = _items(path)
+    if bad and not skip_bad:
         raise BadRowsError(bad)
-    return list(kept.values())
+    return list(kept.values()), bad
 
 
-def _items(path: Path) -> tuple[dict[str, Item], list[BadRow]]:
-    """Return the good items by their id, and the bad rows."""
+def _items(path: Path) -> tuple[dict[str, Item], list[BadRow], set[str]]:
+    """Return the good items by their id, the bad rows, and the ids of items that have only bad ones."""
     bad: list[BadRow] = []
+    refused: set[str] = set()
     kept: dict[str, Item] = {}
     numbers: dict[str, int] = {}
     for number, row in read_rows(path, REQUIRED_FIELDS):
         try:
             item = check_item(row)
             if item.item_id in kept:
-                first = _place(path, numbers[item.item_id])
+                first = place(path, numbers[item.item_id])
                 raise RowError(f"item_id {item.item_id!r} is already that of {first}; ids must be unique")
             kept[item.item_id], numbers[item.item_id] = item, number
         except RowError as error:
             bad.append(BadRow(path, number, str(error)))
-    return kept, bad
+            item_id = row.get("item_id") if isinstance(row, dict) else None
+            if isinstance(item_id, str | int):
+                refused.add(str(item_id))
+    return kept, bad, refused - kept.keys()
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, object]]:
@@ -244,10 +228,6 @@ def _check_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"holds text that is not valid Unicode: {error}") from error
     return text
-
-
-def _place(path: Path, number: int) -> str:
-    return f"{'row' if path.suffix.lower() in PARQUET else 'line'} {number}"
 
 
 def _shown(value: object) -> str:

@@ -90,6 +90,8 @@ def test_a_changed_item_keeps_its_identifier_and_is_found_by_its_new_attributes(
     [
         ([NEW[0], NEW[0]], [], CatalogueError, "'new-1' is given twice"),
         ([], ["nobody"], CatalogueError, "'nobody' cannot be removed"),
+        ([], ["item-1", "b", "a"], CatalogueError, "'b', 'a' cannot be removed"),
+        ([], [f"n{k}" for k in range(50)], CatalogueError, r"'n19', … \(50 in all\) cannot be removed"),
         ([Item("item-1", "x")], ["item-1"], CatalogueError, "'item-1' is to be changed and to be removed"),
         ([Item(f"n{k}", "The same words") for k in range(1000)], [], IdentifierError, "all identifiers near"),
     ],
@@ -102,6 +104,14 @@ def test_updates_that_cannot_be_are_refused_and_change_nothing(
         update(path, items, removed)
     assert state(path)[0] == "v1"
     assert sorted(file for file in path.rglob("*") if file.name != ".lock") == before
+
+
+def test_unknown_items_may_be_passed_over_and_half_a_catalogue_is_guarded(path: Path) -> None:
+    assert update(path, removed=["nobody", "item-1"], missing_ok=True).removed == 1
+    half = [f"item-{k}" for k in range(31)]  # of 59 living ones, item-1 among them
+    with pytest.raises(CatalogueError, match="30 of 59 items would be removed"):
+        update(path, removed=half, most_removed=0.5)
+    assert update(path, removed=half[:-1], most_removed=0.5).removed == 29
 
 
 def test_a_full_prefix_overflows_to_the_next_nearest_code(path: Path) -> None:

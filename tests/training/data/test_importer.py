@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from index.sequence.events import Task
 from training.cli.commands.data import data_app
+from training.data.bad_rows import SHOWN, BadRowsError
 from training.data.dataset import DataSet
-from training.data.importer import BadRowsError, import_files
+from training.data.importer import import_files
 from training.data.schema import DataError
 
 ITEM: dict[str, object] = {"item_id": "a", "title": "A thing", "categories": ["x"], "price": 3.5}
@@ -252,6 +253,36 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
         import_files(items, tmp_path / "empty.jsonl", "test", skip_bad=True)
 
 
+def test_many_rows_with_one_fault_are_summed_up_and_a_file_has_all(tmp_path: Path) -> None:
+    items = write_lines(tmp_path / "items.jsonl", [ITEM])
+    rows = [EVENT | {"item_id": f"gone {k}"} for k in range(3000)] + [EVENT | {"timestamp": "now"}, EVENT]
+    events = write_lines(tmp_path / "interactions.jsonl", rows)
+    arguments = [
+        "import",
+        "--items",
+        str(items),
+        "--interactions",
+        str(events),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    listed = tmp_path / "bad.txt"
+    refused = CliRunner().invoke(data_app, [*arguments, "--bad-rows", str(listed)])
+    assert isinstance(refused.exception, BadRowsError)
+    said = str(refused.exception).splitlines()
+    assert len(said) == SHOWN + 3
+    assert said[0] == f"{events} line 1: item 'gone 0' is not among the items"
+    assert "'timestamp'" in said[SHOWN]
+    assert said[-2] == f"{events}: {3000 - SHOWN:,} more rows like these: item … is not among the items"
+    assert said[-1].startswith("3,001 bad row(s)")
+    assert listed.read_text().splitlines() == [str(row) for row in refused.exception.rows]
+    listed.unlink()
+    kept = CliRunner().invoke(data_app, [*arguments, "--bad-rows", str(listed), "--skip-bad"])
+    assert kept.exit_code == 0
+    assert len(kept.output.splitlines()) < SHOWN + 10
+    assert len(listed.read_text().splitlines()) == 3001
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     items = write_lines(tmp_path / "items.jsonl", [ITEM, {"item_id": "b"}])
@@ -263,9 +294,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     kept = CliRunner().invoke(data_app, [*arguments, "--skip-bad"])
     assert kept.exit_code == 0
     assert f"{items} line 2: " in kept.output
-    assert f"{events} line 3: " in kept.output
-    assert "2 bad row(s) skipped" in kept.output
-    assert DataSet.load(out).info.left_out == {"bad item rows": 1, "bad interaction rows": 1}
+    assert f"{events} line 3: " not in kept.output  # its item was refused, and is blamed once
+    assert "1 bad row(s) skipped" in kept.output
+    assert DataSet.load(out).info.left_out == {"bad item rows": 1, "interactions with bad items": 1}
     again = CliRunner().invoke(data_app, [*arguments, "--skip-bad"])
     assert isinstance(again.exception, DataError)
     assert CliRunner().invoke(data_app, [*arguments, "--skip-bad", "--force"]).exit_code == 0

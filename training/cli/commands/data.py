@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.paths import output_folder
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
@@ -52,15 +53,14 @@ def import_command(
     out: Out,
     name: Annotated[str | None, typer.Option(help="Name of the data set; else that of the folder.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Keep the good rows, count the bad.")] = False,
+    bad_rows: BadRowsFile = None,
     force: Force = False,
 ) -> None:
-    """Import your own files. Every bad row is reported with file, line and reason."""
+    """Import your own files. Bad rows are reported with file, line and reason, the first 20 of each kind."""
     check_writable(out, force)
-    dataset, bad = import_files(items, interactions, name or out.resolve().name, skip_bad)
-    for row in bad:
-        typer.echo(str(row), err=True)
-    if bad:
-        typer.echo(f"{len(bad)} bad row(s) skipped", err=True)
+    with reported(bad_rows) as report:
+        dataset, bad = import_files(items, interactions, name or out.resolve().name, skip_bad)
+        report(bad)
     _save(dataset, out, force)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from index.catalogue import Catalogue
+from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.paths import BundlePath, JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.errors import UserError
@@ -35,14 +37,23 @@ def update_command(
         str | None, typer.Option(help="where the bundle's encoder is now, if it is not where it was")
     ] = None,
     keep: Annotated[int, typer.Option(min=1, max=MOST, help="newest versions that are not deleted")] = 3,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="keep the good rows of --items, count the bad")
+    ] = False,
+    bad_rows: BadRowsFile = None,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="pass over ids in --remove that the catalogue does not hold")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="also remove more than half of the items")] = False,
 ) -> None:
     """Add, change and remove items, as a new version of the bundle's index.
 
-    A server uses it after `POST /admin/index/refresh`, or when it starts.
+    In the file of --remove, blanks and quotes around an id and a header 'item_id' are understood, unless an item has
+    such an id. A server uses it after `POST /admin/index/refresh`, or when it starts.
     """
     # slow imports, not for --help
     from index.bundle.bundle import Bundle
-    from index.bundle.update import update_index
+    from index.bundle.update import TooManyRemovedError, UnknownItemsError, update_index
     from training.data.importer import read_items
     from training.data.item_vectors import new_item_vectors
 
@@ -51,13 +62,22 @@ def update_command(
         raise UserError("nothing to do: give --items, --remove or both")
     if vectors is not None and items is None:
         raise UserError("--vectors are those of the items in --items, which is missing")
-    given = read_items(items) if items is not None else []
-    gone = _read_ids(remove) if remove is not None else []
+    with reported(bad_rows) as report:
+        given, bad = read_items(items, skip_bad) if items is not None else ([], [])
+        report(bad)
     opened = Bundle.open(bundle)
+    gone = _read_ids(remove, opened.index.catalogue) if remove is not None else []
     console = Console()
     embed = new_item_vectors(opened.info, given, vectors, item_encoder)
-    with console.status("updating the index"):
-        done = update_index(opened, given, gone, embed, keep=keep)
+    try:
+        with console.status("updating the index"):
+            done = update_index(
+                opened, given, gone, embed, keep=keep, missing_ok=missing_ok, most_removed=1.0 if yes else 0.5
+            )
+    except UnknownItemsError as error:
+        raise UserError(f"{error}; correct {remove}, or pass over them with --missing-ok") from error
+    except TooManyRemovedError as error:
+        raise UserError(f"{error}; look into {remove}, or confirm it with --yes") from error
     console.print(
         f"{bundle} is at {done.version}: {done.added} items added, {done.changed} changed, {done.removed} removed",
         highlight=False,
@@ -144,7 +164,20 @@ def describe_command(
         write_json(json_file, asdict(found))
 
 
-def _read_ids(path: Path) -> list[str]:
+def _read_ids(path: Path, catalogue: Catalogue) -> list[str]:
+    """Return the ids in a file, as the catalogue spells them. An id may hold blanks and quotes, so that comes first."""
     text = read_text(path, "item ids, one a line", "text", "nothing (it is empty)")
     lines = text.split("\n")  # an id may contain any other separator
-    return [line.removesuffix("\r") for line in lines if line.strip()]
+    written = [line.removesuffix("\r") for line in lines if line.strip()]
+    ids = [
+        next((form for form in _forms(line) if catalogue.row(form) is not None), line.strip())
+        for line in written
+    ]
+    return ids[1:] if ids and catalogue.row(ids[0]) is None and _forms(ids[0])[-1] == "item_id" else ids
+
+
+def _forms(line: str) -> list[str]:
+    """Return the ways to read a line: as it is, without blanks around it, and without quotes."""
+    stripped = line.strip()
+    quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
+    return [line, stripped, *([stripped[1:-1]] if quoted else [])]
