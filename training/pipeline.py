@@ -31,6 +31,7 @@ from training.data.item_vectors import VectorOrigin
 from training.data.schema import package_version
 from training.data.splits import Split, leave_one_out
 from training.dense.fit import dense_index
+from training.evaluation.ranking import cases_of
 from training.fusion.fitted_pool import fitted_pool
 from training.loop.batches import BatchSource
 from training.loop.pairs import Pairs
@@ -138,6 +139,12 @@ def fit(
         raise RunError(
             "nobody has three interactions, so there is nothing to validate on; more data is needed"
         )
+    for task in config.sequence.trained_tasks:
+        if len(config.sequence.trained_tasks) == 1 and not cases_of(task, split.validation):
+            raise RunError(
+                f"no held-out event can validate a model of {task.value} alone: the log has no queries; train both "
+                "tasks (sequence.tasks)"
+            )
     check_attributes(dataset.catalogue, config.search_attributes)
     device = chosen_device(config.device)
     continued = parallel.agree(check_run(out, config, dataset, resume) if parallel.main else False)

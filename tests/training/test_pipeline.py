@@ -243,6 +243,12 @@ def test_a_run_that_cannot_start_leaves_nothing(data: Path, tmp_path: Path) -> N
             train(data, tmp_path / "run", settings({"backbone": wrong}), console=console)
     with pytest.raises(DataError):
         train(tmp_path / "nowhere", tmp_path / "run", settings(), console=console)
+    user = UserHistory("u", (Event(0), Event(1), Event(0)), (None,) * 3, (0, 1, 2))
+    DataSet(DataInfo("tiny", "test"), Catalogue([Item("x", "x"), Item("y", "y")]), [user]).save(
+        tmp_path / "tiny"
+    )
+    with pytest.raises(RunError, match="the log has no queries"):
+        train(tmp_path / "tiny", tmp_path / "run", settings({"sequence.tasks": "search"}), console=console)
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from index.sequence.encoder import TASKS, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
-from training.errors import UserError
 from training.loop.pairs import Pairs
 from training.loop.parts import Part, parts_of
 from training.loop.word_queries import WordQueries
@@ -62,7 +61,6 @@ class BatchSource:
         tasks: tasks whose items are targets. Events of others are only read.
         min_parts: smallest number of parts of a step, so that every process has one to compute.
         pairs: makes the samples of an encoder-decoder.
-        Raises `UserError` if no event can be trained as one of the tasks.
         """
         self._min_parts = min_parts
         self._pairs = pairs
@@ -77,15 +75,10 @@ class BatchSource:
         self._tasks = tasks
         self._seed = seed
         windows = [window for history in self._histories for window in self._windows(history)]
-        counts = [sum(map(self._may_be_target, life[begin:])) for life, begin in windows]
-        targets = [count for count in counts if count]
-        if not targets:
-            raise UserError(
-                f"no event can be trained as a {' or '.join(tasks)}; train another (sequence.tasks)"
-            )
+        targets = [len(life) - begin for life, begin in windows]
         if pairs is not None:
             targets = [min(count, pairs.targets) for count in targets]
-        self.steps_per_epoch = math.ceil(len(targets) / batch_size)
+        self.steps_per_epoch = max(1, math.ceil(len(windows) / batch_size))
         share = title_queries if Task.SEARCH in tasks else 0.0
         self._titles_per_step = share * sum(targets) / self.steps_per_epoch
 
@@ -98,31 +91,17 @@ class BatchSource:
         rng = np.random.default_rng([self._seed, epoch])
         varied = (self._varied(history, rng) for history in self._histories)
         windows = [window for history in varied for window in self._windows(history, rng)]
-        if len(self._tasks) < len(Task):
-            windows = [window for window in windows if self._has_target(*window)] or windows
         order = rng.permutation(len(windows))
         for step in range(self.steps_per_epoch):  # jitter may make a few windows more
             chosen = order[
                 step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
             ]
-            drawn = [windows[k] for k in chosen] or [windows[order[step % len(order)]]]
+            drawn = [windows[k] for k in chosen]
             samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
             titles = int(self._titles_per_step + rng.random())
             if self._titles:
                 samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
             yield samples
-
-    def _may_be_target(self, event: Event) -> bool:
-        """Whether an event is of a trained task, as it was logged or as it may be varied."""
-        searched = self._encoder.task_of(event) is Task.SEARCH
-        as_search = searched or (self._word_queries is not None and self._word_queries.share > 0)
-        as_recommendation = not searched or self._query_dropout > 0
-        return (Task.SEARCH in self._tasks and as_search) or (
-            Task.RECOMMENDATION in self._tasks and as_recommendation
-        )
-
-    def _has_target(self, life: Sequence[Event], begin: int) -> bool:
-        return any(self._encoder.task_of(event) in self._tasks for event in life[begin:])
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
@@ -175,8 +154,8 @@ class BatchSource:
         return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
 
     def _batch(self, samples: list[Sample]) -> Batch:
-        starts = [(s.task[s.level == 0]) for s in samples]
-        count = np.bincount(np.concatenate(starts), minlength=len(TASKS))
+        starts = [s.task[s.level == 0] for s in samples]
+        count = np.bincount(np.concatenate([np.zeros(0, np.int8), *starts]), minlength=len(TASKS))
         targets = {task: int(count[k]) for k, task in enumerate(TASKS)}
-        parts = parts_of(samples, self._part_tokens, self._min_parts)
+        parts = parts_of(samples, self._part_tokens, self._min_parts) if samples else []
         return Batch(parts, targets, sum(map(len, samples)))

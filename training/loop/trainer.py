@@ -173,6 +173,9 @@ class Trainer:
         The loss of each task is its mean over the items of the whole batch.
         """
         items = sum(batch.targets.values())
+        if not items:  # of one trained task, which no event of the batch is of
+            self.progress.step += 1
+            return {"tokens": batch.tokens}
         shares = {task: count / items for task, count in batch.targets.items() if count}
         means = torch.zeros(len(TASKS), dtype=torch.float64, device=self.model.device)
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state

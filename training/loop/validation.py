@@ -65,7 +65,7 @@ class Validator:
 
     def _sum(self, figures: dict[str, float], name: str) -> float:
         """Return the sum of a figure over the trained tasks."""
-        return sum(figures.get(f"{task.value}.{name}", 0.0) for task in self._tasks)
+        return sum(figures[f"{task.value}.{name}"] for task in self._tasks if f"{task.value}.loss" in figures)
 
     @torch.inference_mode()
     def _losses(self) -> dict[str, float]:

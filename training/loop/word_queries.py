@@ -24,14 +24,14 @@ class WordQueries:
 
     def __init__(self, catalogue: Catalogue, share: float) -> None:
         self._catalogue = catalogue
-        self.share = share
+        self._share = share
         self._parts: dict[int, tuple[list[str], list[str]]] = {}
 
     def add(self, events: list[Event], rng: np.random.Generator) -> list[Event]:
         """Return the events, with queries for a share of those that have none."""
-        if not self.share:
+        if not self._share:
             return events
-        chosen = rng.random(len(events)) < self.share
+        chosen = rng.random(len(events)) < self._share
         return [
             Event(event.item, Task.SEARCH, query)
             if add and event.query is None and (query := self.draw(event.item, rng))

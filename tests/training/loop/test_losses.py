@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +16,14 @@ from support.histories import histories
 
 from index.sequence.encoder import TASKS, SequenceEncoder
 from index.sequence.events import Event, Task
-from training.errors import UserError
+from training.config import TrainConfig
 from training.loop.batches import BatchSource
 from training.loop.losses import item_losses
 from training.loop.parts import pad
 from training.loop.schedule import rate_factor
+from training.loop.trainer import Trainer
 from training.loop.word_queries import WordQueries
+from training.methods.registry import make_method
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt-neox"])
@@ -118,32 +120,30 @@ def test_title_queries_and_query_dropout_do_what_they_say() -> None:
 @pytest.mark.parametrize("task", list(Task))
 def test_a_model_of_one_task_reads_the_events_of_both_and_has_targets_of_its_own(task: Task) -> None:
     one, both = source(query_dropout=0.3, tasks=(task,)), source(query_dropout=0.3)
-    read = {sample.ids.tobytes(): sample for samples in both.samples(1) for sample in samples}
-    for sample in itertools.chain.from_iterable(one.samples(1)):  # the same draws
-        of_both = read[sample.ids.tobytes()]
-        kept = of_both.task == TASKS.index(task)
-        assert np.array_equal(sample.level, np.where(kept, of_both.level, -1))
-        assert np.array_equal(sample.item, np.where(kept, of_both.item, -1))
-        assert (sample.item >= 0).any()
+    for mine, all_of_them in zip(
+        one.samples(1), both.samples(1), strict=True
+    ):  # as many steps, the same draws
+        for sample, of_both in zip(mine, all_of_them, strict=True):
+            assert np.array_equal(sample.ids, of_both.ids)
+            kept = of_both.task == TASKS.index(task)
+            assert np.array_equal(sample.level, np.where(kept, of_both.level, -1))
+            assert np.array_equal(sample.item, np.where(kept, of_both.item, -1))
     titled = sum((Counter(b.targets) for b in source(title_queries=0.5, tasks=(task,)).epoch(0)), Counter())
     assert set(+titled) == {task}
 
 
-def test_a_log_without_the_trained_task_is_refused_unless_words_of_items_are_searched_for() -> None:
+def test_a_step_without_an_item_of_the_trained_task_changes_nothing() -> None:
     recommended = [[Event(event.item) for event in history] for history in histories()]
-    titles = [item.title for item in CATALOGUE]
-
-    def searches(**settings: Any) -> BatchSource:
-        tasks = (Task.SEARCH,)
-        return BatchSource(
-            ENCODER, recommended, titles, batch_size=2, part_tokens=500, tasks=tasks, **settings
-        )
-
-    with pytest.raises(UserError, match=r"no event can be trained as a search; .*sequence\.tasks"):
-        searches()
-    few = searches(word_queries=WordQueries(CATALOGUE, 0.05))
-    for batch in few.epoch(0):  # also where fewer windows than steps got a query
-        assert set(+Counter(batch.targets)) <= {Task.SEARCH}
+    searches = BatchSource(ENCODER, recommended, [], batch_size=8, part_tokens=500, tasks=(Task.SEARCH,))
+    model = make_model(VOCABULARY.size)
+    method = make_method(model, TrainConfig(), VOCABULARY.first_added)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer = Trainer(Path(), TrainConfig(), model, VOCABULARY, method, searches, validator=None)  # type: ignore[arg-type]
+    for batch in searches.epoch(0):
+        assert sum(batch.targets.values()) == 0
+        trainer._step("", batch)
+    assert trainer.progress.step == searches.steps_per_epoch
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_event_dropout_leaves_out_other_events_each_epoch_and_never_a_whole_history() -> None:
