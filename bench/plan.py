@@ -44,7 +44,7 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
     """
     sizes = codebook_sizes(config, items)
     added = len(MARKERS) + sum(sizes)
-    model = backbone_shape(config.backbone.name, added, config.backbone.layers, device="cpu")
+    model = backbone_shape(config, added, device="cpu")
     if config.backbone.activation_checkpointing:
         checkpoint_blocks(model)
     first_added = len(model.get_input_embeddings().weight) - added
@@ -52,7 +52,7 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         method = make_method(model, config, first_added)
         vocabulary = IdentifierVocabulary(first_added, sizes)
-        part = part_of(model, vocabulary, sequences, config.sequence.max_tokens, config.sequence.targets)
+        part = part_of(model, vocabulary, sequences, config.sequence.max_tokens)
         losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows)
         method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
     assert record.profiler is not None
@@ -91,7 +91,7 @@ def main(
                 for again in (False, True):
                     config = TrainConfig.load(None, {
                         "backbone": {"name": name, "layers": layers, "activation_checkpointing": again},
-                        "method": method, "device": "cpu", "sequence": {"max_tokens": tokens, "targets": 1},
+                        "method": method, "device": "cpu", "sequence": {"max_tokens": tokens},
                     })  # fmt: skip
                     planned = need(config, ITEMS, sequences=sequences).peak
                     measured = measured_peak(config, ITEMS, sequences)

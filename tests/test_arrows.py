@@ -123,17 +123,17 @@ ALLOWED = {
         "training.settings"
     ),
     "training.prepare": (
-        "gems index.catalogue index.files index.identifiers index.sequence training.baselines "
-        "training.config training.data training.methods training.model training.run training.settings"
+        "gems index.catalogue index.files index.identifiers index.sequence training.baselines training.config "
+        "training.data training.errors training.methods training.model training.run training.settings"
     ),
     "training.plan": (
         "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
         "training.methods.tuning training.model training.outputs training.prepare"
     ),
     "training.pipeline": (
-        "gems index.bundle index.pool index.trie server.engine.torch_backend "
-        "training.config training.data training.dense training.fusion training.loop training.methods "
-        "training.model training.prepare training.run"
+        "gems index.bundle index.pool index.trie server.engine.torch_backend training.config training.data "
+        "training.dense training.evaluation training.fusion training.loop training.methods training.model "
+        "training.prepare training.run"
     ),
     "training.demo": (
         "index.bundle index.catalogue index.records index.sequence training.config training.data "

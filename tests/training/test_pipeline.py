@@ -285,6 +285,8 @@ def test_an_updated_bundle_is_evaluated_on_old_and_new_data(run: Path, data: Pat
     assert after["cases"]["recommendation"] == len(targets) - targets.count(gone)
     assert after["newer"]["recommendation"] == {"cases": 0}
     assert CaseRanks.load(tmp_path / "ranks.npz").data == fingerprint(known)
+    with pytest.raises(EvaluationError, match="would not be those of other systems"):
+        evaluate(tmp_path / "bundle", data, sampled_negatives=9)
     # a newer log, its items in another order, in which the last user took the new item
     items = [new, *reversed(list(known.catalogue))]
     place = {item.item_id: row for row, item in enumerate(items)}

@@ -18,9 +18,19 @@ from training.settings import SettingsGroup
 AUTO = "auto"
 
 
-def _as_text(value: Any) -> str:
-    """Return a value as a flag would give it."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _same(given: Any, default: Any) -> bool:
+    """Whether a value, perhaps in the form of a flag, is a default. What is no value at all is refused later."""
+    if isinstance(default, tuple):
+        parts = given.split(",") if isinstance(given, str) else given
+        return isinstance(parts, list | tuple) and [str(part).strip() for part in parts] == [
+            *map(str, default)
+        ]
+    if isinstance(default, float):
+        try:
+            return float(given) == default
+        except (TypeError, ValueError):
+            return False
+    return bool(given == default)
 
 
 class BackboneSettings(SettingsGroup):
@@ -50,7 +60,7 @@ class BackboneSettings(SettingsGroup):
 class IdentifierSettings(SettingsGroup):
     """Identifiers of the items, and the vectors that they are made from."""
 
-    # settings that only semantic identifiers have: whoever gives one means them
+    # settings that only semantic identifiers have: who changes one means them
     of_codes: ClassVar[tuple[str, ...]] = ("codebooks", "embeddings", "quantiser", "code_capacity")
 
     scheme: str = Field(
@@ -106,12 +116,12 @@ class IdentifierSettings(SettingsGroup):
     @model_validator(mode="before")
     @classmethod
     def _with_codes(cls, settings: Any) -> Any:
-        """Choose semantic identifiers if settings of codes are given, and no scheme."""
+        """Choose semantic identifiers if settings of codes are not the defaults, and no scheme is given."""
         if not isinstance(settings, dict) or settings.get("scheme", AUTO) != AUTO:
             return settings
         for name in cls.of_codes:
             given, default = settings.get(name), cls.model_fields[name].default
-            if given is not None and _as_text(given) != _as_text(default):
+            if given is not None and not _same(given, default):
                 return settings | {"scheme": "semantic"}
         return settings
 

@@ -96,12 +96,17 @@ def evaluate(
     if not cases_of_split:
         raise EvaluationError("the data set has no user with three interactions, so no case to evaluate")
     removed = set(bundle.index.removed)
-    living = [case for case in cases_of_split if case.target not in removed]
-    if not living:
+    if sampled_negatives is not None and (removed or own is not dataset):
         raise EvaluationError(
-            f"the targets of all {len(cases_of_split)} cases are removed from {bundle_folder}; evaluate another version"
+            f"the items of {bundle_folder} were changed since its training, so that its negatives would not be those of"
+            " other systems; rank the whole catalogue, or evaluate version v1"
         )
-    chosen: Sequence[Case] = draw_cases(living, max_cases, seed)
+    drawn = draw_cases(cases_of_split, max_cases, seed)
+    chosen = [case for case in drawn if case.target not in removed]
+    if not chosen:
+        raise EvaluationError(
+            f"the targets of all {len(drawn)} cases are removed from {bundle_folder}; evaluate another version"
+        )
     candidates = Candidates(exclude_history, sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
     pool = _pool_of(bundle, bundle_folder, ranking)
@@ -109,7 +114,7 @@ def evaluate(
     protocol = {"split": split, "users": LEAVE_ONE_OUT} | candidates.protocol
     about = protocol | {
         "beam_width": beam_width, "bundle": bundle.info.bundle_id, "items": "beam" if pool is None else "pool",
-        "index_version": bundle.index.version, "removed_targets": len(cases_of_split) - len(living),
+        "index_version": bundle.index.version, "removed_targets": len(drawn) - len(chosen),
     }  # fmt: skip
     newer = _newer_items(bundle)
     result = empty_result(about, dict(bundle.info.data))

@@ -144,23 +144,27 @@ def _scratch(config: TrainConfig, texts: Iterable[str]) -> Backbone:
         )
     tokenizer = train_tokenizer(texts, shape.text_vocabulary)
     torch.manual_seed(config.seed)
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers or 2,
-            num_attention_heads=shape.heads,
-            intermediate_size=4 * shape.hidden,
-            hidden_dropout=shape.dropout,
-            attention_dropout=0.0,
-            max_position_embeddings=config.sequence.max_tokens,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    model = GPTNeoXForCausalLM(scratch_config(config, len(tokenizer)))
     return Backbone("scratch", model, tokenizer, pretrained=False)
+
+
+def scratch_config(config: TrainConfig, vocabulary: int) -> GPTNeoXConfig:
+    """Return the settings of a model from scratch. vocabulary: its number of tokens."""
+    shape = config.backbone
+    return GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers or 2,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
+        hidden_dropout=shape.dropout,
+        attention_dropout=0.0,
+        max_position_embeddings=config.sequence.max_tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
 def _tiger(config: TrainConfig, texts: Iterable[str]) -> Backbone:
@@ -171,23 +175,27 @@ def _tiger(config: TrainConfig, texts: Iterable[str]) -> Backbone:
     shape = config.backbone
     tokenizer = train_tokenizer(texts, shape.text_vocabulary, padding="<pad>")
     torch.manual_seed(config.seed)
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=shape.hidden,
-            d_kv=64,
-            d_ff=8 * shape.hidden,
-            num_layers=shape.layers or 4,
-            num_heads=shape.heads,
-            dropout_rate=shape.dropout,
-            feed_forward_proj="relu",
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            eos_token_id=None,
-        )
-    )
+    model = T5ForConditionalGeneration(tiger_config(config, len(tokenizer), tokenizer.pad_token_id))
     return Backbone("t5-tiger", model, tokenizer, pretrained=False)
+
+
+def tiger_config(config: TrainConfig, vocabulary: int, padding: int | None) -> T5Config:
+    """Return the settings of `t5-tiger`. vocabulary: its number of tokens; padding: the token that pads and starts."""
+    shape = config.backbone
+    return T5Config(
+        vocab_size=vocabulary,
+        d_model=shape.hidden,
+        d_kv=64,
+        d_ff=8 * shape.hidden,
+        num_layers=shape.layers or 4,
+        num_heads=shape.heads,
+        dropout_rate=shape.dropout,
+        feed_forward_proj="relu",
+        tie_word_embeddings=True,
+        pad_token_id=padding,
+        decoder_start_token_id=padding,
+        eos_token_id=None,
+    )
 
 
 def train_tokenizer(

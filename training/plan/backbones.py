@@ -18,7 +18,8 @@ from transformers import (
     T5Config,
 )
 
-from training.model.backbones import BackboneError, keep_first_layers
+from training.config import TrainConfig
+from training.model.backbones import BackboneError, keep_first_layers, scratch_config, tiger_config
 
 _QWEN = {"max_position_embeddings": 32768}
 KNOWN: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
@@ -72,36 +73,54 @@ KNOWN: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def backbone_shape(
-    name: str, added_tokens: int, layers: int | None = None, device: str = "meta"
-) -> PreTrainedModel:
+def backbone_shape(config: TrainConfig, added_tokens: int, device: str = "meta") -> PreTrainedModel:
     """Return a model in training mode, float32: without numbers on the meta device, else with random ones.
 
-    name: a name in `KNOWN`, a folder, or a name on the hub.
+    config: names the backbone: one of `KNOWN`, 'scratch', 't5-tiger', a folder, or a name on the hub.
     added_tokens: rows of the token tables for markers and identifiers.
-    layers: number of first layers that are kept; None for all.
-    Raises `BackboneError` for a name whose settings are not at hand, and for fewer layers.
+    Raises `BackboneError` for a name whose settings are not at hand, and for a shape that could not be trained.
     """
-    if name in KNOWN:
-        kind, settings = KNOWN[name]
-        config = kind(**settings)
-    else:
-        try:
-            config = AutoConfig.from_pretrained(name)
-        except Exception as error:  # transformers raises OSError, ValueError, and the hub's own errors
-            raise BackboneError(
-                f"the shape of {name!r} is not at hand ({' '.join(str(error).split())[:200]}). Give a folder with a "
-                f"config.json, or one of {', '.join(KNOWN)}"
-            ) from error
-    config.vocab_size += added_tokens
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device(device):
-        model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
+    name, layers = config.backbone.name, config.backbone.layers
+    shape = _settings(config)
+    if shape.is_encoder_decoder and shape.model_type != "t5":
+        raise BackboneError(f"{name!r} is an encoder-decoder of which only T5 and Flan-T5 are supported")
+    positions = getattr(shape, "max_position_embeddings", None)
+    if positions is not None and config.sequence.max_tokens > positions:
+        raise BackboneError(
+            f"--sequence.max-tokens {config.sequence.max_tokens} exceeds the backbone's context of {positions} "
+            "positions"
+        )
+    kind = AutoModelForSeq2SeqLM if shape.is_encoder_decoder else AutoModelForCausalLM
+    try:
+        shape.vocab_size += added_tokens
+        with torch.device(device):
+            model: PreTrainedModel = kind.from_config(shape, dtype=torch.float32)
+    except (AttributeError, ValueError) as error:  # as transformers has them for models of other kinds
+        raise BackboneError(f"{name!r} is no language model that can be trained: {error}") from error
     if not getattr(
-        config, "scale_decoder_outputs", True
+        shape, "scale_decoder_outputs", True
     ):  # T5 v1.1: transformers ties its rows until they are loaded
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(torch.empty_like(head.weight))
-    if layers is not None:
+    if layers is not None and not config.from_scratch:
         keep_first_layers(model, layers)
     return model.train()
+
+
+def _settings(config: TrainConfig) -> PreTrainedConfig:
+    name = config.backbone.name
+    if name == "scratch":
+        return scratch_config(config, config.backbone.text_vocabulary)
+    if name == "t5-tiger":
+        return tiger_config(config, config.backbone.text_vocabulary, 0)
+    if name in KNOWN:
+        kind, settings = KNOWN[name]
+        return kind(**settings)
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name)
+    except Exception as error:  # transformers raises OSError, ValueError, and the hub's own errors
+        raise BackboneError(
+            f"the shape of {name!r} is not at hand ({' '.join(str(error).split())[:200]}). Give a folder with a "
+            f"config.json, or one of scratch, t5-tiger, {', '.join(KNOWN)}"
+        ) from error
+    return found

@@ -37,6 +37,8 @@ def print_plan(result: dict[str, Any], console: Console) -> None:
             f"{row['sent'] / GB:.3g}",
         )
     console.print(table)
+    for method, why in result["refused"].items():
+        console.print(f"{method} is left out: {why}", highlight=False, markup=False)
     knowledge = max(row["knowledge"] for row in result["rows"])
     console.print(
         "Sizes in GB, of each GPU. activations: of a part's forward pass, kept or computed again "

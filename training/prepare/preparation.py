@@ -21,13 +21,14 @@ from index.sequence.language_model import load_language_model
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.config import TrainConfig
 from training.data.item_vectors import VectorOrigin, VectorSource
+from training.errors import UserError
 from training.model.backbones import Backbone
 from training.model.extension import extend_backbone
 from training.settings import flat
 
 # groups and settings that shape the preparation: runs that agree in them, and in the data, may share it
 SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
-NOT_SHAPED_BY = ("identifiers.normalisation", "identifiers.text_part")
+NOT_SHAPED_BY = ("identifiers.normalisation", "identifiers.text_part", "backbone.activation_checkpointing")
 
 ITEM_VECTORS = "item_vectors.npy"
 VECTOR_ORIGIN = "vector_origin.json"
@@ -124,6 +125,10 @@ def open_prepared(folder: Path, scheme: str = "") -> Prepared:
     """
     stored = np.load(folder / CODES, allow_pickle=False)
     scheme = str(stored["scheme"]) if "scheme" in stored else scheme
+    if not scheme:
+        raise UserError(
+            f"{folder} is of an older version and does not tell its identifiers; prepare it again"
+        )
     sizes = tuple(int(size) for size in stored["codebook_sizes"])
     source = folder / "backbone"
     model = load_language_model(source, local=True)

@@ -54,7 +54,11 @@ def run_variant(
     if found.exists():
         before = _result(found)
         # Earlier versions recorded settings without groups.
-        same = modern(before["settings"]) == flat(settings)
+        then, now = (
+            {name: value for name, value in each.items() if name != "device"}
+            for each in (modern(before["settings"]), flat(settings))
+        )
+        same = then == now  # on whatever device
         if not same or any(before.get(name) != about[name] for name in ("measured", "data")):
             raise SweepError(f"{found} was made with other settings, measures or data; choose another --out")
         return before

@@ -1,7 +1,7 @@
 """The scheme that does best for the size of a catalogue: atomic identifiers for small ones, semantic for large ones.
 
-A row of its own for each item ranks better wherever both were trained (docs/results/amazon-beauty.md), but the rows of
-a large catalogue are larger than the rest of the model, and most of its items have too few events to learn one.
+A row of its own for each item ranks better on Amazon Beauty (docs/decisions.md), but the rows of a large catalogue are
+larger than the rest of the model, and most of its items have too few events to learn one.
 """
 
 from __future__ import annotations

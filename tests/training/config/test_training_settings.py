@@ -87,9 +87,8 @@ def test_settings_of_codes_choose_semantic_identifiers(tmp_path: Path) -> None:
             None, {f"identifiers.{name}": each for name, each in settings.items()}
         ).identifiers.scheme
 
-    assert (
-        scheme() == scheme(codebooks="256,256") == scheme(encoder="other") == "auto"
-    )  # nothing but defaults
+    assert scheme() == scheme(codebooks="256, 256") == scheme(encoder="other") == "auto"  # defaults
+    assert scheme(code_capacity=2) == scheme(code_capacity="2.0") == "auto"
     assert scheme(codebooks="64,64") == scheme(codebooks=[64, 64]) == scheme(quantiser="rqvae") == "semantic"
     assert scheme(embeddings="alphafuse") == scheme(code_capacity="inf", scheme="auto") == "semantic"
     assert scheme(codebooks="64,64", scheme="atomic") == "atomic"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen2Config, T5Config
+from transformers import BartConfig, GPTNeoXConfig, PreTrainedConfig, Qwen2Config, T5Config, ViTConfig
 from typer.testing import CliRunner
 
 from bench.plan import measured_peak
@@ -16,7 +16,7 @@ from training.cli.app import app
 from training.config import TrainConfig
 from training.model.backbones import BackboneError
 from training.plan.backbones import KNOWN, backbone_shape
-from training.plan.plan import largest_part, need, plan
+from training.plan.plan import MOST_SEQUENCES, largest_part, need, plan
 
 ITEMS = 500
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -100,6 +100,7 @@ def test_the_largest_part_fits_and_a_larger_one_does_not(tmp_path: Path) -> None
     assert 19 <= found <= 21
     assert need(config, ITEMS, sequences=found).peak <= memory
     assert largest_part(config, ITEMS, 1000) == 0
+    assert largest_part(config, ITEMS, 10**15) == MOST_SEQUENCES
 
 
 def test_every_known_shape_can_be_built() -> None:
@@ -107,10 +108,11 @@ def test_every_known_shape_can_be_built() -> None:
                 "Qwen/Qwen2.5-7B-Instruct": 7.616, "Qwen/Qwen3-1.7B": 1.721, "google/flan-t5-base": 0.248}  # fmt: skip
     assert billions.keys() == KNOWN.keys()
     for name, size in billions.items():
-        model = backbone_shape(name, 0)
+        model = backbone_shape(TrainConfig.load(None, {"backbone.name": name, "sequence.max_tokens": 512}), 0)
         weights = {id(p): p.numel() for p in model.parameters()}
         assert sum(weights.values()) / 1e9 == pytest.approx(size, rel=0.005), name
-    assert len(backbone_shape("smollm2-135m", 10, layers=4).model.layers) == 4
+    cut = TrainConfig.load(None, {"backbone": {"name": "smollm2-135m", "layers": 4}})
+    assert len(backbone_shape(cut, 10).model.layers) == 4
     assert torch.device("meta") == next(model.parameters()).device
 
 
@@ -133,6 +135,31 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     assert again["peak"] < kept["peak"]
     assert kept["seconds"] == pytest.approx(kept["flops"] / 1e11)
     assert kept["fits"] == (kept["largest"] >= result["sequences"])
+
+
+@pytest.mark.parametrize("recipe", ["demo", "small", "amazon-beauty", "t5-tiger"])
+def test_recipes_can_be_planned(recipe: str) -> None:
+    config = TrainConfig.load(recipe, {})
+    found = need(config, ITEMS, sequences=2)
+    assert found.peak > found.weights + found.state > 0
+
+
+def test_methods_that_the_settings_do_not_suit_are_named(tmp_path: Path) -> None:
+    config = settings(tmp_path, "qwen2", method="gems", optimiser__other_weights="subspace")
+    found = plan(config, ["full", "gems"], 10, 10**9)
+    assert {row["method"] for row in found["rows"]} == {"gems"}
+    assert "other_weights" in found["refused"]["full"]
+
+
+def test_shapes_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
+    for name, config in (("bart", BartConfig()), ("vit", ViTConfig())):
+        config.save_pretrained(tmp_path / name)
+        with pytest.raises(BackboneError):
+            need(TrainConfig.load(None, {"backbone.name": str(tmp_path / name)}), ITEMS)
+    SHAPES["gpt-neox"].save_pretrained(tmp_path / "short")
+    long = TrainConfig.load(None, {"backbone.name": str(tmp_path / "short"), "sequence.max_tokens": 4096})
+    with pytest.raises(BackboneError, match="context of 2048 positions"):
+        need(long, ITEMS)
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -82,14 +82,14 @@ def plan_command(
 ) -> None:
     """Count memory and work of a training without data and without the backbone's weights.
 
-    All settings of 'gems train' are flags here, too. Without --method, all methods are planned.
+    All settings of 'gems train' are flags here, too. Without a method, all of them are planned.
     """
     from training.plan.plan import plan  # slow imports, not for --help
     from training.plan.table import print_plan, save_plan
 
     quiet_libraries()
     settings = TrainConfig.load(config, given(flags))
-    methods = [settings.method] if flags.get("method") else choices(METHODS)
+    methods = [settings.method] if "method" in settings.model_fields_set else choices(METHODS)
     console = Console()
     with Progress(console=console, transient=True) as bar:
         row = bar.add_task("planning", total=None)
