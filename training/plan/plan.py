@@ -99,9 +99,8 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
             return kept
 
         activations = pass_part()
-        if isinstance(
-            method, GemsTuning
-        ):  # a group of layers had its first bases; now a step in which all have them
+        if isinstance(method, GemsTuning):
+            # a group of layers had its first bases; now a step in which all have them
             for weight in method.optimizer.weights:
                 weight.subspaces.ready = True
             method.optimizer.zero_grad()
@@ -204,10 +203,8 @@ def part_of(
     if sequences == 1:  # all tasks in one sequence
         task[:, ids.shape[1] // 2 :] = numbers[-1]
     item = torch.where(level == 0, 0, -1)
-    attended = (
-        None if prompt is None else torch.arange(length).expand(prompt.shape) < length - 1
-    )  # with padding
-    # packed rows have positions, and a mask of their own samples
+    # prompts have padding; packed rows have positions, and a mask of their own samples
+    attended = None if prompt is None else torch.arange(length).expand(prompt.shape) < length - 1
     position = None if prompt is not None else torch.arange(ids.shape[1]).expand(ids.shape).clone()
     return Part(ids, level, task, item, prompt, attended, position)
 
