@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -65,8 +66,9 @@ def update_command(
     with reported(bad_rows) as report:
         given, bad = read_items(items, skip_bad) if items is not None else ([], [])
         report(bad)
+    lines = _read_lines(remove) if remove is not None else []
     opened = Bundle.open(bundle)
-    gone = _read_ids(remove, opened.index.catalogue) if remove is not None else []
+    gone = _ids(lines, opened.index.catalogue)
     console = Console()
     embed = new_item_vectors(opened.info, given, vectors, item_encoder)
     try:
@@ -164,14 +166,18 @@ def describe_command(
         write_json(json_file, asdict(found))
 
 
-def _read_ids(path: Path, catalogue: Catalogue) -> list[str]:
-    """Return the ids in a file, as the catalogue spells them. An id may hold blanks and quotes, so that comes first."""
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a file with ids that are not blank."""
     text = read_text(path, "item ids, one a line", "text", "nothing (it is empty)")
     lines = text.split("\n")  # an id may contain any other separator
-    written = [line.removesuffix("\r") for line in lines if line.strip()]
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def _ids(lines: Sequence[str], catalogue: Catalogue) -> list[str]:
+    """Return the ids in these lines as the catalogue spells them. An id may hold blanks and quotes: it comes first."""
     ids = [
         next((form for form in _forms(line) if catalogue.row(form) is not None), line.strip())
-        for line in written
+        for line in lines
     ]
     return ids[1:] if ids and catalogue.row(ids[0]) is None and _forms(ids[0])[-1] == "item_id" else ids
 
