@@ -202,10 +202,12 @@ def test_the_loss_of_the_template_costs_nothing(bundle: Bundle) -> None:
         os.kill(freeze(process), signal.SIGKILL)
         wait_until(lambda: len(restarts) == 1 and process.running, 60)
         assert process.rank([request(bundle)])[0].items
-        os.kill(template_pid(), signal.SIGKILL)
+        template = template_pid()
+        os.kill(template, signal.SIGKILL)
     finally:
         process.close()
     wait_until(lambda: has_ended(process.pid))  # killed without a template, too
+    wait_until(lambda: has_ended(template))  # or the next start asks one that is about to end
 
 
 def test_many_losses_in_a_row_are_each_replaced_without_a_pause(
