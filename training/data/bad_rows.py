@@ -53,8 +53,9 @@ def summed_up(rows: Sequence[BadRow]) -> str:
     seen: dict[tuple[Path, str], int] = {}
     lines = []
     for row in rows:
-        seen[row.kind] = seen.get(row.kind, 0) + 1
-        if seen[row.kind] <= SHOWN:
+        kind = row.kind
+        seen[kind] = seen.get(kind, 0) + 1
+        if seen[kind] <= SHOWN:
             lines.append(str(row))
     lines += [
         f"{file}: {count - SHOWN:,} more rows like these: {reason}"
