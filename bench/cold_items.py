@@ -36,7 +36,8 @@ from training.cli.common.numbers import BeamWidth, finite
 from training.cli.common.paths import JsonFile, output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.item_vectors import new_item_vectors
 from training.data.splits import Case, leave_one_out
 from training.errors import UserError

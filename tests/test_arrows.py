@@ -87,6 +87,7 @@ ALLOWED = {
         "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
         "index.records index.sequence index.words training.config training.errors training.inputs"
     ),
+    "training.data.importing": "index.catalogue index.sequence training.data training.inputs",
     "training.run": "index.contents index.records training.data training.errors training.settings",
     "training.evaluation": (
         "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
@@ -95,7 +96,7 @@ ALLOWED = {
     ),
     "training.cli.common": (
         "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
-        "training.data training.errors training.outputs training.settings"
+        "training.data.importing training.errors training.outputs training.settings"
     ),
     "training.data.sources": "index.catalogue index.records index.sequence training.data training.inputs",
     "training.model": (
@@ -158,9 +159,10 @@ ALLOWED = {
     ),
     "training.cli.commands": (
         "index.bundle index.catalogue index.extensions training.baselines training.cli.common training.config "
-        "training.data training.data.sources training.demo training.errors training.evaluation "
-        "training.evaluation.comparison training.fusion training.inputs training.outputs training.pipeline "
-        "training.plan training.preservation training.report training.run training.settings training.sweep"
+        "training.data training.data.importing training.data.sources training.demo training.errors "
+        "training.evaluation training.evaluation.comparison training.fusion training.inputs training.outputs "
+        "training.pipeline training.plan training.preservation training.report training.run training.settings "
+        "training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",
 }

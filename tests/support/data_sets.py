@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from index.catalogue import Catalogue, Item
 from index.sequence.events import Event, Task
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataInfo
 
 

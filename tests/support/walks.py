@@ -11,7 +11,8 @@ import numpy as np
 from index.catalogue import Catalogue, Item
 from index.sequence.events import Event, Task
 from training.config import TrainConfig
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataInfo
 
 SETTINGS: dict[str, Any] = {

@@ -27,7 +27,8 @@ from index.sequence.events import Event, Task
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from training.config import ConfigError, TrainConfig
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.splits import leave_one_out
 from training.errors import EvaluationError

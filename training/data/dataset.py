@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from index.catalogue import Catalogue
 from index.contents import contents_of
 from index.files import atomic_folder
-from index.sequence.events import Event, Task
+from index.sequence.events import Task
+from training.data.columns import LARGE, read_columns, store_columns, write_columns
+from training.data.histories import NONE, Histories, UserHistory
+from training.data.interactions import read_interactions, write_interactions
 from training.data.schema import (
     INFO_FILE,
     INTERACTIONS_FILE,
     ITEMS_FILE,
-    REQUIRED_COLUMNS,
-    SIMULATED_QUERY,
     DataError,
     DataInfo,
     is_data_set,
-    read_interactions,
     read_items,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UserHistory:
-    """The history of one user.
-
-    events: oldest first.
-    simulated_queries: the simulated query of each event, or None.
-    timestamps: the time stamp of each event.
-    Raises `ValueError` if these differ in number.
-    """
-
-    user_id: str
-    events: tuple[Event, ...]
-    simulated_queries: tuple[str | None, ...]
-    timestamps: tuple[int | float, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.events) == len(self.simulated_queries) == len(self.timestamps):
-            raise ValueError(
-                f"user {self.user_id!r}: events, simulated queries and time stamps differ in number"
-            )
-
-    def search_query(self, position: int) -> str | None:
-        """Return the query for testing an event as search: its own, otherwise the simulated one, otherwise None."""
-        return self.events[position].query or self.simulated_queries[position]
 
 
 class DataSet:
@@ -61,12 +35,14 @@ class DataSet:
 
     def __init__(self, info: DataInfo, catalogue: Catalogue, users: Iterable[UserHistory]) -> None:
         self.catalogue = catalogue
-        self.users = list(users)
-        behaviours = Counter(event.behaviour for user in self.users for event in user.events)
-        if not behaviours:
+        self.users = users if isinstance(users, Histories) else Histories.of(users)
+        events = len(self.users.items)
+        if not events:
             raise DataError(f"data set {info.name!r} holds no interaction")
-        counts = {"users": len(self.users), "items": len(catalogue), "interactions": behaviours.total()}
-        self.info = replace(info, counts=counts | {task.value: behaviours[task] for task in Task})
+        searches = int((self.users.queries != NONE).sum())
+        counts = {"users": len(self.users), "items": len(catalogue), "interactions": events}
+        counts |= {Task.SEARCH.value: searches, Task.RECOMMENDATION.value: events - searches}
+        self.info = replace(info, counts=counts)
 
     @classmethod
     def load(cls, folder: Path | str) -> DataSet:
@@ -85,8 +61,10 @@ class DataSet:
             )
         info = DataInfo.load(folder / INFO_FILE)
         catalogue = read_items(folder / ITEMS_FILE)
-        frame = read_interactions(folder / INTERACTIONS_FILE, catalogue)
-        return cls(info, catalogue, histories(frame, catalogue))
+        users = read_columns(folder)
+        if users is None:
+            users = store_columns(folder, read_interactions(folder / INTERACTIONS_FILE, catalogue))
+        return cls(info, catalogue, users)
 
     def on(self, catalogue: Catalogue) -> DataSet:
         """Return the same histories on another catalogue that holds all items of this one, in whatever order.
@@ -102,13 +80,8 @@ class DataSet:
                 f"{len(missing):,} of its {len(places):,} items are missing, such as {missing[0]!r}"
             )
 
-        def moved(event: Event) -> Event:
-            row = places[event.item]
-            assert row is not None
-            return replace(event, item=row)
-
-        users = [replace(user, events=tuple(map(moved, user.events))) for user in self.users]
-        return DataSet(self.info, catalogue, users)
+        rows = np.array(places, np.int32)
+        return DataSet(self.info, catalogue, self.users.on(rows))
 
     def save(self, folder: Path | str, force: bool = False) -> None:
         """Write the data set to a folder: all of it or nothing.
@@ -122,28 +95,12 @@ class DataSet:
         try:
             with atomic_folder(folder, replace=True) as draft:
                 self.catalogue.save(draft / ITEMS_FILE)
-                self._frame().write_parquet(draft / INTERACTIONS_FILE)
+                write_interactions(self.users, self.catalogue.item_ids, draft / INTERACTIONS_FILE)
                 self.info.save(draft / INFO_FILE)
+                if len(self.users.items) >= LARGE:
+                    write_columns(draft, self.users)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"cannot write the data set to {folder}: {error}; nothing was changed") from error
-
-    def _frame(self) -> pl.DataFrame:
-        ids = self.catalogue.item_ids
-        events = [event for user in self.users for event in user.events]
-        stamps = [stamp for user in self.users for stamp in user.timestamps]
-        whole = all(isinstance(stamp, int) for stamp in stamps)
-        return pl.DataFrame(
-            {
-                "user_id": [user.user_id for user in self.users for _ in user.events],
-                "item_id": [ids[event.item] for event in events],
-                "timestamp": pl.Series(stamps, dtype=pl.Int64 if whole else pl.Float64, strict=False),
-                "behaviour": [event.behaviour.value for event in events],
-                "query": pl.Series([event.query for event in events], dtype=pl.String),
-                SIMULATED_QUERY: pl.Series(
-                    [query for user in self.users for query in user.simulated_queries], dtype=pl.String
-                ),
-            }
-        )
 
 
 def check_writable(folder: Path, force: bool) -> None:
@@ -162,23 +119,3 @@ def check_writable(folder: Path, force: bool) -> None:
         raise DataError(
             f"{folder} already holds a data set; give --force to replace it, or choose another --out"
         )
-
-
-def histories(frame: pl.DataFrame, catalogue: Catalogue) -> list[UserHistory]:
-    """Return the history of each user, in the order of their first rows; events are ordered by time.
-
-    frame: checked interactions (see `schema`).
-    """
-    users: dict[str, list[tuple[Event, str | None, int | float]]] = {
-        user: [] for user in frame["user_id"].unique(maintain_order=True)
-    }
-    rows = {item.item_id: row for row, item in enumerate(catalogue)}
-    ordered = frame.sort("timestamp", maintain_order=True)
-    columns = (*REQUIRED_COLUMNS, SIMULATED_QUERY)
-    for user, item_id, stamp, behaviour, query, simulated in zip(
-        *(ordered[column].to_list() for column in columns), strict=True
-    ):
-        task = Task(behaviour)
-        event = Event(rows[item_id], task, query if task is Task.SEARCH else None)
-        users[user].append((event, simulated, stamp))
-    return [UserHistory(user, *map(tuple, zip(*entries, strict=True))) for user, entries in users.items()]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
-
+import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from index.sequence.events import Event, Task
 from index.words import words
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import NONE, Histories, UserHistory
 
 EXAMPLES = 3
 EXAMPLE_EVENTS = 6
@@ -38,47 +38,54 @@ def describe(dataset: DataSet, console: Console) -> None:
 
 def figures(dataset: DataSet) -> list[tuple[str, str]]:
     """Return the label and the value of each line of the table."""
-    events = [event for user in dataset.users for event in user.events]
-    used = Counter(event.item for event in events)
-    searches = sum(event.behaviour is Task.SEARCH for event in events)
+    log = dataset.users
+    used = np.bincount(log.items, minlength=len(dataset.catalogue))
+    used = used[used > 0]
+    events, searches = len(log.items), dataset.info.counts[Task.SEARCH.value]
     categories = {category for item in dataset.catalogue for category in item.categories}
-    testable = sum(user.search_query(-1) is not None and len(user.events) >= 3 for user in dataset.users)
+    tested = log.lengths >= 3
+    testable = int(log.testable[log.offsets[1:][tested] - 1].sum())
     rows = [
         ("source", dataset.info.source),
         ("users", f"{len(dataset.users):,}"),
-        ("users with a test item (3 or more)", f"{sum(len(u.events) >= 3 for u in dataset.users):,}"),
+        ("users with a test item (3 or more)", f"{int(tested.sum()):,}"),
         ("of those, testable as search", f"{testable:,}"),
         ("items", f"{len(dataset.catalogue):,}"),
         ("items without any interaction", f"{len(dataset.catalogue) - len(used):,}"),
         ("categories", f"{len(categories):,}"),
-        ("interactions", f"{len(events):,}"),
-        ("searches", _share(searches, len(events))),
-        ("recommendations", _share(len(events) - searches, len(events))),
-        ("history length", quantiles([len(user.events) for user in dataset.users])),
-        ("interactions of an item in use", quantiles(list(used.values()))),
+        ("interactions", f"{events:,}"),
+        ("searches", _share(searches, events)),
+        ("recommendations", _share(events - searches, events)),
+        ("history length", quantiles(log.lengths)),
+        ("interactions of an item in use", quantiles(used)),
     ]
-    rows += _queries([event.query for event in events if event.query])
+    rows += _queries(log)
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in dataset.info.left_out.items()]
     return [*rows, ("written by gems", dataset.info.gems_version)]
 
 
-def quantiles(values: list[int]) -> str:
+def quantiles(values: ArrayLike) -> str:
     """Return minimum, quartiles, 95th percentile, maximum and mean as text."""
-    ordered = sorted(values)
+    ordered = np.sort(np.asarray(values))
     shares = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
     parts = [f"{name} {ordered[round(share * (len(ordered) - 1))]:,}" for name, share in shares.items()]
-    return ", ".join([*parts, f"mean {statistics.fmean(ordered):.1f}"])
+    return ", ".join([*parts, f"mean {ordered.mean():.1f}"])
 
 
-def _queries(queries: list[str]) -> list[tuple[str, str]]:
-    if not queries:
+def _queries(log: Histories) -> list[tuple[str, str]]:
+    counts = np.bincount(log.queries[log.queries != NONE], minlength=len(log.texts))
+    asked = np.flatnonzero(counts)
+    if not len(asked):
         return [("distinct queries", "0")]
-    counts = Counter(queries)
-    common = ", ".join(f"{query!r} ({count:,})" for query, count in counts.most_common(3))
+    lengths = [len(words(log.texts[k].as_py())) for k in asked.tolist()]
+    common = asked[np.argsort(-counts[asked], kind="stable")][:3]
     return [
-        ("distinct queries", f"{len(counts):,}"),
-        ("words of a query", quantiles([len(words(query)) for query in queries])),
-        ("most common queries", common),
+        ("distinct queries", f"{len(asked):,}"),
+        ("words of a query", quantiles(np.repeat(lengths, counts[asked]))),
+        (
+            "most common queries",
+            ", ".join(f"{log.texts[k].as_py()!r} ({counts[k]:,})" for k in common.tolist()),
+        ),
     ]
 
 

@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import polars as pl
-
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.records import parse_json
 from index.sequence.events import Task
@@ -99,16 +97,6 @@ def is_data_set(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (INFO_FILE, ITEMS_FILE, INTERACTIONS_FILE))
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Read a Parquet file. Raises `DataError` that says what is there instead."""
-    if wrong := mistaken(path, "a Parquet file", "a Parquet file"):
-        raise DataError(wrong)
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-
-
 def read_items(path: Path) -> Catalogue:
     """Read `items.jsonl`. Raises `DataError` with the line."""
     if wrong := mistaken(path, "JSON Lines", *LINES):
@@ -129,50 +117,3 @@ def read_items(path: Path) -> Catalogue:
         return Catalogue(items)
     except CatalogueError as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def read_interactions(path: Path, catalogue: Catalogue) -> pl.DataFrame:
-    """Read and check `interactions.parquet`. The result always has the column `simulated_query`.
-
-    Raises `DataError` with the first wrong row, from 1, and the number of further ones.
-    """
-    frame = read_parquet(path)
-    missing = [column for column in REQUIRED_COLUMNS if column not in frame.columns]
-    if missing:
-        raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(frame.columns)}")
-    if SIMULATED_QUERY not in frame.columns:
-        frame = frame.with_columns(pl.lit(None, pl.String).alias(SIMULATED_QUERY))
-    for column in TEXT_COLUMNS:
-        if frame[column].dtype == pl.Null:  # a column without a single value
-            frame = frame.with_columns(pl.col(column).cast(pl.String))
-        if frame[column].dtype != pl.String:
-            raise DataError(f"{path}: column {column!r} must hold strings, it holds {frame[column].dtype}")
-    if not frame["timestamp"].dtype.is_numeric():
-        raise DataError(f"{path}: column 'timestamp' must hold numbers, it holds {frame['timestamp'].dtype}")
-    if frame.is_empty():
-        raise DataError(f"{path} holds no interaction")
-    ids = pl.Series("item_id", catalogue.item_ids)
-    blank = pl.col("query").fill_null("").str.strip_chars() == ""
-    checks = {
-        "'user_id' is empty": pl.col("user_id").fill_null("") == "",
-        f"'item_id' is not in {ITEMS_FILE}": ~pl.col("item_id").is_in(ids.implode()).fill_null(False),
-        "'timestamp' is not a finite number": ~pl.col("timestamp")
-        .cast(pl.Float64)
-        .is_finite()
-        .fill_null(False),
-        f"'behaviour' is not one of {', '.join(BEHAVIOURS)}": ~pl.col("behaviour")
-        .is_in(list(BEHAVIOURS))
-        .fill_null(False),
-        "a search without a query": (pl.col("behaviour") == Task.SEARCH.value) & blank,
-    }
-    for reason, wrong in checks.items():
-        rows = frame.select(wrong.fill_null(False).arg_true()).to_series()
-        if len(rows):
-            first = rows[0]
-            values = {column: frame[column][first] for column in REQUIRED_COLUMNS}
-            more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-            raise DataError(
-                f"{path} row {first + 1}: {reason}{more}; the row is {values}. "
-                "Files of your own go through 'gems data import', which reports every bad row."
-            )
-    return frame

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from index.sequence.events import Event
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import Histories
 from training.data.schema import DataError
 
 LEAVE_ONE_OUT = "leave-one-out"
@@ -29,13 +34,71 @@ class Case:
     query: str | None
 
 
+@dataclass(frozen=True)
+class Stretches(Sequence[tuple[Event, ...]]):
+    """The first events of some people's histories, made when they are looked at.
+
+    people: int64 [n], places in `histories`.
+    ends: int64 [n], how many events each has.
+    """
+
+    histories: Histories
+    people: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Event, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Event, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[Event, ...] | list[tuple[Event, ...]]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return self.histories.events(int(self.people[index]), int(self.ends[index]))
+
+
+@dataclass(frozen=True)
+class Cases(Sequence[Case]):
+    """Test cases of some people, made when they are looked at.
+
+    people: int64 [n], places in `histories`.
+    positions: int64 [n], the place of each target in its history.
+    """
+
+    histories: Histories
+    people: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Case]: ...
+    def __getitem__(self, index: int | slice) -> Case | list[Case]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        log, person, position = self.histories, int(self.people[index]), int(self.positions[index])
+        target = int(log.items[log.offsets[person] + position])
+        query = log.search_query(person, position)
+        return Case(log.user_id(person), log.events(person, position), target, query)
+
+    def with_query(self) -> Cases:
+        """Return the cases that have a query."""
+        asked = self.histories.testable[self.histories.offsets[self.people] + self.positions]
+        return replace(self, people=self.people[asked], positions=self.positions[asked])
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Training sequences (one for each user, in the order of the data set), validation cases and test cases."""
 
-    train: list[tuple[Event, ...]]
-    validation: list[Case]
-    test: list[Case]
+    train: Stretches
+    validation: Cases
+    test: Cases
 
 
 def searches(histories: Sequence[Sequence[Event]]) -> Iterator[tuple[str, str, int]]:
@@ -58,16 +121,15 @@ def leave_one_out(dataset: DataSet) -> Split:
     Users with fewer than three events are for training only. The history of a test case includes the validation event,
     which is earlier.
     """
-    split = Split([], [], [])
-    for user in dataset.users:
-        events = user.events
-        if len(events) < 3:
-            split.train.append(events)
-            continue
-        split.train.append(events[:-2])
-        split.validation.append(_case(user, len(events) - 2))
-        split.test.append(_case(user, len(events) - 1))
-    return split
+    lengths = dataset.users.lengths
+    held = lengths >= 3
+    everyone = np.arange(len(lengths))
+    tested = everyone[held]
+    return Split(
+        Stretches(dataset.users, everyone, np.where(held, lengths - 2, lengths)),
+        Cases(dataset.users, tested, lengths[held] - 2),
+        Cases(dataset.users, tested, lengths[held] - 1),
+    )
 
 
 def chronological_users(dataset: DataSet) -> Split:
@@ -83,22 +145,19 @@ def chronological_users(dataset: DataSet) -> Split:
             f"the time stamps of {dataset.info.name!r} are simulated, so its users have no order in time; "
             "use the leave-one-out split"
         )
-    users = sorted(dataset.users, key=lambda user: user.timestamps[-1])
+    lengths = dataset.users.lengths
+    latest = dataset.users.timestamps[dataset.users.offsets[1:] - 1]
+    users = np.argsort(latest, kind="stable")
     first, second = len(users) * 8 // 10, len(users) * 9 // 10
     validation, test = (
-        [_case(user, len(user.events) - 1) for user in part if len(user.events) > 1]
-        for part in (users[first:second], users[second:])
+        Cases(dataset.users, part, lengths[part] - 1)
+        for part in (held[lengths[held] > 1] for held in (users[first:second], users[second:]))
     )
     if not validation or not test:
         raise DataError(f"{len(users)} users are too few to be split 8:1:1; use the leave-one-out split")
-    return Split([user.events for user in users[:first]], validation, test)
+    return Split(Stretches(dataset.users, users[:first], lengths[users[:first]]), validation, test)
 
 
 def split_users(dataset: DataSet, users: str) -> Split:
     """Split by name. users: `leave-one-out` or `chronological`."""
     return {LEAVE_ONE_OUT: leave_one_out, CHRONOLOGICAL: chronological_users}[users](dataset)
-
-
-def _case(user: UserHistory, position: int) -> Case:
-    query = user.search_query(position)
-    return Case(user.user_id, user.events[:position], user.events[position].item, query)

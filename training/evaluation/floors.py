@@ -36,8 +36,10 @@ Scores = Callable[[Case], NDArray[np.float64]]
 
 def popularity(histories: Sequence[Sequence[Event]], items: int) -> NDArray[np.float64]:
     """Count the events of each item in the training histories: float64 [items]."""
-    rows = [event.item for history in histories for event in history]
-    return np.bincount(rows, minlength=items).astype(np.float64)
+    counts = np.zeros(items)
+    for rows in rows_of(histories):
+        np.add.at(counts, rows, 1)
+    return counts
 
 
 def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[Event]]) -> dict[str, Scores]:

@@ -12,7 +12,7 @@ from index.sequence.encoder import SequenceEncoder, SequenceError
 from index.sequence.events import Task
 from index.trie.allowed import Allowed, SlotSet
 from server.engine.contract import Engine, Ranking, RankRequest
-from training.data.splits import Case
+from training.data.splits import Case, Cases
 from training.errors import EvaluationError
 from training.evaluation.candidates import EVERYTHING, Candidates
 
@@ -29,9 +29,11 @@ class RankedItems(Protocol):
 PoolOf = Callable[[int, Allowed], Sequence[int]]
 
 
-def cases_of(task: Task, cases: Sequence[Case]) -> list[Case]:
+def cases_of(task: Task, cases: Sequence[Case]) -> Sequence[Case]:
     """Return the cases that suit the task: search needs a query."""
-    return [case for case in cases if task is Task.RECOMMENDATION or case.query is not None]
+    if task is Task.RECOMMENDATION:
+        return cases
+    return cases.with_query() if isinstance(cases, Cases) else [c for c in cases if c.query is not None]
 
 
 def draw_cases(cases: Sequence[Case], most: int | None, seed: int) -> Sequence[Case]:

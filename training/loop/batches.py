@@ -19,6 +19,8 @@ from training.loop.pairs import Pairs
 from training.loop.parts import Part, parts_of
 from training.loop.word_queries import WordQueries
 
+GROUP = 65_536  # histories that are cut and mixed at a time, so that neither memory nor the first step wait for a log
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,8 +67,9 @@ class BatchSource:
         self._min_parts = min_parts
         self._pairs = pairs
         self._encoder = encoder
-        self._histories = [history for history in histories if history]
-        self._titles = [(row, title) for row, title in enumerate(titles) if encoder.has_tokens(title)]
+        self._histories = histories
+        self._group = max(GROUP, batch_size)  # every group has a step
+        self._titles = titles
         self._batch_size = batch_size
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
@@ -74,13 +77,15 @@ class BatchSource:
         self._word_queries = word_queries
         self._tasks = tasks
         self._seed = seed
-        windows = [window for history in self._histories for window in self._windows(history)]
+        counted = next(self._groups(np.random.default_rng(seed)))  # the whole log, or a sample of it
+        windows = [window for history in counted for window in self._windows(history)]
         targets = [len(life) - begin for life, begin in windows]
         if pairs is not None:
             targets = [min(count, pairs.targets) for count in targets]
-        self.steps_per_epoch = max(1, math.ceil(len(windows) / batch_size))
+        whole = len(histories) / max(1, min(len(histories), self._group))
+        self.steps_per_epoch = max(1, math.ceil(whole * len(windows) / batch_size))
         share = title_queries if Task.SEARCH in tasks else 0.0
-        self._titles_per_step = share * sum(targets) / self.steps_per_epoch
+        self._titles_per_step = share * whole * sum(targets) / self.steps_per_epoch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -89,19 +94,24 @@ class BatchSource:
     def samples(self, epoch: int) -> Iterator[list[Sample]]:
         """Yield the samples of each batch."""
         rng = np.random.default_rng([self._seed, epoch])
-        varied = (self._varied(history, rng) for history in self._histories)
-        windows = [window for history in varied for window in self._windows(history, rng)]
-        order = rng.permutation(len(windows))
-        for step in range(self.steps_per_epoch):  # jitter may make a few windows more
-            chosen = order[
-                step * len(order) // self.steps_per_epoch : (step + 1) * len(order) // self.steps_per_epoch
-            ]
-            drawn = [windows[k] for k in chosen]
-            samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
-            titles = int(self._titles_per_step + rng.random())
-            if self._titles:
-                samples += [self._title_sample(int(k)) for k in rng.integers(0, len(self._titles), titles)]
-            yield samples
+        groups = max(1, math.ceil(len(self._histories) / self._group))
+        for k, histories in enumerate(self._groups(rng)):
+            steps = self.steps_per_epoch * (k + 1) // groups - self.steps_per_epoch * k // groups
+            varied = (self._varied(history, rng) for history in histories)
+            windows = [window for history in varied for window in self._windows(history, rng)]
+            order = rng.permutation(len(windows))
+            for step in range(steps):  # jitter may make a few windows more
+                chosen = order[step * len(order) // steps : (step + 1) * len(order) // steps]
+                drawn = [windows[k] for k in chosen]
+                samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
+                yield samples + self._title_samples(rng)
+
+    def _groups(self, rng: np.random.Generator) -> Iterator[list[Sequence[Event]]]:
+        """Yield all histories that are not empty, in groups of random ones if they are more than one group."""
+        count = len(self._histories)
+        order = np.arange(count) if count <= self._group else rng.permutation(count)
+        for part in np.array_split(order, max(1, math.ceil(count / self._group))):
+            yield [history for k in part.tolist() if (history := self._histories[k])]
 
     def _windows(
         self, history: Sequence[Event], rng: np.random.Generator | None = None
@@ -148,9 +158,14 @@ class BatchSource:
             ]
         return varied
 
-    def _title_sample(self, k: int) -> Sample:
-        row, title = self._titles[k]
-        event = Event(row, Task.SEARCH, title)
+    def _title_samples(self, rng: np.random.Generator) -> list[Sample]:
+        """Draw items to be searched for by their titles. A title without a token is no query."""
+        count = int(self._titles_per_step + rng.random())
+        rows = rng.integers(0, len(self._titles), count).tolist() if self._titles else []
+        return [self._title_sample(row) for row in rows if self._encoder.has_tokens(self._titles[row])]
+
+    def _title_sample(self, row: int) -> Sample:
+        event = Event(row, Task.SEARCH, self._titles[row])
         return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
 
     def _batch(self, samples: list[Sample]) -> Batch:

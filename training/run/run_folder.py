@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from index.contents import contents_of
@@ -28,10 +30,12 @@ class RunError(UserError):
 def fingerprint(dataset: DataSet) -> str:
     """Return the SHA-256 of the catalogue's ids and of every interaction, in order."""
     digest = hashlib.sha256()
-    for item in dataset.catalogue:
-        digest.update(item.item_id.encode() + b"\x1f")
-    for user in dataset.users:
-        digest.update(repr((user.user_id, user.events)).encode() + b"\x1e")
+    log = dataset.users
+    for ids in (pa.array(dataset.catalogue.item_ids, pa.large_string()), log.user_ids, log.texts):
+        digest.update(pc.binary_length(ids).to_numpy(zero_copy_only=False).tobytes())
+        digest.update("".join(ids.to_pylist()).encode())
+    for column in (log.offsets, log.items, log.queries):
+        digest.update(column.tobytes())
     return digest.hexdigest()
 
 

@@ -27,9 +27,9 @@ from training.cli.commands.index import _read_lines
 from training.cli.common.command import USER_ERRORS, one_line_errors
 from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
-from training.data.bad_rows import BadRowsError
 from training.data.dataset import DataSet
-from training.data.importer import import_files, read_items
+from training.data.importing.bad_rows import BadRowsError
+from training.data.importing.importer import import_files, read_items
 from training.data.sources.amazon_beauty import amazon_beauty
 from training.data.vectors import read_vectors
 from training.evaluation.case_ranks import CaseRanks

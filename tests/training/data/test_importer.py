@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from index.sequence.events import Task
 from training.cli.commands.data import data_app
-from training.data.bad_rows import SHOWN, BadRowsError
 from training.data.dataset import DataSet
-from training.data.importer import import_files
+from training.data.importing.bad_rows import SHOWN, BadRowsError
+from training.data.importing.importer import import_files
 from training.data.schema import DataError
 
 ITEM: dict[str, object] = {"item_id": "a", "title": "A thing", "categories": ["x"], "price": 3.5}

@@ -17,6 +17,7 @@ from support.histories import histories
 from index.sequence.encoder import TASKS, SequenceEncoder
 from index.sequence.events import Event, Task
 from training.config import TrainConfig
+from training.loop import batches
 from training.loop.batches import BatchSource
 from training.loop.losses import item_losses
 from training.loop.parts import pad
@@ -80,10 +81,30 @@ def test_an_epoch_trains_on_every_interaction_once() -> None:
 
 def test_no_event_is_lost_where_the_token_budget_is_smaller_than_the_event_budget() -> None:
     encoder = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=40, max_events=10)
-    batches = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
+    narrow = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
     expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
     for epoch in range(2):
-        assert sum((items_of(batch) for batch in batches.epoch(epoch)), Counter()) == expected
+        assert sum((items_of(batch) for batch in narrow.epoch(epoch)), Counter()) == expected
+
+
+def test_a_log_of_several_groups_is_read_once_an_epoch_in_another_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
+    first = {}
+    whole = source().steps_per_epoch
+    for group in (3, 9):
+        monkeypatch.setattr(batches, "GROUP", group)
+        grouped = source(batch_size=2)
+        assert abs(grouped.steps_per_epoch - 4 * whole) <= whole  # of a sample of the log
+        for epoch in range(2):
+            drawn = list(grouped.epoch(epoch))
+            assert len(drawn) == grouped.steps_per_epoch
+            assert sum((items_of(batch) for batch in drawn), Counter()) == expected
+            first[group, epoch] = drawn[0].parts[0].ids.tolist()
+        again = next(source(batch_size=2).epoch(1))
+        assert again.parts[0].ids.tolist() == first[group, 1]
+    assert len({str(ids) for ids in first.values()}) == 4
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
@@ -148,8 +169,8 @@ def test_a_step_without_an_item_of_the_trained_task_changes_nothing() -> None:
 
 def test_event_dropout_leaves_out_other_events_each_epoch_and_never_a_whole_history() -> None:
     every = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
-    batches = source(event_dropout=0.4)
-    epochs = [sum((items_of(batch) for batch in batches.epoch(epoch)), Counter()) for epoch in range(3)]
+    dropped = source(event_dropout=0.4)
+    epochs = [sum((items_of(batch) for batch in dropped.epoch(epoch)), Counter()) for epoch in range(3)]
     for found in epochs:
         assert not found - every  # nothing but logged events
         assert found.total() / every.total() == pytest.approx(0.6, abs=0.1)

@@ -23,7 +23,8 @@ from index.identifiers.schemes.semantic import semantic_identifiers
 from index.sequence.events import Event
 from training.cli.app import app
 from training.config import ConfigError, TrainConfig
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.item_vectors import ItemVectorError
 from training.data.splits import leave_one_out
 from training.data.vectors import read_vectors, save_vectors

@@ -22,8 +22,9 @@ from index.catalogue import Catalogue, Item
 from index.sequence.events import Event
 from training.cli.commands.preservation import preservation_command
 from training.config import TrainConfig
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
+from training.data.histories import UserHistory
 from training.data.schema import DataError, DataInfo
 from training.errors import EvaluationError
 from training.evaluation.evaluate import evaluate

@@ -13,7 +13,7 @@ from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.paths import output_folder
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
-from training.data.importer import import_files
+from training.data.importing.importer import import_files
 from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
 from training.data.sources.movielens import movielens
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from training.cli.common.paths import output_file
-from training.data.bad_rows import BadRow, BadRowsError, all_of_them, summed_up
+from training.data.importing.bad_rows import BadRow, BadRowsError, all_of_them, summed_up
 from training.outputs import write_text
 
 BadRowsFile = Annotated[

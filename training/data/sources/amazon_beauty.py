@@ -15,7 +15,8 @@ from typing import Any
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.records import Record, parse_json
 from index.sequence.events import Event, Task
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.sources.simulation import Simulation
 from training.inputs import LINES, mistaken

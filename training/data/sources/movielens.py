@@ -14,7 +14,8 @@ from typing import NamedTuple
 from index.catalogue import Attribute, Catalogue, Item
 from index.sequence.events import Event, Task
 from training.data.assets import main_file
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataError, DataInfo
 from training.data.sources.simulation import Simulation
 

@@ -20,7 +20,8 @@ from index.sequence.events import Event, Task
 from training.baselines.run import run_baseline
 from training.baselines.settings import NCFSettings, SASRecSettings
 from training.cli.main import main
-from training.data.dataset import DataSet, UserHistory
+from training.data.dataset import DataSet
+from training.data.histories import UserHistory
 from training.data.schema import DataError
 from training.data.splits import Case, chronological_users, leave_one_out
 from training.errors import EvaluationError

@@ -19,8 +19,9 @@ import polars as pl
 
 from index.catalogue import REQUIRED_FIELDS, Catalogue, CatalogueError, Item
 from index.sequence.events import Task
-from training.data.bad_rows import PARQUET, BadRow, BadRowsError, RowsError, place, summed_up
-from training.data.dataset import DataSet, histories
+from training.data.dataset import DataSet
+from training.data.importing.bad_rows import PARQUET, BadRow, BadRowsError, RowsError, place, summed_up
+from training.data.interactions import encoded, scan_parquet
 from training.data.schema import (
     BEHAVIOURS,
     INTERACTION_COLUMNS,
@@ -28,7 +29,6 @@ from training.data.schema import (
     TEXT_COLUMNS,
     DataError,
     DataInfo,
-    read_parquet,
 )
 from training.inputs import LINES, mistaken
 
@@ -77,7 +77,7 @@ def import_files(
     left_out = {what: count for what, count in left_out.items() if count}
     info = DataInfo(name, f"imported from {items.name} and {interactions.name}", left_out=left_out)
     catalogue = Catalogue(kept.values())
-    return DataSet(info, catalogue, histories(_frame(events), catalogue)), bad
+    return DataSet(info, catalogue, encoded(_frame(events).lazy(), catalogue)), bad
 
 
 def read_items(path: Path, skip_bad: bool = False) -> tuple[list[Item], list[BadRow]]:
@@ -123,7 +123,10 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, obje
             raise DataError(wrong)
         yield from _json_rows(path)
     elif path.suffix.lower() in PARQUET:
-        frame = read_parquet(path)
+        try:
+            frame = scan_parquet(path).collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         missing = [column for column in required if column not in frame.columns]
         if missing:
             raise DataError(

@@ -1,0 +1,179 @@
+"""Histories of people as columns: 24 bytes an event, which may lie in a file that is mapped into memory.
+
+A history becomes Python objects only when somebody looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, overload
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.sequence.events import Event, Task
+
+PIECE = 1_000_000  # events that are turned into text at a time
+NONE = -1  # in `queries` and `simulated`
+
+
+@dataclass(frozen=True, slots=True)
+class UserHistory:
+    """The history of one user.
+
+    events: oldest first.
+    simulated_queries: the simulated query of each event, or None.
+    timestamps: the time stamp of each event.
+    Raises `ValueError` if these differ in number.
+    """
+
+    user_id: str
+    events: tuple[Event, ...]
+    simulated_queries: tuple[str | None, ...]
+    timestamps: tuple[int | float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.events) == len(self.simulated_queries) == len(self.timestamps):
+            raise ValueError(
+                f"user {self.user_id!r}: events, simulated queries and time stamps differ in number"
+            )
+
+    def search_query(self, position: int) -> str | None:
+        """Return the query for testing an event as search: its own, otherwise the simulated one, otherwise None."""
+        return self.events[position].query or self.simulated_queries[position]
+
+
+@dataclass(frozen=True, eq=False)
+class Histories(Sequence[UserHistory]):
+    """The histories of all people, one after another.
+
+    user_ids: text [people].
+    offsets: int64 [people + 1]; the events of person k are `offsets[k]` to `offsets[k + 1]`, oldest first.
+    items: int32 [events], catalogue rows.
+    queries: int32 [events], places in `texts` of the queries of searches; -1 for a recommendation.
+    simulated: int32 [events], places in `texts` of the simulated queries; -1 where there is none.
+    timestamps: int64 or float64 [events].
+    texts: every query once.
+    """
+
+    user_ids: pa.LargeStringArray
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+    queries: NDArray[np.int32]
+    simulated: NDArray[np.int32]
+    timestamps: NDArray[Any]
+    texts: pa.LargeStringArray
+
+    @classmethod
+    def of(cls, users: Iterable[UserHistory]) -> Histories:
+        """Turn objects into columns."""
+        users = list(users)
+        places: dict[str, int] = {}
+
+        def place(query: str | None) -> int:
+            return NONE if query is None else places.setdefault(query, len(places))
+
+        events = [event for user in users for event in user.events]
+        asked = [place(event.query if event.behaviour is Task.SEARCH else None) for event in events]
+        simulated = [place(query) for user in users for query in user.simulated_queries]
+        stamps = [stamp for user in users for stamp in user.timestamps]
+        whole = all(isinstance(stamp, int) for stamp in stamps)
+        return cls(
+            pa.array([user.user_id for user in users], pa.large_string()),
+            np.cumsum([0, *(len(user.events) for user in users)], dtype=np.int64),
+            np.array([event.item for event in events], np.int32),
+            np.array(asked, np.int32),
+            np.array(simulated, np.int32),
+            np.array(stamps, np.int64 if whole else np.float64),
+            pa.array(list(places), pa.large_string()),
+        )
+
+    @classmethod
+    def encoded(cls, log: pl.DataFrame, users: pl.Series, texts: pl.Series) -> Histories:
+        """Sort the events of a log by person and time; equal times keep their order.
+
+        log: int32 columns `user` (place in `users`), `item`, `query`, `simulated` (as here), and `timestamp`.
+        users, texts: every user id and every query once.
+        """
+        log = log.sort("user", "timestamp", maintain_order=True)
+        counts = np.bincount(log["user"].to_numpy(), minlength=len(users))
+        return cls(
+            user_ids=users.to_arrow(),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            items=log["item"].to_numpy(),
+            queries=log["query"].to_numpy(),
+            simulated=log["simulated"].to_numpy(),
+            timestamps=log["timestamp"].to_numpy(),
+            texts=texts.to_arrow(),
+        )
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of events of each person, int64 [people]."""
+        return np.diff(self.offsets)
+
+    @property
+    def testable(self) -> NDArray[np.bool_]:
+        """Whether each event has a query to test it as search: its own or a simulated one; bool [events]."""
+        has_query: NDArray[np.bool_] = (self.queries != NONE) | (self.simulated != NONE)
+        return has_query
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> UserHistory: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[UserHistory]: ...
+    def __getitem__(self, index: int | slice) -> UserHistory | list[UserHistory]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        k = range(len(self))[index]
+        begin, end = self.offsets[k : k + 2].tolist()
+        simulated = (self._text(place) for place in self.simulated[begin:end].tolist())
+        stamps = self.timestamps[begin:end].tolist()
+        return UserHistory(self.user_id(k), self.events(k), tuple(simulated), tuple(stamps))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histories):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def user_id(self, person: int) -> str:
+        """Return the id of a person."""
+        found: str = self.user_ids[person].as_py()
+        return found
+
+    def events(self, person: int, end: int | None = None) -> tuple[Event, ...]:
+        """Return the events of a person, oldest first. end: position before which they end; negative from the end."""
+        begin, stop = self.offsets[person : person + 2].tolist()
+        part = slice(begin, begin + len(range(stop - begin)[:end]))
+        return tuple(
+            Event(item) if query == NONE else Event(item, Task.SEARCH, self._text(query))
+            for item, query in zip(self.items[part].tolist(), self.queries[part].tolist(), strict=True)
+        )
+
+    def search_query(self, person: int, position: int) -> str | None:
+        """Return the query for testing an event as search, as `UserHistory.search_query`."""
+        event = int(self.offsets[person]) + position
+        own = int(self.queries[event])
+        return self._text(own if own != NONE else int(self.simulated[event]))
+
+    def _text(self, place: int) -> str | None:
+        found: str | None = None if place == NONE else self.texts[place].as_py()
+        return found
+
+    def on(self, rows: NDArray[np.int32]) -> Histories:
+        """Return the same histories with other catalogue rows. rows: int32, the new row of each row."""
+        return replace(self, items=rows[self.items])
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.int64], slice]]:
+        """Yield the people of the events, int64, and where the events are, a piece of the log at a time."""
+        for begin, end in pairwise([*range(0, len(self.items), PIECE), len(self.items)]):
+            yield np.searchsorted(self.offsets, np.arange(begin, end), side="right") - 1, slice(begin, end)
