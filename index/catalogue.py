@@ -144,9 +144,11 @@ class Catalogue(Sequence[Item]):
 
     def save(self, path: Path) -> None:
         """Write the items as JSON Lines."""
+        encode = json.JSONEncoder(
+            ensure_ascii=False
+        ).encode  # one for all: it is made anew by each `json.dumps`
         with path.open("w", encoding="utf-8") as file:
-            for item in self._items:
-                file.write(json.dumps(item.to_json(), ensure_ascii=False) + "\n")
+            file.writelines(encode(item.to_json()) + "\n" for item in self._items)
 
     @classmethod
     def load(cls, path: Path) -> Catalogue:

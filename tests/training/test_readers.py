@@ -154,7 +154,8 @@ READS = {"json.load", "json.loads", "json.JSONDecoder", "yaml.load", "yaml.safe_
 READERS = {
     "index/records.py",
     "training/settings.py",
-    "training/data/importing/importer.py",  # names the field of a row that is not finite or not Unicode, as in Parquet
+    "training/data/importing/items.py",  # a list in a cell
+    "training/data/importing/tables.py",  # names the field of a row that is not finite or not Unicode, as in Parquet
     "training/report/run_log.py",  # shows runs whatever their figures and texts are
     "training/run/server_process.py",  # the log of a server
     "gems/model/knowledge.py",  # the basis that the method wrote

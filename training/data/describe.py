@@ -61,6 +61,7 @@ def figures(dataset: DataSet) -> list[tuple[str, str]]:
     ]
     rows += _queries(log)
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in dataset.info.left_out.items()]
+    rows += [("note", note) for note in dataset.info.notes]
     return [*rows, ("written by gems", dataset.info.gems_version)]
 
 

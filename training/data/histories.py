@@ -173,6 +173,36 @@ class Histories(Sequence[UserHistory]):
         """Return the same histories with other catalogue rows. rows: int32, the new row of each row."""
         return replace(self, items=rows[self.items])
 
+    def repeated(self) -> NDArray[np.int64]:
+        """Return the events that repeat an earlier one of the person: the same time, item and query."""
+        people = np.repeat(np.arange(len(self)), self.lengths)
+        again = (np.diff(people) == 0) & (np.diff(self.timestamps) == 0)
+        near = np.flatnonzero(np.append(again, False) | np.append(False, again))  # events of one moment
+        columns = {
+            "item": self.items,
+            "query": self.queries,
+            "simulated": self.simulated,
+            "time": self.timestamps,
+        }
+        moment = pl.DataFrame(
+            {"person": people[near]} | {name: column[near] for name, column in columns.items()}
+        )
+        first: NDArray[np.bool_] = (
+            moment.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+        )
+        repeats: NDArray[np.int64] = near[~first]
+        return repeats
+
+    def without(self, events: NDArray[np.int64]) -> Histories:
+        """Return the histories without some events. events: int64, places in the columns."""
+        kept = np.ones(len(self.items), bool)
+        kept[events] = False
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        columns = {
+            name: getattr(self, name)[kept] for name in ("items", "queries", "simulated", "timestamps")
+        }
+        return replace(self, offsets=ends[self.offsets], **columns)
+
     def pieces(self) -> Iterator[tuple[NDArray[np.int64], slice]]:
         """Yield the people of the events, int64, and where the events are, a piece of the log at a time."""
         for begin, end in pairwise([*range(0, len(self.items), PIECE), len(self.items)]):

@@ -61,6 +61,7 @@ class DataInfo:
     it was made; empty if all data is real.
     left_out: number of dropped source rows, by reason.
     counts: filled in by `DataSet`.
+    notes: sentences on what an import found.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DataInfo:
     simulation: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     gems_version: str = field(default_factory=package_version)
     format: int = FORMAT
 

@@ -29,7 +29,8 @@ from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
 from training.data.importing.bad_rows import BadRowsError
-from training.data.importing.importer import import_files, read_items
+from training.data.importing.importer import import_files
+from training.data.importing.items import read_items
 from training.data.sources.amazon_beauty import amazon_beauty
 from training.data.vectors import read_vectors
 from training.evaluation.case_ranks import CaseRanks

@@ -65,7 +65,9 @@ BAD_EVENTS = [
     (EVENT | {"user_id": False}, "'user_id'"),
     (EVENT | {"user_id": ["u"]}, "'user_id'"),
     (EVENT | {"user_id": "\udc00"}, "not valid Unicode"),
-    (EVENT | {"timestamp": "2024-01-01"}, "'timestamp' must be a number"),
+    (EVENT | {"timestamp": "yesterday"}, "'timestamp' must be a number"),
+    (EVENT | {"timestamp": "20240101"}, "'timestamp' must be a number"),
+    (EVENT | {"timestamp": "2024-13-01"}, "'timestamp' must be a number"),
     (EVENT | {"timestamp": None}, "'timestamp' must be a number"),
     (EVENT | {"timestamp": True}, "'timestamp' must be a number"),
     (EVENT | {"timestamp": math.nan}, "'timestamp' must be a finite"),
@@ -240,8 +242,11 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
         import_files(tmp_path / "none.jsonl", events, "test")
     (tmp_path / "items.csv").write_text("item_id,title\n")
-    with pytest.raises(DataError, match=r"must end in \.jsonl"):
+    with pytest.raises(DataError, match=r"no usable row in .*items\.csv"):
         import_files(tmp_path / "items.csv", events, "test")
+    (tmp_path / "items.txt").write_text("item_id,title\n")
+    with pytest.raises(DataError, match=r"must end in \.jsonl"):
+        import_files(tmp_path / "items.txt", events, "test")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable Parquet"):
         import_files(items, tmp_path / "broken.parquet", "test")

@@ -48,18 +48,26 @@ def amazon_beauty_command(
 
 @data_app.command("import")
 def import_command(
-    items: Annotated[Path, typer.Option(help="Items, .jsonl or .parquet.")],
-    interactions: Annotated[Path, typer.Option(help="Interactions, .jsonl or .parquet.")],
+    items: Annotated[Path, typer.Option(help="Items, .jsonl, .csv or .parquet (.gz, .zst).")],
+    interactions: Annotated[Path, typer.Option(help="Interactions, .jsonl, .csv or .parquet (.gz, .zst).")],
     out: Out,
     name: Annotated[str | None, typer.Option(help="Name of the data set; else that of the folder.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Keep the good rows, count the bad.")] = False,
+    infer: Annotated[
+        bool, typer.Option("--infer", help="Read attributes that hold numbers or truth values as text.")
+    ] = False,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Leave out interactions that repeat an earlier one.")
+    ] = False,
     bad_rows: BadRowsFile = None,
     force: Force = False,
 ) -> None:
     """Import your own files. Bad rows are reported with file, line and reason, the first 20 of each kind."""
     check_writable(out, force)
     with reported(bad_rows) as report:
-        dataset, bad = import_files(items, interactions, name or out.resolve().name, skip_bad)
+        dataset, bad = import_files(
+            items, interactions, name or out.resolve().name, skip_bad, infer=infer, deduplicate=deduplicate
+        )
         report(bad)
     _save(dataset, out, force)
 
@@ -79,5 +87,7 @@ def _save(dataset: DataSet, out: Path, force: bool) -> None:
     console.print(Text(f"{out}: {counts}"), soft_wrap=True)
     for reason, count in dataset.info.left_out.items():
         console.print(Text(f"left out: {count:,} {reason}"), soft_wrap=True)
+    for note in dataset.info.notes:
+        console.print(Text(note), soft_wrap=True)
     for what, how in dataset.info.simulation.items():
         console.print(Text(f"simulated {what}: {how}"), soft_wrap=True)

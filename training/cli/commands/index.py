@@ -55,7 +55,7 @@ def update_command(
     # slow imports, not for --help
     from index.bundle.bundle import Bundle
     from index.bundle.update import TooManyRemovedError, UnknownItemsError, update_index
-    from training.data.importing.importer import read_items
+    from training.data.importing.items import read_items
     from training.data.item_vectors import new_item_vectors
 
     quiet_libraries()

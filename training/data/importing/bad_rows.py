@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data.importing.files import Kind, kind_by_name
 from training.data.schema import DataError
 
-PARQUET = (".parquet", ".pq")
 SHOWN = 20  # rows of a kind
 _OWN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # what is a row's own in a reason
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used. number: line of a JSON Lines file, or row of a Parquet file, from 1."""
+    """A row that cannot be used. number: line of a JSON Lines or CSV file, or row of a Parquet file, from 1."""
 
     file: Path
     number: int
@@ -72,4 +72,4 @@ def all_of_them(rows: Iterable[BadRow]) -> str:
 
 def place(path: Path, number: int) -> str:
     """Return how a row of a file is named."""
-    return f"{'row' if path.suffix.lower() in PARQUET else 'line'} {number}"
+    return f"{'row' if kind_by_name(path) is Kind.PARQUET else 'line'} {number}"
