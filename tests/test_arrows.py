@@ -87,7 +87,7 @@ ALLOWED = {
         "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
         "index.records index.sequence index.words training.config training.errors training.inputs"
     ),
-    "training.data.importing": "index.catalogue index.sequence training.data training.inputs",
+    "training.data.importing": "index.catalogue index.contents index.sequence training.data training.inputs",
     "training.run": "index.contents index.records training.data training.errors training.settings",
     "training.evaluation": (
         "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
