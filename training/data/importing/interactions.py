@@ -66,7 +66,11 @@ class InteractionLog:
         self.bad: list[BadRow] = []
         self.of_refused = 0
         self._clock = Clock(path)
-        self._items = pl.Enum(item_ids)
+        # An Enum would be hashed anew for each table. Categories are kept as long as a column has them.
+        self._items = pl.Series(item_ids, dtype=pl.String).cast(pl.Categorical(pl.Categories.random()))
+        codes = self._items.to_physical()
+        self._rows = np.full(len(codes) + 1, NONE, np.int32)  # by the code of an item
+        self._rows[codes.to_numpy()] = np.arange(len(codes))
         self._places = {item_id: place for place, item_id in enumerate(item_ids)}
         self._refused = refused
         self._untyped = kind_by_name(path) is Kind.CSV
@@ -114,8 +118,8 @@ class InteractionLog:
         )
         search = (behaviour == Task.SEARCH.value).fill_null(False)
         query = query.set(~search, None)
-        place = item.cast(self._items, strict=False).to_physical().cast(pl.Int32)
-        good = place.is_not_null() & stamps.is_not_null() & user.is_not_null() & (user != "").fill_null(False)
+        place = self._place(item)
+        good = (place != NONE) & stamps.is_not_null() & user.is_not_null() & (user != "").fill_null(False)
         good &= (search & query.str.contains(VISIBLE).fill_null(False)) | (
             behaviour == Task.RECOMMENDATION.value
         ).fill_null(False)
@@ -131,6 +135,12 @@ class InteractionLog:
             good.fill_null(False),
             dates,
         )
+
+    def _place(self, item_ids: pl.Series) -> pl.Series:
+        """Return the catalogue row of each item, int32; -1 for an unknown one and for null."""
+        none = len(self._rows) - 1
+        codes = item_ids.cast(self._items.dtype).to_physical().fill_null(none).to_numpy()
+        return pl.Series("item", self._rows[np.minimum(codes, none)])
 
     def _one_by_one(self, table: Table, doubtful: NDArray[np.int64]) -> list[pl.DataFrame]:
         """Check rows one by one. Return the good ones, in the columns of `_parts`."""
