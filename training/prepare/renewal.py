@@ -59,7 +59,7 @@ class Renewal:
 
     @property
     def record(self) -> dict[str, str]:
-        """What a run records of the bundle."""
+        """The facts that a run records of the bundle."""
         return {"bundle": str(self.bundle.path), "bundle_sha256": self.sha256}
 
     def summary(self, catalogue: Catalogue, removed: Sequence[int]) -> str:

@@ -30,6 +30,9 @@ from training.cli.app import app
 from training.config import ConfigError
 from training.data.dataset import DataSet
 from training.data.item_vectors import ItemVectorError, new_item_vectors
+from training.errors import EvaluationError
+from training.evaluation.evaluate import evaluate
+from training.fusion.refit import fuse_bundle
 from training.loop.trainer import TrainingError
 from training.pipeline import train
 from training.prepare.knowledge_basis import KnowledgeError
@@ -300,8 +303,18 @@ def test_the_command_goes_on_from_the_bundle_of_a_run(
     folder: Path, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
+    on(DataSet.load(folder / "walks"), [item_id for item_id in KNOWN if item_id != GONE]).save(
+        tmp_path / "without"
+    )
     paths = ["--from", bundles["atomic"].parent, "--data", folder / "today", "--out", out]
     result = CliRunner().invoke(app, ["train", *map(str, paths), "--threads", "1"])
     assert result.exit_code == 0, result.exception
     assert "25 items keep their" in " ".join(result.stdout.split())
     assert Bundle.open(out / "bundle").info.training["method"] == "full"
+    assert evaluate(out / "bundle", folder / "today", threads=1)["cases"]["search"] > 50
+    version, _ = fuse_bundle(
+        out / "bundle", folder / "today", threads=1, console=QUIET
+    )  # a log in another order
+    assert version == "v2"
+    with pytest.raises(EvaluationError, match="holds 24 of the 29 items"):
+        fuse_bundle(out / "bundle", tmp_path / "without", threads=1, console=QUIET)
