@@ -9,9 +9,10 @@ A data set is cut at yesterday:
     newest      the newest events alone, as if the old log were gone
 
 A model is trained on yesterday, and one from nothing on today. Yesterday's is renewed by several methods on today and
-on the newest events, and every bundle is ranked on the test events of today. Those of the unchanged people are the same
-events as yesterday, after the same histories, and in no training: what a model loses on them, it has forgotten.
-Yesterday's model itself gets the new items by `update_index`, and is ranked with the newest events in the histories.
+on the newest events, and every bundle is ranked on the test events of today and on those of yesterday. Those of
+yesterday are in no training on the newest events, and those of the unchanged people in none at all: what a model loses
+on them, it has forgotten. Yesterday's model itself gets the new items by `update_index`, and is ranked with the newest
+events in the histories.
 """
 
 from __future__ import annotations
@@ -121,14 +122,20 @@ def main(
             name = f"{log}, {method}" + ("" if rate is None else f", rate {rate:g}")
             run = out / f"run-{name.replace(', ', '-').replace(' ', '-')}"
             bundles[name] = _trained(out / log, run, settings, renewal, console)
-    ranks = {name: _ranks(bundle, cut.today) for name, bundle in bundles.items()}
+    ranks = {
+        when: {name: _ranks(bundle, dataset, when) for name, bundle in bundles.items()}
+        for when, dataset in (("today", cut.today), ("yesterday", cut.yesterday))
+    }
     figures = {
         "data": cut.today.info.name, "config": config, "items": len(cut.today.catalogue), "beam_width": BEAM_WIDTH,
         "unknown_items": len(cut.unknown), "unchanged_people": len(cut.unchanged),
         "events": {name: each.info.counts["interactions"] for name, each in
                    (("yesterday", cut.yesterday), ("today", cut.today), ("newest", cut.newest))},
         "cost": _costs(bundles),
-        **{kind: _figures(ranks, kind, cut) for kind in ranks["yesterday"]},
+        **{
+            f"cases of {when}": {kind: _figures(each, kind, cut, when) for kind in each["yesterday"]}
+            for when, each in ranks.items()
+        },
     }  # fmt: skip
     console.print_json(json.dumps(figures))
     if json_file is not None:
@@ -205,12 +212,12 @@ def _updated(bundle: Path, copy: Path, today: DataSet) -> Path:
     return copy
 
 
-def _ranks(folder: Path, dataset: DataSet) -> dict[str, NDArray[np.int64]]:
+def _ranks(folder: Path, dataset: DataSet, when: str) -> dict[str, NDArray[np.int64]]:
     """Rank the test cases by the pool, as a server does, and by the beam, the model alone; exclude the histories.
 
     Returns ranks by `<task>, pool` and `<task>, beam`, int64 [cases]. They are kept beside the bundle.
     """
-    file = folder.with_name(f"{folder.name}-ranks.npz")
+    file = folder.with_name(f"{folder.name}-ranks-{when}.npz")
     if file.exists():
         with np.load(file, allow_pickle=False) as stored:
             return dict(stored)
@@ -246,13 +253,17 @@ def _costs(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
-def _figures(ranks: dict[str, dict[str, NDArray[np.int64]]], kind: str, cut: Cut) -> dict[str, Any]:
+def _figures(
+    ranks: dict[str, dict[str, NDArray[np.int64]]], kind: str, cut: Cut, when: str
+) -> dict[str, Any]:
     """Return for each group of cases the figures of each bundle, and paired differences with 95% intervals.
 
     kind: task, and what ranks: `search, pool`.
+    when: whose cases: `today` or `yesterday`.
     """
-    cases = cases_of(Task(kind.partition(",")[0]), leave_one_out(cut.today).test)
-    ids = cut.today.catalogue.item_ids
+    dataset = cut.today if when == "today" else cut.yesterday
+    cases = cases_of(Task(kind.partition(",")[0]), leave_one_out(dataset).test)
+    ids = dataset.catalogue.item_ids
     unchanged = np.array([case.user_id in cut.unchanged for case in cases])
     new = np.array([ids[case.target] in cut.unknown for case in cases])
     groups = {
@@ -275,8 +286,8 @@ def _compared(ranks: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, each in values.items():
         entry: dict[str, Any] = dict(zip(METRICS, each.mean(0).round(4).tolist(), strict=True))
-        for other in ("yesterday", "from nothing"):
-            if other != name:
+        for other in ("yesterday", "from nothing", name.replace(", basis", "").replace(", rows frozen", "")):
+            if other != name and other in values:
                 apart = each - values[other]
                 intervals = mean_intervals(apart, 0)
                 entry[f"minus {other}"] = {

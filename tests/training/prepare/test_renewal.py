@@ -318,3 +318,25 @@ def test_the_command_goes_on_from_the_bundle_of_a_run(
     assert version == "v2"
     with pytest.raises(EvaluationError, match="holds 24 of the 29 items"):
         fuse_bundle(out / "bundle", tmp_path / "without", threads=1, console=QUIET)
+
+
+def test_an_encoder_decoder_goes_on_and_keeps_what_both_its_stacks_knew(folder: Path, tmp_path: Path) -> None:
+    tiger = {"backbone": {"name": "t5-tiger", "hidden": 32, "heads": 2, "layers": 1}, "sequence.targets": 2}
+    train(folder / "yesterday", tmp_path / "t5", settings(SHORT, SCHEMES["atomic"], tiger), console=QUIET)
+    basis = {
+        "method": "gems", "optimiser.epochs": 2, "optimiser.relative": False, "optimiser.learning_rate": 1e-3,
+        "knowledge.source": "histories", "knowledge.tokens": 500,
+    }  # fmt: skip
+    after = renewed(tmp_path / "t5" / "bundle", folder / "today", tmp_path / "run", basis)
+    (file,) = (tmp_path / "run" / "prepared").glob("knowledge-histories-*.safetensors")
+    knowledge = KnowledgeBasis.load(file)
+    old = load_file(tmp_path / "t5" / "bundle" / "model.safetensors")
+    new = load_file(after.path / "model.safetensors")
+    for weight in (
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        "decoder.block.0.layer.1.EncDecAttention.k.weight",
+    ):
+        change = new[weight] - old[weight]
+        known = knowledge.directions(weight, 0.9, change.shape[1] // 2)
+        assert change.norm() > 1e-4
+        assert (change @ known).norm() < 1e-4 * change.norm()
