@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ from training.data.dataset import DataSet, UserHistory
 from training.data.item_vectors import new_item_vectors
 from training.data.splits import leave_one_out
 from training.errors import UserError
-from training.evaluation.bootstrap import mean_intervals
+from training.evaluation.bootstrap import mean_interval
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.pools import rank_pools
@@ -65,6 +66,7 @@ RENEWALS: dict[str, dict[str, Any]] = {
     "gems": {"method": "gems"},
     "gems, basis": BASIS,
     "gems, basis, rows frozen": BASIS | {"optimiser.other_weights": "frozen"},
+    "gems, basis, energy 0.99": BASIS | {"knowledge.energy": 0.99, "knowledge.cap": 0.8},
 }
 
 
@@ -267,8 +269,7 @@ def _figures(
     unchanged = np.array([case.user_id in cut.unchanged for case in cases])
     new = np.array([ids[case.target] in cut.unknown for case in cases])
     groups = {
-        "everyone": np.ones(len(cases), bool), "unchanged people": unchanged, "changed people": ~unchanged,
-        "new items": new,
+        "everyone": np.ones(len(cases), bool), "unchanged people": unchanged, "new items": new,
     }  # fmt: skip
     return {
         name: {"cases": int(inside.sum()), **_compared({k: each[kind][inside] for k, each in ranks.items()})}
@@ -286,14 +287,13 @@ def _compared(ranks: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, each in values.items():
         entry: dict[str, Any] = dict(zip(METRICS, each.mean(0).round(4).tolist(), strict=True))
-        for other in ("yesterday", "from nothing", name.replace(", basis", "").replace(", rows frozen", "")):
+        without_basis = re.sub(", basis.*?(?=, rate|$)", "", name)
+        for other in ("yesterday", "from nothing", without_basis):
             if other != name and other in values:
-                apart = each - values[other]
-                intervals = mean_intervals(apart, 0)
-                entry[f"minus {other}"] = {
-                    metric: [round(float(x), 4) for x in (apart[:, k].mean(), *intervals[k])]
-                    for k, metric in enumerate(METRICS)
-                }
+                apart = (each - values[other])[:, METRICS.index("ndcg@10")]
+                entry[f"ndcg@10 minus {other}"] = [
+                    round(float(x), 4) for x in (apart.mean(), *mean_interval(apart))
+                ]
         found[name] = entry
     return found
 
