@@ -24,7 +24,9 @@ LENGTH: Final = 0.15  # of its epochs
 
 RECORDED = "settings"  # field of `BundleInfo.training`
 # settings of a machine, or that name files of one
-NOT_RECORDED = ("threads", "device", "run", "identifiers.vectors", "knowledge.basis", "knowledge.histories")
+NOT_RECORDED = (
+    "threads", "device", "run", "identifiers.encoder", "identifiers.vectors", "knowledge.basis", "knowledge.histories",
+)  # fmt: skip
 FIXED = ("backbone", "identifiers", "sequence.max_tokens", "sequence.max_events", "sequence.max_query_tokens")
 # the encoder is known by its files; the others are of the training alone
 NOT_FIXED = (
