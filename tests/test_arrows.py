@@ -124,8 +124,9 @@ ALLOWED = {
         "training.settings"
     ),
     "training.prepare": (
-        "gems index.catalogue index.files index.identifiers index.sequence training.baselines training.config "
-        "training.data training.errors training.methods training.model training.run training.settings"
+        "gems index.bundle index.catalogue index.files index.identifiers index.identifiers.schemes index.records "
+        "index.sequence training.baselines training.config training.data training.errors training.methods "
+        "training.model training.run training.settings"
     ),
     "training.plan": (
         "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
@@ -161,8 +162,8 @@ ALLOWED = {
         "index.bundle index.catalogue index.extensions training.baselines training.cli.common training.config "
         "training.data training.data.importing training.data.sources training.demo training.errors "
         "training.evaluation training.evaluation.comparison training.fusion training.inputs training.outputs "
-        "training.pipeline training.plan training.preservation training.report training.run training.settings "
-        "training.sweep"
+        "training.pipeline training.plan training.prepare training.preservation training.report training.run "
+        "training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",
 }

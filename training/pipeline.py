@@ -7,6 +7,7 @@ records everything (see docs/training.md).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ from training.model.forward import checkpoint_blocks
 from training.model.text_part import TextPart
 from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
 from training.prepare.preparation import Prepared, open_prepared
+from training.prepare.renewal import Renewal
+from training.prepare.renewed_settings import RECORDED, recorded
 from training.prepare.start import make_preparations
 from training.run.device import chosen_device
 from training.run.locks import claim
@@ -58,6 +61,7 @@ class Trained:
 
     batches: what it was trained on.
     record: facts about the training for the manifest of the bundle.
+    removed: catalogue rows that answers must not hold.
     """
 
     dataset: DataSet
@@ -67,22 +71,30 @@ class Trained:
     batches: BatchSource
     method: Method
     record: dict[str, Any]
+    removed: Sequence[int] = ()
 
 
 def train(
-    data: Path, out: Path, config: TrainConfig, *, resume: bool = False, console: Console
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    renewal: Renewal | None = None,
+    console: Console,
 ) -> Path | None:
     """Train and publish. Return the folder of the bundle, or None for a method that leaves no plain weights.
 
     data: folder of a data set.
     out: the run folder.
     resume: continue the run in `out`.
+    renewal: the bundle to go on from; None to train from nothing.
     Under `torchrun` every process calls it, and the first one writes.
     Raises `UserError` that says what to change.
     """
     parallel = Parallel.start(chosen_device(config.device))
     bundle = out / "bundle"
-    trained = fit(data, out, config, resume=resume, console=console, parallel=parallel)
+    trained = fit(data, out, config, resume=resume, renewal=renewal, console=console, parallel=parallel)
     if trained is None:
         console.print(f"{bundle} is published already; nothing left to do")
         return bundle
@@ -109,6 +121,7 @@ def train(
             info=_bundle_info(config, trained, pool),
             popularity=pool.counts,
             pool=pool,
+            removed=trained.removed,
         )
     parallel.wait()
     return bundle
@@ -120,12 +133,14 @@ def fit(
     config: TrainConfig,
     *,
     resume: bool = False,
+    renewal: Renewal | None = None,
     console: Console,
     parallel: Parallel | None = None,
     preparations: Path | None = None,
 ) -> Trained | None:
     """Prepare and train, without publishing. Return None if a bundle is published already.
 
+    renewal: the bundle to go on from; None to train from nothing.
     parallel: the processes that train together.
     preparations: folder of identifiers and extended backbone, if not in `out`; runs that agree in
         `training.prepare.preparation.SHAPED_BY` may share it.
@@ -134,6 +149,11 @@ def fit(
     if not parallel.main:
         console = Console(quiet=True)
     dataset = DataSet.load(data)
+    removed: Sequence[int] = ()
+    if renewal is not None:
+        renewal.check(config, dataset)
+        removed = renewal.removed(dataset)
+        dataset = renewal.on_items(dataset)
     split = leave_one_out(dataset)
     if not split.validation:
         raise RunError(
@@ -147,7 +167,11 @@ def fit(
             )
     check_attributes(dataset.catalogue, config.search_attributes)
     device = chosen_device(config.device)
-    continued = parallel.agree(check_run(out, config, dataset, resume) if parallel.main else False)
+    continued = parallel.agree(
+        check_run(out, config, dataset, resume, None if renewal is None else renewal.sha256)
+        if parallel.main
+        else False
+    )
     if (out / "bundle").exists():
         return None
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // parallel.size))
@@ -163,7 +187,18 @@ def fit(
                 split,
                 device,
                 console,
-                None if continued else partial(record_run, out, config, dataset, data, config.threads),
+                None
+                if continued
+                else partial(
+                    record_run,
+                    out,
+                    config,
+                    dataset,
+                    data,
+                    config.threads,
+                    None if renewal is None else renewal.record,
+                ),
+                renewal,
             )
     parallel.wait()
     prepared = open_prepared(folder)
@@ -220,6 +255,8 @@ def fit(
     )
     if continued and trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {trainer.total_steps}")
+    if renewal is not None:
+        console.print(renewal.summary(dataset.catalogue, removed))
     size = sum(p.numel() for p in prepared.model.parameters())
     console.print(
         f"{len(split.train)} histories, {len(dataset.catalogue)} items, identifiers of "
@@ -235,12 +272,15 @@ def fit(
         "best_step": trainer.progress.best_step,
         "seconds": round(trainer.progress.seconds, 1),
         "validation": validation,
+        RECORDED: recorded(config),
     }
+    if renewal is not None:
+        record["renewed_from"] = renewal.bundle.info.bundle_id
     conflict = probe() if probe is not None and parallel.main else {}
     if conflict:
         # conflict of the published model
         record["conflict"] = round(float(np.mean(list(conflict.values()))), 4)
-    return Trained(dataset, split, prepared, engine, batches, method, record)
+    return Trained(dataset, split, prepared, engine, batches, method, record, removed)
 
 
 def _text_part(prepared: Prepared, config: TrainConfig) -> TextPart | None:

@@ -15,7 +15,7 @@ damaged file. A bundle holds no pickle and no remote code. The backbone's `gener
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -146,12 +146,14 @@ def publish(
     info: BundleInfo,
     popularity: NDArray[np.integer] | None = None,
     pool: PoolIndex | None = None,
+    removed: Sequence[int] = (),
 ) -> None:
     """Write a bundle to `target`: all of it or nothing.
 
     target: must not exist yet.
     popularity: int [items], interactions of each item. A server cannot answer by popularity without it.
     pool: index of the pool. Without it the beam alone ranks.
+    removed: rows of items that are known from histories, and never returned.
     Raises `BundleError` if `target` exists, the parts do not fit each other, or the disk is full.
     """
     if target.exists():
@@ -162,7 +164,7 @@ def publish(
             versions = Versions(draft / INDEX)
             first = versions.next_name()
             index = ItemIndex.build(
-                info.bundle_id, first, info.created, catalogue, identifiers.codes, pool=pool
+                info.bundle_id, first, info.created, catalogue, identifiers.codes, removed, pool
             )
             versions.publish(first, index.save)
             model.save_pretrained(draft)

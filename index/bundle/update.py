@@ -1,19 +1,15 @@
 """Updates of the catalogue: items are added, changed and removed without training.
 
-A new item gets the codes of its vector from the fixed codebooks, and the first free number after them. If no number is
-free, the last code is replaced by the next nearest one. A text identifier spells the new title. Where one code names
-one item (atomic identifiers), a new item shares the code of the known item whose text is most like its own: the beam
-returns both, and prompts leave it out of histories, where it would mean the other one. A changed item keeps its
-identifier, because the model knows the item by it. New items, and changed texts, get dense rows by their vectors. A
-removed item keeps its row (see `ItemIndex`) and is living again if it is added again.
+A new item gets an identifier (see `naming`). A changed item keeps its identifier, because the model knows the item by
+it. New items, and changed texts, get dense rows by their vectors. A removed item keeps its row (see `ItemIndex`) and is
+living again if it is added again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +18,12 @@ from numpy.typing import NDArray
 from index.bundle.bundle import INDEX, Bundle, BundleInfo
 from index.bundle.item_index import ItemIndex
 from index.bundle.manifest import BundleError, refusing
+from index.bundle.naming import Embed, names_of
 from index.bundle.versions import Versions
 from index.catalogue import Catalogue, CatalogueError, Item
-from index.identifiers.codebooks import Codebooks
-from index.identifiers.identifiers import IdentifierError
-from index.identifiers.schemes.text import spell
 from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
-from index.sequence.plain_text import plain_tokens
 
-Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
 NAMED = 20  # ids in a message
 
 
@@ -103,7 +95,7 @@ def update_index(
         embed = _Embedded(embed)
         codes = now.trie.codes()
         if new:
-            codes = np.concatenate([codes, _name(new, now, codes, bundle, embed)])
+            codes = np.concatenate([codes, names_of(new, codes, bundle, now.pool, embed)])
         catalogue = Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new])
         gone = sorted((set(now.removed) - set(existing)) | leaving)
         pool = now.pool
@@ -230,79 +222,3 @@ def _dense(
             f"{len(dense.head.mean)}"
         )
     return dense.updated(list(texts), len(new), vectors)
-
-
-def _name(
-    new: Sequence[Item], now: ItemIndex, codes: NDArray[np.int64], bundle: Bundle, embed: Embed
-) -> NDArray[np.int64]:
-    """Return identifiers for new items: int64 [new, L]."""
-    if bundle.vocabulary.spelled:
-        return _spell(new, codes, bundle)
-    codebooks = bundle.codebooks()
-    if codebooks is None and now.pool is not None:
-        return codes[_relatives(new, now.pool)]
-    if codebooks is None:
-        raise IdentifierError(
-            f"{len(new)} items are new, and this bundle has no codebooks to name them by ({bundle.info.scheme} "
-            "identifiers): train again with them, with semantic identifiers"
-        )
-    vectors = embed(new)
-    if vectors.shape != (len(new), codebooks.dimensions):
-        raise IdentifierError(
-            f"vectors of {vectors.shape[-1]} dimensions cannot be named: the codebooks are of {codebooks.dimensions}"
-        )
-    prefixes = codebooks.quantise(vectors)
-    near = np.isin(codes[:, 0], prefixes[:, 0])  # other identifiers cannot collide
-    taken = set(map(tuple, codes[near].tolist()))
-    numbers = bundle.info.codebook_sizes[-1]
-    named = []
-    for item, vector, prefix in zip(new, vectors, prefixes.tolist(), strict=True):
-        identifier = _first_free(prefix, vector, codebooks, numbers, taken)
-        if identifier is None:
-            raise IdentifierError(
-                f"item {item.item_id!r} cannot be named: all identifiers near it are taken; train again with "
-                "larger codebooks"
-            )
-        taken.add(identifier)
-        named.append(identifier)
-    return np.array(named, np.int64)
-
-
-def _relatives(new: Sequence[Item], pool: PoolIndex) -> NDArray[np.int64]:
-    """Return for each new item the row of the known item whose text shares most with it: int64 [new].
-
-    If no item shares a word, it is the one with the fewest events.
-    """
-    known = np.flatnonzero(~pool.fresh)
-    rarest = known[np.argmin(pool.counts[known])]
-    rows = []
-    for item in new:
-        scores = pool.lexical.match(item.text()).scores[known]
-        rows.append(known[np.argmax(scores)] if scores.max() > 0 else rarest)
-    return np.array(rows, np.int64)
-
-
-def _spell(new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle) -> NDArray[np.int64]:
-    taken = set(map(tuple, codes.tolist()))
-    tokenise = partial(plain_tokens, bundle.tokenizer, first_added=bundle.vocabulary.first_added)
-    named = [spell(item.title, tokenise, bundle.vocabulary, taken, f"item {item.item_id!r}") for item in new]
-    return np.array(named, np.int64)
-
-
-def _first_free(
-    prefix: list[int],
-    vector: NDArray[np.float32],
-    codebooks: Codebooks,
-    numbers: int,
-    taken: set[tuple[int, ...]],
-) -> tuple[int, ...] | None:
-    def lasts() -> Iterator[int]:
-        yield prefix[-1]
-        yield from (code for code in codebooks.alternatives(vector).tolist() if code != prefix[-1])
-
-    for last in lasts():
-        for number in range(numbers):
-            identifier = (*prefix[:-1], last, number)
-            if identifier not in taken:
-                return identifier
-    return None

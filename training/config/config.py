@@ -103,6 +103,11 @@ class TrainConfig(RunSettings):
         return self.backbone.name in SCRATCH
 
     @property
+    def has_knowledge(self) -> bool:
+        """Whether the weights that training starts from know what a null space may keep."""
+        return self.knowledge.source == "histories" or not self.from_scratch
+
+    @property
     def for_scheme(self) -> SchemeSettings:
         """The settings that an identifier scheme may read."""
         return SchemeSettings(**self.identifiers.model_dump(), seed=self.seed)
@@ -126,7 +131,7 @@ class TrainConfig(RunSettings):
                 f"{self.identifiers.scheme} ones have no use for it"
             )
         others = self.optimiser.other_weights
-        if others is not None and self.from_scratch:
+        if others is not None and not self.has_knowledge:
             raise ValueError(
                 "optimiser.other_weights is for pretrained backbones: of one from scratch every weight is trained"
             )
@@ -134,7 +139,7 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 f"optimiser.other_weights 'subspace' is for 'gems' and 'subspace', not for {self.method!r}"
             )
-        knows = self.knowledge.null_space and not self.from_scratch
+        knows = self.knowledge.null_space and self.has_knowledge
         if self.gems.output_bases and knows and self.method == "gems":
             raise ValueError(
                 "gems.output_bases leaves no input directions alone: drop it, or turn knowledge.null_space off"
@@ -160,19 +165,24 @@ class TrainConfig(RunSettings):
         overrides: in groups or by dotted names; they win over the file.
         Raises `ConfigError` that names the setting.
         """
-        settings: Any = {}
-        if source is not None:
-            recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
-            path = recipes.get(str(source), Path(source))
-            try:
-                settings = parse_yaml(read_text(path, "settings in YAML", *YAML)) or {}
-            except InputError as error:
-                raise ConfigError(f"{error}. Recipes: {', '.join(recipes)}") from error
-            except ValueError as error:
-                raise ConfigError(f"{path}: {error}") from error
-            if not isinstance(settings, dict):
-                raise ConfigError(f"{path} must hold settings as 'name: value' lines")
-        return cls.combined(settings, overrides, source="" if source is None else f"{source}: ")
+        return cls.combined(cls.read(source), overrides, source="" if source is None else f"{source}: ")
+
+    @classmethod
+    def read(cls, source: str | Path | None) -> dict[str, Any]:
+        """Return the settings in a file as they are written there, see `load`; none for None. Raises `ConfigError`."""
+        if source is None:
+            return {}
+        recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+        path = recipes.get(str(source), Path(source))
+        try:
+            settings = parse_yaml(read_text(path, "settings in YAML", *YAML)) or {}
+        except InputError as error:
+            raise ConfigError(f"{error}. Recipes: {', '.join(recipes)}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path} must hold settings as 'name: value' lines")
+        return settings
 
     @classmethod
     def combined(cls, *layers: Mapping[str, Any], source: str = "") -> TrainConfig:

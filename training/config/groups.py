@@ -296,15 +296,23 @@ class GemsSettings(SettingsGroup):
 
 
 class KnowledgeSettings(SettingsGroup):
-    """Knowledge of a pretrained backbone that 'gems' leaves alone."""
+    """Knowledge that 'gems' leaves alone: of a pretrained backbone, or of the model that a training goes on from."""
 
-    null_space: bool = Field(True, description="leave the directions of general text alone (pretrained only)")
+    null_space: bool = Field(
+        True, description="leave the directions of known inputs alone (from scratch there are none)"
+    )
+    source: Literal["text", "histories"] = Field(
+        "text",
+        description="known inputs: those on general text, or (with --from) those of the last model on old histories",
+    )
+    histories: Path | None = Field(
+        None,
+        description="'histories': data set with old histories (default: those of the data set that is trained)",
+    )
     basis: Path | None = Field(
         None, description="file with a knowledge basis of this backbone (default: collect one)"
     )
-    energy: float = Field(
-        0.9, gt=0, le=1, description="share of the inputs' energy on general text that is left alone"
-    )
+    energy: float = Field(0.9, gt=0, le=1, description="share of the known inputs' energy that is left alone")
     cap: float = Field(
         0.5, gt=0, lt=1, description="largest share of a layer's input directions that is left alone"
     )
@@ -313,7 +321,7 @@ class KnowledgeSettings(SettingsGroup):
         gt=0,
         description="soft null space: updates shrink by (1 + energy / (softness * mean energy))^-1/2",
     )
-    tokens: int = Field(65536, ge=256, description="tokens of general text for the knowledge basis")
+    tokens: int = Field(65536, ge=256, description="tokens of text or histories for the knowledge basis")
 
 
 class LoraSettings(SettingsGroup):

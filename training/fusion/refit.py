@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from index.pool.pool_index import PoolIndex
 from server.engine.options import EngineOptions
 from server.engine.torch_backend.engine import TorchEngine
 from training.data.dataset import DataSet
+from training.data.schema import DataError
 from training.data.splits import leave_one_out
 from training.errors import EvaluationError
 from training.fusion.fit import FRESH_SHARE
@@ -37,23 +39,28 @@ def fuse_bundle(
 ) -> tuple[str, Fusion]:
     """Publish the next version of a bundle's index, with a pool made from a data set. Returns its name and weights.
 
-    data: its items are the first ones of the bundle, in the same order.
+    data: holds all living items that the model was trained on.
     search_attributes: None for those that the bundle has.
     fresh_share: share of new items among those that people take, in (0, 1); None for that of the bundle's weights.
     Raises `EvaluationError` if bundle and data set do not fit together.
     """
     bundle = Bundle.open(folder)
     dataset = DataSet.load(data)
-    catalogue, known = bundle.index.catalogue, len(dataset.catalogue)
-    if catalogue.item_ids[:known] != dataset.catalogue.item_ids:
+    catalogue, before = bundle.index.catalogue, bundle.index.pool
+    held = np.array([dataset.catalogue.row(item_id) is not None for item_id in catalogue.item_ids])
+    try:
+        dataset = dataset.on(catalogue)
+    except DataError as error:
         raise EvaluationError(
-            f"{folder} and {data} have different catalogues; fuse a bundle on the data set it was trained on"
-        )
-    before = bundle.index.pool
-    if before is not None and known < before.trained:
+            f"{folder} and {data} have different catalogues: {error}; fuse a bundle on the data set it was trained on"
+        ) from error
+    trained = int(held.sum()) if before is None else before.trained
+    needed = np.ones(trained, bool)
+    needed[[row for row in bundle.index.removed if row < trained]] = False
+    if (lacking := int((needed & ~held[:trained]).sum())) > 0:
         raise EvaluationError(
-            f"{data} holds {known:,} of the {before.trained:,} items that {folder} was trained on; the others would "
-            "lose their popularity and their queries. Fuse it on the whole data set, or a later log of it"
+            f"{data} holds {needed.sum() - lacking:,} of the {needed.sum():,} items that {folder} was trained on; the "
+            "others would lose their popularity and their queries. Fuse it on the whole data set, or a later log of it"
         )
     on = EngineOptions(device=engine_device(device))
     torch.set_num_threads(threads or os.cpu_count() or 1)
@@ -63,8 +70,8 @@ def fuse_bundle(
         fresh_share = _fresh_share(before)
     pool = fitted_pool(
         TorchEngine.open(bundle, on), bundle.encoder, catalogue, leave_one_out(dataset), search_attributes,
-        dense=None if before is None else before.dense, trained=known if before is None else before.trained,
-        fresh_share=fresh_share, later=range(known, len(catalogue)), seed=seed, console=console,
+        dense=None if before is None else before.dense, trained=trained, fresh_share=fresh_share,
+        later=np.flatnonzero(~held).tolist(), seed=seed, console=console,
     )  # fmt: skip
     assert pool.fusion is not None
     return replace_pool(bundle, pool), pool.fusion

@@ -43,7 +43,7 @@ def extend_backbone(
     vocabulary.add_to(tokenizer)
     words = (*MARKERS, END) if identifiers.spelled else MARKERS
     if vocabulary.size > len(model.get_input_embeddings().weight):
-        _resize(model, vocabulary.size)
+        resize_rows(model, vocabulary.size)
     tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}
     with torch.no_grad():
         for table in tables.values():
@@ -61,7 +61,7 @@ def extend_backbone(
     return vocabulary
 
 
-def _resize(model: PreTrainedModel, size: int) -> None:
+def resize_rows(model: PreTrainedModel, size: int) -> None:
     """Lengthen the token tables to `size` rows. Untied output rows stay untied.
 
     `resize_token_embeddings` ties those of T5 v1.1 and Flan-T5.

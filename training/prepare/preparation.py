@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +83,41 @@ def prepare(
     """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing."""
     with atomic_folder(folder, single_writer=True, replace=True) as draft:
         vectors = source.make(console)
-        np.save(draft / ITEM_VECTORS, vectors)
-        source.origin.save(draft / VECTOR_ORIGIN)
         with console.status("identifiers and backbone"):
             titles = [item.title for item in catalogue]
             to_name = ItemsToName(titles, vectors, backbone.tokenizer)
             identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
             vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
-            backbone.model.save_pretrained(draft / "backbone")
-            backbone.tokenizer.save_pretrained(draft / "backbone")
-        if identifiers.codebooks is not None:
-            codebooks = identifiers.codebooks
-            (codebooks if source.later is None else codebooks.behind(source.later)).save(draft / CODEBOOKS)
-        np.savez(
-            draft / CODES,
-            scheme=np.array(identifiers.scheme),
-            codes=identifiers.codes,
-            codebook_sizes=np.array(identifiers.codebook_sizes),
-            first_added=np.array(vocabulary.first_added),
+        if source.later is not None and identifiers.codebooks is not None:
+            identifiers = replace(identifiers, codebooks=identifiers.codebooks.behind(source.later))
+        save_prepared(
+            draft, identifiers, vocabulary, backbone.model, backbone.tokenizer, source.origin, vectors
         )
+
+
+def save_prepared(
+    draft: Path,
+    identifiers: Identifiers,
+    vocabulary: IdentifierVocabulary,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    origin: VectorOrigin,
+    vectors: NDArray[np.float32],
+) -> None:
+    """Write the files that `open_prepared` reads. identifiers: with the codebooks that name later items."""
+    np.save(draft / ITEM_VECTORS, vectors)
+    origin.save(draft / VECTOR_ORIGIN)
+    model.save_pretrained(draft / "backbone")
+    tokenizer.save_pretrained(draft / "backbone")
+    if identifiers.codebooks is not None:
+        identifiers.codebooks.save(draft / CODEBOOKS)
+    np.savez(
+        draft / CODES,
+        scheme=np.array(identifiers.scheme),
+        codes=identifiers.codes,
+        codebook_sizes=np.array(identifiers.codebook_sizes),
+        first_added=np.array(vocabulary.first_added),
+    )
 
 
 def shape_of(config: TrainConfig) -> dict[str, Any]:

@@ -10,17 +10,20 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
+from index.sequence.events import Event
 from index.sequence.vocabulary import MARKERS
 from training.config import TrainConfig
 from training.data import assets
 from training.data.dataset import DataSet
 from training.data.item_vectors import VectorSource, vector_source
-from training.data.splits import Split
+from training.data.schema import DataError
+from training.data.splits import Split, leave_one_out
 from training.methods.registry import check_method
 from training.model.backbones import Backbone, BackboneError, load_backbone
 from training.prepare.fused_vectors import ALPHAFUSE, fused_source
-from training.prepare.knowledge_basis import collect, knowledge_path, uses_knowledge
+from training.prepare.knowledge_basis import KnowledgeError, collect, knowledge_path, uses_knowledge
 from training.prepare.preparation import is_prepared, open_prepared, prepare
+from training.prepare.renewal import Renewal
 
 
 def make_preparations(
@@ -32,22 +35,32 @@ def make_preparations(
     device: torch.device,
     console: Console,
     record: Callable[[], None] | None,
+    renewal: Renewal | None = None,
 ) -> None:
     """Fill `folder` with the missing preparations of a training.
 
     data: folder of the data set.
+    dataset: on the catalogue of the run.
     device: where the knowledge of the backbone is collected.
     record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
+    renewal: the bundle to go on from, if there is one.
     """
     backbone = source = None
     if not is_prepared(folder):
-        backbone = _checked_backbone(config, dataset)
-        source = _source(config, data, dataset, split, folder, console)
+        if renewal is None:
+            backbone = _checked_backbone(config, dataset)
+            source = _source(config, data, dataset, split, folder, console)
+        else:
+            _check_method(renewal.bundle.load_model(), config)
+            source = renewal.source(config, dataset.catalogue)
     elif record is not None:  # a new run on old preparations
         _check_method(open_prepared(folder).model, config)
+    old = _old_histories(config, dataset, split, renewal)
     if record is not None:
         record()
-    if backbone is not None and source is not None:
+    if source is not None and renewal is not None:
+        renewal.prepare(folder, dataset.catalogue, source, console)
+    elif source is not None and backbone is not None:
         prepare(folder, dataset.catalogue, backbone, source, config, console)
     if (
         uses_knowledge(config)
@@ -56,7 +69,39 @@ def make_preparations(
     ):
         prepared = open_prepared(folder)
         prepared.model.to(device)
-        collect(folder, prepared, config, console)
+        collect(folder, prepared, config, console, old)
+
+
+def _old_histories(
+    config: TrainConfig, dataset: DataSet, split: Split, renewal: Renewal | None
+) -> list[list[Event]] | None:
+    """Return old histories without the items that the last model does not know; None if no basis needs them.
+
+    Raises `KnowledgeError` if there is no last model, or no such history.
+    """
+    knowledge = config.knowledge
+    if knowledge.source == "text":
+        if knowledge.histories is not None:
+            raise KnowledgeError(
+                "knowledge.histories is for the source of that name: add knowledge.source histories"
+            )
+        return None
+    if renewal is None:
+        raise KnowledgeError(
+            "knowledge.source 'histories' keeps what the last model knows: say which one with --from BUNDLE"
+        )
+    histories = split.train
+    if knowledge.histories is not None:
+        try:
+            histories = leave_one_out(DataSet.load(knowledge.histories).on(dataset.catalogue)).train
+        except DataError as error:
+            raise KnowledgeError(f"knowledge.histories {knowledge.histories}: {error}") from error
+    known = [[event for event in history if renewal.knows(event.item)] for history in histories]
+    if not any(known):
+        raise KnowledgeError(
+            "no history holds an item that the last model knows: name a data set with old ones (knowledge.histories)"
+        )
+    return known
 
 
 def _source(
@@ -90,6 +135,7 @@ def _check_method(model: PreTrainedModel, config: TrainConfig) -> None:
     check_method(model, config)
     if uses_knowledge(config):
         if config.knowledge.basis is None:
-            assets.fetch("wikipedia")
+            if config.knowledge.source == "text":
+                assets.fetch("wikipedia")
         else:
             KnowledgeBasis.load(config.knowledge.basis).check(find_linears(model))

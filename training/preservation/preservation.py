@@ -26,6 +26,7 @@ from server.engine.torch_backend.engine import TorchEngine
 from training.config import SCRATCH, modern
 from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
+from training.data.schema import DataError
 from training.data.splits import Case, leave_one_out
 from training.errors import EvaluationError
 from training.evaluation.bootstrap import mean_interval
@@ -73,10 +74,13 @@ def preservation(
     """
     bundle, settings = _open_run(run)
     dataset = DataSet.load(data)
-    if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:
-        raise EvaluationError(
-            f"{run} and {data} have different catalogues; compare a run on the data set it was trained on"
-        )
+    if dataset.catalogue.item_ids != bundle.index.catalogue.item_ids:  # in another order, after a renewal
+        try:
+            dataset = dataset.on(bundle.index.catalogue)
+        except DataError as error:
+            raise EvaluationError(
+                f"{run} and {data} have different catalogues: {error}; compare a run on the data set it was trained on"
+            ) from error
     cases = draw_cases(leave_one_out(dataset).test, max_cases, seed)
     if not cases:
         raise EvaluationError("the data set has no user with three interactions, so no case to test")

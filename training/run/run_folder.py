@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -47,10 +48,13 @@ def items_fingerprint(dataset: DataSet) -> str:
     return digest.hexdigest()
 
 
-def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) -> bool:
+def check_run(
+    out: Path, config: RunSettings, dataset: DataSet, resume: bool, bundle_sha256: str | None = None
+) -> bool:
     """Return whether `out` holds a run that is to be continued. Nothing is written.
 
     resume: whether an existing run may be continued, also on another device.
+    bundle_sha256: hash of the bundle that the run goes on from; None for a training from nothing.
     Raises `RunError` for a run without `resume`, for other settings or data, for a run of an older version, and
     for a folder that is no run.
     """
@@ -68,6 +72,8 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
             f"{out} was started by an older version, whose settings had other names ({'; '.join(old[:3])}"
             f"{'; …' if len(old) > 3 else ''}); finish it with that version, or choose another --out"
         )
+    if environment.get("bundle_sha256") != bundle_sha256:  # first: its settings follow from it
+        raise RunError(_other_bundle(out, environment.get("bundle"), bundle_sha256))
     before, now = flat(recorded), flat(config.model_dump(mode="json"))
     changed = [name for name in now if name != "device" and before.get(name) != now[name]]
     if changed:
@@ -85,6 +91,17 @@ def check_run(out: Path, config: RunSettings, dataset: DataSet, resume: bool) ->
     return True
 
 
+def _other_bundle(out: Path, recorded: object, bundle_sha256: str | None) -> str:
+    if recorded is None:
+        return f"{out} was started from nothing; resume it without --from, or choose another --out"
+    if bundle_sha256 is None:
+        return f"{out} was started from the bundle {recorded}; resume it with --from, or choose another --out"
+    return (
+        f"{out} was started from the bundle {recorded}, and --from names another one, or its items have changed since "
+        "('gems index rollback' brings them back); or choose another --out"
+    )
+
+
 def _records(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the recorded settings and surroundings of a run. Raises `RunError`."""
     found = []
@@ -99,16 +116,25 @@ def _records(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return found[0], found[1]
 
 
-def record_run(out: Path, config: RunSettings, dataset: DataSet, data: Path, threads: int | None) -> None:
+def record_run(
+    out: Path,
+    config: RunSettings,
+    dataset: DataSet,
+    data: Path,
+    threads: int | None,
+    bundle: Mapping[str, str] | None = None,
+) -> None:
     """Make the run folder and record settings and surroundings.
 
     data: folder of the data set.
     threads: CPU threads; None for all cores.
+    bundle: `bundle`, the bundle that it goes on from, and `bundle_sha256`, its hash; None for one from nothing.
     """
     out.mkdir(parents=True, exist_ok=True)
     config.save(out / "config.yaml")
     environment = {
         "data": str(data),
+        **(bundle or {}),
         "data_sha256": fingerprint(dataset),
         "items_sha256": items_fingerprint(dataset),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

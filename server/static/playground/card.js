@@ -18,6 +18,7 @@ export function card(info) {
     ["Data", info.data.name],
     ["Backbone", training.backbone],
     ["Method", training.method],
+    ["Renewed from", training.renewed_from],
     ["Steps", training.steps?.toLocaleString("en")],
     ["Task conflict", typeof training.conflict === "number" ? fixed(training.conflict) : "not measured"],
     ["Server", `gems-sr ${info.version}`],

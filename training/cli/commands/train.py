@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from index.extensions import choices
 from training.cli.common.flags import add_flags, given
 from training.cli.common.numbers import finite
-from training.cli.common.paths import JsonFile, output_folder
+from training.cli.common.paths import JsonFile, input_bundle, output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.config import METHODS, ConfigError, TrainConfig, new_flag
 from training.settings import MOST
@@ -47,15 +47,27 @@ def train_command(
         typer.Option(help="run folder to write; the bundle will be OUT/bundle", callback=output_folder),
     ],
     config: ConfigOption = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="BUNDLE",
+            help="go on from this bundle, or that of this run: its items keep their identifiers, the rate is low",
+            callback=input_bundle,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in OUT from its newest checkpoint")] = False,
     **flags: Any,
 ) -> None:
     """Train a model on a data set and publish it as a bundle."""
     from training.pipeline import train  # torch and transformers load slowly; --help should not wait
+    from training.prepare.renewal import Renewal
 
     quiet_libraries()
     console = Console()
-    bundle = train(data, out, TrainConfig.load(config, given(flags)), resume=resume, console=console)
+    renewal = None if source is None else Renewal.open(source)
+    settings = (TrainConfig.load if renewal is None else renewal.settings)(config, given(flags))
+    bundle = train(data, out, settings, resume=resume, renewal=renewal, console=console)
     if bundle is not None:
         console.print(f"bundle: {bundle}")
 

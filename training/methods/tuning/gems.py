@@ -101,7 +101,7 @@ def check(model: nn.Module, config: TrainConfig) -> None:
     """Raise `GemsError` if a layer has no room for its subspaces, or experts are to be trained beside a null space."""
     check_ranks(model, config, multi_subspace=config.gems.multi_subspace)
     trained = (config.optimiser.other_weights or "frozen") != "frozen"
-    if trained and config.knowledge.null_space and not config.from_scratch and find_experts(model):
+    if trained and config.knowledge.null_space and config.has_knowledge and find_experts(model):
         raise GemsError(
             "nothing is known of the inputs of a mixture's experts: leave optimiser.other_weights frozen, or turn "
             "knowledge.null_space off"
