@@ -49,6 +49,7 @@ def create_or_check(path: Path) -> None:
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise StoreRefusedError(f"{path} is not a file; name a file of an existing folder for the store")
+        _refuse_lonely_log(path)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # nobody else's business
         if not os.access(path, os.R_OK | os.W_OK):
@@ -62,17 +63,26 @@ def create_or_check(path: Path) -> None:
         finally:
             db.close()
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise StoreRefusedError(
+                f"{path} is not a store of people, nor any database; name another file"
+            ) from error
         raise StoreRefusedError(f"the store {path} cannot be opened: {error}") from error
+
+
+def _refuse_lonely_log(path: Path) -> None:
+    """Raise `StoreRefusedError` for a log without its file: SQLite would delete it with the events in it."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size and not (path.exists() and path.stat().st_size):
+        raise StoreRefusedError(
+            f"{log} is the log of a store that is not at {path}: the files of a store belong together. "
+            "Put the other one back, or delete the log, which may hold the newest events"
+        )
 
 
 def _begin(path: Path, db: sqlite3.Connection) -> None:
     """Check the format, and make the tables of a new store in one step."""
-    try:
-        application = _number(db, _APPLICATION)
-    except sqlite3.DatabaseError as error:
-        raise StoreRefusedError(
-            f"{path} is not a store of people, nor any database ({error}); name another file"
-        ) from error
+    application = _number(db, _APPLICATION)
     if application == 0 and not _number(db, "SELECT count(*) FROM sqlite_master"):
         db.execute("BEGIN IMMEDIATE")
         if not _number(db, _APPLICATION):  # no other server was faster
@@ -154,6 +164,8 @@ class StoreFile:
             found = os.stat(self._path)
         except OSError as error:
             raise StoreError(f"the file of the store is gone: {error.strerror}") from error
+        if not found.st_size:  # SQLite would take it for a new one, and delete the log that lies next to it
+            raise StoreError("the file of the store is gone: an empty one is in its place")
         return found.st_dev, found.st_ino
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -53,7 +54,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, keep: Keep, clock: Callable[[], float] = time.time) -> None:
         self.on_forgotten: Callable[[], None] = lambda: None
-        self._path = path
+        self._path = Path(os.path.realpath(path))
         self._keep = keep
         self._clock = clock
         self._readers = ThreadPoolExecutor(READERS, "store-reader")

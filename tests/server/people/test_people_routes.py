@@ -188,7 +188,11 @@ def test_the_newest_events_are_kept(client: TestClient) -> None:
     assert counts(sent(client, events("u", many))) == (50, 0, 70)
     kept = client.get("/users/u").json()["events"]
     assert [each["event_id"] for each in kept] == [f"e{k}" for k in range(71, 121)]
-    assert counts(sent(client, events("u", many))) == (0, 50, 70)  # again: what was pushed out does not come back
+    assert counts(sent(client, events("u", many))) == (
+        0,
+        50,
+        70,
+    )  # again: what was pushed out does not come back
     assert client.get("/users/u").json()["events"] == kept
     inline = client.post("/recommend", json={"history": many[70:]}).json()
     assert same(client.post("/recommend", json={"user_id": "u"}).json()) == same(inline)
