@@ -136,6 +136,6 @@ def _people(deployments: Deployments, metrics: Metrics, settings: Settings) -> P
     if not settings.people_store:
         return None
     keep = Keep(settings.people_events, settings.people_days * 86_400)
-    store = SqliteStore(Path(settings.people_store).absolute(), keep)
+    store = SqliteStore(Path(settings.people_store), keep)
     store.open()
     return People(store, metrics, settings.request_timeout_ms / 1000, deployments.forget)

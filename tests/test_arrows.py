@@ -54,7 +54,7 @@ ALLOWED = {
         "index.bundle index.popularity index.sequence index.titles server.api server.engine "
         "server.runtime server.settings server.telemetry"
     ),
-    "server.people": "server.api server.telemetry",
+    "server.people": "index.files server.api server.telemetry",
     "server.ranking": (
         "index.bundle index.catalogue index.pool index.popularity index.sequence index.trie server.api "
         "server.engine server.people server.serving server.settings server.telemetry"
@@ -73,7 +73,8 @@ ALLOWED = {
         "server.settings server.stopping server.telemetry server.transport"
     ),
     "server.command_line": (
-        "index.bundle server.engine.process server.launch server.runtime server.settings server.transport"
+        "index.bundle server.engine.process server.launch server.people server.runtime server.settings "
+        "server.transport"
     ),
     "server.__main__": "server.command_line server.stopping",
     # the offline side: imports gems, index and server.engine

@@ -83,7 +83,7 @@ class EventsRequest(Body):
 
 
 class EventsAnswer(BaseModel):
-    """What became of the events; the three counts add up to their number.
+    """Answer to a request that sends events; the three counts add up to their number.
 
     stored: they will survive.
     duplicates: an event of the same person with this `event_id` was there already, and was left as it is.

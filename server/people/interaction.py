@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """What a person did once.
+    """Something that a person did once.
 
     event_id: chosen by the client, so that an event may be sent again; unique to the person.
     query: the typed text of a search; None for a recommendation.

@@ -34,6 +34,11 @@ CREATE TABLE {} (
 """
 
 
+def store_path(setting: str) -> Path:
+    """Return the path of a store behind all links, where SQLite puts the other files."""
+    return Path(os.path.realpath(setting))
+
+
 def table_of(user_id: str) -> str:
     """Return the name of the table that holds a person."""
     return table(zlib.crc32(user_id.encode()) % SHARDS)
@@ -100,7 +105,7 @@ def _begin(path: Path, db: sqlite3.Connection) -> None:
     if version != FORMAT:
         raise StoreRefusedError(
             f"{path} is a store of format {version}, and this version of the program reads format {FORMAT}: "
-            "export it with the version that wrote it ('gems events export'), or name another file"
+            "export it with the version that wrote it ('gems data events'), or name another file"
         )
     _write_ahead(db)
 

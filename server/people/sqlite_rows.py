@@ -1,4 +1,4 @@
-"""What is done to the rows of the embedded store, within a transaction of the caller."""
+"""Reading and changing the rows of the embedded store, within a transaction of the caller."""
 
 from __future__ import annotations
 

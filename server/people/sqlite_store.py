@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 from server.people import sqlite_rows
 from server.people.interaction import Appended, Interaction
-from server.people.sqlite_file import SHARDS, StoreFile, create_or_check
+from server.people.sqlite_file import SHARDS, StoreFile, create_or_check, store_path
 from server.people.store import Keep, StoreError, StoreFullError
 
 logger = logging.getLogger("server.people.sqlite_store")
@@ -54,7 +53,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, keep: Keep, clock: Callable[[], float] = time.time) -> None:
         self.on_forgotten: Callable[[], None] = lambda: None
-        self._path = Path(os.path.realpath(path))
+        self._path = store_path(str(path))
         self._keep = keep
         self._clock = clock
         self._readers = ThreadPoolExecutor(READERS, "store-reader")

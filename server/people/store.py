@@ -27,7 +27,7 @@ class StoreFullError(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How much is kept of a person.
+    """Limits of what is kept of a person.
 
     events: the newest ones that are kept.
     seconds: age, by its timestamp, from which an event is neither read nor kept; 0 for no such age.
