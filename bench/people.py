@@ -2,8 +2,8 @@
 
 - `--kills N`: a process that stores events is killed (SIGKILL) N times, at random moments. Each next one sends the
   events of the one before again. At the end every acknowledged event has to be there, and each event once.
-- `--people N`: N people with `--events` events each are stored, person by person. Then rates are measured on the full
-  store: events of random people in requests of 1,000 and alone, histories of random people, and forgetting.
+- `--people N`: N people with `--events` events each are stored, person by person or `--mixed`. Then rates are measured
+  on the full store: events of random people in requests of 1,000 and alone, histories of random people, forgetting.
 - `--bundle B`: a server answers `/v1/recommend` by `user_id`, and with the same history in the request, in turn. The
   overhead is the difference of the medians.
 
@@ -53,6 +53,9 @@ def main(
     kills: Annotated[int, typer.Option(min=0, max=MOST, help="of a process that writes")] = 0,
     people: Annotated[int, typer.Option(min=0, max=MOST, help="people in the large store")] = 0,
     events: Annotated[int, typer.Option(min=1, max=MOST, help="events of each of them")] = 50,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="store them as they would come: each request of many people")
+    ] = False,
     bundle: Annotated[Path | None, typer.Option(help="bundle of the server", callback=input_bundle)] = None,
     requests: Annotated[int, typer.Option(min=10, max=MOST, help="of each kind to the server")] = 300,
     folder: Annotated[
@@ -64,7 +67,7 @@ def main(
         if kills:
             report["kills"] = killed(Path(place) / "killed.db", kills)
         if people:
-            report["large"] = asyncio.run(large(Path(place) / "large.db", people, events))
+            report["large"] = asyncio.run(large(Path(place) / "large.db", people, events, mixed))
         if bundle is not None:
             report["overhead"] = overhead(Path(place) / "served.db", bundle, events, requests)
     Console().print_json(json.dumps(report))
@@ -146,19 +149,25 @@ def _numbers_in(path: Path) -> tuple[list[int], int]:
     )
 
 
-async def large(path: Path, people: int, events: int) -> dict[str, Any]:
-    """Return sizes and rates of a store with many people."""
+async def large(path: Path, people: int, events: int, mixed: bool) -> dict[str, Any]:
+    """Return sizes and rates of a store with many people.
+
+    mixed: whether the events are stored round by round, one of each person, 1,000 in a request.
+    """
     rng = random.Random(0)
     store = SqliteStore(path, KEEP)
     store.open()
-    each_time = max(1, 1000 // events)
     began = time.perf_counter()
-    for first in track(range(0, people, each_time), "people"):
-        who = range(first, min(people, first + each_time))
-        await store.append([_event(rng, user, k) for user in who for k in range(events)])
+    for first in track(range(0, people * events, 1000), "events"):
+        places = range(first, min(people * events, first + 1000))
+        if mixed:
+            await store.append([_event(rng, place % people, place // people) for place in places])
+        else:
+            await store.append([_event(rng, place // events, place % events) for place in places])
     figures: dict[str, Any] = {
         "people": people,
         "events_each": events,
+        "mixed": mixed,
         "fill_events_a_second": people * events / (time.perf_counter() - began),
         "bytes": path.stat().st_size,
         "bytes_an_event": path.stat().st_size / (people * events),

@@ -16,7 +16,8 @@ from server.telemetry.metrics import EVENT_OUTCOMES, Metrics
 logger = logging.getLogger("server.people.people")
 
 READ_SECONDS = 0.5  # for a history, before a request is answered without it
-PAUSE_SECONDS = 1.0  # after a failure, in which histories are not even asked for
+FAILURES = 3  # in a row, after which histories are not even asked for
+PAUSE_SECONDS = 1.0  # until one is asked for again
 
 
 class People:
@@ -33,6 +34,7 @@ class People:
         self._metrics = metrics
         self._patience = patience
         self._forget_caches = forget_caches
+        self._failures = 0  # of reading, in a row
         self._down_until = 0.0  # monotonic
         self._later: set[asyncio.Task[None]] = set()
 
@@ -62,10 +64,14 @@ class People:
         try:
             with self._measured("read"):
                 async with asyncio.timeout(min(READ_SECONDS, seconds / 2)):
-                    return await self._store.history(user_id)
+                    found = await self._store.history(user_id)
         except (StoreError, TimeoutError):
-            self._down_until = time.monotonic() + PAUSE_SECONDS
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._down_until = time.monotonic() + PAUSE_SECONDS
             return None
+        self._failures = 0
+        return found
 
     async def everything(self, user_id: str) -> list[Interaction]:
         """Return what is kept of a person, oldest first. Raises `StoreUnavailableError`."""

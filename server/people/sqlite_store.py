@@ -32,6 +32,7 @@ MOST_WAITING = 20_000  # events that may wait to be written
 MOST_TOGETHER = 5_000  # events of one commit, about
 TICK_SECONDS = 1.0  # between two looks for people who were forgotten elsewhere, and for old events
 TABLES_EACH_TICK = 1  # searched for old events
+CLOSE_SECONDS = 5.0
 TRUNCATE_SECONDS = 5.0  # for readers to leave the write-ahead log
 
 
@@ -91,13 +92,13 @@ class SqliteStore:
         return count
 
     def close(self) -> None:
-        """Write what waits, and end the threads."""
+        """Write what waits, and end the threads; a disk that hangs is not waited for longer than `CLOSE_SECONDS`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._writer.is_alive():
-            self._writer.join()
-        self._readers.shutdown()
+            self._writer.join(CLOSE_SECONDS)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def _submit(self, work: _Work) -> Any:
         with self._changed:

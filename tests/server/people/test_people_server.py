@@ -131,11 +131,17 @@ def test_a_store_that_hangs_does_not_hold_an_answer(
     client = make_client(people_store=str(tmp_path / "people.db"))
     client.post("/v1/events", json=body("u"))
     released = threading.Event()
-    monkeypatch.setattr(sqlite_rows, "history", lambda *_: released.wait(20))
-    for _ in range(2):
+    asked: list[Any] = []
+    monkeypatch.setattr(sqlite_rows, "history", lambda *each: (asked.append(each), released.wait(20)))
+    monkeypatch.setattr(people, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(people, "PAUSE_SECONDS", 20)
+    for _ in range(people.FAILURES + 2):
         answer = client.post("/recommend", json={"user_id": "u"}).json()
         assert answer["stored_history"] == "unavailable"
         assert len(answer["items"]) == 10
+    assert (
+        client.post("/recommend", json={"user_id": "u"}).json()["timings_ms"]["history"] < 100
+    )  # not even asked
     released.set()
 
 

@@ -225,6 +225,25 @@ def test_no_acknowledged_event_is_lost_when_the_writer_is_killed(tmp_path: Path)
     assert set(acknowledged) <= set(found)
 
 
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))  # as a full disk: writes beyond fail
+"""
+
+
+def test_a_full_disk_refuses_events_and_loses_none(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    process = subprocess.run(
+        [sys.executable, "-c", FULL + WRITER, str(path), "a", "100000"], capture_output=True, cwd=ROOT
+    )
+    acknowledged = process.stdout.decode().split()
+    assert b"StoreError" in process.stderr
+    assert 100 < len(acknowledged) < 100_000
+    found = stored(path)
+    assert len(found) == len(set(found))
+    assert set(acknowledged) <= set(found)
+
+
 def test_two_processes_share_a_file_which_both_begin(tmp_path: Path) -> None:
     path = tmp_path / "s"
     both = [writer(path, name, 150) for name in ("a", "b")]
