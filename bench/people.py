@@ -7,7 +7,7 @@
 - `--bundle B`: a server answers `/v1/recommend` by `user_id`, and with the same history in the request, in turn. The
   overhead is the difference of the medians.
 
-Stores are made in the folder for temporary files; `TMPDIR` names another one. 1,000,000 people need about 6 GB.
+Stores are made in the folder for temporary files; `TMPDIR` names another one. 1,000,000 people need about 4 GB.
 """
 
 from __future__ import annotations
