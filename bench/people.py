@@ -57,6 +57,10 @@ def main(
         bool, typer.Option("--mixed", help="store them as they would come: each request of many people")
     ] = False,
     bundle: Annotated[Path | None, typer.Option(help="bundle of the server", callback=input_bundle)] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="GEMS_PEOPLE_STORE of that server, such as redis://localhost; else a file"),
+    ] = None,
     requests: Annotated[int, typer.Option(min=10, max=MOST, help="of each kind to the server")] = 300,
     folder: Annotated[
         Path | None, typer.Option(help="where stores are made; else a temporary folder")
@@ -69,7 +73,7 @@ def main(
         if people:
             report["large"] = asyncio.run(large(Path(place) / "large.db", people, events, mixed))
         if bundle is not None:
-            report["overhead"] = overhead(Path(place) / "served.db", bundle, events, requests)
+            report["overhead"] = overhead(store or str(Path(place) / "served.db"), bundle, events, requests)
     Console().print_json(json.dumps(report))
     if json_file is not None:
         write_json(json_file, report)
@@ -226,9 +230,9 @@ async def _both(store: SqliteStore, rng: random.Random, people: int) -> dict[str
     return found
 
 
-def overhead(path: Path, bundle: Path, events: int, requests: int) -> dict[str, Any]:
+def overhead(store: str, bundle: Path, events: int, requests: int) -> dict[str, Any]:
     """Return the medians of both kinds of requests. Exits if a ranking differs."""
-    os.environ |= {"GEMS_PEOPLE_STORE": str(path), "GEMS_THREADS": "1"}
+    os.environ |= {"GEMS_PEOPLE_STORE": store, "GEMS_THREADS": "1"}
     catalogue = Bundle.open(bundle).index.catalogue
     rng = random.Random(0)
     items = [item.item_id for item in catalogue]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -15,8 +14,8 @@ from index.bundle.bundle import Bundle
 from server.api import errors, openapi
 from server.api.paths import VERSION
 from server.engine.contract import EngineError, HostedEngine
+from server.people.open import open_store
 from server.people.people import People
-from server.people.sqlite_store import SqliteStore
 from server.people.store import Keep
 from server.ranking.service import Service
 from server.routes.admin import administration
@@ -136,6 +135,5 @@ def _people(deployments: Deployments, metrics: Metrics, settings: Settings) -> P
     if not settings.people_store:
         return None
     keep = Keep(settings.people_events, settings.people_days * 86_400)
-    store = SqliteStore(Path(settings.people_store), keep)
-    store.open()
+    store = open_store(settings.people_store, keep)
     return People(store, metrics, settings.request_timeout_ms / 1000, deployments.forget)

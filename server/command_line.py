@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from index.bundle.locate import find_bundle
 from index.bundle.manifest import BundleError
 from server.engine.process import template
-from server.people.sqlite_file import create_or_check, store_path
+from server.people.open import check_store
 from server.people.store import StoreRefusedError
 from server.runtime.log_pipe import fill_standard_descriptors, log_pipe
 from server.settings import Settings, misspelt
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     try:
         if settings.people_store:
-            create_or_check(store_path(settings.people_store))
+            check_store(settings.people_store)
         with log_pipe():  # before the first other process, which inherits it
             template.begin()
             from server.launch import launch  # slow imports, in parallel with those of the template

@@ -54,7 +54,10 @@ class Store(Protocol):
         ...
 
     async def append(self, events: Sequence[Interaction]) -> Appended:
-        """Store all these events, or none if it fails. What was there already is left as it is."""
+        """Store all these events. What was there already is left as it is.
+
+        If this fails, it may be sent again, whatever of it was stored.
+        """
         ...
 
     async def history(self, user_id: str) -> list[Interaction]:
