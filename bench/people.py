@@ -62,9 +62,6 @@ def main(
         typer.Option(help="GEMS_PEOPLE_STORE of that server, such as redis://localhost; else a file"),
     ] = None,
     requests: Annotated[int, typer.Option(min=10, max=MOST, help="of each kind to the server")] = 300,
-    folder: Annotated[
-        Path | None, typer.Option(help="where stores are made; else a temporary folder")
-    ] = None,
 ) -> None:
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
