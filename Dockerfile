@@ -22,7 +22,7 @@ COPY training training
 RUN rm -rf build *.egg-info && pip install --no-deps --force-reinstall .
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 gems
+RUN useradd --create-home --uid 10001 gems && install -d -o gems -g gems -m 700 /people
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 USER gems

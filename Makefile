@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup browser demo test test-slow test-vllm lint bench clean
+.PHONY: setup browser redis demo test test-slow test-vllm lint bench clean
 
 setup: $(READY)
 
@@ -24,6 +24,13 @@ browser:
 	  { test "$$(id -u)" = 0 && timeout 60 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq -y --no-install-recommends chromium' >/dev/null 2>&1; } || \
 	  echo "no Chromium (it takes root, apt and a mirror): the tests of the web page are skipped"
+
+# Debian's Redis, for the tests of the store that many servers share. Never an error either.
+redis:
+	@command -v redis-server >/dev/null || command -v valkey-server >/dev/null || \
+	  { test "$$(id -u)" = 0 && timeout 60 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends redis-server' >/dev/null 2>&1; } || \
+	  echo "no Redis (it takes root, apt and a mirror): the tests of its store are skipped"
 
 # Fresh machine → data → training → bundle → a server that answers. SERVE=0 ends after one answer of each.
 demo: setup

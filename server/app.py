@@ -14,11 +14,15 @@ from index.bundle.bundle import Bundle
 from server.api import errors, openapi
 from server.api.paths import VERSION
 from server.engine.contract import EngineError, HostedEngine
+from server.people.open import open_store
+from server.people.people import People
+from server.people.store import Keep
 from server.ranking.service import Service
 from server.routes.admin import administration
 from server.routes.docs import docs
 from server.routes.items import lookup
 from server.routes.operations import operations
+from server.routes.people import remembering
 from server.routes.playground import playground
 from server.routes.ranking import ranking
 from server.serving.deployments import Deployments, Reopen
@@ -42,13 +46,16 @@ def create_app(
     reopen: opens the bundle again, see `Deployments`; without it the bundle cannot be swapped.
     traced: returns its argument with a span around each ranking request, see `Spans.around`.
 
+    Raises `StoreRefusedError` if the settings name a store of people that cannot be used.
+
     `app.state.readiness` is the application's `Readiness`; the caller may set its stage to "draining".
     `app.state.refused` is the `EngineError` that prevented the start, or None.
     """
     metrics = Metrics()
     deployments = Deployments(bundle, engine, metrics, settings, reopen)
     readiness = Readiness(lambda: deployments.current.scheduler.running)
-    service = Service(deployments, metrics, settings)
+    people = _people(deployments, metrics, settings)
+    service = Service(deployments, people, metrics, settings)
     metrics.watch(
         queue_depth=lambda: deployments.current.scheduler.depth,
         queue_limit=lambda: deployments.current.scheduler.queue_limit,
@@ -61,6 +68,8 @@ def create_app(
         try:
             try:
                 await deployments.start()
+                if people is not None:
+                    people.start()
             except EngineError as error:
                 app.state.refused = error
                 raise
@@ -69,6 +78,8 @@ def create_app(
         finally:
             readiness.stage = "draining"
             await deployments.stop()
+            if people is not None:
+                await people.stop()
 
     app = FastAPI(
         title="GEMS",
@@ -89,6 +100,9 @@ def create_app(
     titles = lookup(deployments)
     app.include_router(titles, prefix=VERSION)
     app.include_router(titles, include_in_schema=False)
+    remembered = remembering(people, deployments, metrics, settings)
+    app.include_router(remembered, prefix=VERSION)
+    app.include_router(remembered, include_in_schema=False)
     app.include_router(docs())
     if settings.playground:
         app.include_router(playground())
@@ -114,3 +128,12 @@ def create_app(
     errors.install(app)
     openapi.install(app)
     return app
+
+
+def _people(deployments: Deployments, metrics: Metrics, settings: Settings) -> People | None:
+    """Return the people who are remembered; None if the settings name no store. Raises `StoreRefusedError`."""
+    if not settings.people_store:
+        return None
+    keep = Keep(settings.people_events, settings.people_days * 86_400)
+    store = open_store(settings.people_store, keep)
+    return People(store, metrics, settings.request_timeout_ms / 1000, deployments.forget)

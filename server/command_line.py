@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from index.bundle.locate import find_bundle
 from index.bundle.manifest import BundleError
 from server.engine.process import template
+from server.people.open import check_store
+from server.people.store import StoreRefusedError
 from server.runtime.log_pipe import fill_standard_descriptors, log_pipe
 from server.settings import Settings, misspelt
 from server.transport import listening
@@ -55,11 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except listening.ListenError as error:
         return _refuse(str(error))
     try:
+        if settings.people_store:
+            check_store(settings.people_store)
         with log_pipe():  # before the first other process, which inherits it
             template.begin()
             from server.launch import launch  # slow imports, in parallel with those of the template
 
             return launch(bundle, settings, sockets)
+    except StoreRefusedError as error:
+        return _refuse(str(error))
     finally:
         for each in sockets:
             each.close()

@@ -30,6 +30,7 @@ from server.app import create_app
 from server.engine.contract import EngineError
 from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
+from server.people.store import StoreRefusedError
 from server.runtime import garbage, logs
 from server.serving.readiness import Readiness
 from server.settings import Settings
@@ -86,7 +87,7 @@ def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
     try:
         bundle, engine = reopen()
         app = create_app(bundle, engine, settings, reopen, None if spans is None else spans.around)
-    except (BundleError, EngineError) as error:
+    except (BundleError, EngineError, StoreRefusedError) as error:
         return _refuse(error)
     config = uvicorn.Config(
         app,

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     max_batch_requests: int = Field(32, ge=1, le=BATCH_CEILING)
     max_explained: int = Field(20, ge=1)
 
+    people_store: str = ""  # path of a file; empty: nobody is remembered
+    people_events: int = Field(1000, ge=1, le=HISTORY_CEILING)  # kept of each person, the newest
+    people_days: float = Field(
+        0, ge=0, le=36_500, allow_inf_nan=False
+    )  # for which an event is kept; 0: always
+
     idle_seconds: float = Field(
         5.0, ge=0.1, allow_inf_nan=False
     )  # until the whole head of the next request has arrived
@@ -134,6 +140,16 @@ class Settings(BaseSettings):
         if "*" in split(value) and len(split(value)) > 1:
             raise ValueError("GEMS_CORS_ORIGINS: '*' allows all origins; write it alone, or name the origins")
         return value
+
+    @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        """Fail closed: the key of a web page is public, and would open the histories of all people."""
+        if self.people_store and self.cors_origins:
+            raise ValueError(
+                "GEMS_PEOPLE_STORE does not go with GEMS_CORS_ORIGINS: whoever reads a web page could read every "
+                "history; let pages ask your own server, or another one of GEMS that has no store"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

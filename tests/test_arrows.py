@@ -54,25 +54,27 @@ ALLOWED = {
         "index.bundle index.popularity index.sequence index.titles server.api server.engine "
         "server.runtime server.settings server.telemetry"
     ),
+    "server.people": "index.files server.api server.telemetry",
     "server.ranking": (
         "index.bundle index.catalogue index.pool index.popularity index.sequence index.trie server.api "
-        "server.engine server.serving server.settings server.telemetry"
+        "server.engine server.people server.serving server.settings server.telemetry"
     ),
     "server.transport": "server.api server.settings server.telemetry",
     "server.routes": (
-        "index.bundle index.trie server.api server.ranking server.serving server.settings "
-        "server.telemetry server.transport"
+        "index.bundle index.catalogue index.trie server.api server.people server.ranking server.serving "
+        "server.settings server.telemetry server.transport"
     ),
     "server.app": (
-        "index.bundle server.api server.engine server.ranking server.routes server.serving "
+        "index.bundle server.api server.engine server.people server.ranking server.routes server.serving "
         "server.settings server.telemetry server.transport"
     ),
     "server.launch": (
-        "index.bundle server.app server.engine server.engine.process server.runtime server.serving "
+        "index.bundle server.app server.engine server.engine.process server.people server.runtime server.serving "
         "server.settings server.stopping server.telemetry server.transport"
     ),
     "server.command_line": (
-        "index.bundle server.engine.process server.launch server.runtime server.settings server.transport"
+        "index.bundle server.engine.process server.launch server.people server.runtime server.settings "
+        "server.transport"
     ),
     "server.__main__": "server.command_line server.stopping",
     # the offline side: imports gems, index and server.engine

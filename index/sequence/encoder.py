@@ -112,6 +112,10 @@ class SequenceEncoder:
             raise SequenceError("the query holds no text")
         return ids
 
+    def forget(self) -> None:
+        """Drop the texts that were encoded so far, which are kept to be fast."""
+        self._encode.cache_clear()
+
     def has_tokens(self, text: str) -> bool:
         """Whether the text has a token."""
         return bool(self._encode(text))

@@ -19,6 +19,7 @@
     ├── EngineFailedError       500   the model failed on the batch
     ├── NotReadyError           503   starting or shutting down
     ├── EngineUnavailableError  503   the engine process ended, and is being restarted
+    ├── StoreUnavailableError   503   the store of people is down
     └── DeadlineError           504   no answer within `request_timeout_ms`
 
 Each error is answered as problem JSON (RFC 9457) of at most `MAX_PROBLEM_BYTES` bytes. No message contains a value of
@@ -38,6 +39,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from server.api.events import EventEntry, EventsRequest
 from server.api.requests import BatchRequest, HistoryEntry, SearchEntry
 from server.api.responses import FieldError, Problem
 
@@ -47,7 +49,13 @@ PROBLEM_JSON = "application/problem+json"
 MAX_FIELD_ERRORS = 5
 MAX_NAME_CHARS = 64  # of an unknown field
 _MAX_TEXT = 120
-_KNOWN = sorted({*SearchEntry.model_fields, *HistoryEntry.model_fields, *BatchRequest.model_fields})
+_KNOWN = sorted(
+    name
+    for name in {
+        *(*SearchEntry.model_fields, *HistoryEntry.model_fields, *BatchRequest.model_fields),
+        *(*EventsRequest.model_fields, *EventEntry.model_fields),
+    }
+)
 _MAX_DETAIL = 800
 _GOES_ON = "What was served goes on. The reason: "
 
@@ -190,6 +198,13 @@ class NotReadyError(ServerError):
 
 class EngineUnavailableError(ServerError):
     status, code, title = 503, "engine_unavailable", "The model is not there"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class StoreUnavailableError(ServerError):
+    status, code, title = 503, "store_unavailable", "The store of people is not there"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Retry-After": "1"})

@@ -20,6 +20,7 @@ from server.api.errors import (
     NotReadyError,
     QueueFullError,
     ServerError,
+    StoreUnavailableError,
     UnauthorizedError,
 )
 from server.api.responses import Problem
@@ -36,6 +37,17 @@ _RANKING = (
     NotReadyError,
     DeadlineError,
 )
+_EVENTS = (
+    MalformedJsonError,
+    UnauthorizedError,
+    NotFoundError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    MediaTypeError,
+    InvalidRequestError,
+    QueueFullError,
+    StoreUnavailableError,
+)
 
 
 def ranking_problems() -> dict[int | str, dict[str, Any]]:
@@ -46,6 +58,16 @@ def ranking_problems() -> dict[int | str, dict[str, Any]]:
 def lookup_problems() -> dict[int | str, dict[str, Any]]:
     """Return the error `responses` of the item lookup."""
     return _responses(UnauthorizedError, InvalidRequestError)
+
+
+def events_problems() -> dict[int | str, dict[str, Any]]:
+    """Return the error `responses` of the route that takes events."""
+    return _responses(*_EVENTS)
+
+
+def person_problems() -> dict[int | str, dict[str, Any]]:
+    """Return the error `responses` of the routes about one person."""
+    return _responses(UnauthorizedError, NotFoundError, InvalidRequestError, StoreUnavailableError)
 
 
 def readiness_problems() -> dict[int | str, dict[str, Any]]:

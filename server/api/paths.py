@@ -10,6 +10,8 @@ KINDS = (*(task.value for task in Task), "batch")  # the kinds of ranking reques
 _RANKING = {"/search": Task.SEARCH.value, "/recommend": Task.RECOMMENDATION.value, "/batch": "batch"}
 RANKING = _RANKING | {VERSION + path: kind for path, kind in _RANKING.items()}
 LOOKUP = "/items"
+EVENTS = "/events"
+USERS = "/users/"  # and the id of a person
 DOCS = {"/docs": "index.html", "/docs/start.js": "start.js"}  # path → file in `server/static/docs`
 SWAGGER_UI = {f"/docs/{name}": name for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
 PLAYGROUND = {"/": "index.html"} | {  # path → file in `server/static/playground`
@@ -25,7 +27,9 @@ QUIET = (
 )
 ADMINISTRATION = ("/admin/index/refresh", "/admin/bundle/refresh")
 _LOOKUPS = (LOOKUP, VERSION + LOOKUP)
-NAMED = {*RANKING, *_LOOKUPS, *QUIET, *ADMINISTRATION}
+_EVENTS = (EVENTS, VERSION + EVENTS)
+_USERS = (USERS, VERSION + USERS)
+NAMED = {*RANKING, *_LOOKUPS, *_EVENTS, *QUIET, *ADMINISTRATION}
 
 
 def ranking_kind(method: str, path: str) -> str | None:
@@ -35,4 +39,16 @@ def ranking_kind(method: str, path: str) -> str | None:
 
 def asks_for_a_key(method: str, path: str) -> bool:
     """Whether a request must name an API key, on a server that has API keys."""
+    if path in _EVENTS:
+        return method == "POST"
+    if path.startswith(_USERS):
+        return method in ("GET", "HEAD", "DELETE")
     return ranking_kind(method, path) is not None or (method in ("GET", "HEAD") and path in _LOOKUPS)
+
+
+def logged(path: str) -> str:
+    """Return a path as the log names it: the client chooses it, so only known ones are, and never an id."""
+    for users in _USERS:
+        if path.startswith(users):
+            return f"{users}{{user_id}}"
+    return path if path in NAMED else "other"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from index.catalogue import MAX_ID_CHARS
 from index.words import is_blank
@@ -26,6 +26,22 @@ TaskName = Literal["search", "recommendation"]
 Fallback = Literal["none", "popularity"]
 ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 ItemIds = Annotated[list[ItemId], Field(max_length=ITEMS_CEILING)]
+
+
+def addressable(user_id: str) -> str:
+    """Return the id of a person if it can be a part of a path. Raises `ValueError`."""
+    if not user_id.isprintable() or "/" in user_id or user_id in (".", ".."):
+        raise ValueError(
+            "an id of a person holds printable characters other than '/', and is not '.' or '..'"
+        )
+    return user_id
+
+
+UserId = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARS, json_schema_extra={"pattern": r"^[^/\x00-\x1f\x7f]+$"}),
+    AfterValidator(addressable),
+]
 
 
 def _crowded(data: Any) -> bool:
@@ -54,7 +70,7 @@ class HistoryEntry(BaseModel):
 History = Annotated[list[HistoryEntry], Field(max_length=HISTORY_CEILING)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -68,7 +84,7 @@ class _Body(BaseModel):
         return data
 
 
-class RecommendRequest(_Body):
+class RecommendRequest(Body):
     """A recommendation: the items that this person may want next."""
 
     model_config = ConfigDict(  # pydantic merges it with the parent's
@@ -84,6 +100,10 @@ class RecommendRequest(_Body):
 
     history: Annotated[History, FailFast()] = Field(
         default=[], description="Past interactions, oldest first; may be empty."
+    )
+    user_id: UserId | None = Field(
+        None,
+        description="A person whose events the server was sent: they come before those of `history`.",
     )
     limit: int | None = Field(None, ge=1, description="Items to return at most; default: `default_limit`.")
     beam_width: int | None = Field(
@@ -215,7 +235,7 @@ class RecommendEntry(RecommendRequest):
 BatchEntry = Annotated[SearchEntry | RecommendEntry, Field(discriminator="task")]
 
 
-class BatchRequest(_Body):
+class BatchRequest(Body):
     """Several requests in one call; each is answered or refused independently."""
 
     model_config = ConfigDict(

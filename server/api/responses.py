@@ -11,6 +11,7 @@ from server.api.requests import TaskName
 
 Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense", "popularity"]
 RankingName = Literal["pool", "beam"]
+StoredHistory = Literal["read", "unavailable"]
 FallbackReason = Literal["cold_start", "engine_failed", "engine_unavailable", "deadline_exceeded"]
 
 
@@ -58,6 +59,7 @@ class Timings(BaseModel):
     A step of the engine counts for every request that took part in it.
     """
 
+    history: float
     tokenise: float
     pool: float
     queue: float
@@ -72,7 +74,7 @@ class Timings(BaseModel):
 class HistoryEffect(BaseModel):
     """The effect of one history entry on the explained item.
 
-    position: index of the entry in the history that was sent, from 0.
+    position: index of the entry in the history, from 0: stored entries first, then those that were sent.
     effect: increase of the model's log-probability of the item by the entry, in nats.
     """
 
@@ -111,6 +113,14 @@ class Answer(BaseModel):
     )
     fallback: FallbackReason | None = Field(
         description="Why popularity answered instead of the model; null if the model answered."
+    )
+    stored_history: StoredHistory | None = Field(
+        None,
+        description="`read`, or `unavailable` if the store of people was down and the answer does without it; null "
+        "without `user_id`.",
+    )
+    stored_events: int = Field(
+        0, description="Entries of the history that came from the store, before those sent."
     )
     dropped: Dropped
     explanation: Explanation | None = Field(
@@ -190,6 +200,7 @@ class Info(BaseModel):
     ranking: `pool` or `beam`, how a request is ranked that does not say.
     min_relevance: by task, a cut-off that hardly ever loses what people look for.
     key_required: whether ranking requests must name an API key.
+    remembers_people: whether requests may name a `user_id`.
     data, training: descriptions from the bundle.
     """
 
@@ -208,6 +219,7 @@ class Info(BaseModel):
     ranking: RankingName
     min_relevance: Mapping[str, float]
     key_required: bool
+    remembers_people: bool
     limits: Limits
     data: Mapping[str, Any]
     training: Mapping[str, Any]

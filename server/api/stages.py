@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from server.engine.contract import ENGINE_STAGES
 
-STAGES = ("tokenise", "pool", "queue", *ENGINE_STAGES, "explain")
+STAGES = ("history", "tokenise", "pool", "queue", *ENGINE_STAGES, "explain")

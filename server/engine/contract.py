@@ -171,6 +171,10 @@ class Engine(Protocol):
         """Rank a batch. The answer to a request does not depend on its neighbours. Raises `EngineError`."""
         ...
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier prompts. Raises `EngineError`."""
+        ...
+
 
 class StepwiseEngine(Engine, Protocol):
     """An engine that takes further requests between two of its steps, on the thread that computes."""

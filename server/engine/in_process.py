@@ -48,5 +48,9 @@ class InProcess:
     def prepare(self, index: ItemIndex) -> None:
         """Do nothing: each request brings the trie of its index version."""
 
+    def forget(self) -> None:
+        """Drop what the engine keeps of earlier prompts."""
+        self._engine.forget()
+
     def close(self) -> None:
         """Do nothing: the caller owns the engine."""

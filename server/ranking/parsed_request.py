@@ -15,7 +15,7 @@ from index.sequence.encoder import Prompt, SequenceError
 from index.sequence.events import Event, Task
 from index.trie.allowed import Allowed
 from server.api.errors import MAX_FIELD_ERRORS, InvalidRequestError
-from server.api.requests import RecommendRequest, SearchRequest
+from server.api.requests import HistoryEntry, RecommendRequest, SearchRequest
 from server.ranking.candidates import Candidates
 from server.ranking.history import History
 from server.ranking.selection import allowed_items
@@ -134,10 +134,15 @@ def check_caps(body: RecommendRequest, settings: Settings) -> None:
 
 
 def parse(
-    body: RecommendRequest, deployment: Deployment, settings: Settings, started: float
+    body: RecommendRequest,
+    stored: Sequence[HistoryEntry],
+    deployment: Deployment,
+    settings: Settings,
+    started: float,
 ) -> ParsedRequest:
     """Read a request that keeps the caps.
 
+    stored: what the store of people holds of the person; it comes before the history that was sent.
     started: time at which it arrived, on the clock of `time.perf_counter`.
     Raises `InvalidRequestError`.
     """
@@ -148,7 +153,7 @@ def parse(
     query = body.query if isinstance(body, SearchRequest) else None
     _check_ranking(body, bundle)
     candidates = Candidates.read(body.candidates, bundle.index.catalogue)
-    history = History.read(body.history, bundle, settings.max_query_chars)
+    history = History.read([*stored, *body.history], bundle, settings.max_query_chars)
     limit = body.limit or settings.default_limit
     return ParsedRequest(
         body=body,

@@ -19,7 +19,7 @@ from server.api.errors import (
     as_server_error,
     problem,
 )
-from server.api.requests import BatchRequest, RecommendRequest, SearchRequest
+from server.api.requests import BatchRequest, HistoryEntry, RecommendRequest, SearchRequest
 from server.api.responses import (
     Answer,
     BatchAnswer,
@@ -27,9 +27,12 @@ from server.api.responses import (
     Explanation,
     FallbackReason,
     RankedItem,
+    StoredHistory,
     Timings,
 )
 from server.api.stages import STAGES
+from server.people.interaction import Interaction
+from server.people.people import People
 from server.ranking.explanation import explain
 from server.ranking.parsed_request import ParsedRequest, check_caps, parse
 from server.ranking.ranked import Ranked, rank_by_model, rank_by_popularity
@@ -49,10 +52,16 @@ FALLBACKS: dict[type[ServerError], FallbackReason] = {
 
 
 class Service:
-    """Answers requests from the current deployment. A history may be empty: the model then answers without one."""
+    """Answers requests from the current deployment. A history may be empty: the model then answers without one.
 
-    def __init__(self, deployments: Deployments, metrics: Metrics, settings: Settings) -> None:
+    people: from whom requests with a `user_id` get their history; None if nobody is remembered.
+    """
+
+    def __init__(
+        self, deployments: Deployments, people: People | None, metrics: Metrics, settings: Settings
+    ) -> None:
         self._deployments = deployments
+        self._people = people
         self._metrics = metrics
         self._settings = settings
 
@@ -70,10 +79,13 @@ class Service:
         Raises `InvalidRequestError` if it exceeds the settings, and what `Scheduler.rank` raises.
         """
         check_caps(body, self._settings)
+        began = time.perf_counter()
+        stored = await self._stored(body, started)
+        read_seconds = time.perf_counter() - began
         deployment = self._deployments.current  # this one to the end, also if another is swapped in meanwhile
         task = Task.SEARCH if isinstance(body, SearchRequest) else Task.RECOMMENDATION
         with deployment.used(), tracing.ranking(task.value) as account:
-            parsed = parse(body, deployment, self._settings, started)
+            parsed = parse(body, stored or [], deployment, self._settings, started)
             account.tell(
                 bundle_id=parsed.bundle.info.bundle_id,
                 index_version=parsed.bundle.index.version,
@@ -87,13 +99,27 @@ class Service:
             explanation = None
             if body.explain and ranked.fallback is None:  # if the explanation fails, the whole request does
                 ranked, explanation = await self._explained(parsed, ranked)
+            if body.user_id is not None:
+                ranked = replace(ranked, seconds={"history": read_seconds, **ranked.seconds})
             account.seconds = ranked.seconds
             account.tell(
                 items=len(ranked.items),
                 cached_tokens=ranked.cached_tokens,
                 fallback=ranked.fallback or "none",
             )
-            return self._answer(parsed, ranked, explanation, request_id, started)
+            return self._answer(parsed, stored, ranked, explanation, request_id, started)
+
+    async def _stored(self, body: RecommendRequest, started: float) -> list[HistoryEntry] | None:
+        """Return what is kept of the person of a request; None if there is none, or the store is down."""
+        if body.user_id is None:
+            return None
+        if self._people is None:
+            raise InvalidRequestError.at(
+                "user_id", "this server remembers nobody (GEMS_PEOPLE_STORE is not set); send 'history'"
+            )
+        seconds = (body.timeout_ms or self._settings.request_timeout_ms) / 1000
+        kept = await self._people.history(body.user_id, started + seconds - time.perf_counter())
+        return None if kept is None else [_entry(each) for each in kept]
 
     async def answer_batch(self, body: BatchRequest, request_id: str, started: float) -> BatchAnswer:
         """Answer every request of a batch, or say what is wrong with it.
@@ -173,6 +199,7 @@ class Service:
     def _answer(
         self,
         parsed: ParsedRequest,
+        stored: Sequence[HistoryEntry] | None,
         ranked: Ranked,
         explanation: Explanation | None,
         request_id: str,
@@ -201,6 +228,8 @@ class Service:
             ranking=None if ranked.fallback else "beam" if ranked.relevance is None else "pool",
             fewer_than_limit=parsed.why_fewer(len(ranked.items), ranked.irrelevant),
             fallback=ranked.fallback,
+            stored_history=_state(parsed.body, stored),
+            stored_events=len(stored or ()),
             dropped=Dropped(
                 unknown_items=_first(history.unknown),
                 unknown_count=len(history.unknown),
@@ -234,8 +263,24 @@ class Service:
         metrics.prompt_tokens.inc(len(parsed.prompt.ids))
         metrics.cached_tokens.inc(ranked.cached_tokens)
         for stage in STAGES:
-            if stage != "explain" or answer.explanation is not None:
+            took_part = {"explain": answer.explanation is not None, "history": body.user_id is not None}
+            if took_part.get(stage, True):
                 metrics.stage_seconds.labels(stage).observe(ranked.seconds.get(stage, 0.0))
+
+
+def _entry(kept: Interaction) -> HistoryEntry:
+    """Return an event of the store as it would have been sent; the store holds only what was valid."""
+    return HistoryEntry.model_construct(
+        item_id=kept.item_id,
+        behaviour="recommendation" if kept.query is None else "search",
+        query=kept.query,
+    )
+
+
+def _state(body: RecommendRequest, stored: Sequence[HistoryEntry] | None) -> StoredHistory | None:
+    if body.user_id is None:
+        return None
+    return "unavailable" if stored is None else "read"
 
 
 def _first(unknown: Sequence[str]) -> list[str]:

@@ -69,6 +69,7 @@ def _info(bundle: Bundle, settings: Settings) -> Info:
         attributes=bundle.index.filters.names[:MAX_NAMED],
         ranking="beam" if fusion is None else "pool",
         min_relevance={} if fusion is None else {t.value: f.cutoff for t, f in fusion.tasks.items()},
+        remembers_people=bool(settings.people_store),
         key_required=bool(split(settings.api_keys.get_secret_value())),
         limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
         data=info.data,

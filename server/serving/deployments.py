@@ -114,6 +114,15 @@ class Deployments:
             logger.info("bundle swapped", extra={"bundle_id": fresh.bundle.info.bundle_id})
             return answer
 
+    async def forget(self) -> None:
+        """Drop what is kept of earlier prompts: texts that were tokenised, and the prefix cache of the engine."""
+        current = self.current
+        current.bundle.encoder.forget()
+        try:
+            await on_daemon_thread(current.engine.forget)
+        except EngineError as error:
+            logger.error("the prefix cache was not emptied", extra={"reason": str(error)})
+
     def _prepare(self, reopen: Reopen) -> Deployment:
         bundle, engine = reopen()
         return Deployment(bundle, engine, self._metrics, self._settings)

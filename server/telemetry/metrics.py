@@ -30,6 +30,8 @@ REJECTIONS = (
     *("unauthorized", "body_timeout", "body_too_large", "queue_full", "deadline_unreachable"),
     *("not_ready", "engine_unavailable", "deadline_exceeded"),
 )
+EVENT_OUTCOMES = ("stored", "duplicates", "outdated")
+STORE_OPERATIONS = ("read", "write", "forget")
 VALIDATION_FIGURES = ("loss", "hit@10", "ndcg@10")
 SOURCES: tuple[Source, ...] = get_args(Source)
 FALLBACK_REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
@@ -156,6 +158,28 @@ class Metrics:
         self.unknown_candidates = Counter(
             "gems_unknown_candidates_total", "Candidates that the catalogue does not hold", registry=registry
         )
+        self.events = Counter(
+            "gems_events_total",
+            "Events that were sent, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.unknown_event_items = Counter(
+            "gems_unknown_event_items_total", "Events whose item is unknown", registry=registry
+        )
+        self.store_seconds = Histogram(
+            "gems_store_seconds",
+            "Time of an operation of the store of people",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.store_failures = Counter(
+            "gems_store_failures_total",
+            "Operations of the store of people that failed, or took too long",
+            ["operation"],
+            registry=registry,
+        )
         self.old_events = Counter(
             "gems_old_history_events_total", "History entries that did not fit the prompt", registry=registry
         )
@@ -200,6 +224,11 @@ class Metrics:
                 self.batch_entries.labels(task.value, name)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        for event_outcome in EVENT_OUTCOMES:
+            self.events.labels(event_outcome)
+        for operation in STORE_OPERATIONS:
+            self.store_seconds.labels(operation)
+            self.store_failures.labels(operation)
         for reason in REJECTIONS:
             self.rejected.labels(reason)
         for source in SOURCES:

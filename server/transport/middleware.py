@@ -89,14 +89,14 @@ class RequestMiddleware:
             self._metrics.request_seconds.labels(kind).observe(seconds)
             if state.get("problem") in REJECTIONS:
                 self._metrics.rejected.labels(state["problem"]).inc()
-        # The client chooses path and method, so only known ones are logged.
+        # The client chooses the method, so only known ones are logged.
         logger.log(
             logging.DEBUG if path in paths.QUIET else logging.INFO,
             "request",
             extra={
                 **{name: state[name] for name in ("request_id", "trace_id") if name in state},
                 "method": method if method in METHODS else "other",
-                "path": path if path in paths.NAMED else "other",
+                "path": paths.logged(path),
                 "status": status,
                 "ms": round(seconds * 1000, 3),
             },

@@ -24,6 +24,7 @@ from server.engine.process.template import CONTEXT
 from server.engine.process.wire import (
     Command,
     Failure,
+    ForgetCommand,
     OpenCommand,
     Outcomes,
     RankCommand,
@@ -78,9 +79,10 @@ class Child:
         self._lifeline, held = CONTEXT.Pipe(duplex=False)
         self._cancelled: ctypes.Array[ctypes.c_bool] = CONTEXT.RawArray(ctypes.c_bool, WATCHED)
         self._sending = threading.Lock()
+        self._commanding = threading.Lock()  # commands are obeyed in the order of `_obeying`
         self._changed = threading.Condition()  # guards all that follows
         self._in_flight: dict[int, _InFlight] = {}  # by the numbers that the worker knows
-        self._opening: deque[Future[None]] = deque()
+        self._obeying: deque[Future[None]] = deque()
         self._latest = 0.0  # time of the latest reply, or of the first thing to do (`monotonic`)
         self._killed = False
         self._end: EngineLostError | None = None
@@ -117,14 +119,11 @@ class Child:
 
     def open(self, version: str) -> None:
         """Have the worker open a version of the index. Raises `EngineError`."""
-        opened: Future[None] = Future()
-        with self._changed:
-            if self._end is not None:
-                raise self._end
-            self._busy()
-            self._opening.append(opened)
-        self._send(OpenCommand(version=version))
-        opened.result()
+        self._command(OpenCommand(version=version))
+
+    def forget(self) -> None:
+        """Have the worker drop what it keeps of earlier prompts. Raises `EngineError`."""
+        self._command(ForgetCommand())
 
     def kill(self) -> None:
         """Kill the process. Requests in flight fail with `EngineLostError`."""
@@ -154,9 +153,21 @@ class Child:
 
     def _busy(self) -> None:
         """Note that the worker has something to do from now on."""
-        if not self._in_flight and not self._opening:
+        if not self._in_flight and not self._obeying:
             self._latest = time.monotonic()
         self._changed.notify()
+
+    def _command(self, command: OpenCommand | ForgetCommand) -> None:
+        """Send a command and wait until it is obeyed. Raises `EngineError`."""
+        obeyed: Future[None] = Future()
+        with self._commanding:
+            with self._changed:
+                if self._end is not None:
+                    raise self._end
+                self._busy()
+                self._obeying.append(obeyed)
+            self._send(command)
+        obeyed.result()
 
     def _send(self, command: Command) -> None:
         """Send a command. Blocks while the process reads nothing: until it goes on, or is killed as stalled."""
@@ -184,15 +195,15 @@ class Child:
         self._on_lost(self)
         with self._changed:
             self._end = end
-            in_flight, opening = list(self._in_flight), list(self._opening)
+            in_flight, obeying = list(self._in_flight), list(self._obeying)
         self._settle(dict.fromkeys(in_flight, end))
-        for opened in opening:
-            opened.set_exception(end)
+        for obeyed in obeying:
+            obeyed.set_exception(end)
 
     def _wait_readable(self) -> None:
         """Wait until there is something to read. Meanwhile mark cancelled requests for the worker."""
         with self._changed:
-            while not self._in_flight and not self._opening and not self._killed:
+            while not self._in_flight and not self._obeying and not self._killed:
                 self._changed.wait()
         while not self._connection.poll(WATCH_SECONDS):
             if time.monotonic() > self._latest + self.stall_seconds:
@@ -209,11 +220,11 @@ class Child:
             self._settle({**reply.rankings, **failures})
             return
         with self._changed:
-            opened = self._opening.popleft()
+            obeyed = self._obeying.popleft()
         if isinstance(reply, Failure):
-            opened.set_exception(EngineError(reply.reason))
+            obeyed.set_exception(EngineError(reply.reason))
         else:
-            opened.set_result(None)
+            obeyed.set_result(None)
 
     def _settle(self, outcomes: Mapping[int, Outcome]) -> None:
         """Report outcomes: one call for each callback."""

@@ -132,6 +132,13 @@ class EngineProcess:
                 child.open(index.version)
         self._know(index)
 
+    def forget(self) -> None:
+        """Drop what the process keeps of earlier prompts; a lost one has dropped it. Raises `EngineError`."""
+        child = self._child
+        if child is not None:
+            with suppress(EngineLostError):
+                child.forget()
+
     def _know(self, index: ItemIndex) -> None:
         self._version = index.version
         self._everything = Allowed.of(index.trie, index.living)

@@ -97,6 +97,12 @@ class OpenCommand(_Message):
     version: str
 
 
+class ForgetCommand(_Message):
+    """Drop what is kept of earlier prompts; answered by `Done` or `Failure`."""
+
+    kind: Literal["forget"] = "forget"
+
+
 class Outcomes(_Message):
     """Rankings, and reasons why there is none, by the numbers of the requests."""
 
@@ -116,7 +122,7 @@ class Failure(_Message):
     reason: str
 
 
-Command = RankCommand | OpenCommand
+Command = RankCommand | OpenCommand | ForgetCommand
 Reply = Outcomes | Done | Failure
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])

@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +33,7 @@ from server.engine.process.wire import (
     Command,
     Done,
     Failure,
+    ForgetCommand,
     OpenCommand,
     Outcomes,
     Reply,
@@ -156,7 +157,10 @@ class Worker:
         if command is None:
             raise EOFError
         if isinstance(command, OpenCommand):
-            self._send(self._opened(command.version))
+            self._send(self._tried(partial(self._open, command.version)))
+            return {}
+        if isinstance(command, ForgetCommand):
+            self._send(self._tried(self._engine.forget))
             return {}
         requests: dict[int, RankRequest] = {}
         for number, request in command.requests.items():
@@ -166,9 +170,9 @@ class Worker:
                 self._report({number: error})
         return requests
 
-    def _opened(self, version: str) -> Reply:
+    def _tried(self, work: Callable[[], None]) -> Reply:
         try:
-            self._open(version)
+            work()
         except Exception as error:
             _log(error)
             return Failure(reason=_reason(error))

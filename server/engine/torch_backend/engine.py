@@ -111,6 +111,10 @@ class TorchEngine:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
         return rank_by_serving(self, requests)
 
+    def forget(self) -> None:
+        """Empty the prefix cache. What is in flight may fill it again."""
+        self.cache.clear()
+
     @torch.inference_mode()
     def serve(
         self,

@@ -157,6 +157,10 @@ class VllmEngine:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""
         return rank_by_serving(self, requests)
 
+    def forget(self) -> None:
+        """Empty vLLM's prefix cache, but for the blocks of what is in flight."""
+        self._llm.reset_prefix_cache()
+
     def serve(
         self,
         requests: Mapping[int, RankRequest],

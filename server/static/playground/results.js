@@ -13,7 +13,7 @@ const SCORES = {
   beam: "Score: log-probability; bar: relative to the first.",
   popularity: "Score: logarithm of the share of all interactions; bar: relative to the first.",
 };
-const STAGES = ["tokenise", "pool", "queue", "prefill", "decode", "head", "trie", "explain", "total"];
+const STAGES = ["history", "tokenise", "pool", "queue", "prefill", "decode", "head", "trie", "explain", "total"];
 
 /**
  * root: the section of the list.

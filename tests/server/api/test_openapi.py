@@ -43,7 +43,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server in a thread. It ranks pools."""
     bundle = Bundle.open(make_bundle(tmp_path_factory.mktemp("pooled") / "bundle", pool=True))
     engine = hosted(TorchEngine.open(bundle))
-    with serving(create_app(bundle, engine, Settings(admin_key="key", max_beam_width=100))) as port:
+    store = tmp_path_factory.mktemp("people") / "people.db"
+    settings = Settings(admin_key="key", max_beam_width=100, people_store=str(store))
+    with serving(create_app(bundle, engine, settings)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -99,7 +101,7 @@ def test_every_operation_answers_as_described(url: str) -> None:
             case.call_and_validate(checks=CHECKS)
 
         ask()
-    assert len(labels) == 10
+    assert len(labels) == 13
 
 
 def test_a_few_requests_of_the_document(url: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from server.api.paths import ADMINISTRATION, NAMED, RANKING
+from server.api.paths import ADMINISTRATION, EVENTS, NAMED, RANKING, VERSION
 
 
 def test_head_is_answered_like_get_everywhere(client: TestClient) -> None:
-    for path in NAMED - {*RANKING, *ADMINISTRATION}:
+    for path in NAMED - {*RANKING, *ADMINISTRATION, EVENTS, VERSION + EVENTS}:
         check_head(client, f"{path}?prefix=a" if path.endswith("/items") else path)
 
 

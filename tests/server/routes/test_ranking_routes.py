@@ -253,7 +253,7 @@ def test_openapi_describes_bodies_and_problems(client: TestClient) -> None:
         assert list(operation["responses"]["422"]["content"]) == ["application/problem+json"]
     assert set(schema["paths"]) == {
         *("/v1/search", "/v1/recommend", "/v1/batch", "/metrics", "/info", "/health/live", "/health/ready"),
-        *("/v1/items", "/admin/index/refresh", "/admin/bundle/refresh"),
+        *("/v1/items", "/v1/events", "/v1/users/{user_id}", "/admin/index/refresh", "/admin/bundle/refresh"),
     }
     assert client.get("/docs").status_code == 200
 

@@ -33,7 +33,9 @@ from server.telemetry.spans import Spans
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-BEAM = [stage for stage in STAGES if stage != "pool"]  # stages of a request that ranks the beam alone
+BEAM = [
+    stage for stage in STAGES if stage not in ("history", "pool")
+]  # of a request that ranks the beam alone
 FAILS = 7  # the limit at which the engine fails
 
 
@@ -53,13 +55,13 @@ class Traced:
 
 
 @contextmanager
-def tracing(bundle: Bundle, engine: TorchEngine) -> Iterator[Traced]:
+def tracing(bundle: Bundle, engine: TorchEngine, **settings: str) -> Iterator[Traced]:
     exporter = InMemorySpanExporter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         spans = Spans(exporter)
     failing = hosted(FailingEngine(engine, FAILS))
-    app = create_app(bundle, failing, Settings(root_path="/shop/gems"), traced=spans.around)
+    app = create_app(bundle, failing, Settings(root_path="/shop/gems", **settings), traced=spans.around)
     with serving(app) as port:
         yield Traced(f"http://127.0.0.1:{port}", exporter)
     spans.close()
@@ -112,8 +114,16 @@ def test_a_ranked_pool_has_its_span(tmp_path: Path) -> None:
     pooled = Bundle.open(make_bundle(tmp_path / "bundle", pool=True))
     with tracing(pooled, TorchEngine.open(pooled)) as traced:
         response, spans = traced.post("/v1/search", {"query": "river", "explain": True})
-    assert set(tree(spans)["POST /v1/search"]["search"]) == set(STAGES)
+    assert set(tree(spans)["POST /v1/search"]["search"]) == set(STAGES) - {"history"}
     assert response.json()["timings_ms"]["pool"] > 0
+
+
+def test_a_stored_history_has_its_span(bundle: Bundle, engine: TorchEngine, tmp_path: Path) -> None:
+    with tracing(bundle, engine, people_store=str(tmp_path / "people.db")) as traced:
+        response, spans = traced.post("/v1/recommend", {"user_id": "somebody"})
+    assert next(iter(tree(spans)["POST /v1/recommend"]["recommendation"])) == "history"
+    assert response.json()["timings_ms"]["history"] > 0
+    assert "somebody" not in str([span.to_json() for span in spans])
 
 
 def test_a_batch_has_a_ranking_for_each_entry(traced: Traced) -> None:

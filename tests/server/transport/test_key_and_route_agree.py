@@ -8,9 +8,13 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from server.api.paths import LOOKUP, RANKING, VERSION
+from server.api.paths import EVENTS, LOOKUP, RANKING, USERS, VERSION
 
-GUARDED = [("POST", path) for path in RANKING] + [("GET", LOOKUP), ("GET", VERSION + LOOKUP)]
+GUARDED = [
+    *(("POST", path) for path in (*RANKING, EVENTS, VERSION + EVENTS)),
+    *(("GET", path) for path in (LOOKUP, VERSION + LOOKUP)),
+    *((method, f"{path}u1") for method in ("GET", "HEAD", "DELETE") for path in (USERS, VERSION + USERS)),
+]
 TAILS = ["\n", "\r", "\r\n", "\x00", "\t", "\x0b", "\x7f", "\x85", "\u2028", " ", "/", "//", "/.", ";x"]
 
 

@@ -20,7 +20,7 @@ OUTPUTS = (output_file, output_folder)
 INPUTS = {
     "data", "config", "spec", "items", "interactions", "remove", "vectors", "source", "folder", "runs", "run",
     "baseline", "language_vectors", "identifiers__vectors", "knowledge__basis", "beauty", "movielens",
-    "item_vectors", "bundle", "backbone",
+    "item_vectors", "bundle", "backbone", "store",
 }  # fmt: skip
 WRITING = [
     (command, parameter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from training.cli.common.bad_rows import BadRowsFile, reported
-from training.cli.common.paths import output_folder
+from training.cli.common.numbers import finite
+from training.cli.common.paths import output_file, output_folder
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
 from training.data.importing.importer import import_files
+from training.data.schema import DataError
 from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
 from training.data.sources.movielens import movielens
+
+MOST_DAYS = 36_500
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
 
@@ -70,6 +76,44 @@ def import_command(
         )
         report(bad)
     _save(dataset, out, force)
+
+
+@data_app.command("events")
+def events_command(
+    store: Annotated[Path, typer.Argument(help="File of the store, GEMS_PEOPLE_STORE of the server.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="File of interactions to write, .jsonl, for the import.", callback=output_file),
+    ],
+    days: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=MOST_DAYS,
+            callback=finite,
+            envvar="GEMS_PEOPLE_DAYS",
+            help="Leave out events that are older; 0: none.",
+        ),
+    ] = 0,
+) -> None:
+    """Export what a server remembers of people as interactions. The server may go on meanwhile."""
+    if not store.is_file():
+        raise DataError(f"there is no store at {store}; name the file of GEMS_PEOPLE_STORE")
+    # The store is the server's, and its own program reads it: training knows nothing of it.
+    program = [
+        sys.executable,
+        "-P",
+        "-m",
+        "server.people",
+        str(store),
+        "--out",
+        str(out),
+        "--days",
+        str(days),
+    ]
+    code = subprocess.run(program).returncode
+    if code:
+        raise typer.Exit(code)
 
 
 @data_app.command("describe")
