@@ -110,8 +110,9 @@ class RedisStore:
         self._threads = ThreadPoolExecutor(THREADS, "store")
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._watch_forgotten, name="store-watch", daemon=True)
-        self._counting = threading.Lock()  # guards the next two
+        self._counting = threading.Lock()  # guards the next one; never held while Redis is asked
         self._events_waiting = 0
+        self._forgetting = threading.Lock()  # guards the next one together with the count in Redis
         self._own = 0  # people whom this process has forgotten
 
     def open(self) -> None:
@@ -121,6 +122,8 @@ class RedisStore:
         """
         try:
             import redis  # an extra
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ModuleNotFoundError as error:
             raise StoreRefusedError(
                 "a store at redis:// needs its client: pip install 'gems-sr[redis]'"
@@ -132,6 +135,7 @@ class RedisStore:
                 decode_responses=True,
                 socket_connect_timeout=CONNECT_SECONDS,
                 socket_timeout=ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 1),  # for a connection that was closed meanwhile
             )
         except ValueError as error:
             raise StoreRefusedError(f"GEMS_PEOPLE_STORE is no address of Redis: {error}") from error
@@ -204,7 +208,7 @@ class RedisStore:
         return found
 
     def _forget(self, user_id: str) -> int:
-        with self._counting:  # `_watch_forgotten` does not look in between
+        with self._forgetting:  # `_watch_forgotten` does not look in between
             count = int(self._scripts["forget"]([*keys_of(user_id), FORGOTTEN_KEY]))
             self._own += 1
         if self._client.info("persistence").get("aof_enabled"):
@@ -230,7 +234,7 @@ class RedisStore:
         seen: int | None = None
         while not self._closing.wait(TICK_SECONDS):
             try:
-                with self._counting:
+                with self._forgetting:
                     others = int(self._client.get(FORGOTTEN_KEY) or 0) - self._own
             except self._error:
                 continue

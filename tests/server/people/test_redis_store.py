@@ -251,6 +251,26 @@ def test_more_than_may_wait_is_refused(server: Redis, monkeypatch: pytest.Monkey
             run(store.append([event("u", k, 1.0) for k in range(3)]))
 
 
+def test_a_redis_that_hangs_costs_the_history_alone(
+    server: Redis, make_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(redis_store, "ANSWER_SECONDS", 0.3)
+    client = make_client(people_store=server.url, request_timeout_ms=2000)
+    sent = {"events": [{"event_id": "e", "user_id": "u", "item_id": "item-1"}]}
+    assert client.post("/events", json=sent).status_code == 200
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        answer = client.post("/recommend", json={"user_id": "u"})
+        assert (answer.status_code, answer.json()["stored_history"]) == (200, "unavailable")
+        assert client.post("/events", json=sent).status_code == 503
+        assert client.get("/health/ready").status_code == 200
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: client.post("/recommend", json={"user_id": "u"}).json()["stored_events"] == 1)
+    assert client.post("/events", json=sent).json()["duplicates"] == 1
+
+
 def test_rankings_by_a_person_of_redis_are_those_of_the_same_history(server: Redis, make_client: Any) -> None:
     client = make_client(people_store=server.url)
     history = [{"item_id": f"item-{k}"} for k in range(3, 15)]
