@@ -23,12 +23,12 @@ from support.paths import ROOT
 from gems.model.knowledge import KnowledgeBasis
 from index.contents import contents_of
 from server.command_line import main as serve
-from training.cli.commands.index import _read_lines
 from training.cli.common.command import USER_ERRORS, one_line_errors
 from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
 from training.data.bad_rows import BadRowsError
 from training.data.dataset import DataSet
+from training.data.id_list import read_lines
 from training.data.importer import import_files, read_items
 from training.data.sources.amazon_beauty import amazon_beauty
 from training.data.vectors import read_vectors
@@ -250,7 +250,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, set[str]]] = {
     "items in Parquet": (reads_items, "items.parquet", {"Parquet"}),
     "interactions": (reads_interactions, "interactions.jsonl", {"JSON Lines"}),
     "interactions in Parquet": (reads_interactions, "interactions.parquet", set()),
-    "ids to remove": (_read_lines, "gone.txt", set()),
+    "ids to remove": (lambda path: read_lines(path, "item ids"), "gone.txt", set()),
     "vectors in Parquet": (reads_vectors, "v.parquet", set()),
     "vectors in npz": (reads_vectors, "v.npz", set()),
     "vectors in npy": (reads_vectors, "v.npy", {"NumPy"}),
