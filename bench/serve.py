@@ -28,7 +28,6 @@ from index.bundle.bundle import Bundle
 from index.sequence.events import Event
 from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
-from server.launch import engine_options
 from server.runtime import garbage
 from server.settings import Settings
 from training.cli.common.command import run_command
@@ -67,7 +66,7 @@ def measure(bundle_path: Path, rounds: int, seconds: float, threads: int) -> dic
     torch.set_num_threads(threads)
     settings = Settings()
     bundle = Bundle.open(bundle_path)
-    engine = TorchEngine.open(bundle, engine_options(settings))
+    engine = TorchEngine.open(bundle, settings.engine_options())
     people = histories(512, len(bundle.index.catalogue))
     prompts = [bundle.encoder.prompt([Event(row) for row in rows]) for rows in people]
     requests = [

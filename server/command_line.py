@@ -6,12 +6,9 @@ What can be refused at once is refused before the slow imports of the rest.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from index.bundle.locate import find_bundle
 from index.bundle.manifest import BundleError
@@ -19,7 +16,7 @@ from server.engine.process import template
 from server.people.open import check_store
 from server.people.store import StoreRefusedError
 from server.runtime.log_pipe import fill_standard_descriptors, log_pipe
-from server.settings import Settings, misspelt
+from server.settings import SettingsError, read_settings
 from server.transport import listening
 
 EXIT_REFUSED = 2
@@ -42,15 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     path = given.pop("bundle")
     try:
-        if wrong := misspelt(os.environ):
-            return _refuse(wrong)
-        settings = Settings(**given)
+        settings = read_settings(given)
         bundle = find_bundle(path)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        return _refuse(f"setting {name or 'combination'}: {first['msg'].removeprefix('Value error, ')}")
-    except BundleError as error:
+    except (SettingsError, BundleError) as error:
         return _refuse(str(error))
     try:
         sockets = listening.bind(settings.host, settings.port)

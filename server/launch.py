@@ -28,7 +28,6 @@ from index.bundle.manifest import BundleError
 from server import stopping
 from server.app import create_app
 from server.engine.contract import EngineError
-from server.engine.options import EngineOptions
 from server.engine.process.engine_process import EngineProcess
 from server.people.store import StoreRefusedError
 from server.runtime import garbage, logs
@@ -43,20 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("server.launch")
 
 EXIT_BAD_BUNDLE = 2
-
-
-def engine_options(settings: Settings) -> EngineOptions:
-    """Return the engine's part of the settings."""
-    return EngineOptions(
-        engine=settings.engine,
-        threads=settings.threads,
-        max_batch_tokens=settings.max_batch_tokens,
-        join_rows=settings.join_rows,
-        cache_bytes=settings.cache_mib << 20,
-        precision=settings.precision,
-        device=settings.device,
-        cuda_graphs=settings.cuda_graphs,
-    )
 
 
 def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
@@ -79,7 +64,7 @@ def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
         bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
         return bundle, EngineProcess(
             bundle,
-            options=engine_options(settings),
+            options=settings.engine_options(),
             log_level=settings.log_level,
             stall_seconds=settings.stall_seconds,
         )

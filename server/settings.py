@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.api.paths import NAMED, VERSION
 from server.api.requests import BATCH_CEILING, HISTORY_CEILING, QUERY_CEILING, Fallback
-from server.engine.options import DEFAULTS, BackEndName, Device, Precision
+from server.engine.options import DEFAULTS, BackEndName, Device, EngineOptions, Precision
 
 MAX_THREADS = 1024
 
@@ -36,6 +37,10 @@ def misspelt(names: Iterable[str]) -> str | None:
                 meant = near[0] if near else "GEMS_API_KEYS or GEMS_ADMIN_KEY"
                 return f"{name} is no setting; did you mean {meant}?"
     return None
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used. The message names the first that is wrong."""
 
 
 class Settings(BaseSettings):
@@ -162,3 +167,29 @@ class Settings(BaseSettings):
             if getattr(self, small) > getattr(self, large):
                 raise ValueError(f"{small} must not exceed {large}")
         return self
+
+    def engine_options(self) -> EngineOptions:
+        """Return the engine's part of the settings."""
+        return EngineOptions(
+            engine=self.engine,
+            threads=self.threads,
+            max_batch_tokens=self.max_batch_tokens,
+            join_rows=self.join_rows,
+            cache_bytes=self.cache_mib << 20,
+            precision=self.precision,
+            device=self.device,
+            cuda_graphs=self.cuda_graphs,
+        )
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Return the settings of the environment, overridden by those that are given. Raises `SettingsError`."""
+    if wrong := misspelt(os.environ):
+        raise SettingsError(wrong)
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"setting {name or 'combination'}: {said}") from error

@@ -19,7 +19,6 @@ from server.api.requests import HistoryEntry, RecommendRequest, SearchRequest
 from server.ranking.candidates import Candidates
 from server.ranking.history import History
 from server.ranking.selection import allowed_items
-from server.serving.deployment import Deployment
 from server.settings import Settings
 
 
@@ -28,7 +27,9 @@ class ParsedRequest:
     """A validated request, read with the index version that it began with, to which it keeps.
 
     body: the request as it was sent.
-    deployment: the one that answers; `bundle` and `popularity` are those of the index version.
+    bundle: the one that answers, with the index version.
+    popularity: of its items, to fall back on; None if that is not wanted, or the bundle holds no counts.
+    stored: number of the history's first entries that came from the store of people; None without one.
     history, query: the person's events, and the text of a search; None for a recommendation.
     candidates: the only items that are ranked, if the request names any.
     prompt: tokens for the engine.
@@ -39,9 +40,9 @@ class ParsedRequest:
     """
 
     body: RecommendRequest
-    deployment: Deployment
     bundle: Bundle
     popularity: Popularity | None
+    stored: int | None
     history: History
     query: str | None
     candidates: Candidates
@@ -92,6 +93,11 @@ class ParsedRequest:
         """Whether a pool of candidates is ranked, not the beam alone."""
         return self.body.ranking != "beam" and fusion_of(self.bundle, self.task) is not None
 
+    @property
+    def starts_cold(self) -> bool:
+        """Whether popularity answers in place of the model, because no item of the history is known."""
+        return self.popularity is not None and self.query is None and not self.history.events
+
     def pool(self) -> Pool | None:
         """Return the candidates besides the beam; None if the beam alone is ranked."""
         index = self.bundle.index.pool
@@ -135,31 +141,32 @@ def check_caps(body: RecommendRequest, settings: Settings) -> None:
 
 def parse(
     body: RecommendRequest,
-    stored: Sequence[HistoryEntry],
-    deployment: Deployment,
+    bundle: Bundle,
+    popularity: Popularity | None,
     settings: Settings,
     started: float,
+    stored: Sequence[HistoryEntry] | None = None,
 ) -> ParsedRequest:
     """Read a request that keeps the caps.
 
-    stored: what the store of people holds of the person; it comes before the history that was sent.
+    bundle: the one that answers. popularity: of its items, if it holds counts.
     started: time at which it arrived, on the clock of `time.perf_counter`.
+    stored: what the store of people holds of the person, before the history that was sent; None without a store.
     Raises `InvalidRequestError`.
     """
     began = time.perf_counter()
-    bundle = deployment.bundle
     if body.strict:
         _refuse_unknown(body, bundle)
     query = body.query if isinstance(body, SearchRequest) else None
     _check_ranking(body, bundle)
     candidates = Candidates.read(body.candidates, bundle.index.catalogue)
-    history = History.read([*stored, *body.history], bundle, settings.max_query_chars)
+    history = History.read([*(stored or ()), *body.history], bundle, settings.max_query_chars)
     limit = body.limit or settings.default_limit
     return ParsedRequest(
         body=body,
-        deployment=deployment,
         bundle=bundle,
-        popularity=deployment.contents.popularity,
+        popularity=popularity if (body.fallback or settings.fallback) == "popularity" else None,
+        stored=None if stored is None else len(stored),
         history=history,
         query=query,
         candidates=candidates,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from index.pool.fusion import ITEM_SIGNALS
-from index.pool.pool import Fused
+from index.pool.pool import Fused, Pool
 from index.popularity import Popularity
 from server.api.errors import ServerError
 from server.api.responses import FallbackReason, Source
 from server.engine.contract import Ranking, RankRequest
 from server.ranking.parsed_request import ParsedRequest
+from server.serving.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -39,40 +40,64 @@ class Ranked:
     irrelevant: int = 0
 
 
-async def rank_by_model(parsed: ParsedRequest, admitted: bool = False) -> Ranked:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request as it is put to an engine, and what its ranking becomes: what lies on both sides of the engine.
+
+    pool: the candidates with which the ranking is fused; None if the beam alone is ranked.
+    request: for the engine; it never expires.
+    gather_seconds: time that the candidates took.
+    """
+
+    parsed: ParsedRequest
+    pool: Pool | None
+    request: RankRequest
+    gather_seconds: float
+
+    @classmethod
+    def of(cls, parsed: ParsedRequest) -> Question:
+        """Gather the candidates of a request and write it for the engine."""
+        began = time.perf_counter()
+        pool = parsed.pool()
+        gathered = time.perf_counter() - began
+        width = max(parsed.limit, parsed.beam_width)
+        request = RankRequest(
+            parsed.prompt.ids,
+            parsed.limit if pool is None else width,  # any item of the beam may come first
+            parsed.beam_width,
+            parsed.allowed,
+            # New items that share an identifier take no place of the others.
+            siblings=0 if pool is None else width,
+            shared_tokens=parsed.prompt.history,
+            pool=() if pool is None else pool.to_score,
+            state=pool is not None and pool.needs_state,
+        )
+        return cls(parsed, pool, request, gathered)
+
+    def ranked(self, ranking: Ranking) -> Ranked:
+        """Return the items for the engine's ranking. Raises `ServerError` for a score that is not a number."""
+        if not all(map(math.isfinite, [*ranking.scores, *ranking.pool_scores])):
+            raise ServerError("The model gave a score that is not a number.")
+        seconds = {"tokenise": self.parsed.parse_seconds} | ranking.seconds
+        if self.pool is None:
+            sources: list[Source] = ["beam"] * len(ranking.items)
+            return Ranked(ranking.items, ranking.scores, sources, None, None, seconds, ranking.cached_tokens)
+        began = time.perf_counter()
+        fused = self.pool.fuse(ranking, self.parsed.limit)
+        if not all(map(math.isfinite, [*fused.scores, *fused.relevance])):
+            raise ServerError("A signal of the pool is not a number.")
+        seconds["pool"] = self.gather_seconds + time.perf_counter() - began
+        return _of_pool(self.parsed, fused, ranking, seconds)
+
+
+async def rank_by_model(parsed: ParsedRequest, scheduler: Scheduler, admitted: bool = False) -> Ranked:
     """Rank by the model: its pool of candidates, or the beam alone. Raises what `Scheduler.rank` raises.
 
     admitted: whether the request is part of a batch that was admitted as a whole.
     """
-    began = time.perf_counter()
-    pool = parsed.pool()
-    gathered = time.perf_counter() - began
-    width = max(parsed.limit, parsed.beam_width)
-    request = RankRequest(
-        parsed.prompt.ids,
-        parsed.limit if pool is None else width,  # any item of the beam may come first
-        parsed.beam_width,
-        parsed.allowed,
-        # New items that share an identifier take no place of the others.
-        siblings=0 if pool is None else width,
-        shared_tokens=parsed.prompt.history,
-        deadline=time.monotonic() + parsed.remaining(),
-        pool=() if pool is None else pool.to_score,
-        state=pool is not None and pool.needs_state,
-    )
-    ranking = await parsed.deployment.scheduler.rank(request, parsed.remaining(), admitted=admitted)
-    if not all(map(math.isfinite, [*ranking.scores, *ranking.pool_scores])):
-        raise ServerError("The model gave a score that is not a number.")
-    seconds = {"tokenise": parsed.parse_seconds} | ranking.seconds
-    if pool is None:
-        sources: list[Source] = ["beam"] * len(ranking.items)
-        return Ranked(ranking.items, ranking.scores, sources, None, None, seconds, ranking.cached_tokens)
-    began = time.perf_counter()
-    fused = pool.fuse(ranking, parsed.limit)
-    if not all(map(math.isfinite, [*fused.scores, *fused.relevance])):
-        raise ServerError("A signal of the pool is not a number.")
-    seconds["pool"] = gathered + time.perf_counter() - began
-    return _of_pool(parsed, fused, ranking, seconds)
+    question = Question.of(parsed)
+    request = replace(question.request, deadline=time.monotonic() + parsed.remaining())
+    return question.ranked(await scheduler.rank(request, parsed.remaining(), admitted=admitted))
 
 
 def _of_pool(parsed: ParsedRequest, fused: Fused, ranking: Ranking, seconds: Mapping[str, float]) -> Ranked:

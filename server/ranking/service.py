@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from index.popularity import Popularity
@@ -20,30 +19,22 @@ from server.api.errors import (
     problem,
 )
 from server.api.requests import BatchRequest, HistoryEntry, RecommendRequest, SearchRequest
-from server.api.responses import (
-    Answer,
-    BatchAnswer,
-    Dropped,
-    Explanation,
-    FallbackReason,
-    RankedItem,
-    StoredHistory,
-    Timings,
-)
+from server.api.responses import Answer, BatchAnswer, Explanation, FallbackReason
 from server.api.stages import STAGES
 from server.people.interaction import Interaction
 from server.people.people import People
+from server.ranking.answer import answer_of
 from server.ranking.explanation import explain
 from server.ranking.parsed_request import ParsedRequest, check_caps, parse
 from server.ranking.ranked import Ranked, rank_by_model, rank_by_popularity
 from server.serving.deployments import Deployments
+from server.serving.scheduler import Scheduler
 from server.settings import Settings
 from server.telemetry import tracing
 from server.telemetry.metrics import Metrics, outcome
 
 logger = logging.getLogger("server.ranking.service")
 
-MAX_UNKNOWN_NAMED = 20  # ids of a kind in an answer; the count is always complete
 FALLBACKS: dict[type[ServerError], FallbackReason] = {
     EngineFailedError: "engine_failed",
     EngineUnavailableError: "engine_unavailable",
@@ -85,7 +76,9 @@ class Service:
         deployment = self._deployments.current  # this one to the end, also if another is swapped in meanwhile
         task = Task.SEARCH if isinstance(body, SearchRequest) else Task.RECOMMENDATION
         with deployment.used(), tracing.ranking(task.value) as account:
-            parsed = parse(body, stored or [], deployment, self._settings, started)
+            parsed = parse(
+                body, deployment.bundle, deployment.contents.popularity, self._settings, started, stored
+            )
             account.tell(
                 bundle_id=parsed.bundle.info.bundle_id,
                 index_version=parsed.bundle.index.version,
@@ -95,10 +88,10 @@ class Service:
                 limit=parsed.limit,
                 beam_width=parsed.beam_width,
             )
-            ranked = await self._ranked_or_popular(parsed, admitted)
+            ranked = await self._ranked_or_popular(parsed, deployment.scheduler, admitted)
             explanation = None
             if body.explain and ranked.fallback is None:  # if the explanation fails, the whole request does
-                ranked, explanation = await self._explained(parsed, ranked)
+                ranked, explanation = await self._explained(parsed, ranked, deployment.scheduler)
             if body.user_id is not None:
                 ranked = replace(ranked, seconds={"history": read_seconds, **ranked.seconds})
             account.seconds = ranked.seconds
@@ -107,7 +100,9 @@ class Service:
                 cached_tokens=ranked.cached_tokens,
                 fallback=ranked.fallback or "none",
             )
-            return self._answer(parsed, stored, ranked, explanation, request_id, started)
+            answer = answer_of(parsed, ranked, explanation, request_id, started)
+            self._count(parsed, ranked, answer)
+            return answer
 
     async def _stored(self, body: RecommendRequest, started: float) -> list[HistoryEntry] | None:
         """Return what is kept of the person of a request; None if there is none, or the store is down."""
@@ -152,15 +147,14 @@ class Service:
             answers=[problem(r, request_id) if isinstance(r, ServerError) else r for r in results],
         )
 
-    async def _ranked_or_popular(self, parsed: ParsedRequest, admitted: bool) -> Ranked:
+    async def _ranked_or_popular(self, parsed: ParsedRequest, scheduler: Scheduler, admitted: bool) -> Ranked:
         """Rank by the model; by popularity if that is wanted and the model cannot."""
-        popular = (parsed.body.fallback or self._settings.fallback) == "popularity"
-        if not popular or parsed.popularity is None:
-            return await rank_by_model(parsed, admitted)
-        if parsed.query is None and not parsed.history.events:
+        if parsed.popularity is None:
+            return await rank_by_model(parsed, scheduler, admitted)
+        if parsed.starts_cold:
             return self._popular(parsed, parsed.popularity, "cold_start")
         try:
-            return await rank_by_model(parsed, admitted)
+            return await rank_by_model(parsed, scheduler, admitted)
         except tuple(FALLBACKS) as error:
             return self._popular(parsed, parsed.popularity, FALLBACKS[type(error)])
 
@@ -168,7 +162,9 @@ class Service:
         self._metrics.fallbacks.labels(reason).inc()
         return rank_by_popularity(parsed, popularity, reason)
 
-    async def _explained(self, parsed: ParsedRequest, ranked: Ranked) -> tuple[Ranked, Explanation | None]:
+    async def _explained(
+        self, parsed: ParsedRequest, ranked: Ranked, scheduler: Scheduler
+    ) -> tuple[Ranked, Explanation | None]:
         """Explain the first item; returns also the ranking with the time that this took."""
         began = time.perf_counter()
         explanation = None
@@ -188,62 +184,13 @@ class Service:
                 [parsed.history.positions[k] for k in parsed.prompt.events],
                 parsed.query,
                 parsed.bundle,
-                parsed.deployment.scheduler,
+                scheduler,
                 most=self._settings.max_explained,
                 timeout=parsed.remaining(),
             )
             explanation = explanation.model_copy(update={"signals": ranked.signals})
         seconds = {**ranked.seconds, "explain": time.perf_counter() - began}
         return replace(ranked, seconds=seconds), explanation
-
-    def _answer(
-        self,
-        parsed: ParsedRequest,
-        stored: Sequence[HistoryEntry] | None,
-        ranked: Ranked,
-        explanation: Explanation | None,
-        request_id: str,
-        started: float,
-    ) -> Answer:
-        """Add item ids and titles to the rows of a ranking, and report what was left out."""
-        bundle, history = parsed.bundle, parsed.history
-        relevance: Sequence[float | None] = ranked.relevance or [None] * len(ranked.items)
-        facts = zip(ranked.items, ranked.scores, ranked.sources, relevance, strict=True)
-        answer = Answer(
-            request_id=request_id,
-            bundle_id=bundle.info.bundle_id,
-            index_version=bundle.index.version,
-            task=parsed.task.value,
-            items=[
-                RankedItem(
-                    rank=rank,
-                    item_id=bundle.index.catalogue[row].item_id,
-                    title=bundle.index.catalogue[row].title,
-                    score=score,
-                    source=source,
-                    relevance=share,
-                )
-                for rank, (row, score, source, share) in enumerate(facts, start=1)
-            ],
-            ranking=None if ranked.fallback else "beam" if ranked.relevance is None else "pool",
-            fewer_than_limit=parsed.why_fewer(len(ranked.items), ranked.irrelevant),
-            fallback=ranked.fallback,
-            stored_history=_state(parsed.body, stored),
-            stored_events=len(stored or ()),
-            dropped=Dropped(
-                unknown_items=_first(history.unknown),
-                unknown_count=len(history.unknown),
-                old_events=len(history.rows) - history.new - parsed.events_in_prompt,
-                new_events=history.new,
-                unknown_candidates=_first(parsed.candidates.unknown),
-                unknown_candidates_count=len(parsed.candidates.unknown),
-            ),
-            explanation=explanation,
-            cached_tokens=ranked.cached_tokens,
-            timings_ms=_timings(ranked.seconds, time.perf_counter() - started),
-        )
-        self._count(parsed, ranked, answer)
-        return answer
 
     def _count(self, parsed: ParsedRequest, ranked: Ranked, answer: Answer) -> None:
         """Count an answer in the metrics."""
@@ -275,20 +222,3 @@ def _entry(kept: Interaction) -> HistoryEntry:
         behaviour="recommendation" if kept.query is None else "search",
         query=kept.query,
     )
-
-
-def _state(body: RecommendRequest, stored: Sequence[HistoryEntry] | None) -> StoredHistory | None:
-    if body.user_id is None:
-        return None
-    return "unavailable" if stored is None else "read"
-
-
-def _first(unknown: Sequence[str]) -> list[str]:
-    """Return the first distinct ids."""
-    return list(dict.fromkeys(unknown))[:MAX_UNKNOWN_NAMED]
-
-
-def _timings(seconds: Mapping[str, float], total: float) -> Timings:
-    """Convert seconds by stage to milliseconds."""
-    stages = {stage: seconds.get(stage, 0.0) for stage in STAGES} | {"total": total}
-    return Timings(**{stage: round(value * 1000, 3) for stage, value in stages.items()})

@@ -33,13 +33,14 @@ class Contents:
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
         """Make everything that is looked up in. Slow: call it on a thread. Raises `BundleError`."""
-        counts = bundle.popularity()
-        catalogue = bundle.index.catalogue
-        return cls(
-            bundle,
-            None if counts is None else Popularity.of(counts, len(catalogue)),
-            TitleIndex.build([item.title for item in catalogue], bundle.index.removed),
-        )
+        titles = [item.title for item in bundle.index.catalogue]
+        return cls(bundle, popularity_of(bundle), TitleIndex.build(titles, bundle.index.removed))
+
+
+def popularity_of(bundle: Bundle) -> Popularity | None:
+    """Return the popularity of the items of a bundle; None if it holds no counts. Raises `BundleError`."""
+    counts = bundle.popularity()
+    return None if counts is None else Popularity.of(counts, len(bundle.index.catalogue))
 
 
 class Deployment:

@@ -14,6 +14,7 @@ from training.cli.commands.evaluate import evaluate_command
 from training.cli.commands.fuse import fuse_command
 from training.cli.commands.index import index_app
 from training.cli.commands.preservation import preservation_command
+from training.cli.commands.rank import rank_command
 from training.cli.commands.report import report_command
 from training.cli.commands.serve import serve_command
 from training.cli.commands.sweep import sweep_command
@@ -34,6 +35,7 @@ app.command("train", cls=TrainCommand)(train_command)
 app.command("plan", cls=TrainCommand)(plan_command)
 app.command("evaluate")(evaluate_command)
 app.command("fuse")(fuse_command)
+app.command("rank")(rank_command)
 app.command("compare")(compare_command)
 app.command("preservation")(preservation_command)
 app.command("report")(report_command)

@@ -23,11 +23,11 @@ from support.paths import ROOT
 from gems.model.knowledge import KnowledgeBasis
 from index.contents import contents_of
 from server.command_line import main as serve
-from training.cli.commands.index import _read_lines
 from training.cli.common.command import USER_ERRORS, one_line_errors
 from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
+from training.data.id_list import read_lines
 from training.data.importing.bad_rows import BadRowsError
 from training.data.importing.importer import import_files
 from training.data.importing.items import read_items
@@ -251,7 +251,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, set[str]]] = {
     "items in Parquet": (reads_items, "items.parquet", {"Parquet"}),
     "interactions": (reads_interactions, "interactions.jsonl", {"JSON Lines"}),
     "interactions in Parquet": (reads_interactions, "interactions.parquet", set()),
-    "ids to remove": (_read_lines, "gone.txt", set()),
+    "ids to remove": (lambda path: read_lines(path, "item ids"), "gone.txt", set()),
     "vectors in Parquet": (reads_vectors, "v.parquet", set()),
     "vectors in npz": (reads_vectors, "v.npz", set()),
     "vectors in npy": (reads_vectors, "v.npy", {"NumPy"}),

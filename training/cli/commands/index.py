@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from index.catalogue import Catalogue
 from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.paths import BundlePath, JsonFile
 from training.cli.common.quiet import quiet_libraries
+from training.data.id_list import as_known, read_lines
 from training.errors import UserError
-from training.inputs import read_text
 from training.outputs import write_json
 from training.settings import MOST
 
@@ -66,9 +64,10 @@ def update_command(
     with reported(bad_rows) as report:
         given, bad = read_items(items, skip_bad) if items is not None else ([], [])
         report(bad)
-    lines = _read_lines(remove) if remove is not None else []
+    lines = read_lines(remove, "item ids, one a line") if remove is not None else []
     opened = Bundle.open(bundle)
-    gone = _ids(lines, opened.index.catalogue)
+    row = opened.index.catalogue.row
+    gone = as_known(lines, lambda item_id: row(item_id) is not None, "item_id")
     console = Console()
     embed = new_item_vectors(opened.info, given, vectors, item_encoder)
     try:
@@ -164,26 +163,3 @@ def describe_command(
         console.print(Text(" | ".join(titles)), soft_wrap=True)
     if json_file is not None:
         write_json(json_file, asdict(found))
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file with ids that are not blank."""
-    text = read_text(path, "item ids, one a line", "text", "nothing (it is empty)")
-    lines = text.split("\n")  # an id may contain any other separator
-    return [line.removesuffix("\r") for line in lines if line.strip()]
-
-
-def _ids(lines: Sequence[str], catalogue: Catalogue) -> list[str]:
-    """Return the ids in these lines as the catalogue spells them. An id may hold blanks and quotes: it comes first."""
-    ids = [
-        next((form for form in _forms(line) if catalogue.row(form) is not None), line.strip())
-        for line in lines
-    ]
-    return ids[1:] if ids and catalogue.row(ids[0]) is None and _forms(ids[0])[-1] == "item_id" else ids
-
-
-def _forms(line: str) -> list[str]:
-    """Return the ways to read a line: as it is, without blanks around it, and without quotes."""
-    stripped = line.strip()
-    quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
-    return [line, stripped, *([stripped[1:-1]] if quoted else [])]
