@@ -87,7 +87,11 @@ def half(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_unfinished_ranking_is_neither_lost_nor_mixed(
-    half: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    half: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     parts = parts_folder(half)
     before = sorted(parts.iterdir())
@@ -127,7 +131,11 @@ def test_an_unfinished_ranking_is_neither_lost_nor_mixed(
 
 
 def test_a_kill_between_the_join_and_the_removal(
-    half: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    half: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(tmp_path / "whole", half)
     assert run(monkeypatch, words(folder, half, "--resume")) == 0

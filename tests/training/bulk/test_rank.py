@@ -72,7 +72,9 @@ def assert_same(out: Path, column: str, answers: dict[str, dict[str, Any]]) -> N
     """Compare a file with the answers of a server, by key."""
     frame = pl.read_parquet(out)
     assert frame.columns == [column, "rank", "item_id", "score", "source", "relevance"]
-    assert frame[column].unique(maintain_order=True).to_list() == [k for k, a in answers.items() if a["items"]]
+    assert frame[column].unique(maintain_order=True).to_list() == [
+        k for k, a in answers.items() if a["items"]
+    ]
     found = frame.partition_by(column, as_dict=True)
     for key, answer in answers.items():
         rows = found[key,].rows(named=True) if answer["items"] else []
@@ -150,7 +152,10 @@ def test_some_people_in_their_order(
     assert not (tmp_path / "out.parquet").exists()
     assert run(monkeypatch, *place, *users, *lists, "--missing-ok") == 0
     wanted = histories(folder)
-    fields = {"exclude": ["item-1", "item-2"], "candidates": [*(f"item-{k}" for k in range(20)), "no such item"]}
+    fields = {
+        "exclude": ["item-1", "item-2"],
+        "candidates": [*(f"item-{k}" for k in range(20)), "no such item"],
+    }
     answers = {user: server.post("/recommend", {"history": wanted[user], **fields}) for user in ("u7", "u3")}
     assert_same(tmp_path / "out.parquet", "user_id", answers)
     said = capsys.readouterr().out
@@ -172,7 +177,9 @@ def test_queries_are_searched_as_by_a_server(
     else:
         pl.DataFrame({"query": queries}).write_parquet(path)
     out = tmp_path / "out.parquet"
-    assert run(monkeypatch, folder / "bundle", "--queries", path, "--out", out, "--threads=1", "--limit=5") == 0
+    assert (
+        run(monkeypatch, folder / "bundle", "--queries", path, "--out", out, "--threads=1", "--limit=5") == 0
+    )
     answers = {each: server.post("/search", {"query": each, "limit": 5}) for each in dict.fromkeys(queries)}
     assert_same(out, "query", answers)
 
@@ -181,7 +188,10 @@ def test_queries_are_searched_as_by_a_server(
 def test_requests_of_both_tasks(
     kind: str, folder: Path, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    history = [{"item_id": "item-3", "behaviour": "recommendation"}, {"item_id": "no", "behaviour": "recommendation"}]
+    history = [
+        {"item_id": "item-3", "behaviour": "recommendation"},
+        {"item_id": "no", "behaviour": "recommendation"},
+    ]
     rows: list[dict[str, Any]] = [
         {"id": "a", "task": "search", "query": "lost garden", "history": history, "limit": 3},
         {"id": "b", "task": "recommendation", "query": None, "history": history, "limit": None},
@@ -217,7 +227,14 @@ def test_more_than_a_server_allows(folder: Path, tmp_path: Path, monkeypatch: py
     """Caps protect a server; here a person asks for the whole catalogue."""
     monkeypatch.setenv("GEMS_MAX_LIMIT", "20")
     (tmp_path / "users.txt").write_text("u1")
-    words = ("--users", tmp_path / "users.txt", "--limit=50", "--threads=1", "--out", tmp_path / "out.parquet")
+    words = (
+        "--users",
+        tmp_path / "users.txt",
+        "--limit=50",
+        "--threads=1",
+        "--out",
+        tmp_path / "out.parquet",
+    )
     assert run(monkeypatch, folder / "bundle", "--data", folder / "data", *words) == 0
     items = pl.read_parquet(tmp_path / "out.parquet")["item_id"]
     assert len(items) == items.n_unique() == 50
