@@ -77,10 +77,17 @@ class TitleWords:
         term = self.terms[place]
         square = weight[term] ** 2
         norm = np.sqrt(np.bincount(owner, square, minlength=len(rows)))
+        distinct, which = np.unique(
+            term, return_inverse=True
+        )  # once, in place of `isin` for each other title
         best = np.zeros(len(rows))
         for other in others:
             mine = self.terms[self.first[other] : self.first[other + 1]]
-            shared = np.isin(term, mine)
+            at = np.searchsorted(distinct, mine)
+            here = distinct[np.minimum(at, len(distinct) - 1)] == mine if len(distinct) else at > 0
+            held = np.zeros(len(distinct), bool)
+            held[at[here]] = True
+            shared = held[which]
             both = np.bincount(owner[shared], square[shared], minlength=len(rows))
             length = norm * np.sqrt((weight[mine] ** 2).sum())
             cosine = np.divide(both, length, out=np.zeros(len(rows)), where=length > 0)

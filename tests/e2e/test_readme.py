@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -105,6 +106,22 @@ def test_the_report_is_one_page(shop: Path, trained: Path) -> None:
     assert "<svg" in page
 
 
+def test_everybody_is_ranked_for_at_once(shop: Path, trained: Path) -> None:
+    (shop / "top-queries.txt").write_text("running shoes\ntrail socks\n")
+    mails, cache, again = lines("gems rank")
+    assert "for 61 requests" in shell(mails, shop)
+    frame = pl.read_parquet(shop / "runs" / "mine" / "mails.parquet")
+    assert frame["user_id"].n_unique() == 61
+    assert "for 2 requests" in shell(cache, shop)
+    assert pl.read_parquet(shop / "runs" / "mine" / "cache.parquet")["query"].unique(
+        maintain_order=True
+    ).to_list() == [
+        "running shoes",
+        "trail socks",
+    ]
+    assert "is complete already" in shell(again, shop)
+
+
 @pytest.fixture(scope="module")
 def server(trained: Path) -> Iterator[ServerProcess]:
     (command,) = lines("gems serve")
@@ -187,6 +204,7 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("baseline ncf --data nowhere --out runs/x", "nowhere"),
         ("compare nowhere", "nowhere"),
         ("report nowhere", "nowhere"),
+        ("rank nowhere --data data/mine --all --out runs/x", "nowhere"),
         ("preservation nowhere --data data/mine", "nowhere"),
         ("sweep nowhere.yaml --data data/mine --out runs/x", "nowhere"),
     ],

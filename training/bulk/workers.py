@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from transformers.utils.logging import disable_progress_bar
 
 from index.bundle.bundle import Bundle
 from server.offline import OfflineRanker, OfflineReader
@@ -123,9 +124,7 @@ def _begin(path: Path, version: str, settings: dict[str, Any], column: str, batc
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        from training.cli.common.quiet import quiet_libraries
-
-        quiet_libraries()
+        disable_progress_bar()
         chosen = read_settings(settings)
         reader = OfflineReader(Bundle.open(path), chosen)
         if reader.bundle.index.version != version:

@@ -11,8 +11,7 @@ from training.cli.commands.compare import compare_command
 from training.cli.commands.data import data_app
 from training.cli.commands.demo import demo_command
 from training.cli.commands.evaluate import evaluate_command
-from training.cli.commands.fuse import fuse_command
-from training.cli.commands.index import index_app
+from training.cli.commands.index import fuse_command, index_app
 from training.cli.commands.preservation import preservation_command
 from training.cli.commands.rank import rank_command
 from training.cli.commands.report import report_command

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.commands import COMMANDS, Command, Parameter
+from support.file_sizes import files_of_at_most
 
 from training.cli.common.paths import input_bundle, output_file, output_folder
 from training.outputs import OutputError, check_output, write_json
@@ -20,7 +19,7 @@ OUTPUTS = (output_file, output_folder)
 INPUTS = {
     "data", "config", "spec", "items", "interactions", "remove", "vectors", "source", "folder", "runs", "run",
     "baseline", "language_vectors", "identifiers__vectors", "knowledge__basis", "beauty", "movielens",
-    "item_vectors", "bundle", "backbone", "store",
+    "item_vectors", "bundle", "backbone", "store", "users", "queries", "requests", "exclude", "candidates",
 }  # fmt: skip
 WRITING = [
     (command, parameter)
@@ -125,17 +124,6 @@ def test_a_trial_leaves_everything_as_it_was(
     assert sorted(tmp_path.rglob("*")) == [kept]
     assert kept.is_dir() or kept.read_text() == "precious"
     assert parameter.info.callback is output_folder or kept.stat().st_mtime_ns == stamp
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Limit the size of files, so that a write fails midway, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(

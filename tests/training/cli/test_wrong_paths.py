@@ -23,6 +23,8 @@ from support.paths import ROOT
 from gems.model.knowledge import KnowledgeBasis
 from index.contents import contents_of
 from server.command_line import main as serve
+from training.bulk.queries import Queries
+from training.bulk.requests import Requests
 from training.cli.common.command import USER_ERRORS, one_line_errors
 from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
@@ -177,6 +179,7 @@ def test_what_is_no_data_set(
 
 ROWS = [{"item_id": f"i{n}", "title": f"item {n}"} for n in range(3)]
 EVENTS = [{"user_id": "u", "item_id": "i1", "timestamp": 1, "behaviour": "recommendation"}]
+NO_READER: Any = None  # nothing is asked before the file is known for what it is
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -228,6 +231,14 @@ def reads_vectors(path: Path) -> None:
     read_vectors(path, [row["item_id"] for row in ROWS])
 
 
+def reads_queries(path: Path) -> None:
+    Queries.read(path, {}, NO_READER)
+
+
+def reads_requests(path: Path) -> None:
+    Requests.read(path, None, {}, NO_READER)
+
+
 def reads_amazon(path: Path) -> None:
     item = {"item": 0, "asin": "a", "title": "A", "categories": [["x"]], "queries": ["q"]}
     for name, row in (("items.jsonl", item), ("users.jsonl", {"user": 1, "items": [0]})):
@@ -252,6 +263,10 @@ READERS: dict[str, tuple[Callable[[Path], object], str, set[str]]] = {
     "interactions": (reads_interactions, "interactions.jsonl", {"JSON Lines"}),
     "interactions in Parquet": (reads_interactions, "interactions.parquet", set()),
     "ids to remove": (lambda path: read_lines(path, "item ids"), "gone.txt", set()),
+    "queries": (reads_queries, "queries.txt", set()),
+    "queries in JSON Lines": (reads_queries, "queries.jsonl", {"JSON Lines"}),
+    "requests": (reads_requests, "requests.jsonl", {"JSON Lines"}),
+    "requests in Parquet": (reads_requests, "requests.parquet", set()),
     "vectors in Parquet": (reads_vectors, "v.parquet", set()),
     "vectors in npz": (reads_vectors, "v.npz", set()),
     "vectors in npy": (reads_vectors, "v.npy", {"NumPy"}),

@@ -170,10 +170,10 @@ def _check_sources(
     """Raise `UserError` unless the options name one source, and what belongs to it."""
     if data is not None and not is_data_set(data):
         DataSet.load(data)  # raises, and says what is there
-    if sum(each is not None for each in (data, queries, requests)) != 1:
-        raise UserError(f"name what to rank for, one of: {SOURCES}")
     if data is None and (everyone or users is not None):
         raise UserError("--all and --users are people of a data set: give --data")
+    if sum(each is not None for each in (data, queries, requests)) != 1:
+        raise UserError(f"name what to rank for, one of: {SOURCES}")
     if data is not None and everyone == (users is not None):
         raise UserError(f"say for whom of {data}: --all for everyone, or --users FILE")
     if data is not None and task == "search":

@@ -1,0 +1,150 @@
+"""`python -m bench.rank BUNDLE --data DIR --json F`: `gems rank` against the engine alone, on the same people.
+
+The engine ranks full batches of requests that were read beforehand; `gems rank` reads them, ranks the same batches,
+sums up the signals of the pool, and writes its parts. They run in turn, and medians of their rates are compared: one
+process with one thread on either side; then as many workers with one thread each as the engine has threads. The start
+of the workers, some seconds each time, is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from index.bundle.bundle import Bundle
+from server.offline import OfflineRanker, OfflineReader
+from server.ranking.ranked import Question
+from server.settings import read_settings
+from training.bulk.entry import Source
+from training.bulk.parts import Parts
+from training.bulk.people import read_people
+from training.bulk.rank import plan_of
+from training.bulk.workers import Ranked, Slice, Worker, rank_here, rank_in_processes
+from training.cli.common.command import run_command
+from training.cli.common.paths import BundlePath, JsonFile
+from training.cli.common.quiet import quiet_libraries
+from training.outputs import write_json
+from training.settings import MOST, MOST_THREADS
+
+PART = 16  # batches
+
+
+def slices(source: Source, people: int, batch: int) -> Iterator[Slice]:
+    """Yield the people in parts."""
+    for start in range(0, people, PART * batch):
+        yield Slice(start, source.entries(start, min(people, start + PART * batch)))
+
+
+def rate_of(results: Iterator[tuple[Slice, Ranked]], parts: Parts, skipped: int) -> float:
+    """Write parts; return requests a second, without the first parts and the time until they are there."""
+    began, counted = time.perf_counter(), 0
+    for number, (each, (table, tally)) in enumerate(results, start=1):
+        parts.write(each.start, each.stop, table, tally)
+        if number == skipped:
+            began, counted = time.perf_counter(), 0
+        else:
+            counted += len(each.entries)
+    return counted / (time.perf_counter() - began)
+
+
+def measure(path: Path, data: Path, people: int, batch: int, threads: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of a bundle."""
+    settings = read_settings({"threads": 1})
+    reader = OfflineReader(Bundle.open(path), settings)
+    ranker = OfflineRanker.open(reader, settings)
+    source = read_people(data, None, {}, reader)
+    people = min(people, len(source))
+    requests = [Question.of(reader.read(each.body())).request for each in source.entries(0, people)]
+    plan = plan_of(reader.bundle, source, settings, {}, batch)
+
+    def engine(used: int) -> float:
+        torch.set_num_threads(used)
+        began = time.perf_counter()
+        for start in range(0, people, batch):
+            ranker.engine.rank(requests[start : start + batch])
+        rate = people / (time.perf_counter() - began)
+        torch.set_num_threads(1)
+        return rate
+
+    def bulk(results: Iterator[tuple[Slice, Ranked]], skipped: int) -> float:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Parts.opened(Path(folder) / "out.parquet", plan) as parts,
+        ):
+            return rate_of(results, parts, skipped)
+
+    def one() -> float:
+        worker = Worker(ranker, source.column, batch)
+        return bulk(rank_here(worker, slices(source, people, batch), lambda _: None), 0)
+
+    def many() -> float:
+        given = {"threads": 1}
+        return bulk(
+            rank_in_processes(
+                threads,
+                reader.bundle,
+                given,
+                source.column,
+                batch,
+                slices(source, people, batch),
+                lambda _: None,
+            ),
+            threads,
+        )
+
+    runs: dict[str, Callable[[], float]] = {"engine": lambda: engine(1), "rank": one}
+    if threads > 1:
+        runs |= {f"engine_{threads}_threads": lambda: engine(threads), f"rank_{threads}_workers": many}
+    engine(1)  # warm
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            rates[name].append(run())
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    best = max(rate for name, rate in medians.items() if name.startswith("engine"))
+    ratios = {f"{name}_to_engine": medians[name] / best for name in medians if name.startswith("rank_")}
+    return {
+        "requests_per_second": medians,
+        "rank_to_engine": medians["rank"] / medians["engine"],
+        **ratios,
+        "rounds": rates,
+        "people": people,
+        "batch_size": batch,
+        "bundle": reader.bundle.info.bundle_id,
+    }
+
+
+def main(
+    bundle: BundlePath,
+    data: Annotated[Path, typer.Option(help="folder of a data set, whose people are ranked for")],
+    json_file: JsonFile = None,
+    people: Annotated[int, typer.Option(min=1, max=MOST, help="at most this many of them")] = 4000,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="requests that are ranked together")] = 32,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="workers, and threads of the engine against them")
+    ] = 2,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="turns of each")] = 3,
+) -> None:
+    """Measure people a second of `gems rank` and of the engine alone."""
+    quiet_libraries()
+    figures = measure(bundle, data, people, batch_size, threads, rounds)
+    console = Console()
+    for name, rate in figures["requests_per_second"].items():
+        console.print(f"{name:24}{rate:10.1f} a second", highlight=False)
+    for name, value in figures.items():
+        if name.endswith("_to_engine"):
+            console.print(f"{name:24}{value:10.2f}", highlight=False)
+    if json_file:
+        write_json(json_file, figures)
+
+
+if __name__ == "__main__":
+    run_command(main, "bench.rank")
