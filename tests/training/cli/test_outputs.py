@@ -18,8 +18,8 @@ OUTPUTS = (output_file, output_folder)
 # Paths that are read. A new path of a command belongs here, or is tried.
 INPUTS = {
     "data", "config", "spec", "items", "interactions", "remove", "vectors", "source", "folder", "runs", "run",
-    "baseline", "language_vectors", "identifiers__vectors", "knowledge__basis", "beauty", "movielens",
-    "item_vectors", "bundle", "backbone", "store", "users", "queries", "requests", "exclude", "candidates",
+    "baseline", "language_vectors", "identifiers__vectors", "knowledge__basis", "knowledge__histories", "beauty",
+    "movielens", "item_vectors", "bundle", "backbone", "store", "users", "queries", "requests", "exclude", "candidates",
 }  # fmt: skip
 WRITING = [
     (command, parameter)
