@@ -2,8 +2,8 @@
 
 The engine ranks full batches of requests that were read beforehand; `gems rank` reads them, ranks the same batches,
 sums up the signals of the pool, and writes its parts. They run in turn, and medians of their rates are compared: one
-process with one thread on either side; then as many workers with one thread each as the engine has threads. The start
-of the workers, some seconds each time, is not counted.
+process with one thread, then several such workers. The engine has one thread, or `--threads`. The start of the workers,
+some seconds each time, is not counted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def rate_of(results: Iterator[tuple[Slice, Ranked]], parts: Parts, skipped: int)
     return counted / (time.perf_counter() - began)
 
 
-def measure(path: Path, data: Path, people: int, batch: int, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    path: Path, data: Path, people: int, batch: int, workers: int, threads: int, rounds: int
+) -> dict[str, Any]:
     """Return the figures of a bundle."""
     settings = read_settings({"threads": 1})
     reader = OfflineReader(Bundle.open(path), settings)
@@ -65,8 +67,8 @@ def measure(path: Path, data: Path, people: int, batch: int, threads: int, round
     requests = [Question.of(reader.read(each.body())).request for each in source.entries(0, people)]
     plan = plan_of(reader.bundle, source, settings, {}, batch)
 
-    def engine(used: int) -> float:
-        torch.set_num_threads(used)
+    def engine() -> float:
+        torch.set_num_threads(threads)
         began = time.perf_counter()
         for start in range(0, people, batch):
             ranker.engine.rank(requests[start : start + batch])
@@ -86,38 +88,30 @@ def measure(path: Path, data: Path, people: int, batch: int, threads: int, round
         return bulk(rank_here(worker, slices(source, people, batch), lambda _: None), 0)
 
     def many() -> float:
-        given = {"threads": 1}
-        return bulk(
-            rank_in_processes(
-                threads,
-                reader.bundle,
-                given,
-                source.column,
-                batch,
-                slices(source, people, batch),
-                lambda _: None,
-            ),
-            threads,
+        parts = slices(source, people, batch)
+        done = rank_in_processes(
+            workers, reader.bundle, {"threads": 1}, source.column, batch, parts, lambda _: None
         )
+        return bulk(done, workers)
 
-    runs: dict[str, Callable[[], float]] = {"engine": lambda: engine(1), "rank": one}
-    if threads > 1:
-        runs |= {f"engine_{threads}_threads": lambda: engine(threads), f"rank_{threads}_workers": many}
-    engine(1)  # warm
+    runs: dict[str, Callable[[], float]] = {"engine": engine, "rank": one}
+    if workers > 1:
+        runs["rank_with_workers"] = many
+    engine()  # warm
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             rates[name].append(run())
     medians = {name: statistics.median(found) for name, found in rates.items()}
-    best = max(rate for name, rate in medians.items() if name.startswith("engine"))
-    ratios = {f"{name}_to_engine": medians[name] / best for name in medians if name.startswith("rank_")}
+    ratios = {f"{name}_to_engine": medians[name] / medians["engine"] for name in medians if name != "engine"}
     return {
         "requests_per_second": medians,
-        "rank_to_engine": medians["rank"] / medians["engine"],
         **ratios,
         "rounds": rates,
         "people": people,
         "batch_size": batch,
+        "workers": workers,
+        "engine_threads": threads,
         "bundle": reader.bundle.info.bundle_id,
     }
 
@@ -128,14 +122,13 @@ def main(
     json_file: JsonFile = None,
     people: Annotated[int, typer.Option(min=1, max=MOST, help="at most this many of them")] = 4000,
     batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="requests that are ranked together")] = 32,
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="workers, and threads of the engine against them")
-    ] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="of `gems rank`, one thread each")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="of the engine alone")] = 1,
     rounds: Annotated[int, typer.Option(min=1, max=MOST, help="turns of each")] = 3,
 ) -> None:
     """Measure people a second of `gems rank` and of the engine alone."""
     quiet_libraries()
-    figures = measure(bundle, data, people, batch_size, threads, rounds)
+    figures = measure(bundle, data, people, batch_size, workers, threads, rounds)
     console = Console()
     for name, rate in figures["requests_per_second"].items():
         console.print(f"{name:24}{rate:10.1f} a second", highlight=False)
