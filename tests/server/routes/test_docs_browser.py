@@ -24,7 +24,7 @@ def test_a_browser_shows_every_operation_and_sends_a_request(
     with serving(create_app(bundle, hosted(engine), Settings())) as port:
         visitor = Visitor(browser, f"http://127.0.0.1:{port}/")
         page = visitor.tab("docs")
-        expect(page.locator(".opblock")).to_have_count(10)
+        expect(page.locator(".opblock")).to_have_count(13)
         recommend = recommended_in_docs(page, '{"limit": 2}')
         answer = recommend.locator(".live-responses-table .response-col_description")
         expect(answer.last).to_contain_text('"rank": 2')
