@@ -236,7 +236,7 @@ class RedisStore:
             try:
                 with self._forgetting:
                     others = int(self._client.get(FORGOTTEN_KEY) or 0) - self._own
-            except self._error:
+            except (self._error, OSError, ValueError):  # the last two: `close` took the connection away
                 continue
             if seen is not None and others > seen:
                 self.on_forgotten()
