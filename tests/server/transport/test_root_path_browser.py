@@ -33,7 +33,7 @@ def test_both_pages_work_below_a_prefix(
         page.click("#search .curl summary")
         expect(page.locator("#search .curl pre")).to_contain_text(f"curl -s {base}v1/search")
         page.click("nav a:has-text('API')")
-        expect(page.locator(".opblock")).to_have_count(10)
+        expect(page.locator(".opblock")).to_have_count(13)
         recommend = recommended_in_docs(page, '{"limit": 2}')
         answer = recommend.locator(".live-responses-table .response-col_description")
         expect(answer.last).to_contain_text('"rank": 2')
