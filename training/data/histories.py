@@ -5,10 +5,11 @@ A history becomes Python objects only when somebody looks at it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import polars as pl
@@ -47,8 +48,27 @@ class UserHistory:
         return self.events[position].query or self.simulated_queries[position]
 
 
+Element = TypeVar("Element")
+
+
+class OnDemand(Sequence[Element]):
+    """A sequence whose elements are made when they are looked at."""
+
+    @abstractmethod
+    def at(self, k: int) -> Element:
+        """Make the k-th element, from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Element: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Element]: ...
+    def __getitem__(self, index: int | slice) -> Element | list[Element]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(k) for k in places]
+
+
 @dataclass(frozen=True, eq=False)
-class Histories(Sequence[UserHistory]):
+class Histories(OnDemand[UserHistory]):
     """The histories of all people, one after another.
 
     user_ids: text [people].
@@ -125,14 +145,8 @@ class Histories(Sequence[UserHistory]):
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    @overload
-    def __getitem__(self, index: int) -> UserHistory: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[UserHistory]: ...
-    def __getitem__(self, index: int | slice) -> UserHistory | list[UserHistory]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        k = range(len(self))[index]
+    def at(self, k: int) -> UserHistory:
+        """Return the history of a person. k: place in `user_ids`."""
         begin, end = self.offsets[k : k + 2].tolist()
         simulated = (self._text(place) for place in self.simulated[begin:end].tolist())
         stamps = self.timestamps[begin:end].tolist()

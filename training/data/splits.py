@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.sequence.events import Event
 from training.data.dataset import DataSet
-from training.data.histories import Histories
+from training.data.histories import Histories, OnDemand
 from training.data.schema import DataError
 
 LEAVE_ONE_OUT = "leave-one-out"
@@ -35,7 +34,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Stretches(Sequence[tuple[Event, ...]]):
+class Stretches(OnDemand[tuple[Event, ...]]):
     """The first events of some people's histories, made when they are looked at.
 
     people: int64 [n], places in `histories`.
@@ -49,18 +48,13 @@ class Stretches(Sequence[tuple[Event, ...]]):
     def __len__(self) -> int:
         return len(self.people)
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[Event, ...]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[Event, ...]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[Event, ...] | list[tuple[Event, ...]]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        return self.histories.events(int(self.people[index]), int(self.ends[index]))
+    def at(self, k: int) -> tuple[Event, ...]:
+        """Return the events of the k-th of the people."""
+        return self.histories.events(int(self.people[k]), int(self.ends[k]))
 
 
 @dataclass(frozen=True)
-class Cases(Sequence[Case]):
+class Cases(OnDemand[Case]):
     """Test cases of some people, made when they are looked at.
 
     people: int64 [n], places in `histories`.
@@ -74,14 +68,9 @@ class Cases(Sequence[Case]):
     def __len__(self) -> int:
         return len(self.people)
 
-    @overload
-    def __getitem__(self, index: int) -> Case: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Case]: ...
-    def __getitem__(self, index: int | slice) -> Case | list[Case]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        log, person, position = self.histories, int(self.people[index]), int(self.positions[index])
+    def at(self, k: int) -> Case:
+        """Return the k-th case."""
+        log, person, position = self.histories, int(self.people[k]), int(self.positions[k])
         target = int(log.items[log.offsets[person] + position])
         query = log.search_query(person, position)
         return Case(log.user_id(person), log.events(person, position), target, query)
