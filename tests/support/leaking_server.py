@@ -9,14 +9,14 @@ from server.command_line import main
 from server.ranking.service import Service
 
 KEPT: list[Any] = []
-_answer = Service._answer
+_count = Service._count
 
 
 def leaking(self: Service, *arguments: Any) -> Any:
     KEPT.append(bytearray(20_000))
-    return _answer(self, *arguments)
+    return _count(self, *arguments)
 
 
 if __name__ == "__main__":
-    Service._answer = leaking  # type: ignore[method-assign]
+    Service._count = leaking  # type: ignore[method-assign]
     sys.exit(main())

@@ -12,7 +12,6 @@ hold the plan. Then the folder is removed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index.files import atomic_folder
+from index.records import parse_json
 from training.bulk.entry import BulkError
 from training.bulk.plan import Plan
 from training.bulk.table import Tally, schema_of
@@ -77,7 +77,7 @@ class Parts:
             start, _, stop = path.stem.partition("-")
             try:
                 metadata = pq.read_schema(path).metadata
-                self._tallies[int(start), int(stop)] = Tally(**json.loads(metadata[b"gems.tally"]))
+                self._tallies[int(start), int(stop)] = Tally(**parse_json(metadata[b"gems.tally"].decode()))
             except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
                 path.unlink()  # the disk lost it: it is ranked again
 
