@@ -14,6 +14,7 @@ damaged file. A bundle holds no pickle and no remote code. The backbone's `gener
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -33,7 +34,7 @@ from index.bundle.consistency import (
     drop_code,
 )
 from index.bundle.item_index import ItemIndex
-from index.bundle.manifest import BundleError, refusing, verify, write_manifest
+from index.bundle.manifest import MANIFEST, BundleError, refusing, sha256_of, verify, write_manifest
 from index.bundle.versions import Versions
 from index.catalogue import Catalogue
 from index.files import atomic_folder, read_array
@@ -222,6 +223,11 @@ class Bundle:
             return replace(
                 self, index=index, encoder=_encoder(self.info, index, self.tokenizer, self.vocabulary)
             )
+
+    def sha256(self) -> str:
+        """Return one hash of all files of the bundle and of its index version: that of their manifests."""
+        manifests = (self.path / MANIFEST, self.path / INDEX / self.index.version / MANIFEST)
+        return hashlib.sha256("".join(map(sha256_of, manifests)).encode()).hexdigest()
 
     def codebooks(self) -> Codebooks | None:
         """Return the codebooks that name later items; None if the identifier scheme has none.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from index.bundle.bundle import INDEX, Bundle
+from index.bundle.bundle import Bundle
 from index.records import read_json
 from training.bulk.entry import BulkError
 
@@ -63,11 +62,8 @@ class Plan:
 
 def bundle_facts(bundle: Bundle) -> dict[str, str]:
     """Return what identifies a bundle with its index version: names, and one hash of all files."""
-    digest = hashlib.sha256()
-    for folder in (bundle.path, bundle.path / INDEX / bundle.index.version):
-        digest.update((folder / "manifest.json").read_bytes())
     return {
         "bundle_id": bundle.info.bundle_id,
         "index_version": bundle.index.version,
-        "sha256": digest.hexdigest(),
+        "sha256": bundle.sha256(),
     }

@@ -188,7 +188,7 @@ class Histories(OnDemand[UserHistory]):
         return replace(self, items=rows[self.items])
 
     def repeated(self) -> NDArray[np.int64]:
-        """Return the events that repeat an earlier one of the person: the same time, item and query."""
+        """Return the events that repeat an earlier one of the person: the same time, item and queries."""
         people = np.repeat(np.arange(len(self)), self.lengths)
         again = (np.diff(people) == 0) & (np.diff(self.timestamps) == 0)
         near = np.flatnonzero(np.append(again, False) | np.append(False, again))  # events of one moment

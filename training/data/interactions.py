@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,13 @@ def scan_parquet(path: Path) -> pl.LazyFrame:
     return frame
 
 
+def require_columns(path: Path, required: Iterable[str], found: Collection[str]) -> None:
+    """Raise `DataError` that names the columns that a file lacks. found: those that it has."""
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(found)}")
+
+
 def read_interactions(path: Path, catalogue: Catalogue) -> Histories:
     """Read and check the interactions of a data set.
 
@@ -42,24 +50,25 @@ def read_interactions(path: Path, catalogue: Catalogue) -> Histories:
     """
     frame = _typed(path)
     try:
-        _check_rows(path, frame, catalogue)
-        return encoded(frame, catalogue)
+        items = pl.Series(catalogue.item_ids, dtype=pl.String)
+        _check_rows(path, frame, items)
+        return _encoded(frame, items)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def encoded(frame: pl.LazyFrame, catalogue: Catalogue) -> Histories:
+def _encoded(frame: pl.LazyFrame, items: pl.Series) -> Histories:
     """Return the histories of checked interactions; people are in the order of their first rows.
 
-    frame: the columns of `schema`, texts as strings or categories.
+    frame: the columns of `schema`. items: ids of the catalogue.
     """
-    query = pl.when(pl.col("behaviour") == Task.SEARCH.value).then(pl.col("query").cast(pl.String))
-    simulated = pl.col(SIMULATED_QUERY).cast(pl.String)
-    users = _distinct(frame.select(pl.col("user_id").cast(pl.String).alias("text")))
+    query = pl.when(pl.col("behaviour") == Task.SEARCH.value).then(pl.col("query"))
+    simulated = pl.col(SIMULATED_QUERY)
+    users = _distinct(frame.select(text=pl.col("user_id")))
     texts = _distinct(pl.concat([frame.select(text=query), frame.select(text=simulated)]))
     log = frame.select(
         _place(pl.col("user_id"), users).alias("user"),
-        _place(pl.col("item_id"), pl.Series(catalogue.item_ids)).alias("item"),
+        _place(pl.col("item_id"), items).alias("item"),
         _place(query, texts).alias("query"),
         _place(simulated, texts).alias("simulated"),
         "timestamp",
@@ -98,9 +107,7 @@ def _typed(path: Path) -> pl.LazyFrame:
     """Open the file. The result always has the column `simulated_query`. Raises `DataError` for wrong columns."""
     frame = scan_parquet(path)
     columns = dict(frame.collect_schema())
-    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
-    if missing:
-        raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(columns)}")
+    require_columns(path, REQUIRED_COLUMNS, columns)
     columns.setdefault(SIMULATED_QUERY, pl.Null())
     for column in TEXT_COLUMNS:
         if columns[column] == pl.Null:  # a column without a single value
@@ -113,10 +120,10 @@ def _typed(path: Path) -> pl.LazyFrame:
     return frame.with_columns(pl.col("timestamp").cast(kind, strict=False))
 
 
-def _check_rows(path: Path, frame: pl.LazyFrame, catalogue: Catalogue) -> None:
-    """Raise `DataError` for the first wrong row."""
+def _check_rows(path: Path, frame: pl.LazyFrame, items: pl.Series) -> None:
+    """Raise `DataError` for the first wrong row. items: ids of the catalogue."""
     blank = pl.col("query").fill_null("").str.strip_chars() == ""
-    known = _place(pl.col("item_id"), pl.Series(catalogue.item_ids)) != NONE
+    known = _place(pl.col("item_id"), items) != NONE
     checks = {
         "'user_id' is empty": pl.col("user_id").fill_null("") == "",
         f"'item_id' is not in {ITEMS_FILE}": ~known,

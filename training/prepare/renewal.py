@@ -9,7 +9,6 @@ removed.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from index.bundle.bundle import INDEX, Bundle
-from index.bundle.manifest import MANIFEST, sha256_of
+from index.bundle.bundle import Bundle
 from index.bundle.naming import names_of
 from index.catalogue import Catalogue, Item
 from index.files import atomic_folder
@@ -54,8 +52,7 @@ class Renewal:
     def open(cls, path: Path) -> Renewal:
         """Check and open a bundle. Raises `BundleError` if it is not complete and undamaged."""
         bundle = Bundle.open(path)
-        manifests = (path / MANIFEST, path / INDEX / bundle.index.version / MANIFEST)
-        return cls(bundle, hashlib.sha256("".join(map(sha256_of, manifests)).encode()).hexdigest())
+        return cls(bundle, bundle.sha256())
 
     @property
     def record(self) -> dict[str, str]:

@@ -38,7 +38,7 @@ def rank_command(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="search these, without a history; text file, one a line, or .jsonl or .parquet ('query')"
+            help="search these, without a history; text file, one a line, or .jsonl, .csv or .parquet ('query')"
         ),
     ] = None,
     requests: Annotated[

@@ -56,6 +56,7 @@ def check_interaction(row: object, text_numbers: bool = False) -> dict[str, Any]
 class InteractionLog:
     """The interactions of a file: the good ones as columns, the bad ones as rows with reasons.
 
+    unit: of the time stamps, "" for none that is known; of what was read.
     path: the file.
     item_ids: ids of the items, in the order of the catalogue.
     refused: ids of items that were refused; their interactions are counted in `of_refused` and not blamed.
@@ -65,6 +66,7 @@ class InteractionLog:
         self.path = path
         self.bad: list[BadRow] = []
         self.of_refused = 0
+        self.unit = ""
         self._clock = Clock(path)
         # An Enum would be hashed anew for each table. Categories are kept as long as a column has them.
         self._items = pl.Series(item_ids, dtype=pl.String).cast(pl.Categorical(pl.Categories.random()))

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from training.data.importing.files import Kind, kind_of, opened
-from training.data.interactions import scan_parquet
+from training.data.interactions import require_columns, scan_parquet
 from training.data.schema import DataError
 
 BLOCK = 1 << 24  # bytes of lines in a table
@@ -56,10 +56,10 @@ def rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, object]]:
     kind = kind_of(path)
     if kind is Kind.LINES:
         for number, line in _numbered_lines(path):
-            yield number, _parsed(line, number)
+            yield number, _parsed(line)
     elif kind is Kind.CSV:
-        for start, records in _records(path, required):
-            yield from zip(start, records, strict=True)
+        for numbers, records in _records(path, required):
+            yield from zip(numbers, records, strict=True)
     else:
         for table in parquet_tables(path, required):
             yield from zip(table.numbers.tolist(), table.columns.iter_rows(named=True), strict=True)
@@ -120,7 +120,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _parsed(line: bytes, number: int) -> object:
+def _parsed(line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -140,7 +140,7 @@ def _table_of_lines(first: int, block: bytes, wanted: Sequence[str]) -> Table | 
     columns = _columns_of_lines(lines, block, wanted)
     if columns is None:
         columns = pl.DataFrame({name: [None] * len(lines) for name in wanted})
-    return Table(numbers, columns, lambda k: _parsed(lines[k], int(numbers[k])))
+    return Table(numbers, columns, lambda k: _parsed(lines[k]))
 
 
 def _columns_of_lines(lines: list[bytes], block: bytes, wanted: Sequence[str]) -> pl.DataFrame | None:
@@ -174,7 +174,7 @@ def _quoted(block: bytes, name: str) -> int:
 def _frames(path: Path, required: Sequence[str], wanted: Sequence[str] | None) -> Iterator[pl.DataFrame]:
     frame = scan_parquet(path)
     names = frame.collect_schema().names()
-    _require(path, required, names)
+    require_columns(path, required, names)
     if wanted is not None:
         frame = frame.select([name for name in wanted if name in names])
     try:
@@ -190,7 +190,7 @@ def _records(path: Path, required: Sequence[str]) -> Iterator[tuple[list[int], l
         header = text.readline()
         delimiter = max(DELIMITERS, key=header.count)
         names = next(csv.reader([header], delimiter=delimiter), [])
-        _require(path, required, names)
+        require_columns(path, required, names)
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two columns have one name; found {', '.join(names)}")
         reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -213,9 +213,3 @@ def _csv_rows(reader: Any, names: list[str]) -> Iterator[tuple[int, Mapping[str,
             yield line, {name: cell or None for name, cell in zip(names, cells, strict=True)}
         elif cells:
             yield line, RowError(f"{len(cells)} cells, the header has {len(names)}")
-
-
-def _require(path: Path, required: Sequence[str], names: Sequence[str]) -> None:
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise DataError(f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(names)}")
