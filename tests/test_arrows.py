@@ -143,9 +143,12 @@ ALLOWED = {
         "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
         "training.methods.tuning training.model training.outputs training.prepare"
     ),
+    "training.fit": (
+        "gems index.pool index.trie server.engine.torch_backend training.config training.data "
+        "training.evaluation training.loop training.methods training.model training.prepare training.run"
+    ),
     "training.pipeline": (
-        "gems index.bundle index.pool index.trie server.engine.torch_backend training.config training.data "
-        "training.dense training.evaluation training.fusion training.loop training.methods training.model "
+        "index.bundle index.pool training.config training.data training.dense training.fit training.fusion "
         "training.prepare training.run"
     ),
     "training.demo": (
@@ -166,7 +169,7 @@ ALLOWED = {
     ),
     "training.sweep": (
         "index.files index.records index.sequence training.config training.data training.errors "
-        "training.evaluation training.inputs training.loop training.pipeline training.prepare "
+        "training.evaluation training.fit training.inputs training.loop training.prepare "
         "training.preservation training.run training.settings"
     ),
     "training.cli.commands": (
@@ -267,7 +270,7 @@ def test_no_room_is_overfull() -> None:
 
 
 def test_the_check_can_fail() -> None:
-    assert is_allowed("training.pipeline", "server.engine.torch_backend")
+    assert is_allowed("training.fit", "server.engine.torch_backend")
     assert not is_allowed("training.pipeline", "server.app")
     assert not is_allowed("server.serving", "server.ranking")
     assert not is_allowed("server.api", "training.config")

@@ -21,8 +21,8 @@ from training.data.general_text import held_out_articles, token_windows
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
+from training.fit import Trained, fit
 from training.loop.trainer import DivergedError
-from training.pipeline import Trained, fit
 from training.prepare.preparation import open_prepared, shape_of
 from training.preservation.general import general_figures
 from training.preservation.preservation import compare_general

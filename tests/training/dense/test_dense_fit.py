@@ -15,7 +15,8 @@ from server.engine.contract import RankRequest
 from server.engine.torch_backend.engine import TorchEngine
 from training.dense.fit import fit_dense
 from training.dense.states import target_states
-from training.pipeline import fit, train
+from training.fit import fit
+from training.pipeline import train
 
 ITEMS, VECTORS, STATES = 300, 16, 8
 

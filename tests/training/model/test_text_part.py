@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
+from training.fit import fit
 from training.loop.batches import Batch
 from training.loop.losses import item_losses
 from training.loop.parts import Part
@@ -30,7 +31,7 @@ from training.methods.registry import make_method
 from training.model import text_part
 from training.model.rows import AddedRows
 from training.model.text_part import TextPart, maps_of
-from training.pipeline import fit, train
+from training.pipeline import train
 
 KNOWN, ITEMS, WIDTH = 50, 12, 5
 VOCABULARY = IdentifierVocabulary(KNOWN, (ITEMS,))

@@ -22,9 +22,10 @@ from index.bundle.bundle import Bundle
 from index.sequence.events import Task
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
+from training.fit import fit
 from training.loop.trainer import TrainingError
 from training.methods.registry import check_method, make_method
-from training.pipeline import fit, train
+from training.pipeline import train
 from training.prepare.preparation import open_prepared
 
 QUIET = Console(quiet=True)
