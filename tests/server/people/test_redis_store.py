@@ -10,12 +10,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from support.stores import NOW, event, opened_store, run
 
 from server.people import redis_store
 from server.people.interaction import Appended, Interaction
@@ -28,7 +29,6 @@ PROGRAM = next(filter(None, map(shutil.which, ("redis-server", "valkey-server"))
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no redis-server or valkey-server on this machine")
 
 T = TypeVar("T")
-NOW = 1_700_000_000.0
 KEEP = Keep()
 
 
@@ -84,27 +84,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("the awaited condition did not come true")
 
 
-@contextmanager
 def opened(
     server: Redis, keep: Keep = KEEP, clock: Callable[[], float] = lambda: NOW
-) -> Iterator[RedisStore]:
-    store = RedisStore(server.url, keep, clock)
-    store.open()
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def run(work: Awaitable[T]) -> T:
-    async def all_of_it() -> T:
-        return await work
-
-    return asyncio.run(all_of_it())
-
-
-def event(user: str, number: int, timestamp: float | None = None) -> Interaction:
-    return Interaction(user, f"e{number}", f"item-{number}", None, timestamp)
+) -> AbstractContextManager[RedisStore]:
+    return opened_store(RedisStore(server.url, keep, clock))
 
 
 def test_any_order_of_arrival_gives_what_a_sorted_list_gives(server: Redis) -> None:

@@ -11,13 +11,14 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from support.paths import ROOT
+from support.stores import NOW, event, opened_store, run
 
 from server.people import sqlite_store
 from server.people.interaction import Appended, Interaction
@@ -26,29 +27,13 @@ from server.people.sqlite_store import SqliteStore
 from server.people.store import Keep, StoreError, StoreFullError, StoreRefusedError
 
 T = TypeVar("T")
-NOW = 1_700_000_000.0
 KEEP = Keep()
 
 
-@contextmanager
-def opened(path: Path, keep: Keep = KEEP, clock: Callable[[], float] = lambda: NOW) -> Iterator[SqliteStore]:
-    store = SqliteStore(path, keep, clock)
-    store.open()
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def run(work: Awaitable[T]) -> T:
-    async def all_of_it() -> T:
-        return await work
-
-    return asyncio.run(all_of_it())
-
-
-def event(user: str, number: int, timestamp: float | None = None) -> Interaction:
-    return Interaction(user, f"e{number}", f"item-{number}", None, timestamp)
+def opened(
+    path: Path, keep: Keep = KEEP, clock: Callable[[], float] = lambda: NOW
+) -> AbstractContextManager[SqliteStore]:
+    return opened_store(SqliteStore(path, keep, clock))
 
 
 def test_any_order_of_arrival_gives_what_a_sorted_list_gives(tmp_path: Path) -> None:
