@@ -59,7 +59,9 @@ class NeuMF(nn.Module):
 
 def ncf(settings: NCFSettings, dataset: DataSet, split: Split) -> Baseline:
     """Return NeuMF as a baseline. The split must be leave-one-out, so that every tested user was trained on."""
-    known = {user.user_id: row for row, user in enumerate(dataset.users)}  # in the order of `split.train`
+    known = {
+        user_id: row for row, user_id in enumerate(dataset.users.user_ids.to_pylist())
+    }  # as in `split.train`
     pairs = torch.tensor([(row, e.item) for row, events in enumerate(split.train) for e in events])
     items = len(dataset.catalogue)
     model = NeuMF(len(known), items, settings.hidden, settings.dropout)

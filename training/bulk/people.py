@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from index.sequence.events import Event, Task
 from server.api.requests import HISTORY_CEILING
 from server.offline import OfflineReader
 from training.bulk.entry import BulkError, Entry
 from training.data.dataset import DataSet
-from training.data.histories import UserHistory
 from training.data.id_list import as_known, read_lines
 from training.run.run_folder import fingerprint
 
@@ -20,31 +22,37 @@ from training.run.run_folder import fingerprint
 class People:
     """A `Source` of people.
 
+    places: int64 [n], which of the data set's people.
     fields: of every request, besides the history.
     """
 
     column = "user_id"
 
     def __init__(
-        self, dataset: DataSet, users: Sequence[UserHistory], fields: Mapping[str, Any], notes: Sequence[str]
+        self, dataset: DataSet, places: NDArray[np.int64], fields: Mapping[str, Any], notes: Sequence[str]
     ) -> None:
         self._ids = dataset.catalogue.item_ids
-        self._users = users
+        self._users = dataset.users
+        self._places = places
         self._fields = dict(fields)
-        names = hashlib.sha256("\x1f".join(user.user_id for user in users).encode()).hexdigest()
-        self.sha256 = f"{fingerprint(dataset)}+{names}"
-        cut = sum(len(user.events) > HISTORY_CEILING for user in users)
+        names = hashlib.sha256("\x1f".join(dataset.users.user_ids.take(places).to_pylist()).encode())
+        self.sha256 = f"{fingerprint(dataset)}+{names.hexdigest()}"
+        cut = int((dataset.users.lengths[places] > HISTORY_CEILING).sum())
         said = f"{cut:,} histories have more than {HISTORY_CEILING:,} events; the newest were used"
         self.notes = [*notes, *([said] if cut else [])]
 
     def __len__(self) -> int:
-        return len(self._users)
+        return len(self._places)
 
     def entries(self, start: int, stop: int) -> list[Entry]:
         """Return the requests for some people, in their order."""
         return [
-            Entry(user.user_id, Task.RECOMMENDATION, {**self._fields, "history": self._history(user.events)})
-            for user in self._users[start:stop]
+            Entry(
+                self._users.user_id(place),
+                Task.RECOMMENDATION,
+                {**self._fields, "history": self._history(self._users.events(place))},
+            )
+            for place in self._places[start:stop].tolist()
         ]
 
     def _history(self, events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -73,8 +81,8 @@ def read_people(
     if all(known(item_id) is None for item_id in dataset.catalogue.item_ids):
         raise BulkError(f"the bundle knows no item of {data}; give the data set that belongs to it")
     if users is None:
-        return People(dataset, dataset.users, fields, [])
-    by_id = {user.user_id: user for user in dataset.users}
+        return People(dataset, np.arange(len(dataset.users)), fields, [])
+    by_id = {user_id: place for place, user_id in enumerate(dataset.users.user_ids.to_pylist())}
     lines = read_lines(users, "user ids, one a line")
     wanted = as_known(lines, by_id.__contains__, "user_id")
     missing = [user_id for user_id in dict.fromkeys(wanted) if user_id not in by_id]
@@ -89,4 +97,4 @@ def read_people(
     twice = len(wanted) - len(dict.fromkeys(wanted))
     notes = [f"{len(missing):,} people are not in {data}"] if missing else []
     notes += [f"{twice:,} lines of {users} name somebody again"] if twice else []
-    return People(dataset, found, fields, notes)
+    return People(dataset, np.array(found), fields, notes)
