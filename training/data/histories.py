@@ -116,18 +116,23 @@ class Histories(OnDemand[UserHistory]):
     def encoded(cls, log: pl.DataFrame, users: pl.Series, texts: pl.Series) -> Histories:
         """Sort the events of a log by person and time; equal times keep their order.
 
-        log: int32 columns `user` (place in `users`), `item`, `query`, `simulated` (as here), and `timestamp`.
+        log: int32 columns `user` (place in `users`), `item`, `query`, `simulated` (as here), and `timestamp`. They are
+            taken out of it one by one, so that no log is in memory twice.
         users, texts: every user id and every query once.
         """
-        log = log.sort("user", "timestamp", maintain_order=True)
-        counts = np.bincount(log["user"].to_numpy(), minlength=len(users))
+        order = log.select(pl.arg_sort_by("user", "timestamp", maintain_order=True)).to_series()
+        lengths = np.bincount(log["user"].to_numpy(), minlength=len(users))
+
+        def sorted_column(name: str) -> NDArray[Any]:
+            return log.drop_in_place(name).gather(order).to_numpy()
+
         return cls(
             user_ids=users.to_arrow(),
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            items=log["item"].to_numpy(),
-            queries=log["query"].to_numpy(),
-            simulated=log["simulated"].to_numpy(),
-            timestamps=log["timestamp"].to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items=sorted_column("item"),
+            queries=sorted_column("query"),
+            simulated=sorted_column("simulated"),
+            timestamps=sorted_column("timestamp"),
             texts=texts.to_arrow(),
         )
 
@@ -189,8 +194,8 @@ class Histories(OnDemand[UserHistory]):
 
     def repeated(self) -> NDArray[np.int64]:
         """Return the events that repeat an earlier one of the person: the same time, item and queries."""
-        people = np.repeat(np.arange(len(self)), self.lengths)
-        again = (np.diff(people) == 0) & (np.diff(self.timestamps) == 0)
+        again = self.timestamps[1:] == self.timestamps[:-1]
+        again[self.offsets[1:-1] - 1] = False  # the next event is another person's
         near = np.flatnonzero(np.append(again, False) | np.append(False, again))  # events of one moment
         columns = {
             "item": self.items,
@@ -199,7 +204,8 @@ class Histories(OnDemand[UserHistory]):
             "time": self.timestamps,
         }
         moment = pl.DataFrame(
-            {"person": people[near]} | {name: column[near] for name, column in columns.items()}
+            {"person": np.searchsorted(self.offsets, near, side="right")}
+            | {name: column[near] for name, column in columns.items()}
         )
         first: NDArray[np.bool_] = (
             moment.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()

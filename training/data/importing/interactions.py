@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,16 @@ class InteractionLog:
         codes = self._items.to_physical()
         self._rows = np.full(len(codes) + 1, NONE, np.int32)  # by the code of an item
         self._rows[codes.to_numpy()] = np.arange(len(codes))
-        self._places = {item_id: place for place, item_id in enumerate(item_ids)}
+        self._item_ids = item_ids
         self._refused = refused
         self._untyped = kind_by_name(path) is Kind.CSV
         self._users, self._texts = pl.Categories.random(), pl.Categories.random()
         self._parts: list[pl.DataFrame] = []
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Catalogue rows by item id, for rows that are in doubt; most files have none."""
+        return {item_id: place for place, item_id in enumerate(self._item_ids)}
 
     def read(self) -> None:
         """Read and check all rows. Raises `DataError` if the file cannot be read, or times are of several units."""
@@ -90,13 +96,14 @@ class InteractionLog:
 
     def histories(self) -> Histories:
         """Return the good interactions, sorted; people are in the order of their first rows."""
-        log = pl.concat(self._parts, how="vertical_relaxed", rechunk=True)
+        log = pl.concat(self._parts, how="vertical_relaxed")
         self._parts = []
-        user, users = _numbered(log["user"], self._users)
-        texts = pl.concat([log["query"], log["simulated"]])
-        both, known = _numbered(texts, self._texts)
-        log = log.with_columns(user=user, query=both.head(len(log)), simulated=both.tail(len(log)))
-        return Histories.encoded(log, users, known)
+        people, users = _places(log["user"], self._users)
+        asked, texts = _places(pl.concat([log["query"], log["simulated"]]), self._texts)
+        log = log.with_columns(
+            _numbers(log["user"], people), _numbers(log["query"], asked), _numbers(log["simulated"], asked)
+        )
+        return Histories.encoded(log.rechunk(), users, texts)  # to gather from many chunks is slow
 
     def _add(self, table: Table) -> None:
         checked, good, dates = self._checked(table)
@@ -201,14 +208,21 @@ def _as_text(column: pl.Series, whole: bool = True) -> pl.Series:
     return pl.Series(column.name, [None] * len(column), pl.String)
 
 
-def _numbered(texts: pl.Series, categories: pl.Categories) -> tuple[pl.Series, pl.Series]:
-    """Number texts in the order in which they come first. Return the numbers, int32, -1 for null, and the texts."""
-    codes = texts.to_physical()
-    order = codes.drop_nulls().unique(maintain_order=True)
-    place = np.full(int(order.max() or 0) + 1, NONE, np.int32)  # type: ignore[arg-type]
-    place[order.to_numpy()] = np.arange(len(order))
-    numbers = pl.Series(place).gather(codes).fill_null(NONE)
-    return numbers, categories.to_series().gather(order)
+def _places(texts: pl.Series, categories: pl.Categories) -> tuple[NDArray[np.int32], pl.Series]:
+    """Number texts in the order in which they come first. Return the number of each category, and the texts.
+
+    The number at the end is that of null, -1.
+    """
+    order = texts.to_physical().drop_nulls().unique(maintain_order=True).to_numpy()
+    places = np.full(int(order.max(initial=0)) + 2, NONE, np.int32)
+    places[order] = np.arange(len(order))
+    return places, categories.to_series().gather(order)
+
+
+def _numbers(texts: pl.Series, places: NDArray[np.int32]) -> pl.Series:
+    """Return the numbers of texts, int32."""
+    codes = texts.to_physical().fill_null(len(places) - 1).to_numpy()
+    return pl.Series(texts.name, places[codes])
 
 
 def _identifier(record: Mapping[str, Any], key: str) -> str:
