@@ -28,8 +28,7 @@ from index.bundle.describe import describe_index
 from index.bundle.item_index import ItemIndex
 from index.catalogue import Catalogue
 from index.identifiers.codebooks import Codebooks
-from index.identifiers.kmeans import fit_kmeans
-from index.identifiers.rqvae import fit_rqvae
+from index.identifiers.quantisers import kmeans, letter, product, rqvae
 from index.identifiers.schemes.semantic import CAPACITY, numbered
 from training.cli.common.command import run_command
 from training.cli.common.numbers import Seed, whole_numbers
@@ -41,20 +40,28 @@ from training.data.item_vectors import vector_source
 from training.data.splits import leave_one_out
 from training.errors import UserError
 from training.outputs import write_json
+from training.prepare.behaviour import behaviour_source
 from training.prepare.fused_vectors import fused_source
 from training.settings import MOST
 
-Fit = Callable[[NDArray[np.float32], Sequence[int], int], Codebooks]
+Vectors = NDArray[np.float32]
+# vectors of the items, of their behaviour, sizes of codebooks, seed
+Fit = Callable[[Vectors, Vectors | None, Sequence[int], int], Codebooks]
 HELD_OUT = 0.1
 
 VARIANTS: dict[str, Fit] = {
-    "plain": lambda v, sizes, seed: fit_kmeans(v, sizes, np.inf, seed, components=v.shape[1]),
-    "plain, balanced": lambda v, sizes, seed: fit_kmeans(v, sizes, CAPACITY, seed, components=v.shape[1]),
-    "kmeans, no limit": lambda v, sizes, seed: fit_kmeans(v, sizes, np.inf, seed),
-    "kmeans": lambda v, sizes, seed: fit_kmeans(v, sizes, CAPACITY, seed),
-    "kmeans, limit 1": lambda v, sizes, seed: fit_kmeans(v, sizes, 1.0, seed),
-    "rqvae, no limit": lambda v, sizes, seed: fit_rqvae(v, sizes, np.inf, seed),
-    "rqvae": lambda v, sizes, seed: fit_rqvae(v, sizes, CAPACITY, seed),
+    "plain": lambda v, b, sizes, seed: kmeans.fit(v, sizes, np.inf, seed, components=v.shape[1]),
+    "plain, balanced": lambda v, b, sizes, seed: kmeans.fit(v, sizes, CAPACITY, seed, components=v.shape[1]),
+    "kmeans, no limit": lambda v, b, sizes, seed: kmeans.fit(v, sizes, np.inf, seed),
+    "kmeans": lambda v, b, sizes, seed: kmeans.fit(v, sizes, CAPACITY, seed),
+    "kmeans, limit 1": lambda v, b, sizes, seed: kmeans.fit(v, sizes, 1.0, seed),
+    "rqvae, no limit": lambda v, b, sizes, seed: rqvae.fit(v, sizes, np.inf, seed),
+    "rqvae": lambda v, b, sizes, seed: rqvae.fit(v, sizes, CAPACITY, seed),
+    "product": lambda v, b, sizes, seed: product.fit(v, sizes, CAPACITY, seed),
+    "letter": lambda v, b, sizes, seed: letter.fit(v, sizes, CAPACITY, seed, behaviour=b),
+    "letter, no alignment": lambda v, b, sizes, seed: letter.fit(
+        v, sizes, CAPACITY, seed, behaviour=b, alignment=0.0
+    ),
 }
 
 
@@ -70,13 +77,21 @@ def main(
             callback=output_folder,
         ),
     ] = None,
-    fused_epochs: Annotated[int, typer.Option(min=1, max=MOST, help="with --fused: epochs at most")] = 40,
+    behaviour: Annotated[
+        Path | None,
+        typer.Option(help="LETTER too: its SASRec is trained in this folder", callback=output_folder),
+    ] = None,
+    fused_epochs: Annotated[
+        int, typer.Option(min=1, max=MOST, help="with --fused or --behaviour: epochs at most")
+    ] = 40,
     variant: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
     json_file: JsonFile = None,
 ) -> None:
     quiet_libraries()
     if variant is not None and not set(variant) <= set(VARIANTS):
         raise UserError(f"variants are {'; '.join(VARIANTS)}")
+    if behaviour is None and any("letter" in name for name in variant or []):
+        raise UserError("letter follows behaviour: name a folder for its training with --behaviour")
     console = Console()
     sizes = whole_numbers(codebooks)
     dataset = DataSet.load(data)
@@ -87,8 +102,14 @@ def main(
         source = vector_source(config, catalogue)
     else:
         source = fused_source(config, data, dataset, leave_one_out(dataset), fused / "prepared", console)
-    vectors = source.make(console)
-    unchosen = vectors if source.later is None else vectors * source.later.weight.any(0)
+    made = source.make(console)
+    vectors = made.vectors
+    unchosen = vectors if made.later is None else vectors * made.later.weight.any(0)
+    learned = None
+    if behaviour is not None:
+        learned = behaviour_source(config, data, dataset, leave_one_out(dataset), behaviour / "prepared")(
+            console
+        )
     last = np.array([[e.item for e in user.events[-2:]] for user in dataset.users if len(user.events) > 2])
     figures: dict[str, Any] = {
         "data": dataset.info.name,
@@ -96,11 +117,11 @@ def main(
         "codebooks": sizes,
         "seed": seed,
     }
-    for name in variant or VARIANTS:
+    for name in variant or [name for name in VARIANTS if learned is not None or "letter" not in name]:
         fit = VARIANTS[name]
         with console.status(name):
-            prefixes, figures[name] = _figures(catalogue, vectors, sizes, fit, seed)
-            figures[name]["held_out"] = _held_out(catalogue, vectors, unchosen, sizes, fit, seed)
+            prefixes, figures[name] = _figures(catalogue, vectors, learned, sizes, fit, seed)
+            figures[name]["held_out"] = _held_out(catalogue, vectors, learned, unchosen, sizes, fit, seed)
             figures[name]["followed"] = [
                 float((prefixes[last[:, 0], :depth] == prefixes[last[:, 1], :depth]).all(1).mean())
                 for depth in range(1, len(sizes) + 1)
@@ -111,11 +132,16 @@ def main(
 
 
 def _figures(
-    catalogue: Catalogue, vectors: NDArray[np.float32], sizes: Sequence[int], fit: Fit, seed: int
+    catalogue: Catalogue,
+    vectors: Vectors,
+    behaviour: Vectors | None,
+    sizes: Sequence[int],
+    fit: Fit,
+    seed: int,
 ) -> tuple[NDArray[np.int32], dict[str, Any]]:
     """Return prefixes, int32 [N, levels], and their figures."""
     start = time.perf_counter()
-    known = fit(vectors, sizes, seed)
+    known = fit(vectors, behaviour, sizes, seed)
     seconds = time.perf_counter() - start
     prefixes = known.quantise(vectors)
     identifiers = numbered(known, prefixes)
@@ -147,8 +173,9 @@ def _unexplained(vectors: NDArray[np.float32], prefixes: NDArray[np.int32]) -> f
 
 def _held_out(
     catalogue: Catalogue,
-    vectors: NDArray[np.float32],
-    unchosen: NDArray[np.float32],
+    vectors: Vectors,
+    behaviour: Vectors | None,
+    unchosen: Vectors,
     sizes: Sequence[int],
     fit: Fit,
     seed: int,
@@ -159,7 +186,7 @@ def _held_out(
     """
     rows = np.random.default_rng(seed).permutation(len(vectors))
     new, old = np.split(rows, [int(HELD_OUT * len(rows))])
-    known = fit(vectors[old], sizes, seed)
+    known = fit(vectors[old], None if behaviour is None else behaviour[old], sizes, seed)
     theirs, ours = known.quantise(unchosen[new]), known.quantise(vectors[old])
     labels = [frozenset(item.categories) for item in catalogue]
     purity: list[float | None] = []

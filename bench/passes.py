@@ -74,7 +74,7 @@ def main(
 
     for folder in data:
         dataset = DataSet.load(folder)
-        vectors = vector_source(TrainConfig(threads=1), dataset.catalogue).make(console)
+        vectors = vector_source(TrainConfig(threads=1), dataset.catalogue).make(console).vectors
         for sizes in level_sizes:
             measure(dataset.info.name, semantic_identifiers(vectors, sizes))
     measure("random", random_identifiers(10_000))

@@ -27,6 +27,7 @@ ALLOWED = {
     "index.words": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
+    "index.identifiers.quantisers": "index.identifiers",
     "index.identifiers.schemes": "index.identifiers index.sequence",
     "index.trie": "index.catalogue index.files index.records",
     "index.pool": "index.catalogue index.files index.records index.sequence index.trie index.words",
@@ -135,9 +136,9 @@ ALLOWED = {
         "training.settings"
     ),
     "training.prepare": (
-        "gems index.bundle index.catalogue index.files index.identifiers index.identifiers.schemes index.records "
-        "index.sequence training.baselines training.config training.data training.errors training.methods "
-        "training.model training.run training.settings"
+        "gems index.bundle index.catalogue index.embeddings index.files index.identifiers "
+        "index.identifiers.schemes index.records index.sequence training.baselines training.config "
+        "training.data training.errors training.methods training.model training.run training.settings"
     ),
     "training.plan": (
         "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "

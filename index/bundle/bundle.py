@@ -65,7 +65,7 @@ class BundleInfo:
     tokens, as in `transformers.generate`).
     max_tokens, max_events, max_query_tokens: limits of a prompt; see `SequenceEncoder`.
     item_embeddings: source of the vectors behind the identifiers: `text`, `file`, `alphafuse` (texts or a file, fused
-    with the behaviour in the training data), or empty for none.
+    with the behaviour in the training data), `bi-encoder` (texts, by the encoder tuned on it), or empty for none.
     item_encoder, item_encoder_sha256: name or folder of the text encoder, and the hash of its files.
     data, training: free descriptions for people (data set, simulation notes, method, figures).
     """

@@ -1,6 +1,6 @@
 """Identifiers of items: the schemes, and the quantisers that they use.
 
-`identifiers` defines the input and the output of a scheme, `registry` finds a scheme by its name, and `schemes` holds
-one file for each scheme. `codebooks`, `kmeans`, `rqvae` and `balancing` quantise vectors. `alphafuse` fuses vectors of
-text and behaviour.
+`identifiers` defines the input and the output of a scheme, and `registry` finds schemes and quantisers by their names.
+`schemes` and `quantisers` hold one file for each. `codebooks`, `levels`, `balancing` and `autoencoder` are what
+quantisers have in common. `alphafuse` fuses vectors of text and behaviour.
 """

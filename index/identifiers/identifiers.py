@@ -55,11 +55,14 @@ class ItemsToName:
     titles: one for each of N items.
     vectors: float32 [N, d], finite.
     tokenizer: the backbone's tokenizer, without added tokens.
+    behaviour: vectors that a recommender has learned for them, float32 [N, k], rows of NaN for items that nobody chose;
+    None if the settings have no use for them.
     """
 
     titles: Sequence[str]
     vectors: NDArray[np.float32]
     tokenizer: PreTrainedTokenizerFast
+    behaviour: NDArray[np.float32] | None = None
 
 
 class SchemeSettings(Protocol):

@@ -1,14 +1,17 @@
 """A dense bi-encoder for search: query and item text through one sentence encoder, ranked by cosine.
 
-It is tuned first with the other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv
-2004.04906), then also with mined hard negatives (Xiong et al., *ANCE*, arXiv 2007.00808). These are items that the
-encoder itself ranks high for the query, but that nobody chose for it. They are mined again in each round.
+It learns from logged searches, and perhaps from items that people chose one after the other. It is tuned first with the
+other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv 2004.04906), then also with
+mined hard negatives (Xiong et al., *ANCE*, arXiv 2007.00808). These are items that the encoder itself ranks high for
+the query, but that nobody chose for it. They are mined again in each round.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,33 +81,61 @@ class BiEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Logged searches: pairs of a query and the chosen item.
+    """Pairs of a text and the item that was chosen for it.
 
-    queries: the distinct queries.
+    A logged search has its query as text. Of two items that somebody chose one after the other, the text of the first
+    leads to the second (Penha et al., arXiv 2508.10478).
+
+    queries: the distinct texts.
     query: index into `queries` of each pair, int64 [pairs].
     item: catalogue row of each pair, int64 [pairs].
-    chosen: for each query, the rows of all items chosen for it.
+    chosen: for each text, the rows of all items that are no negatives: those chosen for it, and its own.
+    searches: number of pairs that are searches; they come first.
     """
 
     queries: list[str]
     query: NDArray[np.int64]
     item: NDArray[np.int64]
     chosen: list[set[int]]
+    searches: int
 
     @classmethod
-    def of(cls, split: Split) -> Pairs:
-        """Collect the searches of the training split. Raises `BaselineError` if there are none."""
+    def of(cls, split: Split, texts: Sequence[str] = (), pairs: str = "searches") -> Pairs:
+        """Collect the pairs of the training split. Raises `BaselineError` if no event is a search.
+
+        texts: of the items, for `pairs` 'both'.
+        """
         logged = [(e.query, e.item) for h in split.train for e in h if e.behaviour is Task.SEARCH and e.query]
         if not logged:
             raise BaselineError("no training event is a search, so there is no query to learn from")
-        queries = sorted({query for query, _ in logged})
-        rows = {query: row for row, query in enumerate(queries)}
-        chosen: list[set[int]] = [set() for _ in queries]
+        searches = len(logged)
+        known: dict[str, set[int]] = defaultdict(set)
+        if pairs == "both":
+            following = [(a.item, b.item) for h in split.train for a, b in pairwise(h) if a.item != b.item]
+            logged += [(texts[before], item) for before, item in following]
+            for before, _ in following:
+                known[texts[before]].add(before)
         for query, item in logged:
-            chosen[rows[query]].add(item)
+            known[query].add(item)
+        queries = sorted(known)
+        rows = {query: row for row, query in enumerate(queries)}
         return cls(
-            queries, np.array([rows[query] for query, _ in logged]), np.array([i for _, i in logged]), chosen
+            queries,
+            np.array([rows[query] for query, _ in logged]),
+            np.array([item for _, item in logged]),
+            [known[query] for query in queries],
+            searches,
         )
+
+    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `count` pairs or fewer, without repetition: half of them searches, as far as there are as many."""
+        others = len(self.query) - self.searches
+        of_searches = min(self.searches, count - min(others, count // 2))
+        rows = [
+            rng.choice(self.searches, of_searches, replace=False),
+            self.searches + rng.choice(others, min(others, count - of_searches), replace=False),
+        ]
+        return np.concatenate(rows).astype(np.int64)
 
 
 class EncodedCatalogue:
@@ -120,16 +151,22 @@ class EncodedCatalogue:
         self._items = self._model.encode(self._texts)
         self._queries = {}
 
-    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Return the cosine of each query with every item: float32 [queries, N]."""
+    def items(self) -> NDArray[np.float32]:
+        """Return the vectors of all items, float32 [N, d]."""
         if self._items is None:
             self.refresh()
         assert self._items is not None
+        vectors: NDArray[np.float32] = self._items.numpy()
+        return vectors
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Return the cosine of each query with every item: float32 [queries, N]."""
+        items = self.items()
         new = sorted(set(queries) - self._queries.keys())
         if new:
             self._queries |= dict(zip(new, self._model.encode(new), strict=True))
         cosines: NDArray[np.float32] = (
-            torch.stack([self._queries[q] for q in queries]) @ self._items.T
+            torch.stack([self._queries[q] for q in queries]) @ torch.from_numpy(items).T
         ).numpy()
         return cosines
 
@@ -176,18 +213,17 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
 
     The untuned encoder is validated, too. Raises `BaselineError` if no training event is a search.
     """
-    pairs = Pairs.of(split)
     texts = dataset.catalogue.texts()
+    pairs = Pairs.of(split, texts, settings.pairs)
     model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)
     encoded = EncodedCatalogue(model, texts)
 
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([settings.seed, epoch])
-        size, steps = min(settings.batch_size, len(pairs.query)), settings.steps
         mined = encoded.hard_negatives(pairs, settings.mined) if epoch > 1 else []
         drawn = []
-        for _ in range(steps):
-            rows = rng.choice(len(pairs.query), size, replace=False)
+        for _ in range(settings.steps):
+            rows = pairs.draw(settings.batch_size, rng)
             query, items = pairs.query[rows], pairs.item[rows]
             hard = [rng.choice(mined[q]) for q in query if len(mined[q])] if mined else []
             drawn.append(Batch(query, np.concatenate([items, np.array(hard, np.int64)])))
@@ -203,4 +239,6 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
     def score(cases: Sequence[Case]) -> NDArray[np.floating]:
         return encoded.scores([case.query or "" for case in cases])
 
-    return Baseline(model, settings.rounds, batches, loss_of, score, refresh=encoded.refresh)
+    return Baseline(
+        model, settings.rounds, batches, loss_of, score, refresh=encoded.refresh, vectors=encoded.items
+    )

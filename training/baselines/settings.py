@@ -150,6 +150,10 @@ class DenseSettings(BaselineSettings):
     name: ClassVar[str] = "dense"
     task: ClassVar[Task] = Task.SEARCH
 
+    pairs: Literal["searches", "both"] = Field(
+        "searches",
+        description="what it learns from: logged searches, or also items that people chose one after the other",
+    )
     rounds: int = Field(
         3, ge=0, description="the first with in-batch negatives, later ones with mined ones too; 0: not tuned"
     )

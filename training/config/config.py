@@ -125,9 +125,9 @@ class TrainConfig(RunSettings):
                 f"sequence.max_events {self.sequence.max_events} cannot fit sequence.max_tokens "
                 f"{self.sequence.max_tokens}: an event takes a token or more"
             )
-        if self.identifiers.embeddings == "alphafuse" and self.identifiers.scheme != "semantic":
+        if self.identifiers.embeddings != "text" and self.identifiers.scheme != "semantic":
             raise ValueError(
-                "identifiers.embeddings 'alphafuse' is for semantic identifiers; "
+                f"identifiers.embeddings {self.identifiers.embeddings!r} is for semantic identifiers; "
                 f"{self.identifiers.scheme} ones have no use for it"
             )
         others = self.optimiser.other_weights

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from index.extensions import one_of
-from index.identifiers.registry import SCHEMES, scheme_names
+from index.identifiers.registry import QUANTISERS, SCHEMES, quantiser_names, scheme_names
 from index.sequence.events import Task
 from training.settings import SettingsGroup
 
@@ -73,9 +73,10 @@ class IdentifierSettings(SettingsGroup):
         min_length=1,
         description="'semantic': codes per level, comma-separated; a level that separates collisions is added",
     )
-    embeddings: Literal["text", "alphafuse"] = Field(
+    embeddings: Literal["text", "alphafuse", "bi-encoder"] = Field(
         "text",
-        description="'semantic': vectors that are coded, of texts alone or fused with people's choices (AlphaFuse)",
+        description="'semantic': vectors that are coded: of texts, fused with people's choices (AlphaFuse), or of the "
+        "encoder tuned on both tasks (as in Sem-BSR)",
     )
     encoder: str = Field(
         "minilm",
@@ -90,13 +91,21 @@ class IdentifierSettings(SettingsGroup):
         ge=4,
         le=16384,
         multiple_of=2,
-        description="'alphafuse': width of fused vectors; half is meaning, half is learned",
+        description="'alphafuse': width of fused vectors; half is meaning, half is learned; 'letter': of behaviour",
     )
     fused_epochs: int = Field(
-        40, ge=1, description="'alphafuse': passes over the histories at most; it stops early"
+        40, ge=1, description="'alphafuse', 'letter': passes over the histories at most; it stops early"
     )
-    quantiser: Literal["kmeans", "rqvae"] = Field(
-        "kmeans", description="'semantic': method that makes the codes of item vectors"
+    tuned_steps: int = Field(
+        300,
+        ge=3,
+        le=1_000_000,
+        description="'bi-encoder': steps in which the encoder is tuned, in three rounds, two with mined negatives",
+    )
+    quantiser: str = Field(
+        "kmeans",
+        description="'semantic': method that makes the codes of item vectors; 'letter' also follows people's choices",
+        json_schema_extra={"choices_of": QUANTISERS},
     )
     code_capacity: float = Field(
         2.0,
@@ -129,6 +138,11 @@ class IdentifierSettings(SettingsGroup):
     @classmethod
     def _known_scheme(cls, scheme: str) -> str:
         return one_of(scheme, scheme_names())
+
+    @field_validator("quantiser")
+    @classmethod
+    def _known_quantiser(cls, quantiser: str) -> str:
+        return one_of(quantiser, quantiser_names())
 
     @field_validator("codebooks", mode="before")
     @classmethod

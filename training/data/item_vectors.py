@@ -39,7 +39,7 @@ class ItemVectorError(UserError):
 class VectorOrigin:
     """The origin of item vectors, as a bundle records it.
 
-    embeddings: `text`, `file` or `alphafuse`.
+    embeddings: `text`, `file`, `alphafuse` or `bi-encoder`.
     encoder, encoder_sha256: name or folder of the encoder, and the hash of its files; empty if vectors are from a file.
     """
 
@@ -62,17 +62,27 @@ class VectorOrigin:
 
 
 @dataclass(frozen=True, eq=False)
-class VectorSource:
-    """A source of item vectors.
+class ItemVectors:
+    """Vectors of a catalogue.
 
-    make: returns the vectors of the catalogue, float32 [N, d].
-    later: maps the vector of a later item, embedded by the origin, into the space of `make`. A later item has no
+    vectors: float32 [N, d].
+    later: maps the vector of a later item, embedded by the origin, into the space of `vectors`. A later item has no
     behaviour yet. None if both spaces are the same.
     """
 
-    origin: VectorOrigin
-    make: Callable[[Console], NDArray[np.float32]]
+    vectors: NDArray[np.float32]
     later: Layer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VectorSource:
+    """A source of item vectors.
+
+    make: returns the vectors of the catalogue, and may train for it.
+    """
+
+    origin: VectorOrigin
+    make: Callable[[Console], ItemVectors]
 
 
 def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
@@ -82,12 +92,12 @@ def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
     """
     if config.identifiers.vectors is not None:
         vectors = read_vectors(config.identifiers.vectors, catalogue.item_ids)
-        return VectorSource(VectorOrigin("file"), lambda _: vectors)
+        return VectorSource(VectorOrigin("file"), lambda _: ItemVectors(vectors))
     check_texts(catalogue)
     folder = encoder_folder(config.identifiers.encoder)
     encoder = TextEncoder(folder)
     origin = VectorOrigin("text", config.identifiers.encoder, encoder_hash(folder))
-    return VectorSource(origin, lambda console: embed_items(encoder, catalogue, console))
+    return VectorSource(origin, lambda console: ItemVectors(embed_items(encoder, catalogue, console)))
 
 
 def encoder_folder(name: str) -> Path:

@@ -12,38 +12,36 @@ There is no behaviour for an item that nobody chose in training, or that is adde
 cold items of the paper. Both kinds get their codes by the same rule: from the language vector x_i alone, of which m_i
 is an affine map. The codebooks of a bundle contain that map, and take language vectors.
 
-The training is kept next to the preparations of the run, under a hash of everything that it depends on:
-
-    fused-<hash>/language.parquet    language vectors of the items
-    fused-<hash>/sasrec/             a run of `gems baseline sasrec`
+The training, a run of `gems baseline sasrec`, is kept by `trained_beside`, with the language vectors of the items in
+`language.parquet` beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from index.identifiers.alphafuse import AlphaFuseError, SemanticSpace
 from index.identifiers.codebooks import Layer
 from training.baselines.item_vectors import semantic_space
-from training.baselines.run import VECTORS_FILE, run_baseline
-from training.baselines.sequences import item_rows
 from training.baselines.settings import SASRecSettings
 from training.config import TrainConfig
 from training.data.dataset import DataSet
-from training.data.item_vectors import ItemVectorError, VectorOrigin, VectorSource, vector_source
+from training.data.item_vectors import (
+    ItemVectorError,
+    ItemVectors,
+    VectorOrigin,
+    VectorSource,
+    vector_source,
+)
 from training.data.splits import Split
 from training.data.vectors import read_vectors, save_vectors
-from training.run.locks import claim
-from training.run.run_folder import fingerprint
+from training.prepare.behaviour import chosen_items
+from training.prepare.trained_beside import kept_folder, train_beside
 
 ALPHAFUSE: Final = "alphafuse"
 LANGUAGE = "language.parquet"
@@ -70,9 +68,12 @@ def fused_source(
         seed=config.seed,
         threads=config.threads,
     )
-    folder = beside.with_name(f"fused-{_key(config, settings, dataset, language_source.origin)}")
+    more = [language_source.origin.encoder_sha256]
+    if config.identifiers.vectors is not None:
+        more.append(hashlib.sha256(config.identifiers.vectors.read_bytes()).hexdigest())
+    folder = kept_folder("fused", beside, settings, dataset, *more)
     ids, kept = dataset.catalogue.item_ids, folder / LANGUAGE
-    language = read_vectors(kept, ids) if kept.exists() else language_source.make(console)
+    language = read_vectors(kept, ids) if kept.exists() else language_source.make(console).vectors
     try:
         space, null = semantic_space(settings, language)
         if null > space.dimensions - space.semantic:
@@ -84,49 +85,22 @@ def fused_source(
             f"--identifiers.embeddings alphafuse with --identifiers.fused-hidden {settings.hidden}: {error}"
         ) from error
     later = _projection(space, null)
-    histories = item_rows(split.train)
-    if not histories:
-        raise ItemVectorError(
-            "--identifiers.embeddings alphafuse: nobody has two training events (four, with those that are held out), "
-            "so there is no behaviour to learn from; use 'text'"
-        )
-    chosen = np.unique(np.concatenate(histories))
+    chosen = chosen_items(split, "--identifiers.embeddings alphafuse")
 
-    def make(console: Console) -> NDArray[np.float32]:
+    def make(console: Console) -> ItemVectors:
         folder.mkdir(parents=True, exist_ok=True)
-        with claim(folder / ".lock", wait=True):  # runs of a sweep may share it
-            if not kept.exists():
-                save_vectors(kept, ids, language)
-            console.print(f"item vectors are fused with behaviour in {folder / 'sasrec'}", soft_wrap=True)
-            _train(data, folder / "sasrec", settings, kept, console)
-        learned = read_vectors(folder / "sasrec" / VECTORS_FILE, ids)[chosen, space.semantic :]
+        if not kept.exists():
+            save_vectors(kept, ids, language)
+        console.print(f"item vectors are fused with behaviour in {folder / settings.name}", soft_wrap=True)
+        fused = train_beside(data, folder, settings, dataset, console, language=kept)
+        learned = fused[chosen, space.semantic :]
         vectors = language @ later.weight + later.bias
         share = space.singular_values[: space.semantic].sum() / (MEANING * learned.var(0).sum())
         vectors[chosen, space.semantic :] = np.sqrt(share) * learned
-        return vectors
+        return ItemVectors(vectors, later)
 
     origin = VectorOrigin(ALPHAFUSE, language_source.origin.encoder, language_source.origin.encoder_sha256)
-    return VectorSource(origin, make, later)
-
-
-def _key(config: TrainConfig, settings: SASRecSettings, dataset: DataSet, origin: VectorOrigin) -> str:
-    """Return a hash of everything that shapes the fused vectors."""
-    texts = dataset.catalogue.texts()
-    shape = [settings.model_dump(mode="json"), origin.encoder_sha256, fingerprint(dataset), texts]
-    digest = hashlib.sha256(json.dumps(shape).encode())
-    if config.identifiers.vectors is not None:
-        digest.update(config.identifiers.vectors.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _train(data: Path, out: Path, settings: SASRecSettings, language: Path, console: Console) -> None:
-    """Run `run_baseline`, but keep threads and random state of this process."""
-    if not (out / "environment.json").exists():  # killed before it was recorded as a run
-        shutil.rmtree(out, ignore_errors=True)
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        run_baseline(data, out, settings, language=language, resume=True, console=console)
-    torch.set_num_threads(threads)
+    return VectorSource(origin, make)
 
 
 def _projection(space: SemanticSpace, null: int) -> Layer:

@@ -24,6 +24,7 @@ from training.data.item_vectors import VectorOrigin, VectorSource
 from training.errors import UserError
 from training.model.backbones import Backbone
 from training.model.extension import extend_backbone
+from training.prepare.behaviour import BehaviourSource
 from training.settings import flat
 
 # groups and settings that shape the preparation: runs that agree in them, and in the data, may share it
@@ -77,19 +78,25 @@ def prepare(
     catalogue: Catalogue,
     backbone: Backbone,
     source: VectorSource,
+    behaviour: BehaviourSource | None,
     config: TrainConfig,
     console: Console,
 ) -> None:
-    """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing."""
+    """Make identifiers, extend the backbone, and write both to `folder`: all of it or nothing.
+
+    behaviour: source of vectors of behaviour, for identifiers that follow it.
+    """
     with atomic_folder(folder, single_writer=True, replace=True) as draft:
-        vectors = source.make(console)
+        made = source.make(console)
+        vectors = made.vectors
+        learned = None if behaviour is None else behaviour(console)
         with console.status("identifiers and backbone"):
             titles = [item.title for item in catalogue]
-            to_name = ItemsToName(titles, vectors, backbone.tokenizer)
+            to_name = ItemsToName(titles, vectors, backbone.tokenizer, learned)
             identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
             vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
-        if source.later is not None and identifiers.codebooks is not None:
-            identifiers = replace(identifiers, codebooks=identifiers.codebooks.behind(source.later))
+        if made.later is not None and identifiers.codebooks is not None:
+            identifiers = replace(identifiers, codebooks=identifiers.codebooks.behind(made.later))
         save_prepared(
             draft, identifiers, vocabulary, backbone.model, backbone.tokenizer, source.origin, vectors
         )

@@ -149,7 +149,7 @@ class Renewal:
         Raises `IdentifierError` for an item that cannot be named.
         """
         with atomic_folder(folder, single_writer=True, replace=True) as draft:
-            vectors = source.make(console)
+            vectors = source.make(console).vectors
             with console.status("identifiers of new items"):
                 identifiers = self._identifiers(catalogue, vectors)
                 model, tokenizer, vocabulary = self._backbone(identifiers, vectors)

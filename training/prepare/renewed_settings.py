@@ -80,7 +80,7 @@ def fixed(bundle: Bundle) -> dict[str, Any]:
         "sequence.max_events": info.max_events,
         "sequence.max_query_tokens": info.max_query_tokens,
     }
-    if info.item_embeddings == "alphafuse":
+    if info.item_embeddings in ("alphafuse", "bi-encoder"):
         found["identifiers.embeddings"] = info.item_embeddings
     if info.item_encoder:
         found["identifiers.encoder"] = info.item_encoder

@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
+from index.identifiers.registry import WITH_BEHAVIOUR
 from index.sequence.events import Event
 from index.sequence.vocabulary import MARKERS
 from training.config import TrainConfig
@@ -20,10 +21,12 @@ from training.data.schema import DataError
 from training.data.splits import Split, leave_one_out
 from training.methods.registry import check_method
 from training.model.backbones import Backbone, BackboneError, load_backbone
-from training.prepare.fused_vectors import ALPHAFUSE, fused_source
+from training.prepare.behaviour import BehaviourSource, behaviour_source
+from training.prepare.fused_vectors import fused_source
 from training.prepare.knowledge_basis import KnowledgeError, collect, knowledge_path, uses_knowledge
 from training.prepare.preparation import is_prepared, open_prepared, prepare
 from training.prepare.renewal import Renewal
+from training.prepare.tuned_vectors import tuned_source
 
 
 def make_preparations(
@@ -45,11 +48,12 @@ def make_preparations(
     record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
     renewal: the bundle to go on from, if there is one.
     """
-    backbone = source = None
+    backbone = source = behaviour = None
     if not is_prepared(folder):
         if renewal is None:
             backbone = _checked_backbone(config, dataset)
             source = _source(config, data, dataset, split, folder, console)
+            behaviour = _behaviour(config, data, dataset, split, folder)
         else:
             _check_method(renewal.bundle.load_model(), config)
             source = renewal.source(config, dataset.catalogue)
@@ -61,7 +65,7 @@ def make_preparations(
     if source is not None and renewal is not None:
         renewal.prepare(folder, dataset.catalogue, source, console)
     elif source is not None and backbone is not None:
-        prepare(folder, dataset.catalogue, backbone, source, config, console)
+        prepare(folder, dataset.catalogue, backbone, source, behaviour, config, console)
     if (
         uses_knowledge(config)
         and config.knowledge.basis is None
@@ -107,9 +111,20 @@ def _old_histories(
 def _source(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
 ) -> VectorSource:
-    if config.identifiers.embeddings == ALPHAFUSE:
-        return fused_source(config, data, dataset, split, folder, console)
+    match config.identifiers.embeddings:
+        case "alphafuse":
+            return fused_source(config, data, dataset, split, folder, console)
+        case "bi-encoder":
+            return tuned_source(config, data, dataset, split, folder)
     return vector_source(config, dataset.catalogue)
+
+
+def _behaviour(
+    config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path
+) -> BehaviourSource | None:
+    if config.identifiers.quantiser not in WITH_BEHAVIOUR:
+        return None
+    return behaviour_source(config, data, dataset, split, folder)
 
 
 def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:

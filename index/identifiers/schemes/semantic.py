@@ -1,7 +1,7 @@
 """Semantic identifiers: codes of item embeddings, and a last level that separates items with the same codes.
 
-Similar items get similar codes. Residual quantisation as in TIGER (arXiv 2305.05065), by k-means or by RQ-VAE; see
-`codebooks` for the formulas.
+Similar items get similar codes. Residual quantisation as in TIGER (arXiv 2305.05065), by one of
+`index.identifiers.quantisers`; see `codebooks` for the formulas.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import IdentifierError, Identifiers, ItemsToName, SchemeSettings
-from index.identifiers.kmeans import fit_kmeans
-from index.identifiers.rqvae import fit_rqvae
+from index.identifiers.registry import load_quantiser
 
-QUANTISERS = {"kmeans": fit_kmeans, "rqvae": fit_rqvae}
 COLLISION_LIMIT = 4096
 LEAST_NUMBERS = 16  # least size of the last level, which is otherwise twice the need: later items need room
 CAPACITY = 2.0
@@ -35,6 +33,7 @@ def identifiers(items: ItemsToName, settings: SchemeSettings) -> Identifiers:
         settings.seed,
         quantiser=settings.quantiser,
         capacity=settings.code_capacity,
+        behaviour=items.behaviour,
     )
 
 
@@ -45,6 +44,7 @@ def semantic_identifiers(
     *,
     quantiser: str = "kmeans",
     capacity: float = CAPACITY,
+    behaviour: NDArray[np.float32] | None = None,
 ) -> Identifiers:
     """Return identifiers from quantised embeddings: codes int32 [N, len(codebooks) + 1], one identifier for each item.
 
@@ -53,6 +53,7 @@ def semantic_identifiers(
     embeddings: float32 [N, d], finite.
     codebooks: number of codes of each level. A level with fewer distinct residuals gets fewer codes.
     capacity: limit of the items of a code, as a multiple of the mean of its level (see `balancing`).
+    behaviour: see `registry.Quantiser`.
     Raises `IdentifierError` for NaN or infinite embeddings, for more items than identifiers, and for more than
     `COLLISION_LIMIT` items with the same codes.
     """
@@ -68,8 +69,9 @@ def semantic_identifiers(
             f"{names} items; row {names + 1} and those after it of {len(embeddings)} would have no identifier: use "
             "more or larger codebooks"
         )
-    known = QUANTISERS[quantiser](embeddings.astype(np.float32), codebooks, capacity, seed)
-    return numbered(known, known.quantise(embeddings.astype(np.float32)))
+    vectors = embeddings.astype(np.float32)
+    known = load_quantiser(quantiser).fit(vectors, codebooks, capacity, seed, behaviour=behaviour)
+    return numbered(known, known.quantise(vectors))
 
 
 def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:

@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, Layer, costs
 from index.identifiers.identifiers import IdentifierError, Identifiers, ItemsToName
-from index.identifiers.kmeans import filled, fit_kmeans, sample
-from index.identifiers.registry import load_scheme
+from index.identifiers.levels import sample
+from index.identifiers.quantisers import kmeans
+from index.identifiers.quantisers.kmeans import filled
+from index.identifiers.registry import load_scheme, quantiser_names
 from index.identifiers.schemes import auto
 from index.identifiers.schemes.atomic import atomic_identifiers
 from index.identifiers.schemes.semantic import (
     COLLISION_LIMIT,
-    QUANTISERS,
     collision_level,
     semantic_identifiers,
 )
 from training.config import TrainConfig
 
-both = pytest.mark.parametrize("quantiser", QUANTISERS)
+every = pytest.mark.parametrize("quantiser", quantiser_names())
 
 
 def clustered(items: int, seed: int = 0) -> np.ndarray:
@@ -34,12 +35,17 @@ def clustered(items: int, seed: int = 0) -> np.ndarray:
     return (centres[np.arange(items) % 8] + rng.normal(size=(items, 16)) * 0.3).astype(np.float32)
 
 
+def made(quantiser: str, vectors: np.ndarray, sizes: tuple[int, ...], **settings: float) -> Identifiers:
+    behaviour = np.random.default_rng(1).normal(size=(len(vectors), 8)).astype(np.float32)
+    return semantic_identifiers(vectors, sizes, quantiser=quantiser, behaviour=behaviour, **settings)
+
+
 @cache
 def made_by(quantiser: str) -> Identifiers:
-    return semantic_identifiers(clustered(400), (8, 16), seed=0, quantiser=quantiser)
+    return made(quantiser, clustered(400), (8, 16))
 
 
-@both
+@every
 def test_semantic_identifiers_are_distinct_and_put_like_items_together(quantiser: str) -> None:
     identifiers = made_by(quantiser)
     assert len(np.unique(identifiers.codes, axis=0)) == 400
@@ -56,7 +62,7 @@ def test_clear_clusters_are_the_first_codes_of_k_means() -> None:
         assert len({row % 8 for row in np.flatnonzero(made_by("kmeans").codes[:, 0] == code)}) == 1
 
 
-@both
+@every
 def test_an_item_that_comes_again_gets_the_codes_of_its_vector(tmp_path: Path, quantiser: str) -> None:
     vectors, identifiers = clustered(400), made_by(quantiser)
     assert identifiers.codebooks is not None
@@ -87,10 +93,9 @@ def test_quantising_takes_the_cheapest_code_of_what_the_levels_before_left(tmp_p
             residual = residual - book[code]
 
 
-@both
+@every
 def test_semantic_identifiers_are_repeatable(quantiser: str) -> None:
-    again = semantic_identifiers(clustered(400), (8, 16), seed=0, quantiser=quantiser)
-    assert np.array_equal(made_by(quantiser).codes, again.codes)
+    assert np.array_equal(made_by(quantiser).codes, made(quantiser, clustered(400), (8, 16)).codes)
 
 
 def test_the_length_of_vectors_does_not_matter() -> None:
@@ -112,7 +117,7 @@ def distortion(vectors: np.ndarray, book: np.ndarray, code: np.ndarray) -> float
 @pytest.mark.parametrize("capacity", [1.0, 2.0])
 def test_balanced_codes_keep_to_their_limit_at_little_cost(capacity: float) -> None:
     vectors = lopsided()
-    plain = fit_kmeans(vectors, [32], np.inf, 0, components=24)
+    plain = kmeans.fit(vectors, [32], np.inf, 0, components=24)
     alone = plain.quantise(vectors)[:, 0]
     assert np.bincount(alone).max() > 10 * len(vectors) / 32  # what is to be mended
     residual = plain.encode(vectors)
@@ -142,9 +147,9 @@ def test_without_a_limit_codes_stay_as_they_are_and_the_nearest_one_names() -> N
     assert not prices.any()
 
 
-@both
+@every
 def test_a_level_of_semantic_identifiers_has_no_dead_and_no_crowded_code(quantiser: str) -> None:
-    codes = semantic_identifiers(lopsided(), (16, 16), quantiser=quantiser, capacity=1.5).codes
+    codes = made(quantiser, lopsided(), (16, 16), capacity=1.5).codes
     for level in range(2):
         used = np.bincount(codes[:, level], minlength=16)
         assert used.min() > 0

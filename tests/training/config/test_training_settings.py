@@ -76,6 +76,7 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "method", "seed", "threads", "device", "search_attributes", "fresh_share", "gems.rank_share",
         "gems.task_rank_share",
         "sequence.word_queries", "sequence.event_dropout", "sequence.tasks", "knowledge.softness", "gems.output_bases",
+        "identifiers.tuned_steps",
         "identifiers.text_part", "backbone.activation_checkpointing", "optimiser.other_weights", "gems.share_bases",
         "knowledge.source", "knowledge.histories",
     }  # fmt: skip

@@ -106,7 +106,7 @@ def fuse(data: Path, config: TrainConfig, beside: Path) -> tuple[NDArray[np.floa
     """Return the fused vectors, and the loss of each epoch."""
     dataset = DataSet.load(data)
     source = fused_source(config, data, dataset, leave_one_out(dataset), beside, QUIET)
-    vectors = source.make(QUIET)
+    vectors = source.make(QUIET).vectors
     log = (fused_folder(beside.parent) / "sasrec" / "metrics.jsonl").read_text().splitlines()
     return vectors, [json.loads(line)["loss"] for line in log][1:]
 
