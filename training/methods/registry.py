@@ -21,10 +21,10 @@ def make_method(
 ) -> Method:
     """Make the method that the settings name, on a model whose added token rows begin at `first_added`.
 
-    `full` and `pcgrad` train every weight. The other methods keep the rows, norms and biases of a pretrained
-    backbone frozen and train the added rows by AdamW. `optimiser.other_weights` changes this for all of them. A
-    backbone from scratch has nothing to keep: `gems` and `subspace` then train by AdamW everything that they do not
-    project.
+    `full` and those that combine the tasks' gradients (`pcgrad`, `upgrad`, …) train every weight. The other methods
+    keep the rows, norms and biases of a pretrained backbone frozen and train the added rows by AdamW.
+    `optimiser.other_weights` changes this for all of them. A backbone from scratch has nothing to keep: `gems` and
+    `subspace` then train by AdamW everything that they do not project.
 
     first_added: id of the first added token.
     knowledge: basis of directions that `gems` leaves alone.

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from index.sequence.events import Task
 from training.loop.batches import Batch
 from training.methods.adamw import AdamWTuning, split_by_decay
-from training.methods.tuning.pcgrad import PcgradTuning, combine, inner_products, surgery
+from training.methods.task_gradients import TaskGradientTuning, combine, inner_products
+from training.methods.tuning.pcgrad import Surgery, surgery
 
 HALF = {Task.SEARCH: 0.5, Task.RECOMMENDATION: 0.5}
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.01, "clip": 1.0}
@@ -46,9 +47,13 @@ class Plane(nn.Module):
         return (x * self.x + y * self.y).sum()
 
 
-def make(arch: str = "llama", **options: Any) -> tuple[PreTrainedModel, PcgradTuning]:
+def pcgrad(model: nn.Module, *, seed: int = 0, **settings: Any) -> TaskGradientTuning:
+    return TaskGradientTuning(model, Surgery(seed), **settings)
+
+
+def make(arch: str = "llama", **options: Any) -> tuple[PreTrainedModel, TaskGradientTuning]:
     model = make_model(VOCABULARY.size, arch).train()
-    return model, PcgradTuning(model, **SETTINGS | options)
+    return model, pcgrad(model, **SETTINGS | options)
 
 
 def gradients_of(model: PreTrainedModel, batch: Batch) -> dict[Task, list[Tensor]]:
@@ -79,7 +84,7 @@ def by_the_book(gradients: list[Tensor], generator: torch.Generator) -> list[Ten
 def test_two_conflicting_gradients_of_the_plane() -> None:
     """g_1 = (1, 0), g_2 = (−1, 1): g_1^PC = (½, ½), g_2^PC = (0, 1). Tensor by tensor it would be (0, 1) in all."""
     plane = Plane()
-    method = PcgradTuning(plane, learning_rate=0.1, weight_decay=0.0, clip=100.0)
+    method = pcgrad(plane, learning_rate=0.1, weight_decay=0.0, clip=100.0)
     method.backward({Task.SEARCH: plane.along(2, 0), Task.RECOMMENDATION: plane.along(-2, 2)}, HALF)
     figures = method.step(0.1)
     assert flat(directions(method)).tolist() == pytest.approx([0.5, 1.5])
@@ -89,7 +94,7 @@ def test_two_conflicting_gradients_of_the_plane() -> None:
 
 def test_opposite_gradients_leave_nothing() -> None:
     plane = Plane()
-    method = PcgradTuning(plane, learning_rate=0.1, weight_decay=0.0, clip=100.0)
+    method = pcgrad(plane, learning_rate=0.1, weight_decay=0.0, clip=100.0)
     method.backward({Task.SEARCH: plane.along(3, 1), Task.RECOMMENDATION: plane.along(-6, -2)}, HALF)
     figures = method.step(0.1)
     assert figures == pytest.approx({"gradient_norm": 0.0, "conflict.cosine": -1.0}, abs=1e-6)
@@ -214,12 +219,12 @@ def test_processes_that_share_a_batch_step_like_one() -> None:
             tensor.add_(other)
 
     settings: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, "clip": 100.0}
-    one = PcgradTuning(whole, **settings)
+    one = pcgrad(whole, **settings)
     one.backward({Task.SEARCH: whole.along(2, 0), Task.RECOMMENDATION: whole.along(-2, 2)}, HALF)
-    first = PcgradTuning(searches, reduce=lambda ts: sent.append([t.clone() for t in ts]), **settings)
+    first = pcgrad(searches, reduce=lambda ts: sent.append([t.clone() for t in ts]), **settings)
     first.backward({Task.SEARCH: searches.along(2, 0)}, HALF)
     assert "conflict.cosine" not in first.step(0.1)
-    second = PcgradTuning(recommendations, reduce=add, **settings)
+    second = pcgrad(recommendations, reduce=add, **settings)
     second.backward({Task.RECOMMENDATION: recommendations.along(-2, 2)}, HALF)
     assert second.step(0.1) == one.step(0.1)
     assert len(sent) == 1
@@ -228,9 +233,9 @@ def test_processes_that_share_a_batch_step_like_one() -> None:
 def test_a_resumed_run_goes_on_bit_by_bit() -> None:
     (model, method), (twin_model, twin) = make(), make(seed=7)
     check_resume(method, model, twin, twin_model)
-    states = [m.state_dict()["generator"] for m in (method, twin)]
+    states = [m.state_dict()["weighting"]["generator"] for m in (method, twin)]
     assert torch.equal(*states)
-    assert not torch.equal(states[0], make()[1].state_dict()["generator"])
+    assert not torch.equal(states[0], make()[1].state_dict()["weighting"]["generator"])
 
 
 def test_gradients_that_are_not_finite_change_nothing() -> None:
