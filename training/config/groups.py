@@ -223,8 +223,8 @@ class OptimiserSettings(SettingsGroup):
     other_weights: Literal["frozen", "trained", "subspace"] | None = Field(
         None,
         description="token table, norms, biases, experts of a pretrained backbone: 'frozen', 'trained', or 'subspace', "
-        "the table in subspaces ('gems', 'subspace'); default: 'trained' by 'full' and methods of the tasks' gradients, "
-        "else 'frozen'",
+        "the table in subspaces ('gems', 'subspace'); default: 'trained' by 'full' and methods of the tasks' "
+        "gradients, else 'frozen'",
     )
     epochs: float = Field(10, gt=0, description="passes over the logged sequences")
     minutes: float | None = Field(

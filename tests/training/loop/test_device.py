@@ -87,6 +87,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# their weights come from solvers that stop at 1e-8; those of the others follow from closed formulas
+SOLVED = ("cagrad", "nash-mtl")
+
+
 @pytest.mark.parametrize(("method", "settings"), VARIANTS)
 def test_steps_on_a_device_are_those_on_the_host(method: str, settings: dict[str, Any]) -> None:
     """Losses, weights and states are the same, through first bases and refreshes."""
@@ -97,7 +101,7 @@ def test_steps_on_a_device_are_those_on_the_host(method: str, settings: dict[str
         model = make()
         moved(model)
         trained = made(model, method, settings)
-        assert train(model, trained) == pytest.approx(expected, rel=1e-9)
+        assert train(model, trained) == pytest.approx(expected, rel=1e-6 if method in SOLVED else 1e-9)
     assert_equal_states(model.state_dict(), host.state_dict())
     assert_equal_states(trained.state_dict(), on_host.state_dict())
 

@@ -34,7 +34,8 @@ def bargain(gram: Tensor) -> Tensor:
 def root(gram: Tensor) -> Tensor:
     """Return a matrix whose rows have these inner products, float64 [n, n]."""
     values, vectors = torch.linalg.eigh(gram)
-    return vectors * values.clamp(min=0).sqrt()
+    rows: Tensor = vectors * values.clamp(min=0).sqrt()
+    return rows
 
 
 def make(setup: Setup) -> TaskGradientTuning:
