@@ -110,7 +110,8 @@ ALLOWED = {
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
     "training.methods": (
-        "gems gems.weights index.extensions index.sequence training.config training.model training.run"
+        "gems gems.weights index.extensions index.sequence training.config training.errors training.model "
+        "training.run"
     ),
     "training.methods.tuning": (
         "gems gems.model gems.weights index.sequence training.config training.errors training.methods "

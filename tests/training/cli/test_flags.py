@@ -150,4 +150,4 @@ def test_the_help_shows_one_panel_for_each_group_and_the_known_choices() -> None
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
     result = CliRunner().invoke(app, ["train", "--data", "d", "--out", "o", "--method", "magic"])
-    assert "'magic' is none of full, gems, lora" in str(result.exception)
+    assert "'magic' is none of aligned-mtl, cagrad, full, gems, lora" in str(result.exception)
