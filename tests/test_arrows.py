@@ -32,8 +32,8 @@ ALLOWED = {
     "index.trie": "index.catalogue index.files index.records",
     "index.pool": "index.catalogue index.files index.records index.sequence index.trie index.words",
     "index.bundle": (
-        "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes "
-        "index.pool index.records index.sequence index.trie"
+        "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes index.pool "
+        "index.records index.sequence index.trie index.words"
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",

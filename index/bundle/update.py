@@ -2,14 +2,16 @@
 
 A new item gets an identifier (see `naming`). A changed item keeps its identifier, because the model knows the item by
 it. New items, and changed texts, get dense rows by their vectors. A removed item keeps its row (see `ItemIndex`) and is
-living again if it is added again.
+living again if it is added again. If another product is added under its id, the product is a new item: the removed one
+keeps its row under an id that nobody else has, so that what was learned of the one is not told of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from index.bundle.versions import Versions
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
+from index.words import words
 
 NAMED = 20  # ids in a message
 
@@ -85,19 +88,27 @@ def update_index(
         living = len(now.catalogue) - len(now.removed)
         if len(leaving) > most_removed * living:
             raise TooManyRemovedError(len(leaving), living)
-        existing = {
-            row: item for item_id, item in given.items() if (row := now.catalogue.row(item_id)) is not None
+        gone_before, rows = set(now.removed), {item_id: now.catalogue.row(item_id) for item_id in given}
+        replaced = {
+            row
+            for item_id, row in rows.items()
+            if row in gone_before and is_another_product(now.catalogue[row], given[item_id])
         }
-        changed = [row for row, item in existing.items() if item != now.catalogue[row] or row in now.removed]
-        new = [item for item_id, item in given.items() if now.catalogue.row(item_id) is None]
+        existing = {
+            row: given[item_id] for item_id, row in rows.items() if row is not None and row not in replaced
+        }
+        changed = [row for row, item in existing.items() if item != now.catalogue[row] or row in gone_before]
+        new = [given[item_id] for item_id, row in rows.items() if row is None or row in replaced]
         if not new and not changed and not leaving:
             return Update(now.version, 0, 0, 0)
         embed = _Embedded(embed)
         codes = now.trie.codes()
         if new:
             codes = np.concatenate([codes, names_of(new, codes, bundle, now.pool, embed)])
-        catalogue = Catalogue([*(existing.get(row, item) for row, item in enumerate(now.catalogue)), *new])
-        gone = sorted((set(now.removed) - set(existing)) | leaving)
+        retired = {row: _retired(now.catalogue, given, row) for row in replaced}
+        kept = existing | retired
+        catalogue = Catalogue([*(kept.get(row, item) for row, item in enumerate(now.catalogue)), *new])
+        gone = sorted((gone_before - set(existing)) | leaving)
         pool = now.pool
         if pool is not None:
             pool = pool.updated(catalogue, _dense(pool.dense, bundle, now.catalogue, existing, new, embed))
@@ -150,6 +161,23 @@ def rollback_index(path: Path, version: str) -> None:
             if version in versions.names() and versions.describe(version).bundle_id != info.bundle_id:
                 raise BundleError(f"{versions.folder / version} belongs to another bundle")
             versions.point_to(version)
+
+
+def is_another_product(removed: Item, added: Item) -> bool:
+    """Whether a removed item and one that is added under its id are different things.
+
+    They are if fewer than half of the words of the shorter title are in the other one. A title without words says
+    nothing.
+    """
+    before, now = set(words(removed.title)), set(words(added.title))
+    return 2 * len(before & now) < min(len(before), len(now))
+
+
+def _retired(catalogue: Catalogue, given: Mapping[str, Item], row: int) -> Item:
+    """Return the removed item of a row under an id that no item of the catalogue, and none that is given, has."""
+    ids = (f"removed-{row}" + "'" * more for more in count())
+    free = next(each for each in ids if catalogue.row(each) is None and each not in given)
+    return replace(catalogue[row], item_id=free)
 
 
 def _by_id(items: Sequence[Item]) -> dict[str, Item]:

@@ -20,7 +20,7 @@ from support.paths import ROOT
 
 from index.bundle.bundle import INDEX, Bundle
 from index.bundle.manifest import BundleError
-from index.bundle.update import Update, rollback_index, update_index
+from index.bundle.update import Update, is_another_product, rollback_index, update_index
 from index.bundle.versions import Versions
 from index.catalogue import CatalogueError, Item
 from index.identifiers.identifiers import IdentifierError
@@ -68,11 +68,48 @@ def test_a_removed_item_keeps_its_identifier_and_comes_back_when_it_is_added_aga
     assert sorted(index.trie.slot_items[index.living.members].tolist()) == [
         row for row in range(60) if row not in (3, 7)
     ]
-    update(path, [Item("item-3", "Back again")], removed=["item-7"])
+    again = f"{index.catalogue[3].title}, back again"
+    update(path, [Item("item-3", again)], removed=["item-7"])
     index = Bundle.open(path).index
     assert index.removed == (7,)
-    assert index.catalogue[3].title == "Back again"
+    assert index.catalogue[3].title == again
     assert np.array_equal(index.trie.codes(), codes)
+
+
+def test_another_product_under_a_removed_id_gets_an_identifier_of_its_own(path: Path) -> None:
+    before = Bundle.open(path).index
+    update(path, removed=["item-3"])
+    update(path, [Item("removed-3", "Taken")])
+    machine = Item("item-3", "Espresso machine")
+    done = update(path, [machine])
+    assert (done.added, done.changed, done.removed) == (1, 0, 0)
+    index = Bundle.open(path).index
+    codes = index.trie.codes()
+    assert index.catalogue.row("item-3") == 61
+    assert index.catalogue[61] == machine
+    assert len(np.unique(codes, axis=0)) == len(codes) == 62
+    assert np.array_equal(codes[:60], before.trie.codes())
+    assert index.removed == (3,)  # what was learned of it stays with it, and nobody is shown it
+    assert index.catalogue[3] == replace(before.catalogue[3], item_id="removed-3'")
+    update(path, removed=["item-3"])
+    update(path, [machine])  # the same product again
+    assert Bundle.open(path).index.catalogue.row("item-3") == 61
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "another"),
+    [
+        ("Trail running shoes", "Espresso machine", True),
+        ("Trail running shoes", "trail RUNNING shoes, 2026", False),
+        ("Trail running shoes", "Running socks", False),  # half of the shorter title
+        ("Blue trail running shoes", "Red espresso machine for trail cooking", True),
+        ("???", "Espresso machine", False),
+    ],
+)
+def test_half_of_the_words_of_the_shorter_title_make_the_same_product(
+    removed: str, added: str, another: bool
+) -> None:
+    assert is_another_product(Item("a", removed), Item("a", added)) is another
 
 
 def test_a_changed_item_keeps_its_identifier_and_is_found_by_its_new_attributes(path: Path) -> None:
