@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.cli.common.paths import BundlePath
+from training.cli.common.paths import BundlePath, output_bundle
 from training.cli.common.quiet import quiet_libraries
 
 bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle, or fetch one.")
@@ -55,7 +55,10 @@ def fetch_command(
     source: Annotated[
         str, typer.Argument(help="folder of a bundle, as rclone names it: remote:bucket/folder")
     ],
-    out: Annotated[Path, typer.Argument(help="folder of the bundle here; another bundle is replaced")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="folder of the bundle here; another bundle is replaced", callback=output_bundle),
+    ],
     sha256: Annotated[
         str, typer.Option("--sha256", help="hash of the bundle, as 'gems bundle verify' says it")
     ],

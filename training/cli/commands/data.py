@@ -90,10 +90,10 @@ def import_command(
     force: Force = False,
 ) -> None:
     """Import your own files. Bad rows are reported with file, line and reason, the first 20 of each kind."""
-    if (interactions is None) == (events is None):
-        raise DataError("give --interactions, a file, or --events, a store of people, and not both")
     check_writable(out, force)
     kind_of(items)  # before a long export
+    if (interactions is None) == (events is None):
+        raise DataError("give --interactions, a file, or --events, a store of people, and not both")
     with reported(bad_rows) as report, _log(interactions, events, days, out) as (log, called):
         dataset, bad = import_files(
             items,
