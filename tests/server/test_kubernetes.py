@@ -43,7 +43,7 @@ def patches() -> set[Path]:
 
 
 def schema_errors(manifest: Manifest) -> list[str]:
-    """What the published schemas of the oldest and the newest version say against a manifest."""
+    """Return the errors of a manifest by the published schemas of the oldest and the newest version."""
     validate = pytest.importorskip("kubernetes_validate")
     errors = []
     for version in (OLDEST, validate.latest_version()):

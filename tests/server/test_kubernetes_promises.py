@@ -1,4 +1,4 @@
-"""What the files of `deploy/kubernetes` promise agrees with the program: a server is run as they say."""
+"""Promises of `deploy/kubernetes`, compared with the program: a fetch, a server and a store are run as they say."""
 
 from __future__ import annotations
 
