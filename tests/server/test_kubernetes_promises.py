@@ -130,8 +130,7 @@ def filled(words: list[str], variables: dict[str, str], places: dict[str, Path])
 
 
 @pytest.mark.skipif(shutil.which(RCLONE) is None, reason="rclone is not installed")
-def test_a_server_runs_as_the_files_say(tiny_bundle: Path, tmp_path: Path) -> None:
-    """The bundle is fetched by the init container's command, and served with the container's words and variables."""
+def test_a_bundle_is_fetched_as_the_files_say(tiny_bundle: Path, tmp_path: Path) -> None:
     fetch = read(KUBERNETES / "components" / "bundle-download" / "fetch.yaml")["spec"]["template"]
     first, second = fetch["spec"]["initContainers"]
     assert first["command"][-1] == "/tools/rclone"
@@ -152,7 +151,13 @@ def test_a_server_runs_as_the_files_say(tiny_bundle: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
 
-    bundle, *more = filled(SERVER["args"], {}, places)
+    (bundle,) = filled(SERVER["args"], {}, places)
+    assert Bundle.open(Path(bundle)).sha256() == variables["BUNDLE_SHA256"]
+
+
+def test_a_server_runs_as_the_files_say(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(tiny_bundle)
+    bundle, *more = filled(SERVER["args"], {}, {"/bundle": tmp_path})
     keys = {each["name"]: "a-key" for each in SERVER["env"]}
     with (
         Server(Path(bundle), *more, **SETTINGS | keys) as server,
