@@ -1,13 +1,15 @@
-"""`python -m bench.people --json F`: the embedded store of people under kills, in numbers, and around a server.
+"""`python -m bench.people --json F`: stores of people under kills, in numbers, and around a server.
 
 - `--kills N`: a process that stores events is killed (SIGKILL) N times, at random moments. Each next one sends the
   events of the one before again. At the end every acknowledged event has to be there, and each event once.
-- `--people N`: N people with `--events` events each are stored, person by person or `--mixed`. Then rates are measured
-  on the full store: events of random people in requests of 1,000 and alone, histories of random people, forgetting.
+- `--people N`: N people with `--events` events each are stored, person by person or `--mixed`, in a file, or in the
+  empty Redis of `--store`. Then rates are measured on the full store: events of random people in requests of 1,000 and
+  alone, histories of random people, forgetting.
 - `--bundle B`: a server answers `/v1/recommend` by `user_id`, and with the same history in the request, in turn. The
   overhead is the difference of the medians.
 
-Stores are made in the folder for temporary files; `TMPDIR` names another one. 1,000,000 people need about 4 GB.
+Files are made in the folder for temporary files; `TMPDIR` names another one. 1,000,000 people need about 4 GB there,
+and about twice that in the memory of Redis.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from rich.progress import track
 
 from index.bundle.bundle import Bundle
 from server.people.interaction import Interaction
+from server.people.open import ADDRESSES, open_store
 from server.people.sqlite_store import SqliteStore
-from server.people.store import Keep
+from server.people.store import Keep, Store
 from training.cli.common.command import run_command
 from training.cli.common.paths import JsonFile, input_bundle
 from training.outputs import write_json
@@ -59,7 +62,7 @@ def main(
     bundle: Annotated[Path | None, typer.Option(help="bundle of the server", callback=input_bundle)] = None,
     store: Annotated[
         str | None,
-        typer.Option(help="GEMS_PEOPLE_STORE of that server, such as redis://localhost; else a file"),
+        typer.Option(help="GEMS_PEOPLE_STORE in place of a new file, such as redis://localhost"),
     ] = None,
     requests: Annotated[int, typer.Option(min=10, max=MOST, help="of each kind to the server")] = 300,
 ) -> None:
@@ -68,7 +71,8 @@ def main(
         if kills:
             report["kills"] = killed(Path(place) / "killed.db", kills)
         if people:
-            report["large"] = asyncio.run(large(Path(place) / "large.db", people, events, mixed))
+            setting = store or str(Path(place) / "large.db")
+            report["large"] = asyncio.run(large(setting, people, events, mixed))
         if bundle is not None:
             report["overhead"] = overhead(store or str(Path(place) / "served.db"), bundle, events, requests)
     Console().print_json(json.dumps(report))
@@ -116,8 +120,9 @@ import asyncio, os, sys
 from itertools import chain
 from pathlib import Path
 from server.people.interaction import Interaction
+from server.people.open import ADDRESSES, open_store
 from server.people.sqlite_store import SqliteStore
-from server.people.store import Keep
+from server.people.store import Keep, Store
 
 async def main(path, again, first):
     store = SqliteStore(Path(path), Keep(10**6))
@@ -150,14 +155,15 @@ def _numbers_in(path: Path) -> tuple[list[int], int]:
     )
 
 
-async def large(path: Path, people: int, events: int, mixed: bool) -> dict[str, Any]:
-    """Return sizes and rates of a store with many people.
+async def large(setting: str, people: int, events: int, mixed: bool) -> dict[str, Any]:
+    """Return sizes and rates of a store with many people. Exits if a Redis is not empty.
 
+    setting: as GEMS_PEOPLE_STORE.
     mixed: whether the events are stored round by round, one of each person, 1,000 in a request.
     """
     rng = random.Random(0)
-    store = SqliteStore(path, KEEP)
-    store.open()
+    _check_empty(setting)
+    store = open_store(setting, KEEP)
     began = time.perf_counter()
     for first in track(range(0, people * events, 1000), "events"):
         places = range(first, min(people * events, first + 1000))
@@ -170,8 +176,7 @@ async def large(path: Path, people: int, events: int, mixed: bool) -> dict[str, 
         "events_each": events,
         "mixed": mixed,
         "fill_events_a_second": people * events / (time.perf_counter() - began),
-        "bytes": path.stat().st_size,
-        "bytes_an_event": path.stat().st_size / (people * events),
+        **_sizes(setting, people * events),
     }
 
     def somebody() -> int:
@@ -186,6 +191,32 @@ async def large(path: Path, people: int, events: int, mixed: bool) -> dict[str, 
     figures["forget"] = await _rates(lambda: store.forget(f"user-{somebody()}"), 10, at_once=1)
     store.close()
     return figures
+
+
+def _check_empty(setting: str) -> None:
+    if setting.startswith(ADDRESSES) and (keys := _redis(setting).dbsize()):
+        raise SystemExit(f"the Redis of --store holds {keys:,} keys; name an empty one, which will be filled")
+
+
+def _sizes(setting: str, events: int) -> dict[str, Any]:
+    """Return bytes: of the file, or those that Redis takes in memory and in its log."""
+    if not setting.startswith(ADDRESSES):
+        size = Path(setting).stat().st_size
+        return {"bytes": size, "bytes_an_event": size / events}
+    info = _redis(setting).info()
+    return {
+        "redis": info["redis_version"],
+        "bytes": info["used_memory"],
+        "bytes_an_event": info["used_memory"] / events,
+        "peak_bytes": info["used_memory_peak"],
+        "log_bytes": info.get("aof_current_size"),
+    }
+
+
+def _redis(setting: str) -> Any:
+    import redis  # an extra
+
+    return redis.Redis.from_url(setting)
 
 
 def _event(rng: random.Random, user: int, k: int) -> Interaction:
@@ -212,7 +243,7 @@ async def _rates(work: Callable[[], Awaitable[Any]], count: int, at_once: int = 
     return {"a_second": len(taken) / seconds, "p50_ms": cuts[49], "p99_ms": cuts[98], "at_once": at_once}
 
 
-async def _both(store: SqliteStore, rng: random.Random, people: int) -> dict[str, float]:
+async def _both(store: Store, rng: random.Random, people: int) -> dict[str, float]:
     """Return the rates of reads while events come in all the time."""
     writing = True
 

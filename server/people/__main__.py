@@ -15,7 +15,7 @@ EXIT_REFUSED = 2
 def main() -> int:
     """Export a store; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m server.people", description="Export a store of people.")
-    parser.add_argument("store", type=Path, help="file of the store")
+    parser.add_argument("store", help="file of the store, or the address of Redis")
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to write")
     parser.add_argument("--days", type=float, default=0.0, help="leave out events that are older; 0: none")
     given = parser.parse_args()

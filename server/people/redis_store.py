@@ -27,6 +27,7 @@ MOST_WAITING = 20_000  # events that may wait to be written
 TICK_SECONDS = 1.0  # between two looks for people who were forgotten by other servers
 CONNECT_SECONDS, ANSWER_SECONDS = 1.0, 4.0
 FORMAT_KEY, FORGOTTEN_KEY = "gems:format", "gems:forgotten"
+ORDER = "gems:order:"  # begins the key of the order of a person's events
 Value = TypeVar("Value")
 
 # A member of the sorted set is the arrival, 12 digits and a blank, and then the id: its order decides equal times.
@@ -74,7 +75,7 @@ if seconds > 0 and newest then
 end
 return {stored, duplicates, outdated}
 """
-_HISTORY = """
+HISTORY = """
 local found = {}
 local members = redis.call('ZRANGEBYSCORE', KEYS[2], ARGV[1], '+inf', 'WITHSCORES')
 for k = 1, #members, 2 do
@@ -93,7 +94,50 @@ return count
 
 def keys_of(user_id: str) -> list[str]:
     """Return the keys of the events of a person, and of their order."""
-    return [f"gems:events:{{{user_id}}}", f"gems:order:{{{user_id}}}"]
+    return [f"gems:events:{{{user_id}}}", f"{ORDER}{{{user_id}}}"]
+
+
+def interactions(user_id: str, rows: Sequence[tuple[str, str, str]]) -> list[Interaction]:
+    """Return the events of a person. rows: as the script `HISTORY` gives them."""
+    found = []
+    for event_id, moment, what in rows:
+        item_id, query = json.loads(what)
+        found.append(Interaction(user_id, event_id, item_id, query, float(moment)))
+    return found
+
+
+def connect(url: str) -> Any:
+    """Return a client, which connects when it is asked. Raises `StoreRefusedError`.
+
+    url: `redis://`, `rediss://` or `unix://`, as the client reads it.
+    """
+    try:
+        import redis  # an extra
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ModuleNotFoundError as error:
+        raise StoreRefusedError(
+            "a store at redis:// needs its client: pip install 'gems-sr[redis]'"
+        ) from error
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 1),  # for a connection that was closed meanwhile
+        )
+    except ValueError as error:
+        raise StoreRefusedError(f"the store is no address of Redis: {error}") from error
+
+
+def check_format(client: Any) -> None:
+    """Raise `StoreRefusedError` if what is there is not a store of this format."""
+    found = client.get(FORMAT_KEY)
+    if found != FORMAT:
+        raise StoreRefusedError(
+            f"the store is of format {str(found)[:20]}, and this version of the program reads format {FORMAT}"
+        )
 
 
 class RedisStore:
@@ -120,25 +164,10 @@ class RedisStore:
 
         Raises `StoreRefusedError`.
         """
-        try:
-            import redis  # an extra
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ModuleNotFoundError as error:
-            raise StoreRefusedError(
-                "a store at redis:// needs its client: pip install 'gems-sr[redis]'"
-            ) from error
+        self._client = connect(self._url)
+        import redis  # `connect` has found it
+
         self._error = redis.RedisError
-        try:
-            self._client = redis.Redis.from_url(
-                self._url,
-                decode_responses=True,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 1),  # for a connection that was closed meanwhile
-            )
-        except ValueError as error:
-            raise StoreRefusedError(f"GEMS_PEOPLE_STORE is no address of Redis: {error}") from error
         self._scripts = {name: self._client.register_script(text) for name, text in _SCRIPTS.items()}
         try:
             self._check()
@@ -201,11 +230,7 @@ class RedisStore:
     def _history(self, user_id: str) -> list[Interaction]:
         oldest = repr(self._keep.oldest(self._clock()))
         rows: list[Any] = self._scripts["history"](keys_of(user_id), [oldest])
-        found = []
-        for event_id, moment, what in rows[-self._keep.events :]:
-            item_id, query = json.loads(what)
-            found.append(Interaction(user_id, event_id, item_id, query, float(moment)))
-        return found
+        return interactions(user_id, rows[-self._keep.events :])
 
     def _forget(self, user_id: str) -> int:
         with self._forgetting:  # `_watch_forgotten` does not look in between
@@ -221,11 +246,7 @@ class RedisStore:
     def _check(self) -> None:
         """Mark an empty store as ours, and warn of one that forgets. Raises `StoreRefusedError`."""
         self._client.set(FORMAT_KEY, FORMAT, nx=True)
-        found = self._client.get(FORMAT_KEY)
-        if found != FORMAT:
-            raise StoreRefusedError(
-                f"the store is of format {str(found)[:20]}, and this version of the program reads format {FORMAT}"
-            )
+        check_format(self._client)
         if not self._client.info("persistence").get("aof_enabled"):
             logger.warning("the store may lose acknowledged events: set appendonly and appendfsync in Redis")
 
@@ -243,7 +264,7 @@ class RedisStore:
             seen = others
 
 
-_SCRIPTS = {"append": _APPEND, "history": _HISTORY, "forget": _FORGET}
+_SCRIPTS = {"append": _APPEND, "history": HISTORY, "forget": _FORGET}
 
 
 def _values(event: Interaction) -> list[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +112,38 @@ def test_alert_is_tested_to_fire_and_not_to(name: str) -> None:
         if case["alertname"] == name
     ]
     assert {True, False} == set(fires)
+
+
+def composer() -> list[str] | None:
+    """Return the words of the command that reads compose files, the plugin of Docker or the older program."""
+    for words in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(words[0]) and not subprocess.run([*words, "version"], capture_output=True).returncode:
+            return words
+    return None
+
+
+@pytest.mark.skipif(composer() is None, reason="neither docker compose nor docker-compose is installed")
+@pytest.mark.parametrize("profile", [[], ["--profile", "people"]], ids=["", "people"])
+def test_compose_reads_the_file(profile: list[str], tmp_path: Path) -> None:
+    words = composer() or []
+    text = (ROOT / "compose.yaml").read_text("utf-8")
+    if words == ["docker-compose"]:  # version 1 does not know the name of a project
+        text = re.sub("^name: .*$", "", text, flags=re.MULTILINE)
+    done = subprocess.run(
+        [*words, "--file", "-", "--project-directory", str(ROOT), *profile, "config"],
+        input=text,
+        env=os.environ | {"BUNDLE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    read = yaml.safe_load(done.stdout)["services"]
+    wanted = {name for name, service in SERVICES.items() if "profiles" not in service or profile}
+    assert wanted <= set(read)
+    assert f"{tmp_path}:/bundle:ro" in read["server"]["volumes"] or any(
+        isinstance(each, dict) and each.get("source") == str(tmp_path) and each.get("read_only")
+        for each in read["server"]["volumes"]
+    )
 
 
 def test_services_are_set_by_settings_that_exist() -> None:

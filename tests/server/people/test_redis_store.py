@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from support.redis import PROGRAM, Redis, wait_for
 from support.stores import NOW, event, opened_store, run
 
 from server.people import redis_store
@@ -25,43 +22,10 @@ from server.people.redis_store import FORMAT_KEY, RedisStore
 from server.people.store import Keep, StoreError, StoreFullError, StoreRefusedError
 
 redis = pytest.importorskip("redis", reason="no client of Redis: pip install 'gems-sr[redis]'")
-PROGRAM = next(filter(None, map(shutil.which, ("redis-server", "valkey-server"))), None)
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no redis-server or valkey-server on this machine")
 
 T = TypeVar("T")
 KEEP = Keep()
-
-
-class Redis:
-    """A server with a log that is synced before each answer. url: where it listens."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client = redis.Redis.from_url(self.url, decode_responses=True)
-        self.start()
-
-    def start(self) -> None:
-        assert PROGRAM is not None
-        settings = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        self.process = subprocess.Popen(
-            [PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *settings],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_for(self.answers)
-
-    def answers(self) -> bool:
-        try:
-            return bool(self.client.ping())
-        except redis.RedisError:
-            return False
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 @pytest.fixture(autouse=True)
 def empty(server: Redis) -> None:
     server.client.flushall()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("the awaited condition did not come true")
 
 
 def opened(

@@ -11,10 +11,10 @@ import pytest
 from support.commands import COMMANDS, Command, Parameter
 from support.file_sizes import files_of_at_most
 
-from training.cli.common.paths import input_bundle, output_file, output_folder
+from training.cli.common.paths import input_bundle, output_bundle, output_file, output_folder
 from training.outputs import OutputError, check_output, write_json
 
-OUTPUTS = (output_file, output_folder)
+OUTPUTS = (output_file, output_folder, output_bundle)
 # Paths that are read. A new path of a command belongs here, or is tried.
 INPUTS = {
     "data", "config", "spec", "items", "interactions", "remove", "vectors", "source", "folder", "runs", "run",

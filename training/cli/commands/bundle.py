@@ -1,15 +1,18 @@
-"""`gems bundle`: check a bundle on disk."""
+"""`gems bundle`: check a bundle on disk, or fetch one."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.cli.common.paths import BundlePath
+from training.cli.common.paths import BundlePath, output_bundle
 from training.cli.common.quiet import quiet_libraries
 
-bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Check a published bundle, or fetch one.")
 
 
 @bundle_app.command("verify")
@@ -43,4 +46,27 @@ def verify_command(bundle: BundlePath) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"SHA-256 {opened.sha256()}", highlight=False, soft_wrap=True)
     console.print(table)
+
+
+@bundle_app.command("fetch")
+def fetch_command(
+    source: Annotated[
+        str, typer.Argument(help="folder of a bundle, as rclone names it: remote:bucket/folder")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(help="folder of the bundle here; another bundle is replaced", callback=output_bundle),
+    ],
+    sha256: Annotated[
+        str, typer.Option("--sha256", help="hash of the bundle, as 'gems bundle verify' says it")
+    ],
+    rclone: Annotated[str, typer.Option(help="the program that copies")] = "rclone",
+) -> None:
+    """Copy a bundle from a store of objects, whole and checked or not at all; run again, it goes on after a break."""
+    from index.bundle.fetch import fetch  # slow imports, not for --help
+
+    quiet_libraries()
+    copied = fetch(source, out, sha256, rclone)
+    typer.echo(f"{out}: {'copied and checked' if copied else 'is there already'}, {sha256}")

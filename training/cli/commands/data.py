@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -14,8 +16,10 @@ from rich.text import Text
 from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.numbers import finite
 from training.cli.common.paths import output_file, output_folder
+from training.cli.common.people_store import export_events, name_of_store
 from training.data.dataset import DataSet, check_writable
 from training.data.describe import describe
+from training.data.importing.files import kind_of
 from training.data.importing.importer import import_files
 from training.data.schema import DataError
 from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
@@ -26,6 +30,16 @@ MOST_DAYS = 36_500
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
 
 Out = Annotated[Path, typer.Option(help="Folder of the new data set.", callback=output_folder)]
+Days = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=MOST_DAYS,
+        callback=finite,
+        envvar="GEMS_PEOPLE_DAYS",
+        help="Leave out events of a store that are older; 0: none.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a data set that is already there.")]
 
 
@@ -55,8 +69,15 @@ def amazon_beauty_command(
 @data_app.command("import")
 def import_command(
     items: Annotated[Path, typer.Option(help="Items, .jsonl, .csv or .parquet (.gz, .zst).")],
-    interactions: Annotated[Path, typer.Option(help="Interactions, .jsonl, .csv or .parquet (.gz, .zst).")],
     out: Out,
+    interactions: Annotated[
+        Path | None, typer.Option(help="Interactions, .jsonl, .csv or .parquet (.gz, .zst).")
+    ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(help="What a server remembers, in place of interactions: its GEMS_PEOPLE_STORE."),
+    ] = None,
+    days: Days = 0,
     name: Annotated[str | None, typer.Option(help="Name of the data set; else that of the folder.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Keep the good rows, count the bad.")] = False,
     infer: Annotated[
@@ -70,9 +91,18 @@ def import_command(
 ) -> None:
     """Import your own files. Bad rows are reported with file, line and reason, the first 20 of each kind."""
     check_writable(out, force)
-    with reported(bad_rows) as report:
+    kind_of(items)  # before a long export
+    if (interactions is None) == (events is None):
+        raise DataError("give --interactions, a file, or --events, a store of people, and not both")
+    with reported(bad_rows) as report, _log(interactions, events, days, out) as (log, called):
         dataset, bad = import_files(
-            items, interactions, name or out.resolve().name, skip_bad, infer=infer, deduplicate=deduplicate
+            items,
+            log,
+            name or out.resolve().name,
+            skip_bad,
+            infer=infer,
+            deduplicate=deduplicate,
+            called=called,
         )
         report(bad)
     _save(dataset, out, force)
@@ -80,40 +110,17 @@ def import_command(
 
 @data_app.command("events")
 def events_command(
-    store: Annotated[Path, typer.Argument(help="File of the store, GEMS_PEOPLE_STORE of the server.")],
+    store: Annotated[
+        str, typer.Argument(help="GEMS_PEOPLE_STORE of the server: a file, or the address of Redis.")
+    ],
     out: Annotated[
         Path,
         typer.Option(help="File of interactions to write, .jsonl, for the import.", callback=output_file),
     ],
-    days: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=MOST_DAYS,
-            callback=finite,
-            envvar="GEMS_PEOPLE_DAYS",
-            help="Leave out events that are older; 0: none.",
-        ),
-    ] = 0,
+    days: Days = 0,
 ) -> None:
     """Export what a server remembers of people as interactions. The server may go on meanwhile."""
-    if not store.is_file():
-        raise DataError(f"there is no store at {store}; name the file of GEMS_PEOPLE_STORE")
-    # The store is the server's, and its own program reads it: training knows nothing of it.
-    program = [
-        sys.executable,
-        "-P",
-        "-m",
-        "server.people",
-        str(store),
-        "--out",
-        str(out),
-        "--days",
-        str(days),
-    ]
-    code = subprocess.run(program).returncode
-    if code:
-        raise typer.Exit(code)
+    export_events(store, out, days)
 
 
 @data_app.command("describe")
@@ -122,6 +129,28 @@ def describe_command(
 ) -> None:
     """Show figures of a data set, its simulated parts, and a few histories."""
     describe(DataSet.load(folder), Console())
+
+
+@contextmanager
+def _log(
+    interactions: Path | None, events: str | None, days: float, out: Path
+) -> Iterator[tuple[Path, Path | None]]:
+    """Give the file of interactions, and another name for it if it is the export of a store, which ends with the block.
+
+    out: the new data set. The export lies next to it: they are as large, and as private.
+    """
+    if events is None:
+        assert interactions is not None
+        yield interactions, None
+        return
+    place = Path(os.path.realpath(out)).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(
+        prefix=f".{out.name}.", suffix=".draft", dir=place
+    ) as folder:  # nobody else may read it
+        exported = Path(folder) / "events.jsonl"
+        export_events(events, exported, days, quiet=True)
+        yield exported, name_of_store(events)
 
 
 def _save(dataset: DataSet, out: Path, force: bool) -> None:

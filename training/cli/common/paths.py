@@ -27,15 +27,27 @@ def output_folder(path: Path | None) -> Path | None:
     return path
 
 
+def output_bundle(path: Path | None) -> Path | None:
+    """Return the path of a bundle to write, which may replace one. Raises `OutputError` if it cannot be written."""
+    if path is not None:
+        check_output(path, folder=True)
+        _stay_out_of_bundles(path, but=path)
+    return path
+
+
 def input_bundle(path: Path | None) -> Path | None:
     """Return the folder of the bundle at a path, which may be that of a run. Raises `BundleError` if there is none."""
     return None if path is None else find_bundle(path)
 
 
-def _stay_out_of_bundles(path: Path) -> None:
-    """Raise `OutputError` for a path in a bundle, which counts as damaged if it holds a file that it does not list."""
+def _stay_out_of_bundles(path: Path, but: Path | None = None) -> None:
+    """Raise `OutputError` for a path in a bundle, which counts as damaged if it holds a file that it does not list.
+
+    but: a folder that may be one.
+    """
     whole = path.resolve()
-    inside = next((folder for folder in (whole, *whole.parents) if (folder / "bundle.json").is_file()), None)
+    folders = [folder for folder in (whole, *whole.parents) if but is None or folder != but.resolve()]
+    inside = next((folder for folder in folders if (folder / "bundle.json").is_file()), None)
     if inside is not None:
         raise OutputError(f"{path} is in the bundle {inside}, which it would damage; choose another place")
 

@@ -16,7 +16,7 @@ _OWN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # what is a row's own in a reason
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used. number: line of a JSON Lines or CSV file, or row of a Parquet file, from 1."""
+    """A row that cannot be used. number: of a line, a row of Parquet, or an event of a store of people, from 1."""
 
     file: Path
     number: int
@@ -71,5 +71,6 @@ def all_of_them(rows: Iterable[BadRow]) -> str:
 
 
 def place(path: Path, number: int) -> str:
-    """Return how a row of a file is named."""
-    return f"{'row' if kind_by_name(path) is Kind.PARQUET else 'line'} {number}"
+    """Return how a row is named. path: of its file, or the name of a store of people."""
+    words = {Kind.PARQUET: "row", None: "event"}
+    return f"{words.get(kind_by_name(path), 'line')} {number}"

@@ -29,12 +29,14 @@ def import_files(
     *,
     infer: bool = False,
     deduplicate: bool = False,
+    called: Path | None = None,
 ) -> tuple[DataSet, list[BadRow]]:
     """Read and check both files. Return the data set and the skipped rows, which its info counts, too.
 
     An interaction with an item that was refused is left out and counted, and not blamed a second time.
     infer: whether attributes whose texts are all numbers, or all truth values, become such.
     deduplicate: whether an interaction that is in the log before, the same in every column, is left out.
+    called: how messages name the interactions, if not by their path: for those that were exported from a store.
     Raises `BadRowsError` if there are bad rows and `skip_bad` is not set.
     Raises `DataError` if a file cannot be read, a file lacks a column, time stamps are of several units, or no row is
     left.
@@ -42,12 +44,12 @@ def import_files(
     kept, bad, refused = checked_items(items)
     bad_items = len(bad)
     _check_some(items, len(kept), bad, skip_bad)
-    log = InteractionLog(interactions, list(kept), refused)
+    log = InteractionLog(interactions, list(kept), refused, called)
     log.read()
     bad += log.bad
     if bad and not skip_bad:
         raise BadRowsError(bad)
-    _check_some(interactions, len(log), bad, skip_bad)
+    _check_some(called or interactions, len(log), bad, skip_bad)
     as_text = values_as_text(kept.values())
     catalogue = (
         Catalogue(converted(item, as_text) for item in kept.values()) if infer else Catalogue(kept.values())
@@ -62,7 +64,7 @@ def import_files(
     }  # fmt: skip
     info = DataInfo(
         name,
-        f"imported from {items.name} and {interactions.name}",
+        f"imported from {items.name} and {called or interactions.name}",
         left_out={what: count for what, count in left_out.items() if count},
         notes=[
             _unit(log.unit),

@@ -58,17 +58,20 @@ class InteractionLog:
     """The interactions of a file: the good ones as columns, the bad ones as rows with reasons.
 
     unit: of the time stamps, "" for none that is known; of what was read.
-    path: the file.
+    path: the file. called: how messages name it, if not by its path.
     item_ids: ids of the items, in the order of the catalogue.
     refused: ids of items that were refused; their interactions are counted in `of_refused` and not blamed.
     """
 
-    def __init__(self, path: Path, item_ids: list[str], refused: Collection[str]) -> None:
+    def __init__(
+        self, path: Path, item_ids: list[str], refused: Collection[str], called: Path | None = None
+    ) -> None:
         self.path = path
+        self._called = called or path
         self.bad: list[BadRow] = []
         self.of_refused = 0
         self.unit = ""
-        self._clock = Clock(path)
+        self._clock = Clock(self._called)
         # An Enum would be hashed anew for each table. Categories are kept as long as a column has them.
         self._items = pl.Series(item_ids, dtype=pl.String).cast(pl.Categorical(pl.Categories.random()))
         codes = self._items.to_physical()
@@ -164,7 +167,7 @@ class InteractionLog:
                 if event["item_id"] not in self._places:
                     raise RowError(f"item {event['item_id']!r} is not among the items")
             except RowError as error:
-                self.bad.append(BadRow(self.path, number, str(error)))
+                self.bad.append(BadRow(self._called, number, str(error)))
             else:
                 kept.append((number, event))
         parts = []
