@@ -103,7 +103,16 @@ def test_a_server_with_the_extra_serve_answers_as_the_checkout_does(install: Ins
 
 def test_a_server_needs_nothing_of_the_training_side() -> None:
     needed = closure(requirements(["serve"]))
-    others = ("accelerate", "bm25s", "pandas", "polars", "pyarrow", "scikit-learn", "scipy", "sentence-transformers")
+    others = (
+        "accelerate",
+        "bm25s",
+        "pandas",
+        "polars",
+        "pyarrow",
+        "scikit-learn",
+        "scipy",
+        "sentence-transformers",
+    )
     assert not set(others) & set(needed)
 
 

@@ -22,7 +22,9 @@ pytestmark = [
         not (shutil.which("buildah") and shutil.which("mmdebstrap") and os.geteuid() == 0),
         reason="an image takes root, and the Debian packages buildah and mmdebstrap",
     ),
-    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the wheels are fetched for the image's Python 3.11"),
+    pytest.mark.skipif(
+        sys.version_info[:2] != (3, 11), reason="the wheels are fetched for the image's Python 3.11"
+    ),
 ]
 
 MOST_BYTES = 1.5e9
@@ -81,7 +83,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (source / name).mkdir()
             (source / name / "__init__.py").touch()
     (torch,) = re.findall(r"torch==\S+\+cpu", (ROOT / "Dockerfile").read_text("utf-8"))
-    wanted = [torch, f"{source}[serve,redis]", "setuptools>=77", "--constraint", str(ROOT / "constraints.txt")]
+    wanted = [
+        torch,
+        f"{source}[serve,redis]",
+        "setuptools>=77",
+        "--constraint",
+        str(ROOT / "constraints.txt"),
+    ]
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *wanted], check=True
     )
@@ -94,7 +102,9 @@ def image(buildah: Builder, wheels: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("base")
     base = folder / "base.tar"
     packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", str(base)], check=True)
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", str(base)], check=True
+    )
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, base, "/")
     buildah("run", "--isolation", "chroot", container, "--", "ln", "-s", "python3", "/usr/bin/python")
@@ -128,7 +138,9 @@ def test_it_is_lean(buildah: Builder, container: str) -> None:
     assert installed <= needed | {"distro-info"}, installed - needed
 
 
-def test_it_answers_as_the_checkout_does(buildah: Builder, container: str, image: str, tmp_path: Path) -> None:
+def test_it_answers_as_the_checkout_does(
+    buildah: Builder, container: str, image: str, tmp_path: Path
+) -> None:
     bundle = make_bundle(tmp_path / "bundle", pool=True)
     for place in (tmp_path, *tmp_path.rglob("*")):  # the server in the image is another user
         place.chmod(0o755 if place.is_dir() else 0o644)

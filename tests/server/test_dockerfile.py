@@ -64,11 +64,15 @@ def test_a_target_installs_what_a_server_needs(target: str) -> None:
 @pytest.mark.parametrize("extras", ["", "redis", "redis,otel"])
 def test_further_extras_are_added_with_commas(extras: str) -> None:
     (word,) = re.findall(r'"\.(\[.+?\])"', " ".join(steps("build-cpu", "RUN")))
-    expanded = subprocess.check_output(["sh", "-c", f'printf %s "gems-sr{word}"'], env={"EXTRAS": extras}, text=True)
+    expanded = subprocess.check_output(
+        ["sh", "-c", f'printf %s "gems-sr{word}"'], env={"EXTRAS": extras}, text=True
+    )
     given = Requirement(expanded).extras
     assert given == {"serve", *filter(None, extras.split(","))}
     assert given <= set(EXTRAS)
-    pages = "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "decisions.md")
+    pages = "".join(
+        path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "decisions.md"
+    )
     named = re.findall(r"EXTRAS=(\S+?)[`\s.)]", pages + TEXT + (ROOT / "compose.yaml").read_text("utf-8"))
     assert named
     assert all(set(each.split(",")) <= set(EXTRAS) for each in named)
@@ -81,7 +85,10 @@ def test_torch_is_the_tested_one() -> None:
 
 
 def test_what_is_copied_is_there_and_is_all_of_the_package() -> None:
-    packages = {pattern.removesuffix("*") for pattern in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    packages = {
+        pattern.removesuffix("*")
+        for pattern in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    }
     assert {step.split()[0] for step in steps("wheel", "COPY")} == packages
     for step in steps("build", "COPY"):
         assert all((ROOT / name).is_file() for name in step.split()[:-1])

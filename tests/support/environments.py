@@ -56,7 +56,9 @@ def make_environment(folder: Path, extras: Iterable[str], wheel: Path) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
     for distribution in closure(requirements(extras)).values():
-        tops = {path.parts[0] for path in distribution.files or () if path.parts[0] not in ("..", "__pycache__")}
+        tops = {
+            path.parts[0] for path in distribution.files or () if path.parts[0] not in ("..", "__pycache__")
+        }
         for top in tops:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(distribution.locate_file(top))))
@@ -82,7 +84,7 @@ def said(command: Sequence[str | Path], folder: Path) -> tuple[int, str]:
 
 @contextmanager
 def running(command: Sequence[str | Path], folder: Path) -> Iterator[str]:
-    """Run a command that becomes, or starts, a server; give its address when it is ready; end it as an operator does."""
+    """Run a command that becomes, or starts, a server; give its address; end it as an operator does."""
     process = subprocess.Popen(
         [str(word) for word in command], cwd=folder, env=outside(), stderr=subprocess.PIPE, text=True
     )
