@@ -45,9 +45,9 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --no-compile --no-deps --force-reinstall /wheels/*.whl && python -m pip uninstall --yes --quiet pip \
     && { python -m compileall -qf --invalidation-mode unchecked-hash /venv/lib || true; }
 
-# vLLM pins its own torch and transformers.
+# vLLM pins its own torch and transformers. An old pip does not find the versions of CUDA that it agrees on.
 FROM build AS build-vllm
-RUN pip install --no-compile ".[vllm${EXTRAS:+,$EXTRAS}]"
+RUN pip install --no-compile "pip>=26" && pip install --no-compile ".[vllm${EXTRAS:+,$EXTRAS}]"
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-compile --no-deps --force-reinstall /wheels/*.whl && python -m pip uninstall --yes --quiet pip \
     && { python -m compileall -qf --invalidation-mode unchecked-hash /venv/lib || true; }
