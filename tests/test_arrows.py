@@ -84,6 +84,7 @@ ALLOWED = {
     "server.__main__": "server.command_line server.stopping",
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
+    "training.extras": "training.errors",
     "training.inputs": "index.contents training.errors",
     "training.outputs": "index.files training.errors",
     "training.settings": "index.records",
@@ -103,7 +104,7 @@ ALLOWED = {
     ),
     "training.cli.common": (
         "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
-        "training.data.importing training.errors training.outputs training.settings"
+        "training.data.importing training.errors training.extras training.outputs training.settings"
     ),
     "training.data.sources": "index.catalogue index.records index.sequence training.data training.inputs",
     "training.model": (
@@ -177,8 +178,8 @@ ALLOWED = {
     "training.cli.commands": (
         "index.bundle index.extensions index.records index.sequence training.baselines training.bulk "
         "training.cli.common training.config training.data training.data.importing training.data.sources "
-        "training.demo training.errors training.evaluation training.evaluation.comparison training.fusion "
-        "training.outputs training.pipeline training.plan training.prepare training.preservation "
+        "training.demo training.errors training.evaluation training.evaluation.comparison training.extras "
+        "training.fusion training.outputs training.pipeline training.plan training.prepare training.preservation "
         "training.report training.run training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,13 +17,10 @@ from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.numbers import finite
 from training.cli.common.paths import output_file, output_folder
 from training.cli.common.people_store import export_events, name_of_store
-from training.data.dataset import DataSet, check_writable
-from training.data.describe import describe
-from training.data.importing.files import kind_of
-from training.data.importing.importer import import_files
 from training.data.schema import DataError
-from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
-from training.data.sources.movielens import movielens
+
+if TYPE_CHECKING:
+    from training.data.dataset import DataSet
 
 MOST_DAYS = 36_500
 
@@ -46,6 +43,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a data set that is
 @data_app.command("movielens")
 def movielens_command(out: Out, force: Force = False) -> None:
     """Make a data set of MovieLens from the `movielens` asset, with simulated searches."""
+    from training.data.dataset import check_writable  # slow imports, not for --help
+    from training.data.sources.movielens import movielens
+
     check_writable(out, force)
     with Console().status("reading MovieLens"):
         dataset = movielens()
@@ -57,13 +57,17 @@ def amazon_beauty_command(
     source: Annotated[Path, typer.Option(help="Folder with the normalised items.jsonl and users.jsonl.")],
     out: Out,
     behaviour: Annotated[
-        Behaviour, typer.Option(help="Whether half of the interactions count as searches, or none.")
-    ] = Behaviour.BOTH,
+        Literal["both", "recommendation"],
+        typer.Option(help="Whether half of the interactions count as searches, or none."),
+    ] = "both",
     force: Force = False,
 ) -> None:
     """Make a data set of Amazon Beauty 5-core (2014), with simulated searches; for measurements only."""
+    from training.data.dataset import check_writable
+    from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
+
     check_writable(out, force)
-    _save(amazon_beauty(source, behaviour), out, force)
+    _save(amazon_beauty(source, Behaviour(behaviour)), out, force)
 
 
 @data_app.command("import")
@@ -90,6 +94,10 @@ def import_command(
     force: Force = False,
 ) -> None:
     """Import your own files. Bad rows are reported with file, line and reason, the first 20 of each kind."""
+    from training.data.dataset import check_writable
+    from training.data.importing.files import kind_of
+    from training.data.importing.importer import import_files
+
     check_writable(out, force)
     kind_of(items)  # before a long export
     if (interactions is None) == (events is None):
@@ -128,6 +136,9 @@ def describe_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")],
 ) -> None:
     """Show figures of a data set, its simulated parts, and a few histories."""
+    from training.data.dataset import DataSet
+    from training.data.describe import describe
+
     describe(DataSet.load(folder), Console())
 
 

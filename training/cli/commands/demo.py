@@ -12,6 +12,7 @@ from rich.console import Console
 from training.cli.common.numbers import finite
 from training.cli.common.paths import output_folder
 from training.cli.common.quiet import quiet_libraries
+from training.extras import check_extra
 from training.settings import MOST
 
 
@@ -30,6 +31,7 @@ def demo_command(
 ) -> None:
     """MovieLens → training → bundle → evaluation → a server that answers, in about ten minutes."""
     begin = started or time.time()
+    check_extra("serve")  # which the demo needs only after the training
     from training.demo import demo  # slow imports, not for --help
 
     quiet_libraries()

@@ -14,7 +14,6 @@ from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import Threads, finite
 from training.cli.common.paths import BundlePath, output_file
 from training.cli.common.quiet import quiet_libraries
-from training.data.dataset import DataSet
 from training.data.id_list import as_known, read_lines
 from training.data.schema import is_data_set
 from training.errors import UserError
@@ -169,6 +168,8 @@ def _check_sources(
 ) -> None:
     """Raise `UserError` unless the options name one source, and what belongs to it."""
     if data is not None and not is_data_set(data):
+        from training.data.dataset import DataSet
+
         DataSet.load(data)  # raises, and says what is there
     if data is None and (everyone or users is not None):
         raise UserError("--all and --users are people of a data set: give --data")

@@ -16,6 +16,7 @@ from index.embeddings import EmbeddingError
 from index.identifiers.identifiers import IdentifierError
 from server.engine.contract import EngineError
 from training.errors import UserError
+from training.extras import extra_of
 
 USER_ERRORS = (
     UserError,
@@ -39,6 +40,11 @@ def one_line_errors(program: str) -> Iterator[None]:
     except USER_ERRORS as error:
         listed = isinstance(error, UserError) and not error.one_line
         _end(f"{program}: {error if listed else ' '.join(str(error).split())}")
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        _end(f"{program}: {error.name} is not installed: pip install 'gems-sr[{extra}]'")
     except OSError as error:  # a full disk, a folder that was taken away
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{program}: {place}{error.strerror or error}")

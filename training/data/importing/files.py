@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import pyarrow as pa
-
 from index.contents import contents_of
 from training.data.schema import DataError
 from training.inputs import LINES, mistaken
@@ -83,6 +81,8 @@ def kind_of(path: Path) -> Kind:
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open the bytes of a file, unpacked. A file that ends too early raises `DataError` where it does."""
+    import pyarrow as pa  # of the extra train; the names of files are told apart without it
+
     packing = packing_of(path)
     try:
         with pa.OSFile(str(path), "rb") as file:
