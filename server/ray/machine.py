@@ -1,0 +1,92 @@
+"""A fleet on one machine: a Ray of its own, which starts and ends with this process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from server.ray.application import QUIET, Fleet, application, cores
+from server.runtime import logs
+from server.settings import Settings
+
+logger = logging.getLogger("server.ray.machine")
+
+EXIT_REFUSED = 2
+NAME = "gems"
+STORE_BYTES = 100 << 20  # of Ray's object store; requests and answers hardly use it
+
+
+class FleetError(Exception):
+    """The servers do not start; the message holds Ray's reason."""
+
+
+def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
+    """Serve a bundle until SIGINT or SIGTERM; return the exit code. Call it on the main thread.
+
+    On a signal `/health/ready` answers 503 at once, while other requests are still answered, for `drain_seconds`. Then
+    every server finishes what it has. A second signal skips the wait.
+    """
+    logs.configure(settings.log_level)
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    signalled = threading.Event()
+    try:
+        with running(path, settings, fleet) as front:
+            for kind in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(kind, lambda *_: signalled.set())
+            logger.info("ready", extra={"url": f"http://{settings.host}:{settings.port}"})
+            signalled.wait()
+            signalled.clear()
+            front.broadcast("drain").results(timeout_s=settings.shutdown_seconds)
+            signalled.wait(settings.drain_seconds)
+    except FleetError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return EXIT_REFUSED
+    logger.info("stopped")
+    return 0
+
+
+@contextmanager
+def running(path: Path, settings: Settings, fleet: Fleet) -> Iterator[DeploymentHandle]:
+    """Serve a bundle at the host and the port of the settings for the block, which gets the fronts.
+
+    Nothing of Ray is left afterwards, neither processes nor files. Raises `FleetError` if the servers do not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="gems-ray-"))  # a short name: Ray keeps sockets in it
+    try:
+        ray.init(
+            address="local",
+            # Cores are only counted by Ray: more servers than cores are slow, not impossible.
+            num_cpus=max(os.cpu_count() or 1, fleet.largest * cores(settings)),
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(folder),
+        )
+        listening = {
+            "host": settings.host,
+            "port": settings.port,
+            "keep_alive_timeout_s": math.ceil(settings.idle_seconds),
+        }
+        serve.start(proxy_location="HeadOnly", http_options=listening, logging_config=QUIET)
+        try:
+            front = serve.run(application(path, settings, fleet), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise FleetError(f"the servers do not start: {error}") from error
+        yield front
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
