@@ -26,6 +26,9 @@ Routing = Literal["person", "load"]
 
 FRONT_REQUESTS = 1000  # that one front passes on at a time; each waits for its replica
 HEALTH_SECONDS = 10.0  # between two looks at a replica, and for each of them
+# More replicas, in percent, while a new version takes over: the old ones serve until the new ones are ready. A GPU may
+# have no room for both.
+SURGE = {"cpu": 50}
 LOG_SECONDS = 2.0  # for a replica to end after its last request
 # The servers log their requests themselves; Ray would log each of them three times more.
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -87,6 +90,7 @@ def application(path: Path, settings: Settings, fleet: Fleet) -> Application:
         max_queued_requests=room * fleet.largest,  # of each front; beyond it the answer is 429
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=settings.shutdown_seconds + LOG_SECONDS,
+        max_surge_percent=SURGE.get(settings.device, 0),
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_SECONDS,
         request_router_config=router,
@@ -101,6 +105,7 @@ def application(path: Path, settings: Settings, fleet: Fleet) -> Application:
         max_ongoing_requests=FRONT_REQUESTS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=settings.request_timeout_ms / 1000 + LOG_SECONDS,
+        max_surge_percent=SURGE["cpu"],
         logging_config=QUIET,
         ray_actor_options={"num_cpus": 0},
     )

@@ -68,8 +68,8 @@ def running(path: Path, settings: Settings, fleet: Fleet) -> Iterator[Deployment
     try:
         ray.init(
             address="local",
-            # Cores are only counted by Ray: more servers than cores are slow, not impossible.
-            num_cpus=max(os.cpu_count() or 1, fleet.largest * cores(settings)),
+            # Ray only counts cores: more servers than cores are slow, not impossible. Twice as many: for a new version.
+            num_cpus=max(os.cpu_count() or 1, 2 * fleet.largest * cores(settings)),
             object_store_memory=STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.WARNING,
