@@ -61,11 +61,11 @@ def main(
     bundle: BundlePath,
     json_file: JsonFile = None,
     replicas: Annotated[int, typer.Option(min=2, max=64, help="servers")] = 2,
-    people: Annotated[int, typer.Option(min=1, max=MOST, help="people of each part")] = 150,
+    people: Annotated[int, typer.Option(min=1, max=MOST, help="people who come often")] = 120,
     visits: Annotated[
         int, typer.Option(min=2, max=MOST, help="visits of each person, where there are many")
     ] = 8,
-    tight_mib: Annotated[int, typer.Option(min=1, max=MOST, help="prefix cache that is too small")] = 10,
+    tight_mib: Annotated[int, typer.Option(min=1, max=MOST, help="prefix cache that is too small")] = 8,
     clients: Annotated[int, typer.Option(min=1, max=64, help="requests at a time")] = 4,
     seconds: Annotated[float, typer.Option(min=2.0, max=3600.0, help="load around the kill")] = 10.0,
 ) -> None:
@@ -75,7 +75,8 @@ def main(
     figures: Json = {"replicas": replicas, "people": people, "visits": visits, "tight_mib": tight_mib}
     for routing in ("person", "load"):
         with serving(bundle, replicas, routing) as fleet:
-            figures[f"twice.{routing}"] = cached_share(fleet, items, people, 2, clients, seed=1)
+            many = people * visits // 2  # as many requests as in the other parts
+            figures[f"twice.{routing}"] = cached_share(fleet, items, many, 2, clients, seed=1)
             figures[f"often.{routing}"] = cached_share(fleet, items, people, visits, clients, seed=2)
             if routing == "person":
                 figures["overhead_ms"] = overhead(bundle, fleet, items)

@@ -1,4 +1,4 @@
-"""What cannot be served is refused in one line, before Ray is started."""
+"""Refusals in one line, before Ray is started, of what cannot be served."""
 
 from __future__ import annotations
 
