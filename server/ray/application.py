@@ -25,6 +25,7 @@ from server.settings import Settings, SettingsError, read_settings
 Routing = Literal["person", "load"]
 
 FRONT_REQUESTS = 1000  # that one front passes on at a time; each waits for its replica
+STARTS = 3  # attempts to start, in all, before a fleet without any replica is given up
 HEALTH_SECONDS = 10.0  # between two looks at a replica, and for each of them
 # More replicas, in percent, while a new version takes over: the old ones serve until the new ones are ready. A GPU may
 # have no room for both.
@@ -91,6 +92,7 @@ def application(path: Path, settings: Settings, fleet: Fleet) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=settings.shutdown_seconds + LOG_SECONDS,
         max_surge_percent=SURGE.get(settings.device, 0),
+        max_constructor_retry_count=STARTS,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=HEALTH_SECONDS,
         request_router_config=router,

@@ -18,6 +18,8 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import BundleError
 from server.ray.application import QUIET, Fleet, application, cores
 from server.runtime import logs
 from server.settings import Settings
@@ -43,6 +45,7 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
     logging.getLogger("ray").setLevel(logging.WARNING)
     signalled = threading.Event()
     try:
+        Bundle.open(path)  # a damaged one shows here, not after Ray has started and tried three times
         with running(path, settings, fleet) as front:
             for kind in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(kind, lambda *_: signalled.set())
@@ -51,7 +54,7 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
             signalled.clear()
             front.broadcast("drain").results(timeout_s=settings.shutdown_seconds)
             signalled.wait(settings.drain_seconds)
-    except FleetError as error:
+    except (BundleError, FleetError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return EXIT_REFUSED
     logger.info("stopped")

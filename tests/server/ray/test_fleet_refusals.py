@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def test_wrong_arguments(
 def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == EXIT_REFUSED
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_damaged_bundle(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = shutil.copytree(tiny_bundle, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    assert main([str(damaged), "--port", "0"]) == EXIT_REFUSED
+    assert "model.safetensors" in capsys.readouterr().err
 
 
 def test_a_taken_port(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
