@@ -28,6 +28,7 @@ logger = logging.getLogger("server.ray.machine")
 
 EXIT_REFUSED = 2
 NAME = "gems"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE_BYTES = 100 << 20  # of Ray's object store; requests and answers hardly use it
 
 
@@ -39,16 +40,17 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
     """Serve a bundle until SIGINT or SIGTERM; return the exit code. Call it on the main thread.
 
     On a signal `/health/ready` answers 503 at once, while other requests are still answered, for `drain_seconds`. Then
-    every server finishes what it has. A second signal skips the wait.
+    every server finishes what it has. A second signal skips the wait. One that comes during the start is obeyed when the
+    servers are there: Ray leaves processes behind if its own start is interrupted.
     """
     logs.configure(settings.log_level)
     logging.getLogger("ray").setLevel(logging.WARNING)
     signalled = threading.Event()
+    for kind in SIGNALS:
+        signal.signal(kind, lambda *_: signalled.set())
     try:
         Bundle.open(path)  # a damaged one shows here, not after Ray has started and tried three times
         with running(path, settings, fleet) as front:
-            for kind in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(kind, lambda *_: signalled.set())
             logger.info("ready", extra={"url": f"http://{settings.host}:{settings.port}"})
             signalled.wait()
             signalled.clear()
@@ -65,8 +67,10 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
 def running(path: Path, settings: Settings, fleet: Fleet) -> Iterator[DeploymentHandle]:
     """Serve a bundle at the host and the port of the settings for the block, which gets the fronts.
 
-    Nothing of Ray is left afterwards, neither processes nor files. Raises `FleetError` if the servers do not start.
+    Nothing of Ray is left afterwards, neither processes nor files. Signals are handled as before. Call it on the main
+    thread. Raises `FleetError` if the servers do not start.
     """
+    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
     folder = Path(tempfile.mkdtemp(prefix="gems-ray-"))  # a short name: Ray keeps sockets in it
     try:
         ray.init(
@@ -78,6 +82,8 @@ def running(path: Path, settings: Settings, fleet: Fleet) -> Iterator[Deployment
             logging_level=logging.WARNING,
             _temp_dir=str(folder),
         )
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)  # Ray has put its own in place of that of SIGTERM
         listening = {
             "host": settings.host,
             "port": settings.port,

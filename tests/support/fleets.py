@@ -21,7 +21,7 @@ from support.paths import ROOT
 
 REPLICA = "ray::ServeReplica:gems:Replica"
 START_SECONDS = 180.0
-STOP_SECONDS = 60.0
+STOP_SECONDS = 120.0
 VOLATILE = ("request_id", "timings_ms", "cached_tokens")
 PAUSE = 0.2  # seconds between two attempts of a client
 
@@ -82,15 +82,15 @@ class FleetProcess:
 
     def stop(self) -> list[psutil.Process]:
         """Stop it by SIGTERM; return those of its processes that were left, which are killed."""
-        family = self.family
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        _, left = psutil.wait_procs(family, 5)
+        family, end = set(self.family), time.monotonic() + STOP_SECONDS
+        while self.process.poll() is None:  # a fleet that starts goes on starting processes
+            family.update(self.family)
+            if time.monotonic() > end:
+                self.process.kill()
+            time.sleep(0.05)
+        _, left = psutil.wait_procs(list(family), 5)
         for each in left:
             each.kill()
         return left

@@ -43,6 +43,13 @@ def items(answer: Any) -> list[tuple[str, Any]]:
     return [(item["item_id"], pytest.approx(item["score"], abs=1e-4)) for item in answer["items"]]
 
 
+def test_a_signal_during_the_start_leaves_nothing(tiny_bundle: Path) -> None:
+    starting = FleetProcess(tiny_bundle, "--fronts", "1")
+    wait_until(lambda: any("raylet" in " ".join(each.cmdline()) for each in starting.family), 90)
+    assert starting.stop() == []
+    assert starting.process.returncode == 0
+
+
 def test_a_person_stays_on_one_replica(fleet: FleetProcess) -> None:
     used: set[str] = set()
     for person in range(12):
