@@ -40,8 +40,8 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
     """Serve a bundle until SIGINT or SIGTERM; return the exit code. Call it on the main thread.
 
     On a signal `/health/ready` answers 503 at once, while other requests are still answered, for `drain_seconds`. Then
-    every server finishes what it has. A second signal skips the wait. One that comes during the start is obeyed when the
-    servers are there: Ray leaves processes behind if its own start is interrupted.
+    every server finishes what it has. A second signal skips the wait. One that comes during the start is obeyed when
+    the servers are there: Ray leaves processes behind if its own start is interrupted.
     """
     logs.configure(settings.log_level)
     logging.getLogger("ray").setLevel(logging.WARNING)

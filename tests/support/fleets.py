@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from support.paths import ROOT
 REPLICA = "ray::ServeReplica:gems:Replica"
 START_SECONDS = 180.0
 STOP_SECONDS = 120.0
+AGENT_SECONDS = 30.0  # for Ray's agents to notice that their node is gone
 VOLATILE = ("request_id", "timings_ms", "cached_tokens")
 PAUSE = 0.2  # seconds between two attempts of a client
 
@@ -90,7 +92,7 @@ class FleetProcess:
             if time.monotonic() > end:
                 self.process.kill()
             time.sleep(0.05)
-        _, left = psutil.wait_procs(list(family), 5)
+        left = living(family, AGENT_SECONDS)
         for each in left:
             each.kill()
         return left
@@ -117,6 +119,23 @@ def count(fleet: FleetProcess, name: str) -> dict[str, float]:
                 replica = sample.labels["replica"]
                 found[replica] = found.get(replica, 0.0) + sample.value
     return found
+
+
+def living(processes: Iterable[psutil.Process], seconds: float = 5.0) -> list[psutil.Process]:
+    """Return the processes that have not ended after so many seconds; a zombie has ended, and waits for its parent."""
+    end = time.monotonic() + seconds
+    while True:
+        left = [each for each in processes if _lives(each)]
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.05)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _title(process: psutil.Process) -> str:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from starlette.testclient import TestClient
 from support.servers import wait_until
 
 pytest.importorskip("ray", reason="no Ray: pip install 'gems-sr[ray]'")
 
-from support.fleets import FleetProcess, count, history, stable
+from support.fleets import FleetProcess, count, history, living, stable
 
 ADMIN_KEY = "the-key"
 
@@ -78,5 +77,4 @@ def test_the_end_is_announced_and_leaves_nothing(fleet: FleetProcess) -> None:
     response = httpx.post(f"{fleet.url}/recommend", json={"history": history(2, 5)}, timeout=20)
     assert response.status_code == 200
     assert fleet.process.wait(60) == 0
-    _, left = psutil.wait_procs(family, 5)
-    assert left == []
+    assert living(family) == []

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from starlette.testclient import TestClient
 from support.servers import wait_until
 
 pytest.importorskip("ray", reason="no Ray: pip install 'gems-sr[ray]'")
 
-from support.fleets import FleetProcess, answered, count, history
+from support.fleets import FleetProcess, answered, count, history, living
 
 pytestmark = pytest.mark.slow  # two servers, two fronts and Ray take half a minute to start
 
@@ -123,7 +122,6 @@ def test_a_replica_is_killed_under_load(fleet: FleetProcess, client: TestClient)
     assert len(answers) > CLIENTS
     for which, answer, _ in answers:
         assert items(answer) == expected[which]
-    _, left = psutil.wait_procs([victim, *its_own], 10)
-    assert left == []  # neither its engine nor the template of it
+    assert living([victim, *its_own], 10) == []  # neither its engine nor the template of it
     wait_until(lambda: len(count(fleet, "gems_ready")) == 2, 90)
     assert count(fleet, "gems_requests_total").keys() != before.keys()  # another one in its place
