@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -30,6 +31,7 @@ EXIT_REFUSED = 2
 NAME = "gems"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE_BYTES = 100 << 20  # of Ray's object store; requests and answers hardly use it
+END_SECONDS = 3.0  # for Ray's processes to end by themselves
 
 
 class FleetError(Exception):
@@ -40,8 +42,8 @@ def serve_until_signal(path: Path, settings: Settings, fleet: Fleet) -> int:
     """Serve a bundle until SIGINT or SIGTERM; return the exit code. Call it on the main thread.
 
     On a signal `/health/ready` answers 503 at once, while other requests are still answered, for `drain_seconds`. Then
-    every server finishes what it has. A second signal skips the wait. One that comes during the start is obeyed when
-    the servers are there: Ray leaves processes behind if its own start is interrupted.
+    every server finishes what it has. A second signal skips the wait. One that comes while the servers start is obeyed
+    when they are there; one that comes while Ray itself starts ends it, with another exit code.
     """
     logs.configure(settings.log_level)
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -98,4 +100,23 @@ def running(path: Path, settings: Settings, fleet: Fleet) -> Iterator[Deployment
     finally:
         serve.shutdown()
         ray.shutdown()
+        # Agents that were only starting do not notice the end of their node.
+        _, left = psutil.wait_procs(_of_ray(folder), END_SECONDS)
+        for each in left:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_ray(folder: Path) -> list[psutil.Process]:
+    """Return the processes that live of the Ray that keeps its files in a folder."""
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):  # it has just ended, or is another user's
+            line = " ".join(each.cmdline())
+            logs_there = line.startswith("ray::") and any(
+                f.path.startswith(str(folder)) for f in each.open_files()
+            )
+            if logs_there or str(folder) in line:
+                found.append(each)
+    return found

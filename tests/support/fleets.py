@@ -23,7 +23,6 @@ from support.paths import ROOT
 REPLICA = "ray::ServeReplica:gems:Replica"
 START_SECONDS = 180.0
 STOP_SECONDS = 120.0
-AGENT_SECONDS = 30.0  # for Ray's agents to notice that their node is gone
 VOLATILE = ("request_id", "timings_ms", "cached_tokens")
 PAUSE = 0.2  # seconds between two attempts of a client
 
@@ -92,7 +91,7 @@ class FleetProcess:
             if time.monotonic() > end:
                 self.process.kill()
             time.sleep(0.05)
-        left = living(family, AGENT_SECONDS)
+        left = living(family)
         for each in left:
             each.kill()
         return left
