@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from fastapi import FastAPI
 from transformers.utils import logging as transformers_logging
 
 from index.bundle.bundle import Bundle
@@ -50,32 +51,17 @@ def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
     path: folder of a bundle, or a link to one.
     sockets: to listen on, already bound.
     """
-    logs.configure(settings.log_level)
     try:
-        spans = _open_spans() if settings.tracing == "on" else None
+        spans = prepare(settings)
     except TracingError as error:
         return _refuse(error)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
-    _raise_descriptor_limit()
-
-    def reopen() -> tuple[Bundle, EngineProcess]:
-        bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
-        return bundle, EngineProcess(
-            bundle,
-            options=settings.engine_options(),
-            log_level=settings.log_level,
-            stall_seconds=settings.stall_seconds,
-        )
-
     try:
-        bundle, engine = reopen()
-        app = create_app(bundle, engine, settings, reopen, None if spans is None else spans.around)
+        app = open_app(path, settings, spans)
     except (BundleError, EngineError, StoreRefusedError) as error:
         return _refuse(error)
     config = uvicorn.Config(
         app,
+        loop="asyncio",  # uvloop may come with an extra, and would be another program than the tested one
         http=partial(  # type: ignore[arg-type]
             TimedProtocol, idle_seconds=settings.idle_seconds, body_seconds=settings.body_seconds
         ),
@@ -100,6 +86,41 @@ def launch(path: Path, settings: Settings, sockets: list[socket.socket]) -> int:
             spans.close()
     logger.info("stopped")
     return 0
+
+
+def prepare(settings: Settings) -> Spans | None:
+    """Set up the logs and the limits of this process; return its spans if requests are traced.
+
+    Raises `TracingError`.
+    """
+    logs.configure(settings.log_level)
+    spans = _open_spans() if settings.tracing == "on" else None
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    _raise_descriptor_limit()
+    return spans
+
+
+def open_app(path: Path, settings: Settings, spans: Spans | None) -> FastAPI:
+    """Return the application that serves a bundle; its engine starts with it.
+
+    path: folder of a bundle, or a link to one.
+    spans: around the requests; None for none.
+    Raises `BundleError`, `EngineError`, `StoreRefusedError`.
+    """
+
+    def reopen() -> tuple[Bundle, EngineProcess]:
+        bundle = Bundle.open(path.resolve())  # resolved now: a link may later point to another bundle
+        return bundle, EngineProcess(
+            bundle,
+            options=settings.engine_options(),
+            log_level=settings.log_level,
+            stall_seconds=settings.stall_seconds,
+        )
+
+    bundle, engine = reopen()
+    return create_app(bundle, engine, settings, reopen, None if spans is None else spans.around)
 
 
 def _open_spans() -> Spans:

@@ -82,6 +82,10 @@ ALLOWED = {
         "server.transport"
     ),
     "server.__main__": "server.command_line server.stopping",
+    "server.ray": (
+        "index.bundle server.api server.engine.process server.launch server.people server.runtime server.settings "
+        "server.transport"
+    ),
     # the offline side: imports gems, index and server.engine
     "training.errors": "",
     "training.extras": "training.errors",
