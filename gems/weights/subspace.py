@@ -174,6 +174,8 @@ class Subspaces:
             assert isinstance(stored, Tensor)
             if stored.shape != mine.shape:
                 raise ValueError(f"{name} {tuple(stored.shape)}, not {tuple(mine.shape)}")
+            if stored.dtype != mine.dtype:
+                raise ValueError(f"{name} in {stored.dtype}, not in {mine.dtype}")
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restore a state that `check_state` accepts."""

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.sharded_processes import OF_FOUR, SETTINGS, train
-
-TESTS = Path(__file__).parents[1]
-
-
-def started(world: int, folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Run the processes and return what each has found."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    script = str(TESTS / "support" / "sharded_processes.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), str(folder), *arguments],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=180)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+from support.sharded_processes import OF_FOUR, SETTINGS, started, train
 
 
 @pytest.fixture(scope="module")

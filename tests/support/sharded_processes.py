@@ -6,6 +6,8 @@ batch, and writes what process 0 sees of the whole to FOLDER/rank{RANK}.pt.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +20,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from gems import GEMS, collect_knowledge, find_linears
+from gems import (
+    GEMS,
+    collect_knowledge,
+    find_linears,
+    load_sharded,
+    load_weights,
+    save_sharded,
+    weights_of,
+)
 
 TASKS = ("search", "recommendation")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": torch.bfloat16, "knowledge": None, "parts": 1},
 }
 OF_FOUR = ("joint", "hypergradient, tasks apart", "sites")  # what four processes try
+RELAY = {"gate": "hypergradient", "joint": False, "sites": True, "relative": True, "growth_limit": 1.01}
 STEPS = 7
 BATCH = 16
 WIDTH = 12
@@ -157,10 +168,55 @@ def train(rank: int, world: int, settings: dict[str, Any], steps: int = STEPS) -
     }
 
 
+def relay(rank: int, world: int, before: Path | None, after: Path, steps: range) -> dict[str, Any]:
+    """Go on from a checkpoint for some steps, and write the next one. Return the weights."""
+    model, optimizer, mine = made(rank, world, RELAY)
+    if before is not None:
+        state = load_sharded(before, init_device_mesh("cpu", (world,)) if world > 1 else None)
+        load_weights(model, state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in steps:
+        step_of(model, optimizer, step, rank, world, mine["parts"])
+    after.mkdir(exist_ok=True)
+    save_sharded(after, {"model": weights_of(model), "optimizer": optimizer.state_dict()})
+    return {name: whole(p) for name, p in model.named_parameters()}
+
+
+def started(world: int, folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Run this file as so many processes, and return what each has found."""
+    path = os.pathsep.join(str(Path(__file__).parents[k]) for k in (1, 2))
+    command = [sys.executable, __file__]
+    folder.mkdir(exist_ok=True)
+    processes = [
+        subprocess.Popen(
+            [*command, *map(str, (rank, world, folder, *arguments))],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
 def main() -> None:
+    """See the head of this file. With `BEFORE AFTER FIRST LAST` as well, make a leg of a relay."""
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
+    if len(sys.argv) > 4:
+        before = None if sys.argv[4] == "-" else Path(sys.argv[4])
+        steps = range(int(sys.argv[6]), int(sys.argv[7]))
+        torch.save(relay(rank, world, before, Path(sys.argv[5]), steps), folder / f"rank{rank}.pt")
+        dist.destroy_process_group()
+        return
     found = {
         name: train(rank, world, settings)
         for name, settings in SETTINGS.items()
