@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
@@ -77,8 +78,8 @@ def load_sharded(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]
 
         state: dict[str, Any] = _map(frame, give)
         _dcp(load, tensors, folder)
-    except Exception as error:  # files may be missing, cut off, or of something else
-        raise GemsError(f"{folder} holds no sharded checkpoint that can be read: {error}") from error
+    except (Exception, CheckpointException) as error:  # files may be missing, cut off, or of something else
+        raise GemsError(f"{folder} holds no sharded checkpoint that can be read: {_said(error)}") from error
     return state
 
 
@@ -111,6 +112,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         shard = plain_rows(tensor, name)
         local(tensor).copy_(shard.own(state[name], shard.dim))
+
+
+def _said(error: BaseException) -> str:
+    """Return what went wrong, of the first process that it did in; the library's own message is all their traces."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"{type(cause).__name__} in process {rank}: {cause}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _map(value: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
