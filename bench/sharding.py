@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bench.traffic import GRADIENTS, WEIGHTS, Traffic
@@ -43,7 +43,7 @@ def optimizer_of(method: str, model: Qwen2ForCausalLM) -> torch.optim.Optimizer:
     """Return the optimizer of a sharded model."""
     if method == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=1e-4)
-    plain = None if method == "gems, all trained" else []
+    plain: list[torch.nn.Parameter] | None = None if method == "gems, all trained" else []
     return GEMS(
         model, ["search", "recommendation"], lr=1e-4, rank_share=RANK_SHARE, refresh_every=REFRESH_EVERY,
         stagger=STAGGER, plain=plain,
@@ -91,7 +91,7 @@ def figures_of(method: str, world: int) -> dict[str, Any]:
     first = 0 if method == "adamw" else STAGGER
     count = 3 if method == "adamw" else REFRESH_EVERY
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(sent_in_steps, (world, method, folder, first + count), nprocs=world)  # type: ignore[no-untyped-call]
+        spawn(sent_in_steps, (world, method, folder, first + count), nprocs=world)  # type: ignore[no-untyped-call]
         rows = torch.load(Path(folder) / "bytes.pt")[first:]
     calm = [row[GRADIENTS] for row in rows if not row["refreshed"]]
     busy = [row[GRADIENTS] for row in rows if row["refreshed"]]

@@ -14,17 +14,17 @@ ROUNDS = {"allgather": 1, "reduce_scatter": 1, "allreduce": 2}
 WEIGHTS, GRADIENTS = "weights", "gradients"
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that this process sends inside the block.
 
-    A ring of w processes is assumed, as in NCCL and gloo for large tensors: an all-gather to N bytes, or a reduce-scatter
-    of N, sends N (w − 1) / w; an all-reduce twice that.
+    A ring of w processes is assumed, as in NCCL and gloo for large tensors: an all-gather to N bytes, or a
+    reduce-scatter of N, sends N (w − 1) / w; an all-reduce twice that.
     sent: bytes, by `weights` (all-gathers into one tensor, which FSDP2 makes of sharded weights) and `gradients`
         (everything else: gradients, refreshes, norms and figures).
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sent = {WEIGHTS: 0.0, GRADIENTS: 0.0}
 
     def __torch_dispatch__(
