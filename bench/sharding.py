@@ -3,7 +3,8 @@
 The model has the proportions of Qwen2.5-3B, sixteenth as wide, and random weights; its blocks and the rest are sharded
 over gloo processes on the CPU. AdamW trains all weights. GEMS has bases of rank n/8, half of it for each of two tasks,
 and leaves what is not linear frozen (`gems`), as on a pretrained backbone, or trains it by AdamW (`gems, all trained`).
-Counted are 200 steps from the one on in which all bases are there: every refresh of a cycle is among them.
+A step sends the same bytes each time, more where a group of weights refreshes. All ten groups and ten steps without a
+refresh are counted, once all bases are there, and weighted as in a cycle of 200 steps.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def optimizer_of(method: str, model: Qwen2ForCausalLM) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=1e-4)
     plain: list[torch.nn.Parameter] | None = None if method == "gems, all trained" else []
     return GEMS(
-        model, ["search", "recommendation"], lr=1e-4, rank_share=RANK_SHARE, refresh_every=REFRESH_EVERY,
+        model, ["search", "recommendation"], lr=1e-4, rank_share=RANK_SHARE, refresh_every=2 * STAGGER,
         stagger=STAGGER, plain=plain,
     )  # fmt: skip
 
@@ -89,21 +90,22 @@ def sent_in_steps(rank: int, world: int, method: str, folder: str, steps: int) -
 def figures_of(method: str, world: int) -> dict[str, Any]:
     """Return mean bytes a step, of all, of calm steps and of those with a refresh."""
     first = 0 if method == "adamw" else STAGGER
-    count = 3 if method == "adamw" else REFRESH_EVERY
+    count = 3 if method == "adamw" else 2 * STAGGER
     with tempfile.TemporaryDirectory() as folder:
         spawn(sent_in_steps, (world, method, folder, first + count), nprocs=world)  # type: ignore[no-untyped-call]
         rows = torch.load(Path(folder) / "bytes.pt")[first:]
-    calm = [row[GRADIENTS] for row in rows if not row["refreshed"]]
-    busy = [row[GRADIENTS] for row in rows if row["refreshed"]]
+    calm, busy = ([row for row in rows if row["refreshed"] == refreshed] for refreshed in (False, True))
+
+    def mean(kind: str, of: list[dict[str, Any]]) -> float:
+        return float(sum(row[kind] for row in of)) / max(1, len(of))
+
+    share = len(busy) / REFRESH_EVERY  # of the steps of a cycle
     return {
         "method": method,
         "processes": world,
-        "steps": len(rows),
-        "refreshing_steps": len(busy),
-        "gradients": sum(row[GRADIENTS] for row in rows) / len(rows),
-        "gradients_calm": sum(calm) / len(calm),
-        "gradients_refreshing": sum(busy) / len(busy) if busy else None,
-        "weights": sum(row[WEIGHTS] for row in rows) / len(rows),
+        "gradients_calm": mean(GRADIENTS, calm),
+        "gradients_refreshing": mean(GRADIENTS, busy),
+        **{kind: (1 - share) * mean(kind, calm) + share * mean(kind, busy) for kind in (GRADIENTS, WEIGHTS)},
     }
 
 

@@ -51,3 +51,20 @@ def test_a_process_holds_its_rows_only(found: dict[int, list[dict[str, Any]]]) -
             held = [each["joint"]["rows"][weight] for each in found[world]]
             assert sum(held) == rows
             assert max(held) == -(-rows // world)
+
+
+def test_between_refreshes_only_projected_gradients_are_sent(found: dict[int, list[dict[str, Any]]]) -> None:
+    rows = train(0, 1, SETTINGS["joint"], steps=0)["rows"]
+    for world in (2, 4):
+        one = found[world][0]["joint"]
+        weights = {name: p for name, p in one["weights"].items() if name in rows}
+        plain = sum(p.numel() for name, p in one["weights"].items() if name not in rows)
+        # fp64, whose rows are filled up to the same number for each process; a ring sends all parts but one
+        projected = sum(8 * (world - 1) * -(-rows[name] // world) * one["columns"][name] for name in rows)
+        full = sum(8 * (world - 1) * -(-rows[name] // world) * p.shape[1] for name, p in weights.items())
+        calm = [sent for sent, due in zip(one["sent"], one["refreshed"], strict=True) if not due]
+        busy = [sent for sent, due in zip(one["sent"], one["refreshed"], strict=True) if due]
+        assert calm
+        assert all(projected < sent < projected + 2 * 8 * plain + 1000 for sent in calm)
+        assert min(busy) > max(calm)
+        assert projected < 0.6 * full

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from bench.traffic import GRADIENTS, Traffic
 from gems import (
     GEMS,
     collect_knowledge,
@@ -94,7 +95,9 @@ def batch_of(step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     return ids, targets, rows
 
 
-def made(rank: int, world: int, settings: dict[str, Any]) -> tuple[Model, GEMS, dict[str, Any]]:
+def made(
+    rank: int, world: int, settings: dict[str, Any], *, sharded: bool | None = None
+) -> tuple[Model, GEMS, dict[str, Any]]:
     """Return the model, its optimizer, and the settings that are not the optimizer's."""
     settings = dict(settings)
     mine = {"root": settings.pop("root", True), "parts": settings.pop("parts", 1)}
@@ -104,7 +107,7 @@ def made(rank: int, world: int, settings: dict[str, Any]) -> tuple[Model, GEMS, 
     if "knowledge" not in settings:
         general = [torch.randint(0, 6, (30, 3), generator=torch.Generator().manual_seed(1))]
         settings["knowledge"] = collect_knowledge(model, general, linears)
-    if world > 1:
+    if world > 1 if sharded is None else sharded:
         mesh = init_device_mesh("cpu", (world,))
         for module in [*model.blocks, *([model] if mine["root"] else [])]:
             fully_shard(module, mesh=mesh)
@@ -149,12 +152,16 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def train(rank: int, world: int, settings: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
+def train(
+    rank: int, world: int, settings: dict[str, Any], steps: int = STEPS, *, sharded: bool | None = None
+) -> dict[str, Any]:
     """Train, and return what is to be the same for every number of processes."""
-    model, optimizer, mine = made(rank, world, settings)
-    figures, refreshed = [], []
+    model, optimizer, mine = made(rank, world, settings, sharded=sharded)
+    figures, refreshed, sent = [], [], []
     for step in range(steps):
-        step_of(model, optimizer, step, rank, world, mine["parts"])
+        with Traffic() as traffic:
+            step_of(model, optimizer, step, rank, world, mine["parts"])
+        sent.append(traffic.sent[GRADIENTS])
         figures.append(optimizer.figures() | optimizer.sensitivity)
         refreshed.append({n: dict(f) for n, f in optimizer.refreshed().items()})
     return {
@@ -164,6 +171,8 @@ def train(rank: int, world: int, settings: dict[str, Any], steps: int = STEPS) -
         "refreshed": refreshed,
         "counts": {w.name: dict(w.subspaces.counts) for w in optimizer.weights},
         "bases": {w.name: w.subspaces.basis.clone() for w in optimizer.weights},
+        "sent": sent,
+        "columns": {w.name: w.subspaces.first.shape[1] for w in optimizer.weights},
         "rows": {w.name: w.subspaces.first.shape[0] for w in optimizer.weights},
     }
 
