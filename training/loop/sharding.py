@@ -61,12 +61,8 @@ def check_sharding(config: TrainConfig) -> None:
             "backbone.shard off"
         )
     for name, wrong in (
-        ("output_bases", config.gems.output_bases),
-        ("no-transport", not config.gems.transport),
+        ("gems.output_bases on", config.gems.output_bases),
+        ("gems.transport off", not config.gems.transport),
     ):
         if wrong:
-            raise UserError(f"gems.{name} does not go with backbone.shard; leave one of them out")
-    if config.backbone.activation_checkpointing:
-        raise UserError(
-            "backbone.activation_checkpointing does not go with backbone.shard; leave one of them out"
-        )
+            raise UserError(f"{name} does not go with backbone.shard; change one of them")
