@@ -50,10 +50,8 @@ def save_sharded(folder: Path, state: Mapping[str, Any]) -> None:
         _dcp(save, tensors, folder)
         if not dist.is_initialized() or dist.get_rank() == 0:
             torch.save({"state": frame, "sharded": sharded}, folder / FRAME)
-    except (
-        Exception
-    ) as error:  # torch.distributed.checkpoint gathers those of all processes in one of its own
-        raise GemsError(f"{folder} could not be written: {error}") from error
+    except (Exception, CheckpointException) as error:
+        raise GemsError(f"{folder} could not be written: {_said(error)}") from error
 
 
 def load_sharded(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:

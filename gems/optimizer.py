@@ -32,7 +32,7 @@ from gems.weights.plain import PlainParameters
 from gems.weights.projected import make_weights
 from gems.weights.ranks import SHARED, Ranks
 from gems.weights.rules import Rules
-from gems.weights.shards import common_group, local, sum_gradients
+from gems.weights.shards import common_group, local, prepare_sharded
 
 
 class GEMS(torch.optim.Optimizer):
@@ -131,6 +131,7 @@ class GEMS(torch.optim.Optimizer):
         check_numbers(below=1.0, beta1=betas[0], beta2=betas[1], cap=cap)
         if not 0 <= energy <= 1:
             raise GemsError(f"energy {energy} must be a share in [0, 1]")
+        prepare_sharded(model)
         linears = dict(linears if linears is not None else find_linears(model))
         experts = dict(experts if experts is not None else find_experts(model))
         matrices = matrices_of(linears, experts, tables or {})
@@ -199,7 +200,6 @@ class GEMS(torch.optim.Optimizer):
         schedule = RefreshSchedule(len(self.weights), refresh_every, stagger)
         self._passes = Passes(self.weights, self._held, self.tasks, schedule, joint=self._joint)
         self._devices = sorted({p.device.type for p in parameters} - {"meta"})
-        sum_gradients(model)
 
     @property
     def steps(self) -> int:

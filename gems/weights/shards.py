@@ -167,8 +167,11 @@ def plain_rows(parameter: Tensor, name: str) -> AllRows:
     return SomeRows(parameter, dims[0] if dims else 0, name)
 
 
-def sum_gradients(model: nn.Module) -> None:
-    """Let FSDP2 add gradients up, as GEMS does, and not average them. Raises `GemsError` if this torch cannot."""
+def prepare_sharded(model: nn.Module) -> None:
+    """Let FSDP2 add gradients up, as GEMS does, and not average them; and let go of whole weights of a forward pass.
+
+    Raises `GemsError` if this torch cannot.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             if not hasattr(module, "set_force_sum_reduction_for_comms"):
@@ -176,6 +179,7 @@ def sum_gradients(model: nn.Module) -> None:
                     "sharded models need torch 2.8 or newer, whose FSDP2 can add gradients up; this is "
                     f"{torch.__version__}"
                 )
+            module.reshard()
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
 

@@ -12,7 +12,7 @@ from support.sharded_processes import SETTINGS, Model, train
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from gems import GEMS, GemsError, find_linears
 
@@ -102,6 +102,16 @@ def test_fsdp_adds_gradients_up_and_casts_as_it_is_told(mesh: DeviceMesh) -> Non
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_weights_that_a_forward_pass_has_left_whole_are_sharded_again(mesh: DeviceMesh) -> None:
+    model = network()
+    fully_shard(model, mesh=mesh)
+    with torch.no_grad():
+        model(torch.ones(3, 12))
+    assert not isinstance(model[0].weight, DTensor)  # so that this test can fail
+    optimizer = GEMS(model, lr=1e-2, rank=2)
+    assert all(part.shard.sharded for weight in optimizer.weights for part in weight.parts)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(mesh: DeviceMesh, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class ShardedModel:
         if not blocks:
             raise UserError(f"{type(whole).__name__} does not name its blocks: leave backbone.shard off")
         for block in blocks:
-            fully_shard(block, mesh=self.mesh)
+            fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
 
     @torch.no_grad()
     def collect(self) -> None:
