@@ -1,5 +1,7 @@
 """`python -m bench.sharding --json F`: bytes that a process sends in a step under FSDP2, of GEMS and of full AdamW.
 
+With GEMS also the size of a checkpoint, which should not depend on the number of processes.
+
 The model has the proportions of Qwen2.5-3B, sixteenth as wide, and random weights; its blocks and the rest are sharded
 over gloo processes on the CPU. AdamW trains all weights. GEMS has bases of rank n/8, half of it for each of two tasks,
 and leaves what is not linear frozen (`gems`), as on a pretrained backbone, or trains it by AdamW (`gems, all trained`).
@@ -25,7 +27,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bench.traffic import GRADIENTS, WEIGHTS, Traffic
-from gems import GEMS
+from gems import GEMS, save_sharded, weights_of
 from training.cli.common.command import run_command
 from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
@@ -82,6 +84,10 @@ def sent_in_steps(rank: int, world: int, method: str, folder: str, steps: int) -
             optimizer.zero_grad()
         refreshed = bool(optimizer.refreshed()) if isinstance(optimizer, GEMS) else False
         rows.append(traffic.sent | {"step": step, "refreshed": refreshed})
+    if isinstance(optimizer, GEMS):
+        saved = Path(folder) / "checkpoint"
+        saved.mkdir(exist_ok=True)
+        save_sharded(saved, {"model": weights_of(model), "optimizer": optimizer.state_dict()})
     if rank == 0:
         torch.save(rows, f"{folder}/bytes.pt")
     dist.destroy_process_group()
@@ -94,6 +100,7 @@ def figures_of(method: str, world: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         spawn(sent_in_steps, (world, method, folder, first + count), nprocs=world)  # type: ignore[no-untyped-call]
         rows = torch.load(Path(folder) / "bytes.pt")[first:]
+        saved = sum(path.stat().st_size for path in Path(folder, "checkpoint").rglob("*") if path.is_file())
     calm, busy = ([row for row in rows if row["refreshed"] == refreshed] for refreshed in (False, True))
 
     def mean(kind: str, of: list[dict[str, Any]]) -> float:
@@ -103,6 +110,7 @@ def figures_of(method: str, world: int) -> dict[str, Any]:
     return {
         "method": method,
         "processes": world,
+        "checkpoint": saved,
         "gradients_calm": mean(GRADIENTS, calm),
         "gradients_refreshing": mean(GRADIENTS, busy),
         **{kind: (1 - share) * mean(kind, calm) + share * mean(kind, busy) for kind in (GRADIENTS, WEIGHTS)},

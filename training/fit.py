@@ -173,7 +173,7 @@ def fit(
         min_parts=parallel.size,
         pairs=pairs,
     )
-    sharded = ShardedModel(prepared.model, parallel) if config.backbone.shard and parallel.size > 1 else None
+    sharded = ShardedModel(prepared.model, parallel) if config.backbone.shard else None
     model = prepared.model if sharded is None else sharded.trained
     linears = find_linears(model)
     validator = Validator(prepared.model, encoder, engine, split.validation, config, pairs)

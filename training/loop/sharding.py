@@ -23,7 +23,7 @@ class ShardedModel:
 
     trained: the weights of its blocks are spread by rows over the processes; the others are on every process.
     whole: the model that it was made of. Only the main process keeps its weights, which `collect` brings up to date.
-    mesh: the processes.
+    mesh: the processes; None if there is one only. It does the same, so that a run may change their number.
     """
 
     def __init__(self, whole: PreTrainedModel, parallel: Parallel) -> None:
@@ -33,7 +33,10 @@ class ShardedModel:
         self.trained: PreTrainedModel = copy.deepcopy(whole)
         if not self._main:
             whole.to("meta")
-        self.mesh: DeviceMesh = init_device_mesh(self.trained.device.type, (parallel.size,))
+        self.mesh: DeviceMesh | None = None
+        if parallel.size == 1:
+            return
+        self.mesh = init_device_mesh(self.trained.device.type, (parallel.size,))
         kinds = set(self.trained._no_split_modules or ())
         blocks = [module for module in self.trained.modules() if type(module).__name__ in kinds]
         if not blocks:

@@ -206,7 +206,7 @@ class Trainer:
                     self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text,
                     always=() if self.sharded is None else shares,
                 )  # fmt: skip
-            losses = {task: total * (weight / batch.targets[task]) for task, total in sums.items()}
+            losses = {task: total / batch.targets[task] * weight for task, total in sums.items()}
             for task, loss in losses.items():
                 means[TASKS.index(task)] += loss.detach()
             if losses:
@@ -229,7 +229,7 @@ class Trainer:
     def _passes(self, batch: Batch) -> list[tuple[Part, float]]:
         """Return the parts that this process computes, each with a weight of 1.
 
-        Processes that share a model run the same passes: one with a part less runs its first again, with a weight of 0.
+        Processes that share a model run the same passes: one with a part less runs that of another, with a weight of 0.
         """
         own = [(part, 1.0) for part in self.parallel.share(batch.parts)]
         if self.sharded is not None and len(own) < math.ceil(len(batch.parts) / self.parallel.size):

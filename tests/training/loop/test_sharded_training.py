@@ -28,7 +28,8 @@ from training.run.parallel import Parallel
 QUIET = Console(quiet=True)
 SHORT = {
     "backbone.dropout": 0.0, "optimiser.epochs": 2, "optimiser.part_tokens": 256, "gems.refresh_every": 4,
-    "gems.stagger": 2, "gems.gate": "prior", "run.checkpoint_every": 1e-4,
+    "gems.stagger": 2, "gems.gate": "prior", "run.checkpoint_every": 1e-4, "identifiers.scheme": "atomic",
+    "validation.every": 0.25,
 }  # fmt: skip
 SHARDED = {"backbone.shard": True, "backbone.activation_checkpointing": True}
 
