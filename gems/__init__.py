@@ -1,5 +1,6 @@
 """The GEMS method (gradient multi-subspace tuning), in pure PyTorch. See docs/gems.md."""
 
+from gems.checkpoint import load_sharded, load_weights, save_sharded, weights_of
 from gems.gate import Gate
 from gems.model.conflict import conflict, measure_conflict
 from gems.model.errors import GemsError
@@ -18,6 +19,10 @@ __all__ = [
     "conflict",
     "find_linears",
     "find_sites",
+    "load_sharded",
+    "load_weights",
     "measure_conflict",
     "plain_gradients",
+    "save_sharded",
+    "weights_of",
 ]

@@ -32,6 +32,7 @@ from gems.weights.plain import PlainParameters
 from gems.weights.projected import make_weights
 from gems.weights.ranks import SHARED, Ranks
 from gems.weights.rules import Rules
+from gems.weights.shards import common_group, local, prepare_sharded
 
 
 class GEMS(torch.optim.Optimizer):
@@ -130,6 +131,7 @@ class GEMS(torch.optim.Optimizer):
         check_numbers(below=1.0, beta1=betas[0], beta2=betas[1], cap=cap)
         if not 0 <= energy <= 1:
             raise GemsError(f"energy {energy} must be a share in [0, 1]")
+        prepare_sharded(model)
         linears = dict(linears if linears is not None else find_linears(model))
         experts = dict(experts if experts is not None else find_experts(model))
         matrices = matrices_of(linears, experts, tables or {})
@@ -187,7 +189,14 @@ class GEMS(torch.optim.Optimizer):
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
         self._plain = PlainParameters(plain, settings, relative=relative)
         learning = self.tasks if gate == "hypergradient" and len(tasks) > 1 else ()
-        self._held = HeldGradients(self.weights, plain, learning, self.tasks, process_group)
+        shards = [part.shard for weight in self.weights for part in weight.parts] + self._plain.shards
+        group = common_group(shards, process_group)
+        if not transport and any(shard.sharded for shard in shards):
+            raise GemsError(
+                "moments that stay behind depend on the signs of directions, which processes with a part of the rows "
+                "choose otherwise: leave transport on where the model is sharded"
+            )
+        self._held = HeldGradients(self.weights, plain, learning, self.tasks, group)
         schedule = RefreshSchedule(len(self.weights), refresh_every, stagger)
         self._passes = Passes(self.weights, self._held, self.tasks, schedule, joint=self._joint)
         self._devices = sorted({p.device.type for p in parameters} - {"meta"})
@@ -328,6 +337,7 @@ class GEMS(torch.optim.Optimizer):
         applied = {family: coefficients[family] for family in families}
         for weight in self.weights:
             weight.update(rates, applied)
+        self._held.count_moved()
         self._plain.step(self.param_groups[-1])
         self._figures = {"gradient_norm": figures.norm(SHARED)} | {
             f"gate.{task}": coefficients[task] for task in self.tasks
@@ -412,7 +422,7 @@ class GEMS(torch.optim.Optimizer):
         state = [t for s in spaces for t in (s.basis, s.first, s.second)]
         parts = [part for weight in self.weights for part in weight.parts]
         state += [part.remainder.low for part in parts if part.remainder is not None]
-        gradients = [s.projected for s in spaces] + self._held.plain
+        gradients = [s.projected for s in spaces] + [local(p) for p in self._held.plain]
         if self._held.alignment:  # the gate compares the last updates with the gradients
             gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
         return {"state_bytes": _bytes(state + self._plain.tensors()), "gradient_bytes": _bytes(gradients)}
@@ -446,6 +456,7 @@ class GEMS(torch.optim.Optimizer):
             raise GemsError("the state is of an optimizer with other layers or tasks")
         for weight in self.weights:
             try:
+                stored[weight.name] = weight.own_rows(stored[weight.name])
                 weight.check_state(stored[weight.name])
             except ValueError as error:
                 raise GemsError(f"the state of {weight.name} is of another configuration: {error}") from error

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
+from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
 from index.pool.lexical import check_attributes
@@ -30,6 +31,7 @@ from training.evaluation.ranking import cases_of
 from training.loop.batches import BatchSource
 from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
+from training.loop.sharding import ShardedModel, check_sharding
 from training.loop.trainer import Trainer
 from training.loop.validation import Validator
 from training.loop.word_queries import WordQueries
@@ -106,6 +108,7 @@ def fit(
                 "tasks (sequence.tasks)"
             )
     check_attributes(dataset.catalogue, config.search_attributes)
+    check_sharding(config)
     device = chosen_device(config.device)
     continued = parallel.agree(
         check_run(out, config, dataset, resume, None if renewal is None else renewal.sha256)
@@ -170,21 +173,23 @@ def fit(
         min_parts=parallel.size,
         pairs=pairs,
     )
-    linears = find_linears(prepared.model)
+    sharded = ShardedModel(prepared.model, parallel) if config.backbone.shard else None
+    model = prepared.model if sharded is None else sharded.trained
+    linears = find_linears(model)
     validator = Validator(prepared.model, encoder, engine, split.validation, config, pairs)
     torch.manual_seed(config.seed)  # new weights start with the same values in new and resumed runs
-    text = _text_part(prepared, config)
-    method = make_method(prepared.model, config, prepared.vocabulary.first_added, knowledge, parallel)
+    text = _text_part(model, prepared, config)
+    method = make_method(model, config, prepared.vocabulary.first_added, knowledge, parallel)
     weights = {name: cast(nn.Parameter, linear.weight) for name, linear in linears.items()}
     probe = (
         ConflictProbe(prepared.model, encoder, validator.cases, weights, config, pairs)
-        if config.validation.conflict_cases
+        if config.validation.conflict_cases and sharded is None
         else None
     )
     trainer = Trainer(
         out,
         config,
-        prepared.model,
+        model,
         prepared.vocabulary,
         method,
         batches,
@@ -192,12 +197,13 @@ def fit(
         probe,
         parallel,
         text,
+        sharded,
     )
     if continued and trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {trainer.total_steps}")
     if renewal is not None:
         console.print(renewal.summary(dataset.catalogue, removed))
-    size = sum(p.numel() for p in prepared.model.parameters())
+    size = sum(p.numel() for p in model.parameters())
     console.print(
         f"{len(split.train)} histories, {len(dataset.catalogue)} items, identifiers of "
         f"{prepared.vocabulary.levels} codes {prepared.vocabulary.codebook_sizes}; {size / 1e6:.1f} M weights; "
@@ -223,18 +229,18 @@ def fit(
     return Trained(dataset, split, prepared, engine, batches, method, record, removed)
 
 
-def _text_part(prepared: Prepared, config: TrainConfig) -> TextPart | None:
-    """Divide the rows of items, where one token names one item.
+def _text_part(model: PreTrainedModel, prepared: Prepared, config: TrainConfig) -> TextPart | None:
+    """Divide the rows of items of a model, where one token names one item.
 
     Not where rates follow the size of a weight, since the own parts are small at first; nor where an embedding does
     more than look up.
     """
     codes = prepared.identifiers.codes
     one_token = codes.shape[1] == 1 and not prepared.vocabulary.spelled
-    plain = type(prepared.model.get_input_embeddings()) is nn.Embedding
+    plain = type(model.get_input_embeddings()) is nn.Embedding
     if not (config.identifiers.text_part and one_token and plain) or config.optimiser.relative:
         return None
     vectors = np.load(prepared.vectors, allow_pickle=False)
     in_order = np.empty_like(vectors)
     in_order[codes[:, 0]] = vectors
-    return TextPart(prepared.model, int(prepared.vocabulary.first_code[0]), in_order)
+    return TextPart(model, int(prepared.vocabulary.first_code[0]), in_order)

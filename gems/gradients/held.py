@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gems.weights.part import Part
 from gems.weights.projected import ProjectedWeight
 from gems.weights.ranks import SHARED
+from gems.weights.shards import is_spread, local
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class HeldGradients:
             weight.full = {}
             for part in weight.parts:
                 part.reached = False
+                part.summands = {}
         for parameter in self.plain:
             parameter.grad = None
 
@@ -100,7 +102,8 @@ class HeldGradients:
     def reduce(self, due: Sequence[ProjectedWeight]) -> None:
         """Sum figures and gradients over the processes.
 
-        due: weights that refresh in this step; their full gradients are summed instead of the projected ones.
+        due: weights that refresh in this step; their full gradients are summed instead of the projected ones. Those of
+            sharded weights are summed already, and so are gradients of sharded plain parameters: FSDP2 does it.
         """
         if self._group is None:
             return
@@ -109,19 +112,20 @@ class HeldGradients:
         present = [task for task in self._tasks if task in self.seen] or [SHARED]
         tensors: list[Tensor] = []
         for weight in self._weights:
+            weight.scatter(self.alignment)
             if weight.name in refreshing:
                 for task in present if weight.reached else ():
                     if task not in weight.full:
                         weight.full[task] = weight.subspaces.projected.new_zeros(weight.shape)
                     weight.full[task] = weight.full[task].contiguous()
-                    tensors.append(weight.full[task])
+                    tensors += [] if weight.shard.sharded else [weight.full[task]]
             else:
-                tensors.append(weight.subspaces.projected)
+                tensors += [] if weight.shard.sharded else [weight.subspaces.projected]
         for parameter, reached in zip(self.plain, reached_plain, strict=True):
             if reached:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                tensors.append(parameter.grad)
+                tensors += [] if is_spread(parameter) else [parameter.grad]
         tensors += self.alignment.values()
         for tensor in tensors:
             dist.all_reduce(tensor, group=self._group)
@@ -165,25 +169,24 @@ class HeldGradients:
 
     def finite(self) -> bool:
         """Whether all losses and gradients are finite."""
-        tensors = [p.grad for p in self.plain if p.grad is not None]
-        tensors += [self.objective, *self.losses.values()]
+        tensors = self._of_plain() + [(each, False) for each in (self.objective, *self.losses.values())]
         for weight in self._weights:
-            tensors += [weight.subspaces.projected, *weight.full.values()]
-        return bool(torch.isfinite(_total_norm(tensors)))
+            held = [weight.subspaces.projected, *weight.full.values()]
+            tensors += [(each, weight.shard.sharded) for each in held]
+        return bool(torch.isfinite(self._norms([tensors])).all())
 
     def measure(self, families: Sequence[str]) -> StepFigures:
         """Return the figures of this step. This is the one place where the host waits for the device."""
-        norms = [
-            _total_norm([w.subspaces.projected[:, w.subspaces.columns[family]] for w in self._weights])
+        projected = [
+            [(w.subspaces.projected[:, w.subspaces.columns[family]], w.shard.sharded) for w in self._weights]
             for family in families
         ]
-        plain = [p.grad for p in self.plain if p.grad is not None]
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         moved = {
             task: sum((w.moved[task].to(zero) for w in self._weights if task in w.moved), zero)
             for task in self._learning
         }
-        scalars = [*norms, _total_norm(plain) if plain else zero]
+        scalars = [*self._norms([*projected, self._of_plain()])]
         scalars += [self.objective, *self.losses.values(), *self.alignment.values(), *moved.values()]
         values = iter(torch.stack([each.to(zero) for each in scalars]).tolist())
         return StepFigures(
@@ -204,12 +207,39 @@ class HeldGradients:
             for weight in self._weights:
                 weight.subspaces.projected[:, weight.subspaces.columns[family]] *= largest / norm
             if family == SHARED:
-                for parameter in self.plain:
-                    if parameter.grad is not None:
-                        parameter.grad *= largest / norm
+                for gradient, _ in self._of_plain():
+                    gradient *= largest / norm
+
+    def count_moved(self) -> None:
+        """Sum the lengths of the last updates over the rows of sharded weights, if the gate learns from them."""
+        sharded = [(w.moved, task) for w in self._weights if w.shard.sharded for task in w.moved]
+        if not self._learning or not sharded:
+            return
+        sums = torch.stack([moved[task].double() for moved, task in sharded])
+        dist.all_reduce(sums, group=self._group)
+        for (moved, task), total in zip(sharded, sums, strict=True):
+            moved[task] = total
+
+    def _of_plain(self) -> list[tuple[Tensor, bool]]:
+        """Return the gradients of the plain parameters that are here, and whether there are more in other processes."""
+        return [(local(p.grad), is_spread(p)) for p in self.plain if p.grad is not None]
+
+    def _norms(self, lists: Sequence[Sequence[tuple[Tensor, bool]]]) -> Tensor:
+        """Return the norm of each list of tensors, fp64. With each tensor: whether it is the part of a larger one."""
+        whole = torch.stack(
+            [_total_norm([t for t, part in each if not part], self._device) for each in lists]
+        )
+        if not any(part for each in lists for _, part in each):
+            return whole
+        parts = torch.stack([_total_norm([t for t, part in each if part], self._device) for each in lists])
+        squares = parts.square()
+        dist.all_reduce(squares, group=self._group)
+        return (squares + whole.square()).sqrt()
 
 
-def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def _total_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
     norms = torch._foreach_norm(list(tensors))
-    total: Tensor = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).norm()
+    total: Tensor = torch.stack([norm.to(device, torch.float64) for norm in norms]).norm()
     return total

@@ -20,6 +20,7 @@ from gems.model.precision import full_precision
 from gems.weights.part import Part
 from gems.weights.projected import ProjectedWeight
 from gems.weights.ranks import SHARED
+from gems.weights.shards import local
 
 JOINT = "joint"  # a pass of the summed loss
 _OWNERS: Any = WeakTensorKeyDictionary()  # parameter → weak reference to the `Passes` that it is connected to
@@ -108,7 +109,8 @@ class Passes:
             if parameter.grad is None or id(parameter) not in self._marks:
                 continue
             version, sample = self._marks[id(parameter)]
-            if parameter.grad._version != version and not torch.equal(_sample(parameter.grad), sample):
+            gradient = local(parameter.grad)
+            if gradient._version != version and not torch.equal(_sample(gradient), sample):
                 return True
         return False
 
@@ -195,7 +197,8 @@ class Passes:
             if passes is not None and parameter.grad is not None:
                 if passes._current is None and len(passes._tasks) < 2:
                     passes._task()  # the loss may reach nothing else
-                marks[id(parameter)] = (parameter.grad._version, _sample(parameter.grad))
+                gradient = local(parameter.grad)
+                marks[id(parameter)] = (gradient._version, _sample(gradient))
 
         for parameter in plain:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(mark))  # type: ignore[no-untyped-call]

@@ -11,9 +11,20 @@ from torch import Tensor, nn
 
 def conflict(first: Tensor, second: Tensor) -> float:
     """Return ρ = 1 − ⟨a, b⟩ / (‖a‖ ‖b‖): 0 aligned, 1 orthogonal, 2 opposed, NaN if a gradient is zero."""
+    return conflict_of(products(first, second))
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """Return ⟨a, b⟩, ‖a‖² and ‖b‖², fp64 [3]. Those of rows add up to those of the whole."""
     a, b = first.flatten().double(), second.flatten().double()
-    norms = float(a.norm() * b.norm())
-    return 1 - float(a @ b) / norms if norms > 0 else float("nan")
+    return torch.stack([a @ b, a @ a, b @ b])
+
+
+def conflict_of(sums: Tensor) -> float:
+    """Return ρ for the numbers of `products`."""
+    dot, first, second = sums.tolist()
+    norms = (first**0.5) * (second**0.5)
+    return 1 - dot / norms if norms > 0 else float("nan")
 
 
 def measure_conflict(losses: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]) -> dict[str, float]:

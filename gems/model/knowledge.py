@@ -123,7 +123,10 @@ def _weight(linear: nn.Module) -> Tensor:
 
 def fingerprint(linear: nn.Module) -> str:
     """Return the SHA-256 of the shape, dtype and values of a layer's weight."""
-    weight = _weight(linear).detach().contiguous().cpu()
+    weight = _weight(linear).detach()
+    weight = (
+        getattr(weight, "full_tensor", lambda: weight)().contiguous().cpu()
+    )  # of all processes, if sharded
     digest = hashlib.sha256(f"{tuple(weight.shape)} {weight.dtype}".encode())
     digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gems.weights.shards import AllRows
+
 SMALLEST = 1e-3
 
 
@@ -34,10 +36,16 @@ class Remainder:
         self.low.copy_(bits - high)
 
 
-def magnitude(weight: Tensor) -> Tensor:
+def magnitude(weight: Tensor, shard: AllRows | None = None) -> Tensor:
     """Return max(RMS(W), 1e-3), a scalar: the factor of Adafactor's rate (arXiv 1804.04235, section 8).
 
     Without the bound, a weight that is zero would never change.
+    shard: the rows of W that are here, if not all are.
     """
-    mean_square = weight.detach().float().square().mean()
-    return mean_square.sqrt().clamp(min=SMALLEST)
+    squares = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).square()
+    if shard is None or not shard.sharded:
+        return squares.mean().sqrt().clamp(min=SMALLEST)
+    count = squares.new_tensor(squares.numel(), dtype=torch.float64)
+    total, count = shard.sum(torch.stack([squares.double().sum(), count]))
+    found: Tensor = (total / count).to(squares).sqrt().clamp(min=SMALLEST)
+    return found

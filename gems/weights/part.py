@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gems.model.errors import GemsError
 from gems.model.layers import Matrix
 from gems.weights.numerics import Remainder, magnitude
+from gems.weights.shards import is_spread, local, rows_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Rates:
 class Part:
     """A matrix W [m, n], seen as [a, b]: as it is, or as Wᵀ where the bases are of outputs.
 
+    shard: the rows that this process holds; a counts these only.
     rows: its a rows among those of all matrices that share the basis.
+    summands: by families, projected gradients [rows of all processes, q] that are not summed over the processes yet.
     reached: whether a gradient has come since the last step. used: whether one has ever come.
     remainder: the rest of the float32 value of a bf16 weight.
     """
@@ -37,6 +41,13 @@ class Part:
     def __init__(self, matrix: Matrix, start: int, *, on_outputs: bool) -> None:
         self.matrix = matrix
         self._on_outputs = on_outputs
+        if matrix.expert is not None and is_spread(matrix.parameter):
+            raise GemsError(
+                f"{matrix.name} is sharded, which GEMS cannot do with fused experts: leave their module out of "
+                "fully_shard"
+            )
+        self.shard = rows_of(matrix.parameter, int(matrix.transposed != on_outputs), matrix.name)
+        self.summands: dict[tuple[str, ...], Tensor] = {}
         view = self.seen(matrix.parameter.detach())
         self.rows = slice(start, start + view.shape[0])
         self.remainder = Remainder(view) if view.dtype == torch.bfloat16 else None
@@ -53,16 +64,16 @@ class Part:
         return self.matrix.parameter
 
     def seen(self, tensor: Tensor) -> Tensor:
-        """Return the view [a, b] of a tensor in the form of the parameter."""
-        matrix = self.matrix.of(tensor)
+        """Return the view [a, b] of a tensor in the form of the parameter: its rows that are here."""
+        matrix = self.matrix.of(local(tensor))
         return matrix.T if self._on_outputs else matrix
 
     def exact(self) -> Tensor:
-        """Return the weight [m, n]; in float32 if it is bf16."""
-        weight = self.matrix.of(self.parameter.detach())
-        if self.remainder is None:
-            return weight
-        exact = self.remainder.exact(self.seen(self.parameter.detach()))
+        """Return the weight [m, n]; in float32 if it is bf16. A sharded one is a `DTensor`."""
+        exact = self.seen(self.parameter.detach())
+        if self.remainder is not None:
+            exact = self.remainder.exact(exact)
+        exact = self.shard.whole(exact)
         return exact.T if self._on_outputs else exact
 
     def note_gradient(self) -> None:
@@ -71,7 +82,7 @@ class Part:
 
     def length(self) -> Tensor:
         """Return the magnitude of the weight, a scalar."""
-        return magnitude(self.seen(self.parameter.detach()))
+        return magnitude(self.seen(self.parameter.detach()), self.shard)
 
     def update(self, direction: Tensor, basis: Tensor, rates: Rates) -> None:
         """Apply W ← (1 − decay) W − rate · N Vᵀ. direction: N of all rows, [·, q]; basis: V [b, q]."""

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from gems.weights.numerics import magnitude
+from gems.weights.shards import is_spread, local, plain_rows
 
 
 class PlainParameters:
     """AdamW over parameters of any floating-point type.
 
     relative: whether each parameter's rate is multiplied by its magnitude.
+    shards: what of each parameter is here.
     An update far below a step of bf16 would be lost by rounding, so such parameters have float32 copies that AdamW
-    works on.
+    works on. Of sharded parameters it works on what is here.
     """
 
     def __init__(
@@ -24,12 +26,18 @@ class PlainParameters:
     ) -> None:
         self.parameters = list(parameters)
         self._relative = relative
+        self.shards = [plain_rows(p, f"a parameter {tuple(p.shape)}") for p in self.parameters]
         self._copies = {
-            k: nn.Parameter(p.detach().float())
+            k: nn.Parameter(local(p.detach()).float())
             for k, p in enumerate(self.parameters)
             if p.dtype in (torch.bfloat16, torch.float16)
         }
-        worked_on = [self._copies.get(k, p) for k, p in enumerate(self.parameters)]
+        self._pieces = {
+            k: nn.Parameter(local(p.detach()))
+            for k, p in enumerate(self.parameters)
+            if is_spread(p) and k not in self._copies
+        }
+        worked_on = [self._copies.get(k, self._pieces.get(k, p)) for k, p in enumerate(self.parameters)]
         groups = [{"params": [p]} for p in worked_on] if relative else worked_on
         self._adamw = torch.optim.AdamW(groups, **settings) if worked_on else None
 
@@ -42,20 +50,26 @@ class PlainParameters:
         if self._adamw is None:
             return
         for k, copy in self._copies.items():
-            parameter = self.parameters[k]
+            parameter, gradient = local(self.parameters[k]), self.parameters[k].grad
             # a weight that was loaded since the last step replaces its copy
             copy.copy_(torch.where(copy.to(parameter.dtype) == parameter, copy, parameter.float()))
-            copy.grad = None if parameter.grad is None else parameter.grad.float()
+            copy.grad = None if gradient is None else local(gradient).float()
+        for k, piece in self._pieces.items():
+            gradient = self.parameters[k].grad
+            piece.data = local(self.parameters[k])  # FSDP2 may have moved it
+            piece.grad = None if gradient is None else local(gradient)
         lengths = [1.0] * len(self._adamw.param_groups)
         if self._relative:
-            lengths = torch.stack([magnitude(g["params"][0]) for g in self._adamw.param_groups]).tolist()
+            groups = zip(self._adamw.param_groups, self.shards, strict=True)
+            lengths = torch.stack([magnitude(g["params"][0], shard) for g, shard in groups]).tolist()
         for own, length in zip(self._adamw.param_groups, lengths, strict=True):
             own["lr"] = group["lr"] * group["scale"] * length
             own |= {name: group[name] for name in ("betas", "eps", "weight_decay")}
         self._adamw.step()
         for k, copy in self._copies.items():
-            self.parameters[k].copy_(copy)
-            copy.grad = None
+            local(self.parameters[k]).copy_(copy)
+        for each in (*self._copies.values(), *self._pieces.values()):
+            each.grad = None
 
     @property
     def adamw(self) -> torch.optim.AdamW | None:
@@ -70,11 +84,14 @@ class PlainParameters:
         )
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
-        """Return the state of each parameter that has one, by its number."""
+        """Return the state of each parameter that has one, by its number; of a sharded one, of `DTensor`s."""
         stored = {} if self._adamw is None else self._adamw.state_dict()["state"]
         state = {k: dict(entry) for k, entry in stored.items()}
         for k, copy in self._copies.items():
             state.setdefault(k, {})["copy"] = copy.detach()
+        for k, entry in state.items():
+            shard = self.shards[k]
+            entry |= {name: shard.whole(v, shard.dim) for name, v in entry.items() if name != "step"}
         return state
 
     def fits(self, state: Mapping[int, Mapping[str, Any]]) -> bool:
@@ -92,6 +109,10 @@ class PlainParameters:
         """Restore a state of `state_dict`."""
         if self._adamw is None:
             return
+        state = {
+            k: {n: v if n == "step" else self.shards[k].own(v, self.shards[k].dim) for n, v in entry.items()}
+            for k, entry in state.items()
+        }
         with torch.no_grad():
             for k, copy in self._copies.items():
                 copy.copy_(state[k]["copy"])

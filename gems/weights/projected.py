@@ -27,7 +27,8 @@ class ProjectedWeight:
 
     name: name of the weight, or of the first of several.
     parts: the weight, or several; the rows of each are in `Part.rows`.
-    shape: a rows of all parts, b columns, which the bases belong to.
+    shape: a rows of all parts that this process holds, b columns, which the bases belong to.
+    shard: what sums over the rows of all processes.
     full: full gradients [a, b] by task, only in a step that refreshes this weight.
     moved: ‖N‖² of each task family whose update was applied in the last step, scalars.
     """
@@ -49,6 +50,7 @@ class ProjectedWeight:
             self.parts.append(Part(matrix, rows, on_outputs=self.on_outputs))
             rows = self.parts[-1].rows.stop
         self.shape = rows, m if self.on_outputs else n
+        self.shard = self.parts[0].shard
         self.subspaces = Subspaces(self.shape, matrices[0].parameter, ranks)
         self.full: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
@@ -80,7 +82,7 @@ class ProjectedWeight:
         if keep:
             self._keep(part, gradient, task)
         if self.subspaces.ready:
-            self.receive(part, gradient @ self.subspaces.basis, [] if keep else families, alignment)
+            self._add(part, gradient @ self.subspaces.basis, [] if keep else families, alignment)
 
     def _keep(self, part: Part, gradient: Tensor, task: str) -> None:
         if len(self.parts) == 1:  # without a copy of the first one
@@ -100,13 +102,38 @@ class ProjectedWeight:
     ) -> None:
         """Add the projected gradient of a part to the sums of this step.
 
-        gradient: g V, [rows of the part, q], in the bases of all families.
+        gradient: g V, [rows of the part, q], in the bases of all families. Of a sharded part it has all rows, and is
+            this process's summand; `scatter` sums them.
         families: the families whose gradient it is added to.
         alignment: scalar by task; the scalar product ⟨g V, N⟩ with the task's last update is added in place.
         """
         part.note_gradient()
+        gradient = gradient.detach().to(self.subspaces.basis.dtype)
+        if not part.shard.sharded:
+            self._add(part, gradient, families, alignment)
+            return
+        key = tuple(families) if alignment else ()  # what is compared with every family is kept apart
+        if key not in part.summands:
+            part.summands[key] = torch.zeros_like(gradient)
+        for family in self.subspaces.columns if alignment else families:
+            columns = self.subspaces.columns[family]
+            part.summands[key][:, columns] += gradient[:, columns]
+
+    def scatter(self, alignment: Mapping[str, Tensor]) -> None:
+        """Sum the projected gradients of a sharded weight over the processes; each keeps its rows of the sums.
+
+        alignment: see `receive`.
+        """
+        for part in self.parts:
+            for families, summand in part.summands.items():
+                self._add(part, part.shard.scatter(summand), families or self.subspaces.columns, alignment)
+            part.summands = {}
+
+    def _add(
+        self, part: Part, gradient: Tensor, families: Iterable[str], alignment: Mapping[str, Tensor]
+    ) -> None:
+        """Add the projected gradient of the rows that are here; see `receive`."""
         spaces = self.subspaces
-        gradient = gradient.detach().to(spaces.basis.dtype)
         for family in families:
             columns = spaces.columns[family]
             spaces.projected[part.rows, columns] += gradient[:, columns]
@@ -131,7 +158,7 @@ class ProjectedWeight:
         full, self.full = self.full, {}
         generator = torch.Generator().manual_seed(hash((self._rules.seed, step, self._index)) & (2**63 - 1))
         limits = Limits.of(self.name, self._known, self._rules, self.subspaces.basis)
-        return renew(self.subspaces, full, families, limits, self._rules, betas, generator)
+        return renew(self.subspaces, full, families, limits, self._rules, betas, generator, self.shard)
 
     def update(self, rates: Rates, coefficients: Mapping[str, float]) -> None:
         """Apply W ← (1 − decay) W − rate · Σ_f c_f N_f V_fᵀ over the families in `coefficients`.
@@ -183,7 +210,7 @@ class ProjectedWeight:
 
     def _limit_growth(self, direction: Tensor, limit: float) -> None:
         """Shorten Σ c_f N_f in place to at most `limit` times its last length, and what is known of its parts."""
-        size = direction.norm()
+        size = self.shard.norm(direction)
         if self._last_size is not None:
             most = torch.where(self._last_size > 0, self._last_size * limit, size)
             shortened = (most / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
@@ -195,19 +222,48 @@ class ProjectedWeight:
         self._last_size = size
 
     def state_dict(self) -> dict[str, object]:
-        """Return the subspaces, the remainder of a bf16 weight, and the figures of the last update."""
+        """Return the subspaces, the remainder of a bf16 weight, and the figures of the last update.
+
+        What has rows is one tensor, or several by the name of the part; of a sharded weight, it is a `DTensor`.
+        """
         last = self._last
         lows = [part.remainder.low for part in self.parts if part.remainder is not None]
-        return self.subspaces.state_dict() | {
-            "remainder": None if not lows else lows[0] if len(lows) == 1 else torch.cat(lows),
+        spaces = self.subspaces.state_dict()
+        return spaces | {
+            "first": self._by_part(self.subspaces.first),
+            "second": self._by_part(self.subspaces.second),
+            "remainder": self._by_part(lows[0] if len(lows) == 1 else torch.cat(lows)) if lows else None,
             "moved": dict(self.moved),
-            "factors": dict(self._factors),
+            "factors": {
+                task: self._by_part(factor) if isinstance(factor, Tensor) and factor.ndim else factor
+                for task, factor in self._factors.items()
+            },
             "last_size": self._last_size,
             "last_rates": None if last is None else [last.rate, last.decay, list(last.betas), last.eps],
         }
 
+    def _by_part(self, tensor: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return a tensor of own rows as one tensor of all rows, or as one for each part, by name."""
+        if len(self.parts) == 1:
+            return self.shard.whole(tensor)
+        return {part.name: part.shard.whole(tensor[part.rows]) for part in self.parts}
+
+    def own_rows(self, state: dict[str, object]) -> dict[str, object]:
+        """Return a state with the rows that this process holds. Raises `ValueError` if it is from other weights."""
+
+        def own(stored: object) -> object:
+            if isinstance(stored, dict):
+                if list(stored) != [part.name for part in self.parts]:
+                    raise ValueError(f"the weights {', '.join(stored)} share its basis")
+                return torch.cat([part.shard.own(stored[part.name]) for part in self.parts])
+            return self.shard.own(stored) if isinstance(stored, Tensor) and stored.ndim else stored
+
+        rows = {name: own(state[name]) for name in ("first", "second", "remainder")}
+        factors: Mapping[str, object] = state["factors"]  # type: ignore[assignment]
+        return state | rows | {"factors": {task: own(factor) for task, factor in factors.items()}}
+
     def check_state(self, state: dict[str, object]) -> None:
-        """Raise `ValueError` if a state is from another configuration."""
+        """Raise `ValueError` if a state of `own_rows` is from another configuration."""
         if (state["remainder"] is None) != (self.parts[0].remainder is None):
             raise ValueError("it has weights of another type")
         self.subspaces.check_state(state)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gems.model.conflict import conflict
+from gems.model.conflict import conflict_of, products
 from gems.weights.ranks import SHARED
 from gems.weights.rules import Rules
+from gems.weights.shards import AllRows
 from gems.weights.shrinkage import Shrinkage
 from gems.weights.subspace import Subspaces, complement_basis, leading_directions
 
@@ -43,11 +44,13 @@ def renew(
     rules: Rules,
     betas: tuple[float, float],
     generator: torch.Generator,
+    shard: AllRows,
 ) -> dict[str, float]:
     """Replace the bases of a weight, move its moments along, and hold the projections of the full gradients.
 
-    full: gradients [a, b] by task.
+    full: gradients [a, b] by task: their rows that are here.
     families: the families that each task's gradient goes to.
+    shard: sums over the rows of all processes, which find the same bases.
     Returns figures of the new bases:
         energy: share of ‖Σ_t g_t‖² in the shared basis; energy.<task>: share of ‖g_t‖² in the task's basis
             (with a soft null space, of g S).
@@ -56,7 +59,7 @@ def renew(
         conflict: ρ of the full gradients of the first two tasks.
     """
     joint = torch.stack(list(full.values())).sum(0)
-    if not spaces.ready and not bool(joint.any()):  # an expert without tokens has its first refresh later
+    if not spaces.ready and not shard.any(joint):  # an expert without tokens has its first refresh later
         return {}
     shrinkage = limits.shrinkage
     outside = [] if limits.directions is None else [limits.directions]
@@ -64,7 +67,7 @@ def renew(
     for family, columns in spaces.columns.items():
         old = spaces.basis[:, columns] if spaces.ready else None
         source = joint if family == SHARED else full.get(family, joint if old is None else None)
-        if old is not None and source is not None and not bool(source.any()):
+        if old is not None and source is not None and not shard.any(source):
             source = None  # zeros have no directions
         if shrinkage is not None:
             old = None if old is None else shrinkage.undo(old.T).T
@@ -77,11 +80,11 @@ def renew(
             iterations = 1 if spaces.ready else 3
             basis = leading_directions(
                 source, columns.stop - columns.start, outside=outside, start=old, iterations=iterations,
-                generator=generator,
+                generator=generator, shard=shard,
             )  # fmt: skip
-            size = source.square().sum().clamp(min=1e-38)
+            held, size = shard.sum(torch.stack([(source @ basis).square().sum(), source.square().sum()]))
             name = "energy" if family == SHARED else f"energy.{family}"
-            figures[name] = float((source @ basis).square().sum() / size)
+            figures[name] = float(held / size.clamp(min=1e-38))
         overlap = old.T @ basis if old is not None and rules.transport else None
         applied = basis if shrinkage is None else shrinkage.apply(basis.T).T
         spaces.replace_basis(family, applied, overlap, betas)
@@ -95,15 +98,17 @@ def renew(
             spaces.projected[:, columns] += gradient @ spaces.basis[:, columns]
     if limits.directions is not None:
         figures["leak"] = float((limits.directions.T @ spaces.basis).norm()) / spaces.basis.shape[1] ** 0.5
-    return figures | _between_tasks(spaces, full, rules.tasks)
+    return figures | _between_tasks(spaces, full, rules.tasks, shard)
 
 
-def _between_tasks(spaces: Subspaces, full: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, float]:
+def _between_tasks(
+    spaces: Subspaces, full: Mapping[str, Tensor], tasks: Sequence[str], shard: AllRows
+) -> dict[str, float]:
     """Return the overlap of the bases of the first two tasks, and the conflict of their gradients."""
     if len(tasks) < 2:
         return {}
     first, second = (spaces.basis[:, spaces.columns[task]] for task in tasks[:2])
     figures = {"overlap": float((first.T @ second).square().sum()) / first.shape[1]}
     if tasks[0] in full and tasks[1] in full:
-        figures["conflict"] = conflict(full[tasks[0]], full[tasks[1]])
+        figures["conflict"] = conflict_of(shard.sum(products(full[tasks[0]], full[tasks[1]])))
     return figures

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gems.weights.shards import AllRows
+
 
 def complement_basis(columns: Tensor, outside: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """Return an orthonormal basis [n, q] of `columns` [n, q] without the spans of `outside` ([n, k] each).
@@ -45,15 +47,18 @@ def leading_directions(
     iterations: int = 2,
     oversampling: int = 8,
     generator: torch.Generator,
+    shard: AllRows | None = None,
 ) -> Tensor:
     """Return the top `rank` right singular vectors [n, rank] of g P, where P removes the spans of `outside`.
 
     Runs subspace iteration on P gᵀg P and a Rayleigh-Ritz rotation at the end (Halko, Martinsson & Tropp,
     arXiv 0909.4061). The result is exact if `rank` + `oversampling` ≥ n − Σ k.
-    gradient: g, float [m, n]; the computation runs in its dtype.
+    gradient: g, float [m, n]; the computation runs in its dtype. Of a sharded weight, its rows that are here.
     outside: orthonormal bases [n, k].
     start: first guess [n, ·]; random if not given.
+    shard: sums over the rows of all processes; all rows are here if not given. Only [n, ·] and smaller is sent.
     """
+    shard = shard or AllRows()
     n = gradient.shape[1]
     width = min(rank + oversampling, n - sum(other.shape[1] for other in outside))
     random = torch.randn(n, width, generator=generator, dtype=gradient.dtype).to(gradient.device)
@@ -62,10 +67,10 @@ def leading_directions(
     for _ in range(iterations if width < n else 0):
         image = gradient @ basis
         # g may be tiny: keep its image in the range of the dtype
-        image = image / image.norm().clamp(min=torch.finfo(image.dtype).tiny)
-        basis = complement_basis(gradient.T @ image, outside, generator)
+        image = image / shard.norm(image).clamp(min=torch.finfo(image.dtype).tiny)
+        basis = complement_basis(shard.sum(gradient.T @ image), outside, generator)
     # QR keeps weak directions apart, a Gram matrix would not
-    triangle = torch.linalg.qr(gradient @ basis, mode="r").R
+    triangle = shard.triangle(gradient @ basis)
     rotation = torch.linalg.svd(triangle).Vh.T
     directions: Tensor = basis @ rotation[:, :rank]
     return directions
@@ -169,6 +174,8 @@ class Subspaces:
             assert isinstance(stored, Tensor)
             if stored.shape != mine.shape:
                 raise ValueError(f"{name} {tuple(stored.shape)}, not {tuple(mine.shape)}")
+            if stored.dtype != mine.dtype:
+                raise ValueError(f"{name} in {stored.dtype}, not in {mine.dtype}")
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restore a state that `check_state` accepts."""

@@ -55,6 +55,10 @@ class BackboneSettings(SettingsGroup):
         False,
         description="keep the inputs of blocks only, and compute them again in backward passes: less memory",
     )
+    shard: bool = Field(
+        False,
+        description="under torchrun, each process holds a part of the rows of every block's weights (FSDP2)",
+    )
 
 
 class IdentifierSettings(SettingsGroup):

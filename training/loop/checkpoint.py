@@ -1,6 +1,7 @@
 """Checkpoints of a run. Each is written as a draft and then renamed, so that a complete one always exists.
 
-checkpoints/step-00000120/   weights, method state, progress: everything for an exact resume
+checkpoints/step-00000120/   weights, method state, progress: everything for an exact resume; of a sharded model
+                             (`gems.checkpoint`), the rows that each process holds
 best/step-00000100/          weights of the best validation so far
 """
 
@@ -9,18 +10,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from gems import GemsError, load_sharded, load_weights, save_sharded, weights_of
 from index.files import atomic_folder
 from index.records import read_json
 from training.errors import UserError
 from training.methods.method import Method
+from training.run.parallel import Parallel
 
 
 class CheckpointError(UserError):
@@ -39,17 +44,48 @@ def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress:
     _drop_others(run / "checkpoints" / f"step-{progress['step']:08d}")
 
 
-def load_checkpoint(run: Path, model: PreTrainedModel, method: Method) -> dict[str, Any] | None:
+def save_sharded_checkpoint(
+    run: Path, model: PreTrainedModel, method: Method, progress: dict[str, Any], parallel: Parallel
+) -> None:
+    """Write `checkpoints/step-N` of a sharded model; every process calls it."""
+    folder = run / "checkpoints" / f"step-{progress['step']:08d}"
+    state = {"model": weights_of(model), "method": method.state_dict()}
+    try:
+        with _draft(folder) if parallel.main else nullcontext(folder) as own:
+            draft = parallel.agree(own)  # the drafts of atomic folders have names of their own
+            save_sharded(draft, state)
+            if parallel.main:
+                (draft / "progress.json").write_text(json.dumps(progress, indent=2), "utf-8")
+    except (OSError, GemsError) as error:
+        raise CheckpointError(f"{folder} could not be written: {error}") from error
+    if parallel.main:
+        _drop_others(folder)
+
+
+def load_checkpoint(
+    run: Path,
+    model: PreTrainedModel,
+    method: Method,
+    *,
+    sharded: bool = False,
+    mesh: DeviceMesh | None = None,
+) -> dict[str, Any] | None:
     """Restore the newest checkpoint. Return its progress, or None if there is no checkpoint.
 
+    sharded: whether it was written by `save_sharded_checkpoint`.
+    mesh: the processes that the model is sharded over now.
     Raises `CheckpointError` if it cannot be read.
     """
     folder = _newest(run / "checkpoints")
     if folder is None:
         return None
     try:
-        load_model(model, str(folder / "weights.safetensors"))
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        if sharded:
+            state = load_sharded(folder, mesh)
+            load_weights(model, state["model"])
+        else:
+            load_model(model, str(folder / "weights.safetensors"))
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         method.load_state_dict(state["method"])
         progress: dict[str, Any] = read_json(folder / "progress.json")
     except Exception as error:  # safetensors, torch and json each have their own errors
@@ -89,11 +125,15 @@ def _write(parent: Path, step: int, write: Callable[[Path], None]) -> None:
     """Write `parent/step-N` as a whole. Raises `CheckpointError` if the disk does not take it."""
     folder = parent / f"step-{step:08d}"
     try:
-        # a resumed run may write the same step again; by the clock, its content may differ
-        with atomic_folder(folder, single_writer=True, replace=True) as draft:
+        with _draft(folder) as draft:
             write(draft)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be written: {error}") from error
+
+
+def _draft(folder: Path) -> AbstractContextManager[Path]:
+    """Make a folder as a whole. A resumed run may write the same step again; by the clock, its content may differ."""
+    return atomic_folder(folder, single_writer=True, replace=True)
 
 
 def _drop_others(folder: Path) -> None:

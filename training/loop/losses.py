@@ -11,6 +11,8 @@ c_j. The tokens before the identifier are read by the encoder if there is one.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,19 +34,21 @@ def item_losses(
     normalisation: str,
     rows: AddedRows | None = None,
     text: TextPart | None = None,
+    always: Collection[Task] = (),
 ) -> dict[Task, Tensor]:
     """Return the summed negative log-likelihood (nats) of the items of each task; scalars with gradient.
 
     normalisation: "level" or "vocabulary", see above.
     rows: the added token rows if they are weights of their own.
     text: the part of the item rows that their texts decide, if it is not in the tables; inside its `added`.
+    always: tasks that have a loss, of zero, also without an item in the part; it reaches the states.
     A task without an item in the part is left out. Only the needed rows of the head are computed.
     """
     hidden = part_states(model, part)[:, :-1].flatten(0, 1)  # [B (T-1), d]
     # the part is on the host, which so knows how many answers there are without waiting for the device
     target, level, task = (each[:, 1:].flatten() for each in (part.ids, part.level, part.task))
     head = model.get_output_embeddings().weight
-    totals: dict[Task, Tensor] = {}
+    totals: dict[Task, Tensor] = {name: hidden[:0].sum() for name in TASKS if name in always}
     # Levels that share a softmax, by the rows of the head that it covers.
     levels: dict[tuple[int, int], list[int]] = {}
     for j in range(vocabulary.levels):

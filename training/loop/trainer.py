@@ -23,10 +23,19 @@ from index.sequence.vocabulary import IdentifierVocabulary
 from training.config import TrainConfig
 from training.errors import UserError
 from training.loop.batches import Batch, BatchSource
-from training.loop.checkpoint import drop_other_best, load_best, load_checkpoint, save_best, save_checkpoint
+from training.loop.checkpoint import (
+    drop_other_best,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+    save_sharded_checkpoint,
+)
 from training.loop.losses import item_losses
+from training.loop.parts import Part
 from training.loop.probe import ConflictProbe
 from training.loop.schedule import rate_factor
+from training.loop.sharding import ShardedModel
 from training.loop.validation import Validator
 from training.methods.method import Method
 from training.model.text_part import TextPart
@@ -72,6 +81,7 @@ class Trainer:
         probe: ConflictProbe | None = None,
         parallel: Parallel | None = None,
         text: TextPart | None = None,
+        sharded: ShardedModel | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -83,6 +93,9 @@ class Trainer:
         self.probe = probe
         self.parallel = parallel or Parallel()
         self.text = text
+        self.sharded = sharded
+        # what is validated and published; where the model is sharded, only the main process has it
+        self.whole = model if sharded is None else sharded.whole
         self.progress = TrainingProgress()
         self.total_steps = max(1, round(config.optimiser.epochs * batches.steps_per_epoch))
         self._validate_every = max(1, round(config.validation.every * batches.steps_per_epoch))
@@ -92,7 +105,13 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint. Return whether there was one."""
-        found = load_checkpoint(self.run, self.model, self.method)
+        found = load_checkpoint(
+            self.run,
+            self.model,
+            self.method,
+            sharded=self.config.backbone.shard,
+            mesh=None if self.sharded is None else self.sharded.mesh,
+        )
         if found is not None:
             self.progress = TrainingProgress(**found)
             self._last_checkpoint = self.progress.seconds
@@ -151,10 +170,11 @@ class Trainer:
                     raise TrainingError(
                         f"stopped after step {self.progress.step}; the same command with --resume goes on"
                     )
-        load_best(self.run, self.model, self.progress.best_step)
-        if self.text is not None:
+        if self.sharded is None or self.parallel.main:
+            load_best(self.run, self.whole, self.progress.best_step)
+        if self.text is not None and self.sharded is None:  # a whole model beside a sharded one never had it
             self.text.finish(self.model)
-        self.model.eval()
+        self.whole.eval()
         return self.parallel.agree(self.validator() if self.parallel.main else {})
 
     def _remaining(self) -> Iterator[tuple[str, Batch]]:
@@ -180,12 +200,13 @@ class Trainer:
         means = torch.zeros(len(TASKS), dtype=torch.float64, device=self.model.device)
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
-        for part in self.parallel.share(batch.parts):
+        for part, weight in self._passes(batch):
             with nullcontext() if self.text is None else self.text.added():
                 sums = item_losses(
-                    self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text
-                )
-            losses = {task: total / batch.targets[task] for task, total in sums.items()}
+                    self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text,
+                    always=() if self.sharded is None else shares,
+                )  # fmt: skip
+            losses = {task: total / batch.targets[task] * weight for task, total in sums.items()}
             for task, loss in losses.items():
                 means[TASKS.index(task)] += loss.detach()
             if losses:
@@ -205,6 +226,16 @@ class Trainer:
         figures = {f"{task.value}.loss": mean[task] for task in shares}
         return figures | {"learning_rate": rate, "tokens": batch.tokens} | diagnostics
 
+    def _passes(self, batch: Batch) -> list[tuple[Part, float]]:
+        """Return the parts that this process computes, each with a weight of 1.
+
+        Processes that share a model run the same passes: one with a part less runs that of another, with a weight of 0.
+        """
+        own = [(part, 1.0) for part in self.parallel.share(batch.parts)]
+        if self.sharded is not None and len(own) < math.ceil(len(batch.parts) / self.parallel.size):
+            own.append((batch.parts[0], 0.0))
+        return own
+
     def _diverged(self, what: str, position: str) -> DivergedError:
         return DivergedError(
             f"{what} at step {self.progress.step + 1} ({position}); start a new run with a smaller "
@@ -221,13 +252,15 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         with self._plain_weights():
+            if self.sharded is not None:
+                self.sharded.collect()
             figures = self.parallel.agree(self.validator() if self.parallel.main else {})
         if self.progress.best_score is None or figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
             self.progress.best_step = self.progress.step
             self.progress.bad_validations = 0
             if self.parallel.main:
-                save_best(self.run, self.model, self.progress.step)
+                save_best(self.run, self.whole, self.progress.step)
         else:
             self.progress.bad_validations += 1
         return figures
@@ -241,9 +274,14 @@ class Trainer:
         return nullcontext() if self.text is None else self.text.folded()
 
     def _checkpoint(self, log: MetricsLog | None) -> None:
+        progress = asdict(self.progress)
         if log is not None:
             log.flush_to_disk()
-            save_checkpoint(self.run, self.model, self.method, asdict(self.progress))
+        if self.config.backbone.shard:
+            save_sharded_checkpoint(self.run, self.model, self.method, progress, self.parallel)
+        elif log is not None:
+            save_checkpoint(self.run, self.model, self.method, progress)
+        if log is not None:
             drop_other_best(self.run, self.progress.best_step)
         self._last_checkpoint = self.progress.seconds
         self.parallel.wait()

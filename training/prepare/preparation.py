@@ -29,7 +29,9 @@ from training.settings import flat
 
 # groups and settings that shape the preparation: runs that agree in them, and in the data, may share it
 SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
-NOT_SHAPED_BY = ("identifiers.normalisation", "identifiers.text_part", "backbone.activation_checkpointing")
+NOT_SHAPED_BY = (
+    "identifiers.normalisation", "identifiers.text_part", "backbone.activation_checkpointing", "backbone.shard",
+)  # fmt: skip
 
 ITEM_VECTORS = "item_vectors.npy"
 VECTOR_ORIGIN = "vector_origin.json"

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -27,10 +29,16 @@ class Parallel:
         """Join the processes that `torchrun` started, if any.
 
         device: where their tensors are: NCCL adds those on GPUs, gloo those on CPUs and everything that is agreed on.
+        Raises `UserError` if they are on GPUs and this torch has no NCCL.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise UserError(
+                "several processes on GPUs need NCCL, which this torch has not; install one for CUDA on Linux, or "
+                "choose --device cpu"
+            )
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=2))  # others wait while one prepares
