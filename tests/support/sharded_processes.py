@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "parts": {"parts": 2},
     "bf16": {"dtype": torch.bfloat16, "knowledge": None, "parts": 1},
 }
-OF_FOUR = ("joint", "hypergradient, tasks apart", "sites")  # what four processes try
+OF_FOUR = ("joint", "sites")  # what four processes try
 RELAY = {"gate": "hypergradient", "joint": False, "sites": True, "relative": True, "growth_limit": 1.01}
 STEPS = 7
 BATCH = 16
