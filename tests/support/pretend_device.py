@@ -44,7 +44,12 @@ class MixedDevicesError(RuntimeError):
 
 
 class _Module(backend_registration._DummyBackendModule):
-    """The module of the device, `torch.gpu`."""
+    """The module of the device, `torch.gpu`, which is there inside `pretend_device` only: no other test sees it."""
+
+    there = False
+
+    def is_available(self) -> bool:
+        return self.there
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -101,6 +106,7 @@ def pretend_device() -> Iterator[torch.device]:
     _mixed.clear()
     # backward passes run in this thread, where the factories are; `torch.tensor` is no operation that they see
     with (
+        patch.object(_Module, "there", True),
         patch.object(torch, "tensor", partial(_tensor, torch.tensor)),
         _Factories(),
         torch.autograd.set_multithreading_enabled(False),

@@ -1,4 +1,4 @@
-"""What each quantiser adds: LETTER's alignment and diversity, and the separate parts of product quantisation."""
+"""LETTER's alignment and diversity, and the separate parts of product quantisation."""
 
 from __future__ import annotations
 
