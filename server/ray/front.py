@@ -7,6 +7,7 @@ names the person to Ray's router, which keeps a person on one replica. What conc
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -31,7 +32,12 @@ from server.transport.body import read_body
 
 HEALTH = ("/health/live", "/health/ready")
 METRICS = "/metrics"
-LOOK_SECONDS = 5.0  # for all replicas to tell their health or their metrics
+LOOK_SECONDS = 5.0  # for all replicas to tell their metrics
+HEALTH_SECONDS = 1.5  # for all replicas to tell their health
+ONE_SECONDS, TRIES = (
+    0.5,
+    2,
+)  # for one replica to tell its health, if all do not; in all less than a probe waits
 REFRESH_SECONDS = 660.0  # for all replicas to open a bundle; each gives up by itself before
 GRACE_SECONDS = 1.0  # for a replica to say itself that the time of a request is over
 
@@ -89,10 +95,23 @@ class Front:
             ) from error
 
     async def _health(self, sent: Sent) -> Answered:
-        """Return the best health of all replicas: the fleet is ready as long as one is."""
+        """Return the best health of all replicas: the fleet is ready as long as one is.
+
+        A replica that hangs keeps all of them from being heard until Ray has replaced it: then any other one will do.
+        """
         if self._draining and sent.path == HEALTH[1]:
             raise NotReadyError("The server is draining.")
-        return min(await self._all(sent, LOOK_SECONDS), key=lambda answered: answered.status)
+        try:
+            return min(await self._all(sent, HEALTH_SECONDS), key=lambda answered: answered.status)
+        except NotReadyError:
+            for _ in range(TRIES):
+                asked = self._replicas.answer.remote(sent)
+                with suppress(RayError, RayServeException, TimeoutError):
+                    async with asyncio.timeout(ONE_SECONDS):
+                        answered: Answered = await asked
+                        return answered
+                asked.cancel()
+            raise
 
     async def _metrics(self, sent: Sent) -> Answered:
         """Return the metrics of all replicas that gave them."""

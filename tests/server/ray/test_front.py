@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,8 @@ class Handle:
         self._replicas = replicas
         self.sessions: list[str] = []
         self.asked: list[Asked] = []
-        self.answer = SimpleNamespace(remote=lambda sent: self._asked(sent, replicas[0]))
+        turns = cycle(replicas)  # as Ray spreads requests of nobody
+        self.answer = SimpleNamespace(remote=lambda sent: self._asked(sent, next(turns, LOST)))
 
     def options(self, *, session_id: str) -> Handle:
         self.sessions.append(session_id)
@@ -61,7 +63,8 @@ class Handle:
             if not self._replicas:
                 raise DeploymentUnavailableError(SimpleNamespace(name="Replica", app_name="gems"))
             asked = [self._asked(sent, each) for each in self._replicas]
-            return await asyncio.gather(*asked, return_exceptions=return_exceptions)
+            together = asyncio.gather(*asked, return_exceptions=return_exceptions)
+            return await asyncio.wait_for(together, timeout_s)
 
         return SimpleNamespace(results_async=results)
 
@@ -149,6 +152,18 @@ def test_a_lost_replica_does_not_hide_the_others(client: TestClient, path: str) 
     assert response.status_code == 200
     assert problem(asked(Handle(client, LOST), path, method="GET")) == (503, "not_ready")
     assert problem(asked(Handle(client), path, method="GET")) == (503, "not_ready")
+
+
+def test_a_replica_that_hangs_does_not_make_the_fleet_unready(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.ray.front.HEALTH_SECONDS", 0.05)
+    monkeypatch.setattr("server.ray.front.ONE_SECONDS", 0.2)
+    handle = Handle(client, None, "two")
+    response = asked(handle, "/health/ready", method="GET")
+    assert (response.status_code, response.headers["x-replica"]) == (200, "two")
+    assert all(each.cancelled_by_front for each in handle.asked if not each.done())
+    assert problem(asked(Handle(client, None, None), "/health/ready", method="GET")) == (503, "not_ready")
 
 
 def test_metrics_name_their_replica(client: TestClient) -> None:
