@@ -25,13 +25,16 @@ class TextEncoder:
     dimensions: d of its vectors.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the model. Raises `EmbeddingError` if the folder holds no such model with safetensors weights."""
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """Open the model on a device.
+
+        Raises `EmbeddingError` if the folder holds no such model with safetensors weights.
+        """
         from sentence_transformers import SentenceTransformer  # slow to import, and only needed here
 
         try:
             self._model = SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+                str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
             )
         except Exception as error:  # the libraries raise many kinds
             raise EmbeddingError(f"{folder} cannot be opened as a sentence encoder: {error}") from error

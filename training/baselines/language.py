@@ -9,7 +9,8 @@ from rich.console import Console
 from index.catalogue import Catalogue
 from index.embeddings import TextEncoder
 from training.data import assets
-from training.data.item_vectors import MINILM, embed_items
+from training.data.embedding import embed_items
+from training.data.item_vectors import MINILM
 
 
 def language_vectors(catalogue: Catalogue, console: Console) -> NDArray[np.float32]:

@@ -15,7 +15,6 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from index.bundle.bundle import BundleInfo
 from index.catalogue import Catalogue, Item
@@ -24,6 +23,7 @@ from index.identifiers.codebooks import Layer
 from index.records import Record
 from training.config import TrainConfig
 from training.data import assets
+from training.data.embedding import embed_items, embedding_folder
 from training.data.schema import DataError
 from training.data.vectors import read_vectors
 from training.errors import UserError
@@ -79,15 +79,22 @@ class VectorSource:
     """A source of item vectors.
 
     make: returns the vectors of the catalogue, and may train for it.
+    kept: folder with what an embedding has done so far, for the case that it is killed; to be deleted when the vectors
+    are safe elsewhere.
     """
 
     origin: VectorOrigin
     make: Callable[[Console], ItemVectors]
+    kept: Path | None = None
 
 
-def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
+def vector_source(
+    config: TrainConfig, catalogue: Catalogue, *, beside: Path | None = None, device: str = "cpu"
+) -> VectorSource:
     """Return the source that the settings name, checked against the catalogue.
 
+    beside: an embedding that is killed leaves what it has next to this folder, and goes on there.
+    device: where texts are embedded.
     Raises `VectorFileError`, `ItemVectorError`, `EmbeddingError` or `AssetError`.
     """
     if config.identifiers.vectors is not None:
@@ -95,9 +102,12 @@ def vector_source(config: TrainConfig, catalogue: Catalogue) -> VectorSource:
         return VectorSource(VectorOrigin("file"), lambda _: ItemVectors(vectors))
     check_texts(catalogue)
     folder = encoder_folder(config.identifiers.encoder)
-    encoder = TextEncoder(folder)
+    encoder = TextEncoder(folder, device)
     origin = VectorOrigin("text", config.identifiers.encoder, encoder_hash(folder))
-    return VectorSource(origin, lambda console: ItemVectors(embed_items(encoder, catalogue, console)))
+    kept = None if beside is None else embedding_folder(beside, origin.encoder_sha256, catalogue.texts())
+    return VectorSource(
+        origin, lambda console: ItemVectors(embed_items(encoder, catalogue, console, kept)), kept
+    )
 
 
 def encoder_folder(name: str) -> Path:
@@ -117,16 +127,6 @@ def encoder_folder(name: str) -> Path:
             f"item encoder {name!r} is not available: {error}. Give {MINILM!r}, a folder with a sentence-transformers "
             "or Hugging Face encoder, or (when connected) a model name"
         ) from error
-
-
-def embed_items(encoder: TextEncoder, catalogue: Catalogue, console: Console) -> NDArray[np.float32]:
-    """Return the vectors of the items' texts, float32 [N, d], and show the progress."""
-    texts = catalogue.texts()
-    order = np.argsort([len(text) for text in texts], kind="stable")  # a batch holds texts of similar length
-    vectors = np.empty((len(texts), encoder.dimensions), np.float32)
-    for chunk in track(np.array_split(order, max(1, len(texts) // 256)), "item embeddings", console=console):
-        vectors[chunk] = encoder.encode([texts[row] for row in chunk])
-    return vectors
 
 
 def new_item_vectors(

@@ -114,10 +114,11 @@ class Renewal:
         """Whether the bundle's model knows an item by its identifier. row: in the catalogue of the run."""
         return row < len(self.bundle.index.catalogue) and self.bundle.encoder.reads(row)
 
-    def source(self, config: TrainConfig, catalogue: Catalogue) -> VectorSource:
+    def source(self, config: TrainConfig, catalogue: Catalogue, beside: Path, device: str) -> VectorSource:
         """Return the source of item vectors, which must be the bundle's.
 
         catalogue: of the run.
+        beside, device: as in `vector_source`.
         Raises `ItemVectorError` and what `vector_source` raises.
         """
         info, file = self.bundle.info, config.identifiers.vectors
@@ -131,7 +132,7 @@ class Renewal:
                 f"the item vectors of {self.bundle.path} came from a file: give those of all its items, and of the new "
                 "ones, with --identifiers.vectors FILE"
             )
-        source = vector_source(config, catalogue)
+        source = vector_source(config, catalogue, beside=beside, device=device)
         if info.item_encoder_sha256 not in ("", source.origin.encoder_sha256):
             raise ItemVectorError(
                 f"{config.identifiers.encoder} is not the encoder of {self.bundle.path} ({info.item_encoder!r}): its "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def make_preparations(
 
     data: folder of the data set.
     dataset: on the catalogue of the run.
-    device: where the knowledge of the backbone is collected.
+    device: where texts are embedded, and the knowledge of the backbone is collected.
     record: makes the run folder; called when no error of the user is possible any more. None for a resumed run.
     renewal: the bundle to go on from, if there is one.
     """
@@ -52,11 +53,11 @@ def make_preparations(
     if not is_prepared(folder):
         if renewal is None:
             backbone = _checked_backbone(config, dataset)
-            source = _source(config, data, dataset, split, folder, console)
+            source = _source(config, data, dataset, split, folder, device, console)
             behaviour = _behaviour(config, data, dataset, split, folder)
         else:
             _check_method(renewal.bundle.load_model(), config)
-            source = renewal.source(config, dataset.catalogue)
+            source = renewal.source(config, dataset.catalogue, folder, device.type)
     elif record is not None:  # a new run on old preparations
         _check_method(open_prepared(folder).model, config)
     old = _old_histories(config, dataset, split, renewal)
@@ -66,6 +67,8 @@ def make_preparations(
         renewal.prepare(folder, dataset.catalogue, source, console)
     elif source is not None and backbone is not None:
         prepare(folder, dataset.catalogue, backbone, source, behaviour, config, console)
+    if source is not None and source.kept is not None:
+        shutil.rmtree(source.kept, ignore_errors=True)
     if (
         uses_knowledge(config)
         and config.knowledge.basis is None
@@ -109,14 +112,20 @@ def _old_histories(
 
 
 def _source(
-    config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path, console: Console
+    config: TrainConfig,
+    data: Path,
+    dataset: DataSet,
+    split: Split,
+    folder: Path,
+    device: torch.device,
+    console: Console,
 ) -> VectorSource:
     match config.identifiers.embeddings:
         case "alphafuse":
             return fused_source(config, data, dataset, split, folder, console)
         case "bi-encoder":
             return tuned_source(config, data, dataset, split, folder)
-    return vector_source(config, dataset.catalogue)
+    return vector_source(config, dataset.catalogue, beside=folder, device=device.type)
 
 
 def _behaviour(

@@ -22,13 +22,13 @@ from training.baselines.dense import Pairs
 from training.baselines.settings import BaselineError, DenseSettings
 from training.config import TrainConfig
 from training.data.dataset import DataSet
+from training.data.embedding import embed_items
 from training.data.item_vectors import (
     MINILM,
     ItemVectorError,
     ItemVectors,
     VectorOrigin,
     VectorSource,
-    embed_items,
     encoder_folder,
 )
 from training.data.splits import Split
