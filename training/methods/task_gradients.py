@@ -43,7 +43,6 @@ class TaskGradientTuning(AdamWTuning):
     """AdamW on a combination of the tasks' gradients; holds one gradient for each task.
 
     weighting: rule for their weights.
-
     rows: the added token rows if they are weights of their own.
     """
 

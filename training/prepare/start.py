@@ -131,7 +131,7 @@ def _source(
 def _behaviour(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path
 ) -> BehaviourSource | None:
-    if config.identifiers.quantiser not in WITH_BEHAVIOUR:
+    if config.identifiers.scheme != "semantic" or config.identifiers.quantiser not in WITH_BEHAVIOUR:
         return None
     return behaviour_source(config, data, dataset, split, folder)
 
