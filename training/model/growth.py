@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.model.extension import resize_rows
+from training.model.ridge import ridge
 
 RIDGE = 0.1  # of the mean eigenvalue of the vectors' scatter
 
@@ -50,14 +51,6 @@ def grow_backbone(
 
 
 def _guessed(known: NDArray[np.float32], rows: Tensor, new: NDArray[np.float32]) -> Tensor:
-    """Return rows for new vectors [M, d_x]: [M, d]. known: vectors [N, d_x] of the rows [N, d].
-
-    By float64, so that two runs begin with the same numbers: LAPACK's last bits may differ.
-    """
-    x, y = known.astype(np.float64), rows.double().cpu().numpy()
-    mean, centre = x.mean(0), y.mean(0)
-    x -= mean
-    scatter = x.T @ x
-    ridge = RIDGE * np.trace(scatter) / len(scatter)
-    solved, *_ = np.linalg.lstsq(scatter + ridge * np.eye(len(scatter)), x.T @ (y - centre), rcond=1e-12)
+    """Return rows for new vectors [M, d_x]: [M, d]. known: vectors [N, d_x] of the rows [N, d]."""
+    mean, centre, solved = ridge(known, rows.double().cpu().numpy(), RIDGE)
     return torch.from_numpy(centre + (new - mean) @ solved).to(rows)

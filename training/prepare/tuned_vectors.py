@@ -2,9 +2,7 @@
 
 The encoder learns from pairs of query and chosen item, and from pairs of items that people chose one after the other
 (`gems baseline dense --pairs both`). Items that are added later are embedded by the encoder as it was before. The
-codebooks of a bundle contain the affine map from its vectors x to the tuned ones y,
-
-    min_{W, b} Σ_i ‖x_i W + b − y_i‖² + λ ‖W‖²,   λ = `RIDGE` · Σ_i ‖x_i − μ‖² / d
+codebooks of a bundle contain the ridge regression of the tuned vectors on its own ones.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from training.data.item_vectors import (
     encoder_folder,
 )
 from training.data.splits import Split
+from training.model.ridge import ridge
 from training.prepare.trained_beside import kept_folder, train_beside
 
 BI_ENCODER: Final = "bi-encoder"
@@ -81,9 +80,5 @@ def tuned_source(
 
 def affine_map(x: NDArray[np.float32], y: NDArray[np.float32]) -> Layer:
     """Return the ridge regression of y on x. x: float32 [N, d]. y: float32 [N, k]."""
-    mean, target = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
-    centred = x - mean
-    covariance = centred.T @ centred
-    ridge = RIDGE * np.trace(covariance) / len(covariance)
-    weight = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centred.T @ (y - target))
-    return Layer(weight.astype(np.float32), (target - mean @ weight).astype(np.float32))
+    mean, centre, weight = ridge(x, y, RIDGE)
+    return Layer(weight.astype(np.float32), (centre - mean @ weight).astype(np.float32))
