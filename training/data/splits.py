@@ -90,6 +90,11 @@ class Split:
     test: Cases
 
 
+def takes_again(cases: Sequence[Case]) -> bool:
+    """Whether somebody's target is an item of the history: then people take the same things again (groceries)."""
+    return any(case.target in {event.item for event in case.history} for case in cases)
+
+
 def searches(histories: Sequence[Sequence[Event]]) -> Iterator[tuple[str, str, int]]:
     """Yield (person, query, catalogue row) of each search. histories: events of each person."""
     for person, history in enumerate(histories):

@@ -15,7 +15,7 @@ from index.pool.pool_index import PoolIndex
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Task
 from server.engine.contract import Engine
-from training.data.splits import Case
+from training.data.splits import Case, takes_again
 from training.evaluation.ranking import cases_of, draw_cases
 from training.fusion.cases import fit_cases
 from training.fusion.choices import Ranked, rank_choices
@@ -45,7 +45,7 @@ def fit_fusion(
     fresh_share: share of new items among those that people take, in (0, 1).
     later: rows of items that came after the log.
     """
-    repeats = any(case.target in {event.item for event in case.history} for case in validation)
+    repeats = takes_again(validation)
     tasks: dict[Task, TaskFusion] = {}
     with Progress(console=console) as bar:
         for task in Task:

@@ -11,7 +11,8 @@ from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Event, Task
 from server.engine.contract import Engine
 from training.config import TrainConfig
-from training.data.splits import Case
+from training.data.splits import Case, takes_again
+from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.loop.losses import item_losses
@@ -21,6 +22,9 @@ from training.loop.parts import Part, pad
 
 class Validator:
     """Validation on a fixed draw of cases, each as search and as recommendation.
+
+    Where no held-out item had been taken before, the items of the history are not ranked, as a server answers
+    recommendations: a model that was chosen with them is one that repeats what people have.
 
     engine: serving engine of the same model.
     pairs: makes the samples of an encoder-decoder.
@@ -43,6 +47,7 @@ class Validator:
         self._normalisation = config.identifiers.normalisation
         self._stop_on = config.validation.stop_on
         self._tasks = config.sequence.trained_tasks
+        self._candidates = Candidates(exclude_history=not takes_again(cases))
 
     def __call__(self) -> dict[str, float]:
         """Return figures by name.
@@ -85,7 +90,10 @@ class Validator:
         for task in Task:
             cases = cases_of(task, self.cases)
             if cases:
-                rankings = rank_cases(self._engine, self._encoder, cases, task, beam_width=20, limit=10)
+                rankings = rank_cases(
+                    self._engine, self._encoder, cases, task,
+                    beam_width=20, limit=10, candidates=self._candidates,
+                )  # fmt: skip
                 values = per_case(target_ranks(rankings, cases))
                 figures |= {f"{task.value}.{m}": float(values[m].mean()) for m in ("hit@10", "ndcg@10")}
         return figures
