@@ -89,7 +89,7 @@ def data_set_of(log: Log, filters: Filters) -> DataSet:
         items = items.filter(_in_catalogue(log, filters, items["item_id"], events))
         catalogue = Catalogue(_checked(log, items))
         histories = encoded_histories(events.lazy(), pl.Series(catalogue.item_ids, dtype=pl.String))
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(log.titles, error) from error
     notes = [
         f"time stamps are {f'{unit} since 1970' if unit in UNITS else unit or 'of no known unit'}",
@@ -142,7 +142,7 @@ def _chosen(part: Part, left_out: dict[str, int]) -> pl.DataFrame:
     )
     try:
         found, frame = pl.collect_all([counts, kept], engine="streaming")  # the file is read once
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(part.place, error) from error
     for reason, count in found.row(0, named=True).items():
         left_out[reason] = left_out.get(reason, 0) + int(count)

@@ -179,8 +179,8 @@ def scan_text(
     try:
         require_columns(path, columns, frame.collect_schema().names())
         cells = frame.select(*columns)
-        _check_cells(path, cells, columns)
-    except pl.exceptions.PolarsError as error:
+        _check_cells(path, frame, columns)
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(path, error) from error
     return cells.with_columns(
         pl.col(name).cast(pl.Float64, strict=False) for name, kind in columns.items() if kind is Column.NUMBER
@@ -192,7 +192,7 @@ def unreadable(place: Path | str, error: Exception) -> DataError:
     return DataError(f"{place} cannot be read as the published layout: {' '.join(str(error).split())[:300]}")
 
 
-def _check_cells(path: Path, cells: pl.LazyFrame, columns: Mapping[str, Column]) -> None:
+def _check_cells(path: Path, frame: pl.LazyFrame, columns: Mapping[str, Column]) -> None:
     wrong = {
         name: ~pl.col(name).str.contains(WORD_NUMBERS)
         if kind is Column.WORD_NUMBERS
@@ -203,15 +203,18 @@ def _check_cells(path: Path, cells: pl.LazyFrame, columns: Mapping[str, Column])
     }
     if not wrong:
         return
-    numbered = cells.with_row_index("row")
+    numbered = frame.with_row_index("row")
+    # polars sees that a line has too many cells only where it reads all of them
+    every_cell = pl.all_horizontal(pl.all().is_null()).sum().alias("lines without a cell")
     found = numbered.select(
+        every_cell,
         *(each.fill_null(False).sum().alias(name) for name, each in wrong.items()),
         *(pl.col("row").filter(each).min().alias(f"first {name}") for name, each in wrong.items()),
     ).collect(engine="streaming")
     for name in wrong:
         if count := found[name].item():
             first = found[f"first {name}"].item()
-            value = cells.select(name).slice(first, 1).collect().item()
+            value = frame.select(name).slice(first, 1).collect().item()
             more = f" (and {count - 1:,} more rows)" if count > 1 else ""
             raise DataError(
                 f"{path} row {first + 1}: column {name!r} must hold {columns[name]}, got {value!r:.80}{more}"
