@@ -187,9 +187,9 @@ ALLOWED = {
     "training.cli.commands": (
         "index.bundle index.extensions index.records index.sequence training.baselines training.bulk "
         "training.cli.common training.cli.datasets training.config training.data training.data.importing "
-        "training.data.sources training.demo training.errors training.evaluation training.evaluation.comparison training.extras "
-        "training.fusion training.outputs training.pipeline training.plan training.prepare training.preservation "
-        "training.report training.run training.settings training.sweep"
+        "training.data.sources training.demo training.errors training.evaluation training.evaluation.comparison "
+        "training.extras training.fusion training.outputs training.pipeline training.plan training.prepare "
+        "training.preservation training.report training.run training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from index.catalogue import MAX_TITLE_CHARS, Catalogue, Item
 from index.sequence.events import Task
@@ -203,17 +204,17 @@ def _items(log: Log, wanted: pl.DataFrame | None, left_out: dict[str, int]) -> p
 
 
 def _filtered(events: pl.DataFrame, filters: Filters) -> tuple[pl.DataFrame, dict[str, int]]:
-    numbers = events.select(
-        pl.col("user_id", "item_id").rank("dense") - 1,
-        "timestamp",
-        search=pl.col("query").is_not_null(),
-    )
-    people, items = (numbers[name].to_numpy().astype(np.int64) for name in ("user_id", "item_id"))
-    kept, dropped = kept_events(
-        people, items, numbers["search"].to_numpy(), numbers["timestamp"].to_numpy(), filters
-    )
+    people, items = (_numbers(events[name]) for name in ("user_id", "item_id"))
+    searches, times = events["query"].is_not_null().to_numpy(), events["timestamp"].to_numpy()
+    kept, dropped = kept_events(people, items, searches, times, filters)
     behaviour = pl.when(pl.col("query").is_null()).then(pl.lit(Task.RECOMMENDATION.value))
     return events[kept].with_columns(behaviour=behaviour.otherwise(pl.lit(Task.SEARCH.value))), dropped
+
+
+def _numbers(ids: pl.Series) -> NDArray[np.int64]:
+    """Number ids from 0 in the order of their texts, so that a draw of people does not depend on the order of rows."""
+    distinct = pl.Enum(ids.unique().sort())
+    return ids.cast(distinct).to_physical().to_numpy().astype(np.int64)
 
 
 def _in_catalogue(log: Log, filters: Filters, item_ids: pl.Series, events: pl.DataFrame) -> pl.Series:
