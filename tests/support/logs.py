@@ -129,6 +129,7 @@ def write_kuaisar(folder: Path) -> Path:
         [2, 102, 1.0, 1.0, "", MILLISECONDS + 600, 1, 0, 0, 0, 0, 0],
         [2, 100, "", "", "", f"{MILLISECONDS + 500:.1f}", 1, 0, 0, 0, 1, 0],  # twice
         [2, 103, 1.0, 1.0, "", "", 1, 0, 0, 0, 0, 0],  # no time
+        [2, 103, 1.0, 1.0, "1970-01-01 08:00:00", 0.0, 1, 0, 0, 0, 0, 0],  # nor here
     ]
     _csv(folder / "rec_inter.csv", head, rows)
     head = ["user_id", "search_session_id", "search_session_time", "search_session_timestamp", "keyword",

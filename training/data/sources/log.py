@@ -115,19 +115,23 @@ def _events(log: Log, left_out: dict[str, int]) -> tuple[pl.DataFrame, str]:
     frames: list[pl.DataFrame] = []
     units: list[str] = []
     for part in log.parts:
-        frames.append(_chosen(part, left_out))
+        frames.append(_chosen(part, left_out, dated=not log.time_unit))
         units.append(log.time_unit or _unit(part, frames[-1]["timestamp"]))
     return _in_one_unit(frames, units, log)
 
 
-def _chosen(part: Part, left_out: dict[str, int]) -> pl.DataFrame:
-    """Return the usable interactions of a part, and count the others. Raises `DataError` if they cannot be read."""
+def _chosen(part: Part, left_out: dict[str, int], dated: bool) -> pl.DataFrame:
+    """Return the usable interactions of a part, and count the others.
+
+    dated: whether a time of 0 stands for none.
+    Raises `DataError` if the part cannot be read.
+    """
     columns = part.events.collect_schema().names()
     simulated = pl.col(SIMULATED_QUERY) if SIMULATED_QUERY in columns else pl.lit(None, pl.String)
     chosen = pl.col("chosen").fill_null(False)
     whole = pl.all_horizontal(
         pl.col("user_id", "item_id").is_not_null() & (pl.col("user_id", "item_id") != ""),
-        pl.col("timestamp").is_finite().fill_null(False),
+        (pl.col("timestamp").is_finite() & ((pl.col("timestamp") != 0) | (not dated))).fill_null(False),
     )
     visible = pl.col("query").str.contains(VISIBLE).fill_null(False)
     search = visible if part.behaviour is None else pl.lit(part.behaviour is Task.SEARCH)

@@ -92,7 +92,7 @@ def test_kuaisar(tmp_path: Path) -> None:
     }
     assert dict(dataset.info.left_out) == {
         "items that were shown and not chosen": 2,
-        "interactions without a person, an item or a time": 1,
+        "interactions without a person, an item or a time": 2,
         "searches without a query": 1,
         "items without a title": 1,
         "interactions with items that have no title or no row": 2,
