@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -176,6 +176,23 @@ def query_words(query: str) -> list[QueryWord]:
                 spellings[(before + word,)] = found[before][(before + word,)] = None
             before = "" if unspaced else word
     return [QueryWord(word, tuple(spellings)) for word, spellings in found.items()]
+
+
+def spaced(found: Sequence[str]) -> str:
+    """Return words as a person would type them, so that `words` of it gives the same: 食パ and パン are 食パン.
+
+    found: neighbouring words of a text, as `words` gives them.
+    """
+    typed = ""
+    last: list[str] = []
+    for word in found:
+        characters = _CHARACTER.findall(word)
+        if len(last) == len(characters) == 2 and last[1] == characters[0]:
+            typed += characters[1]
+        else:
+            typed += f" {word}" if typed else word
+        last = characters
+    return typed
 
 
 def holds_all(terms: Collection[str], query: str) -> bool:

@@ -25,6 +25,7 @@ ALLOWED = {
     "index.contents": "index.records",
     "index.extensions": "",
     "index.words": "",
+    "index.scripts": "",
     "index.identifiers": "index.extensions",
     "index.sequence": "",
     "index.identifiers.quantisers": "index.identifiers",
@@ -97,7 +98,7 @@ ALLOWED = {
     ),
     "training.data": (
         "index.bundle index.catalogue index.contents index.embeddings index.files index.identifiers "
-        "index.records index.sequence index.words training.config training.errors training.inputs"
+        "index.records index.scripts index.sequence index.words training.config training.errors training.inputs"
     ),
     "training.data.importing": "index.catalogue index.contents index.sequence training.data training.inputs",
     "training.run": "index.contents index.records training.data training.errors training.settings",
@@ -110,7 +111,11 @@ ALLOWED = {
         "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
         "training.data.importing training.errors training.extras training.outputs training.settings"
     ),
-    "training.data.sources": "index.catalogue index.records index.sequence training.data training.inputs",
+    "training.data.sources": (
+        "index.catalogue index.contents index.records index.scripts index.sequence index.words training.data "
+        "training.data.importing training.inputs"
+    ),
+    "training.cli.datasets": ("training.cli.common training.data training.data.sources training.settings"),
     "training.model": (
         "index.files index.identifiers index.sequence training.config training.data training.errors"
     ),
@@ -181,10 +186,10 @@ ALLOWED = {
     ),
     "training.cli.commands": (
         "index.bundle index.extensions index.records index.sequence training.baselines training.bulk "
-        "training.cli.common training.config training.data training.data.importing training.data.sources "
-        "training.demo training.errors training.evaluation training.evaluation.comparison training.extras "
-        "training.fusion training.outputs training.pipeline training.plan training.prepare training.preservation "
-        "training.report training.run training.settings training.sweep"
+        "training.cli.common training.cli.datasets training.config training.data training.data.importing "
+        "training.data.sources training.demo training.errors training.evaluation training.evaluation.comparison "
+        "training.extras training.fusion training.outputs training.pipeline training.plan training.prepare "
+        "training.preservation training.report training.run training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common",
 }

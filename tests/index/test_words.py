@@ -9,7 +9,7 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from index.words import fold, holds_all, is_blank, query_words, terms, words
+from index.words import fold, holds_all, is_blank, query_words, spaced, terms, words
 
 TEXT = st.text(max_size=40) | st.text(
     st.sampled_from("aBé1２.-/_, 'パﾊﾟ食がก้นहिёйאָ\u0301\u3099\u200b½™"), max_size=20
@@ -103,6 +103,19 @@ def test_words_of_a_query_are_the_words_of_the_text(text: str) -> None:
     assert [word.text for word in query_words(text)] == list(dict.fromkeys(words(text)))
     assert all(word.spellings[0] == (word.text,) for word in query_words(text))
     assert is_blank(text) == (not words(text))
+
+
+@given(TEXT, st.integers(0, 20), st.integers(1, 8))
+@example("西湖 湖边 边 边上", 0, 8)
+def test_words_as_a_person_would_type_them(text: str, first: int, length: int) -> None:
+    found = words(text)[first : first + length]
+    assert words(spaced(found)) == found
+
+
+def test_languages_without_spaces_are_typed_without() -> None:
+    assert spaced(words("杭州西湖 徒步 trail 3.5")) == "杭州西湖 徒步 trail 3.5"
+    assert spaced(words("ﾊﾟﾝと น้ำมัน")) == unicodedata.normalize("NFKC", "パンと น้ำมัน")
+    assert spaced([]) == ""
 
 
 @given(st.text(st.characters(codec="ascii"), max_size=40))

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data describe data": ("data/data.json", "data/items.jsonl"),
     "data import --items items.jsonl --interactions events.jsonl --out new": ("items.jsonl", "events.jsonl"),
     "data amazon-beauty --source beauty --out new": ("beauty/items.jsonl", "beauty/users.jsonl"),
+    "data amazon-reviews --source amazon --out new": ("amazon/Beauty.jsonl", "amazon/meta_Beauty.jsonl"),
     "index update bundle --items items.jsonl": ("items.jsonl", "bundle/index/current.json"),
     "index versions bundle": ("bundle/index/current.json",),
     "index rollback bundle v1": ("bundle/bundle.json", "bundle/index/v1/index.json"),
@@ -99,6 +100,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (world / "swept" / "one" / "seed-0").mkdir(parents=True)
     (world / "items.jsonl").write_text(ITEMS)
     (world / "events.jsonl").write_text(EVENTS)
+    (world / "amazon").mkdir()
+    (world / "amazon" / "Beauty.jsonl").write_text(
+        '{"user_id": "u", "parent_asin": "a", "timestamp": 1700000000000}\n'
+    )
+    (world / "amazon" / "meta_Beauty.jsonl").write_text(
+        '{"parent_asin": "a", "title": "a", "categories": []}\n'
+    )
     (world / "beauty").mkdir()
     (world / "beauty" / "items.jsonl").write_text(
         '{"item": 0, "asin": "a", "title": "a", "categories": [], "queries": []}\n'

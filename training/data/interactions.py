@@ -52,12 +52,12 @@ def read_interactions(path: Path, catalogue: Catalogue) -> Histories:
     try:
         items = pl.Series(catalogue.item_ids, dtype=pl.String)
         _check_rows(path, frame, items)
-        return _encoded(frame, items)
+        return encoded_histories(frame, items)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def _encoded(frame: pl.LazyFrame, items: pl.Series) -> Histories:
+def encoded_histories(frame: pl.LazyFrame, items: pl.Series) -> Histories:
     """Return the histories of checked interactions; people are in the order of their first rows.
 
     frame: the columns of `schema`. items: ids of the catalogue.

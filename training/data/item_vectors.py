@@ -21,6 +21,7 @@ from index.catalogue import Catalogue, Item
 from index.embeddings import FILES, EmbeddingError, TextEncoder, check_texts, encoder_hash
 from index.identifiers.codebooks import Layer
 from index.records import Record
+from index.scripts import shares
 from training.config import TrainConfig
 from training.data import assets
 from training.data.embedding import embed_items, embedding_folder
@@ -29,6 +30,8 @@ from training.data.vectors import read_vectors
 from training.errors import UserError
 
 MINILM = "minilm"  # name of the asset
+LOOKED_AT = 2_000  # texts of a catalogue
+FOREIGN = 0.2  # share of letters that are not Latin from which on an English encoder is the wrong one
 
 
 class ItemVectorError(UserError):
@@ -107,6 +110,23 @@ def vector_source(
     kept = None if beside is None else embedding_folder(beside, origin.encoder_sha256, catalogue.texts())
     return VectorSource(
         origin, lambda console: ItemVectors(embed_items(encoder, catalogue, console, kept)), kept
+    )
+
+
+def advice_on_encoder(catalogue: Catalogue, encoder: str) -> str | None:
+    """Return a sentence if an encoder does not know the language of the items; None if it may. encoder: its name."""
+    if encoder != MINILM:
+        return None
+    step = -(-len(catalogue) // LOOKED_AT)
+    found = shares(catalogue[row].text() for row in range(0, len(catalogue), step))
+    foreign = {script: share for script, share in found.items() if script != "Latin"}
+    if sum(foreign.values()) < FOREIGN:
+        return None
+    listed = ", ".join(f"{script} {share:.0%}" for script, share in found.items() if share >= 0.01)
+    return (
+        f"the texts of the items are written in {listed}, and the packaged encoder {MINILM!r} knows English: "
+        "train with --identifiers.encoder FOLDER, a sentence encoder of their language or of many languages, or with "
+        "vectors of your own, --identifiers.vectors FILE"
     )
 
 

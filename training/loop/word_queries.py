@@ -11,7 +11,7 @@ import numpy as np
 
 from index.catalogue import Catalogue, Item
 from index.sequence.events import Event, Task
-from index.words import words
+from index.words import spaced, words
 
 LONGEST = 3  # words of the title at most, and of an attribute that someone would type
 
@@ -51,7 +51,7 @@ class WordQueries:
         if title:
             length = int(rng.integers(1, min(LONGEST, len(title)) + 1))
             first = int(rng.integers(0, len(title) - length + 1))
-            options.append(" ".join(title[first : first + length]))
+            options.append(spaced(title[first : first + length]))
         count = min(len(options), int(rng.integers(1, 3)))
         return " ".join(options[k] for k in rng.permutation(len(options))[:count])
 
@@ -60,6 +60,6 @@ def _parts(item: Item) -> tuple[list[str], list[str]]:
     """Return the words of the title, and what else someone would type."""
     values = [value for value in item.attributes.values() if isinstance(value, str)]
     labels = dict.fromkeys(
-        " ".join(found) for text in [*item.categories, *values] if 0 < len(found := words(text)) <= LONGEST
+        spaced(found) for text in [*item.categories, *values] if 0 < len(found := words(text)) <= LONGEST
     )
     return words(item.title), list(labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
@@ -17,7 +18,7 @@ from index.sequence.vocabulary import MARKERS
 from training.config import TrainConfig
 from training.data import assets
 from training.data.dataset import DataSet
-from training.data.item_vectors import VectorSource, vector_source
+from training.data.item_vectors import VectorSource, advice_on_encoder, vector_source
 from training.data.schema import DataError
 from training.data.splits import Split, leave_one_out
 from training.methods.registry import check_method
@@ -120,6 +121,10 @@ def _source(
     device: torch.device,
     console: Console,
 ) -> VectorSource:
+    if config.identifiers.vectors is None and (
+        advice := advice_on_encoder(dataset.catalogue, config.identifiers.encoder)
+    ):
+        console.print(Text(advice, style="yellow"), soft_wrap=True)
     match config.identifiers.embeddings:
         case "alphafuse":
             return fused_source(config, data, dataset, split, folder, console)

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from training.cli.common.bad_rows import BadRowsFile, reported
 from training.cli.common.numbers import finite
 from training.cli.common.paths import output_file, output_folder
 from training.cli.common.people_store import export_events, name_of_store
+from training.cli.datasets.logs import LOGS
+from training.cli.datasets.saving import save_data_set
 from training.data.schema import DataError
-
-if TYPE_CHECKING:
-    from training.data.dataset import DataSet
 
 MOST_DAYS = 36_500
 
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets and look into them.")
+for name, command in LOGS.items():
+    data_app.command(name)(command)
 
 Out = Annotated[Path, typer.Option(help="Folder of the new data set.", callback=output_folder)]
 Days = Annotated[
@@ -49,7 +49,7 @@ def movielens_command(out: Out, force: Force = False) -> None:
     check_writable(out, force)
     with Console().status("reading MovieLens"):
         dataset = movielens()
-    _save(dataset, out, force)
+    save_data_set(dataset, out, force)
 
 
 @data_app.command("amazon-beauty")
@@ -67,7 +67,7 @@ def amazon_beauty_command(
     from training.data.sources.amazon_beauty import Behaviour, amazon_beauty
 
     check_writable(out, force)
-    _save(amazon_beauty(source, Behaviour(behaviour)), out, force)
+    save_data_set(amazon_beauty(source, Behaviour(behaviour)), out, force)
 
 
 @data_app.command("import")
@@ -113,7 +113,7 @@ def import_command(
             called=called,
         )
         report(bad)
-    _save(dataset, out, force)
+    save_data_set(dataset, out, force)
 
 
 @data_app.command("events")
@@ -162,16 +162,3 @@ def _log(
         exported = Path(folder) / "events.jsonl"
         export_events(events, exported, days, quiet=True)
         yield exported, name_of_store(events)
-
-
-def _save(dataset: DataSet, out: Path, force: bool) -> None:
-    dataset.save(out, force)
-    console = Console()
-    counts = ", ".join(f"{count:,} {what}" for what, count in dataset.info.counts.items())
-    console.print(Text(f"{out}: {counts}"), soft_wrap=True)
-    for reason, count in dataset.info.left_out.items():
-        console.print(Text(f"left out: {count:,} {reason}"), soft_wrap=True)
-    for note in dataset.info.notes:
-        console.print(Text(note), soft_wrap=True)
-    for what, how in dataset.info.simulation.items():
-        console.print(Text(f"simulated {what}: {how}"), soft_wrap=True)

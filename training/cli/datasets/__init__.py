@@ -1,0 +1,1 @@
+"""What commands that make data sets share, and the commands of published logs."""
