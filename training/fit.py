@@ -188,7 +188,7 @@ def fit(
     )
     trainer = Trainer(
         out,
-        config,
+        config if renewal is not None else config.with_fixed_codes,
         model,
         prepared.vocabulary,
         method,

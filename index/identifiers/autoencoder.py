@@ -47,6 +47,18 @@ class LearnedCodes(Protocol):
         ...
 
 
+def code_losses(residual: Tensor, code: Tensor, commitment: float) -> Tensor:
+    """Return the mean over vectors of ‖sg[r] − b‖² + β ‖r − sg[b]‖², where b is the code that stands for r.
+
+    The first part moves codes towards their residuals, the second one residuals towards their codes.
+
+    residual, code: float [B, h].
+    commitment: β.
+    """
+    codes = (residual.detach() - code).square().sum(1).mean()
+    return codes + commitment * (residual - code.detach()).square().sum(1).mean()
+
+
 Start = Callable[[list[Tensor], NDArray[np.int64], torch.Generator], LearnedCodes]
 
 
