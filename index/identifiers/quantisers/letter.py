@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from index.identifiers.autoencoder import code_losses, fit_autoencoder
+from index.identifiers.autoencoder import code_losses, fit_autoencoder, straight_through
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, costs
 from index.identifiers.identifiers import IdentifierError
@@ -107,8 +107,8 @@ class _AlignedCodes:
                 loss = loss + self._diversity * diversity_loss(book, chosen, group, self._random)
             quantised, residual = quantised + code, residual - code.detach()
         if self._alignment:
-            straight = latent + (quantised - latent).detach()
-            loss = loss + self._alignment * alignment_loss(straight, self._behaviour[rows])
+            aligned = alignment_loss(straight_through(latent, quantised), self._behaviour[rows])
+            loss = loss + self._alignment * aligned
         return quantised, loss
 
     def parameters(self) -> list[nn.Parameter]:
