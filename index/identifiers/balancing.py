@@ -45,15 +45,15 @@ def balance(
     return book, _prices(costs(vectors, book, np.zeros_like(prices)), limit, prices, FINE)
 
 
-def prices_of(
-    vectors: NDArray[np.float32], book: NDArray[np.float32], capacity: float
-) -> NDArray[np.float32]:
-    """Return the prices of `balance`, float32 [K], for codes that stay where they are."""
-    prices = np.zeros(len(book), np.float32)
-    limit = max(1.0, capacity * len(vectors) / len(book))
-    if limit >= len(vectors):
-        return prices
-    return _prices(costs(vectors, book, prices), limit, prices, (*COARSE, *FINE))
+def prices_of(cost: NDArray[np.float32], capacity: float) -> NDArray[np.float32]:
+    """Return the prices of codes that stay where they are, float32 [K].
+
+    cost: of each item and code, float32 [N, K].
+    capacity: as in `balance`.
+    """
+    items, codes = cost.shape
+    prices, limit = np.zeros(codes, np.float32), max(1.0, capacity * items / codes)
+    return prices if limit >= items else _prices(cost, limit, prices, (*COARSE, *FINE))
 
 
 def _prices(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from index.catalogue import Catalogue
@@ -23,6 +24,7 @@ from index.sequence.plain_text import plain_tokens
 from training.model.forward import to_device
 
 DOCUMENT_TOKENS = 128
+TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,22 @@ class Documents:
                     logged += 1
         return cls(documents, queries, logged)
 
-    def draw(self, size: int, rng: np.random.Generator) -> tuple[list[int], list[list[int]]]:
-        """Return rows of different items, ascending, and a query of each."""
-        rows = np.sort(
-            rng.choice(len(self.documents), min(size, len(self.documents)), replace=False)
-        ).tolist()
+    def draw(
+        self, size: int, groups: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[list[int], list[list[int]]]:
+        """Return rows of different items, and a query of each.
+
+        groups: group of each item, from 0. Items come with others of their group: up to a `TOGETHER`th of the batch.
+        """
+        order = rng.permutation(len(self.documents))
+        if groups.any():
+            first = np.unique(groups[order], return_index=True)[1]  # of each group; they come in this order
+            order = order[np.argsort(first[groups[order]], kind="stable")]
+            starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+            place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+            kept = place < max(2, size // TOGETHER)
+            order = np.concatenate([order[kept], order[~kept]])
+        rows = order[:size].tolist()
         return rows, [self.queries[row][rng.integers(len(self.queries[row]))] for row in rows]
 
 

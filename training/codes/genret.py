@@ -1,34 +1,38 @@
 """GenRet: codes by a discrete autoencoder inside a T5, one position after another (Sun et al., NeurIPS 2023).
 
 One T5 reads documents and queries (`documents`). Its decoder has read the codes z_1 … z_{t−1} of an item when it
-writes the latent vector h_t. The codes of level t are the rows E of their tokens, so that the model that makes the
+writes the latent vector h_t. The codes of position t are the rows E of their tokens, so that the model that makes the
 codes is the one that retrieves by them:
 
-    P(z_t = k | z_{<t}, text) = softmax_k(u ⟨h_t, E_k⟩)        u = 1 / √d
-    z_t of a document         = argmin_k ‖h_t − E_k‖² + p_k    p: prices of popular codes (`balancing`)
+    P(z_t = k | z_{<t}, text) = softmax_k(u ⟨h_t, E_k⟩)           u = 1 / √d
+
+A document's z_t tells it from those with the same z_{<t}, whose set is S. So its code is that of its difference from
+their mean m:
+
+    z_t = argmax_k ⟨h_t − m, E_k⟩ − p_k                           p: prices of popular codes (`balancing`)
 
 Position t is learned in two parts. In the first, of `WARM` of its steps,
 
     ½ contrastive + ½ code(<t)
 
-then its codes start from balanced k-means of the documents' h_t, and in the second
+then its codes start from balanced k-means of h_t − m, and in the second
 
     ½ contrastive + ½ commitment + ½ code(≤t) + 0.1 reconstruction
 
-    contrastive     −log softmax over the batch of u ⟨h_t(query), h_t(document)⟩, at the query's own document
+    contrastive     −log softmax over S of u ⟨h_t(query), h_t(document)⟩, at the query's own document
     code            −log P(z | query), mean over positions
     commitment      −log P(z_t | document)
-    reconstruction  −log softmax over the batch of Σ_{j≤t} u ⟨E_{z_j}, sg[h_j(document)]⟩, at the codes' own document;
-                    the last code passes its gradient straight through to h_t
+    reconstruction  −log softmax over S of u ⟨E_{z_t}, sg[h_t(document)]⟩, at the codes' own document; E_{z_t} passes
+                    its gradient straight through to h_t
 
-At its end the documents' codes are chosen once more, with new prices, and neither they nor the rows E of the position
-change while later ones are learned.
+S is that of the batch, which holds several documents of each prefix. The codes are chosen again in the middle of the
+second part and at its end. From then on neither they nor the rows E of the position change.
 
-Later items are named by their vectors: the map from item vectors to (h_1, …, h_T) by ridge regression, and the codes of
-each position in dimensions of their own.
+Later items are named by their vectors: the map from item vectors to (h_1 − m, …, h_T − m) by ridge regression, and the
+codes of each position in dimensions of their own.
 
-Differences from the paper: prices, found on all documents by Sinkhorn iterations, in place of Sinkhorn iterations on
-each batch; rates and batch size are those of the training.
+Differences from the paper: codes are chosen for all documents at once, with prices from Sinkhorn iterations, in place
+of batch by batch; rates and batch size are those of the training.
 """
 
 from __future__ import annotations
@@ -57,9 +61,10 @@ from training.prepare.preparation import Prepared
 from training.prepare.tuned_vectors import affine_map
 
 WARM = 0.25  # share of a position's steps before it has codes
+MARKS = (WARM, (1 + WARM) / 2, 1.0)  # where codes start, are chosen again, and become final
 CONTRASTIVE, COMMITMENT, CODE, RECONSTRUCTION = 0.5, 0.5, 0.5, 0.1
 PASS = 256  # documents of a pass over all of them
-MEASURED = 1024  # documents among which the reconstruction is measured
+MEASURED = 1024  # documents whose reconstruction is measured
 
 Batch = tuple[list[int], list[list[int]]]  # rows of items, and a query of each
 
@@ -69,13 +74,13 @@ class GenRet(CodeLearner):
 
     codes: int64 [N, T]; those before `position` are final.
     position: the position t that is learned, from 0; T when all are.
-    started: whether it has codes, 0 or 1.
+    passed: number of its `MARKS` that are passed.
     reconstruction: the loss after each position, float [T].
     """
 
     codes: Tensor
     position: Tensor
-    started: Tensor
+    passed: Tensor
     reconstruction: Tensor
 
     def __init__(
@@ -100,7 +105,7 @@ class GenRet(CodeLearner):
         self._scale = output_scale(self.model)
         self.register_buffer("codes", torch.zeros(len(catalogue), len(self._sizes), dtype=torch.long))
         self.register_buffer("position", torch.tensor(0))
-        self.register_buffer("started", torch.tensor(0))
+        self.register_buffer("passed", torch.tensor(0))
         self.register_buffer("reconstruction", torch.zeros(len(self._sizes)))
         for level, size in enumerate(self._sizes):
             self.register_buffer(f"price_{level}", torch.zeros(size))
@@ -112,52 +117,60 @@ class GenRet(CodeLearner):
     def batches(self, step: int) -> Iterator[Batch]:
         while True:
             rng = np.random.default_rng([self._config.seed, step])
-            yield self._texts.draw(self._config.optimiser.batch_size, rng)
+            prefixes = groups_of(self.codes[:, : int(self.position)].cpu().numpy())
+            yield self._texts.draw(self._config.optimiser.batch_size, prefixes, rng)
             step += 1
 
     def step(self, batch: Batch, share: float) -> dict[str, float]:
         self._reach(share)
         rows, queries = batch
-        t, before = int(self.position), self.codes[rows, : int(self.position)]
-        asked = self.latents(queries, before)
-        read = self.latents([self._texts.documents[row] for row in rows], before)
-        own = torch.arange(len(rows), device=before.device)
-        losses = {"contrastive": F.cross_entropy(self._unit * asked[:, t] @ read[:, t].T, own)}
-        chosen = before
-        if self.started:
-            losses |= self._losses_of_codes(read, before)
-            chosen = torch.cat([before, self._choose(t, read[:, t].detach())[:, None]], 1)
-        if chosen.shape[1]:
-            positions = range(chosen.shape[1])
-            each = [F.cross_entropy(self._logits(j, asked[:, j]), chosen[:, j]) for j in positions]
-            losses["code"] = torch.stack(each).mean()
-        weights = {
-            "contrastive": CONTRASTIVE, "code": CODE, "commitment": COMMITMENT, "reconstruction": RECONSTRUCTION,
-        }  # fmt: skip
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        optimiser = self._config.optimiser
-        self.optimisers.step(rate_factor(share, optimiser.warmup, 1.0))
+        t = int(self.position)
+        codes = self.codes[rows]
+        asked = self.latents(queries, codes[:, :t])
+        read = self.latents([self._texts.documents[row] for row in rows], codes[:, :t])[:, t]
+        others = (codes[:, None, :t] != codes[:, :t]).any(2)  # documents outside of S
+        own = torch.arange(len(rows), device=codes.device)
+
+        def among_s(vectors: Tensor, documents: Tensor) -> Tensor:
+            return F.cross_entropy((self._unit * vectors @ documents.T).masked_fill(others, -torch.inf), own)
+
+        losses = [CONTRASTIVE * among_s(asked[:, t], read)]
+        figures = {"position": t + 1.0, "contrastive": float(losses[0].detach()) / CONTRASTIVE}
+        known = t + int(self.passed > 0)  # positions that have codes
+        if known > t:
+            commitment = F.cross_entropy(self._logits(t, read), codes[:, t])
+            coded = straight_through(read, self._rows(t)[codes[:, t]])
+            reconstruction = among_s(coded, read.detach())
+            losses += [COMMITMENT * commitment, RECONSTRUCTION * reconstruction]
+            figures |= {"commitment": float(commitment), "reconstruction": float(reconstruction)}
+        if known:
+            each = [F.cross_entropy(self._logits(j, asked[:, j]), codes[:, j]) for j in range(known)]
+            losses.append(CODE * torch.stack(each).mean())
+            figures["code"] = float(losses[-1].detach()) / CODE
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimisers.step(rate_factor(share, self._config.optimiser.warmup, 1.0))
         self._keep_final()
-        return {"position": t + 1.0} | {name: float(loss.detach()) for name, loss in losses.items()}
+        return figures
 
     def finish(self) -> tuple[Codebooks, NDArray[np.int32], dict[str, float]]:
         self._reach(1.0)
-        read = torch.cat([*self._passes(len(self._sizes) - 1)]).flatten(1).numpy()
-        width = self.model.config.d_model
-        levels = []
+        levels = range(len(self._sizes))
+        read = [self._differences(level, self._latents_of_all(level))[0] for level in levels]
+        width = read[0].shape[1]
+        books = []
         for level, size in enumerate(self._sizes):
             book = np.zeros((size, width * len(self._sizes)), np.float32)
             book[:, level * width : (level + 1) * width] = self._final(level).cpu().numpy()
-            levels.append(book)
-        prices = tuple(self._price(level).cpu().numpy() for level in range(len(self._sizes)))
-        known = Codebooks((affine_map(self._vectors, read),), tuple(levels), prices)
-        codes = self.codes.cpu().numpy().astype(np.int32)
-        figures = {
-            f"reconstruction {level + 1}": float(loss)
-            for level, loss in enumerate(self.reconstruction.tolist())
-        }
-        return known, codes, {"logged queries": float(self._texts.logged)} | figures
+            books.append(book)
+        prices = tuple(self._price(level).cpu().numpy() for level in levels)
+        encoder = affine_map(self._vectors, np.concatenate(read, axis=1))
+        figures = {f"reconstruction {level + 1}": float(self.reconstruction[level]) for level in levels}
+        figures["logged queries"] = float(self._texts.logged)
+        return (
+            Codebooks((encoder,), tuple(books), prices),
+            self.codes.cpu().numpy().astype(np.int32),
+            figures,
+        )
 
     def latents(self, texts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
         """Return h of texts after each of some codes, float [B, t + 1, d].
@@ -169,25 +182,6 @@ class GenRet(CodeLearner):
         start = codes.new_full((len(codes), 1), start_token(self.model))
         written = torch.cat([start, codes + first], 1)
         return encoder_decoder_states(self.model, ids, attended, written) / self._scale
-
-    def _losses_of_codes(self, read: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Return commitment and reconstruction of a position that has codes. read: h of the documents."""
-        t, latent = before.shape[1], read[:, before.shape[1]]
-        chosen = self._choose(t, latent.detach())
-        coded = straight_through(latent, self._rows(t)[chosen])
-        scores = self._unit * (coded @ latent.detach().T + self._scores(read.detach(), before))
-        own = torch.arange(len(latent), device=latent.device)
-        return {
-            "commitment": F.cross_entropy(self._logits(t, latent), chosen),
-            "reconstruction": F.cross_entropy(scores, own),
-        }
-
-    def _scores(self, read: Tensor, codes: Tensor) -> Tensor:
-        """Return Σ_j ⟨E_{z_j}, h_j⟩ of the codes of each item and each document: [B, B]. codes: final ones, [B, t]."""
-        scores: Tensor = read.new_zeros(len(codes), len(read))
-        for j in range(codes.shape[1]):
-            scores = scores + self._final(j)[codes[:, j]] @ read[:, j].T
-        return scores
 
     def _logits(self, level: int, latent: Tensor) -> Tensor:
         logits: Tensor = self._unit * latent @ self._rows(level).T
@@ -205,70 +199,88 @@ class GenRet(CodeLearner):
         self.model.get_output_embeddings().weight[first:last] = rows * (self._unit / self._scale)
 
     @torch.no_grad()
-    def _choose(self, level: int, latent: Tensor) -> Tensor:
-        """Return the codes of latent vectors, int64 [B]."""
-        rows = self._rows(level)
-        cost = rows.square().sum(1) - 2 * latent @ rows.T + self._price(level)
-        return cost.argmin(1)
-
-    def _reach(self, share: float) -> None:
-        """Start and end the positions that lie before a share of the stage."""
-        levels = len(self._sizes)
-        while (position := int(self.position)) < levels:
-            own = share * levels - position  # of the position's own steps
-            if not self.started and own >= WARM:
-                self._start(position)
-            elif self.started and own >= 1:
-                self._end(position)
-            else:
-                return
-
-    def _start(self, level: int) -> None:
-        """Start the codes of a position from balanced k-means of the documents."""
-        latent = torch.cat([h[:, level] for h in self._passes(level)]).numpy()
-        size, seed = self._sizes[level], self._config.seed + level
-        book = k_means(sample(latent, (size,), seed), size, seed)
-        if len(book) < size:  # fewer distinct documents than codes
-            book = np.concatenate([book, book[np.arange(size - len(book)) % len(book)]])
-        book, price = balance(latent, book, self._config.identifiers.code_capacity)
-        self._set_rows(level, torch.from_numpy(book).to(self.model.device))
-        self._price(level).copy_(torch.from_numpy(price))
-        self.started.fill_(1)
-
-    def _end(self, level: int) -> None:
-        """Choose the codes of all documents for good, and measure the reconstruction."""
-        read = torch.cat([*self._passes(level)])
-        latent, book = read[:, level].numpy(), self._rows(level).detach()
-        array = np.ascontiguousarray(book.cpu().numpy())
-        price = prices_of(latent, array, self._config.identifiers.code_capacity)
-        self._price(level).copy_(torch.from_numpy(price))
-        self._final(level).copy_(book)
-        self.codes[:, level] = torch.from_numpy(costs(latent, array, price).argmin(axis=1))
-        some = torch.arange(0, len(read), -(-len(read) // MEASURED))
-        codes, read = self.codes[some, : level + 1], read[some].to(self.model.device)
-        scores = self._unit * self._scores(read, codes)
-        self.reconstruction[level] = F.cross_entropy(scores, torch.arange(len(some), device=scores.device))
-        self.position.fill_(level + 1)
-        self.started.fill_(0)
-
-    @torch.no_grad()
-    def _passes(self, level: int) -> Iterator[Tensor]:
-        """Yield h of all documents at the positions up to a level, on the host: float [b, level + 1, d]."""
-        was_training = self.model.training
-        self.model.eval()
-        for start in range(0, len(self._texts.documents), PASS):
-            rows = slice(start, start + PASS)
-            yield self.latents(self._texts.documents[rows], self.codes[rows, :level]).cpu()
-        self.model.train(was_training)
-
-    @torch.no_grad()
     def _keep_final(self) -> None:
-        """Put the rows of earlier positions back, which decay and momentum have moved."""
+        """Put the rows of earlier positions back, which gradients, decay and momentum have moved."""
         for level in range(int(self.position)):
             self._set_rows(level, self._final(level))
+
+    def _reach(self, share: float) -> None:
+        """Pass the marks of all positions that lie before a share of the stage."""
+        levels = len(self._sizes)
+        while (level := int(self.position)) < levels and share * levels - level >= MARKS[int(self.passed)]:
+            self._choose(level)
+            self.passed += 1
+            if int(self.passed) == len(MARKS):
+                self._final(level).copy_(self._rows(level).detach())
+                self.position += 1
+                self.passed.fill_(0)
+
+    def _choose(self, level: int) -> None:
+        """Choose the codes of all documents at a position, and measure the reconstruction by them.
+
+        The first time, the codes start from balanced k-means.
+        """
+        size, capacity = self._sizes[level], self._config.identifiers.code_capacity
+        latent = self._latents_of_all(level)
+        vectors, several = self._differences(level, latent)
+        some = vectors[several] if several.any() else vectors
+        if int(self.passed):
+            book = np.ascontiguousarray(self._rows(level).detach().cpu().numpy())
+            square = (book**2).sum(axis=1)
+            price = square.max() - square  # leaves −2 ⟨h − m, E⟩ of the costs
+            price += prices_of(costs(some, book, price), capacity)
+        else:
+            book = k_means(sample(some, (size,), self._config.seed + level), size, self._config.seed + level)
+            book = book[np.arange(size) % len(book)]  # repeated, if there are fewer distinct vectors
+            book, price = balance(some, book, capacity)
+            self._set_rows(level, torch.from_numpy(book).to(self.model.device))
+        self._price(level).copy_(torch.from_numpy(price))
+        self.codes[:, level] = torch.from_numpy(costs(vectors, book, price).argmin(axis=1))
+        self.reconstruction[level] = self._reconstruction(level, latent, book)
+
+    def _reconstruction(self, level: int, latent: NDArray[np.float32], book: NDArray[np.float32]) -> float:
+        """Return the loss with which codes of a level tell a document from those of the same prefix, in nats."""
+        codes = self.codes.cpu().numpy()
+        prefix, losses = groups_of(codes[:, :level]), []
+        for row in range(0, len(latent), -(-len(latent) // MEASURED)):
+            same = np.flatnonzero(prefix == prefix[row])
+            scores = torch.from_numpy(self._unit * latent[same] @ book[codes[row, level]])
+            losses.append(-float(scores.log_softmax(0)[int(np.searchsorted(same, row))]))
+        return float(np.mean(losses))
+
+    def _differences(
+        self, level: int, latent: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return h − m of a position, float32 [N, d], and which documents share their prefix with others, bool [N]."""
+        group = groups_of(self.codes[:, :level].cpu().numpy())
+        count = np.bincount(group)
+        total = np.zeros((len(count), latent.shape[1]))
+        np.add.at(total, group, latent)
+        mean = (total / count[:, None]).astype(np.float32)
+        return latent - mean[group], count[group] > 1
+
+    @torch.no_grad()
+    def _latents_of_all(self, level: int) -> NDArray[np.float32]:
+        """Return h of all documents at a position, float32 [N, d]."""
+        was_training = self.model.training
+        self.model.eval()
+        found = []
+        for start in range(0, len(self.codes), PASS):
+            rows = slice(start, start + PASS)
+            found.append(self.latents(self._texts.documents[rows], self.codes[rows, :level])[:, -1].cpu())
+        self.model.train(was_training)
+        return torch.cat(found).numpy()
 
     def _price(self, level: int) -> Tensor:
         return self.get_buffer(f"price_{level}")
 
     def _final(self, level: int) -> Tensor:
         return self.get_buffer(f"final_{level}")
+
+
+def groups_of(prefixes: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return a number for each row that equal rows share, from 0: [N, t] → int64 [N]."""
+    if not prefixes.shape[1]:
+        return np.zeros(len(prefixes), np.int64)
+    groups: NDArray[np.int64] = np.unique(prefixes, axis=0, return_inverse=True)[1].reshape(-1)
+    return groups
