@@ -46,7 +46,7 @@ class Documents:
         catalogue: Catalogue,
         histories: Sequence[Sequence[Event]],
     ) -> Documents:
-        """Write texts and queries as tokens. Every item has a text.
+        """Write texts and queries as tokens. A title without a token is no query; the document is then.
 
         encoder: of requests; its queries are cut at `max_query_tokens`.
         histories: training events of each person.
@@ -56,8 +56,9 @@ class Documents:
         for item in catalogue:
             text = plain_tokens(tokenizer, item.text(), first_added)
             documents.append([markers["search"], *text[:DOCUMENT_TOKENS], markers["item"]])
-            title = item.title if encoder.has_tokens(item.title) else item.text()
-            queries.append([encoder.prompt([], title).ids])
+            queries.append(
+                [encoder.prompt([], item.title).ids if encoder.has_tokens(item.title) else documents[-1]]
+            )
         logged = 0
         for history in histories:
             for event in history:

@@ -142,7 +142,10 @@ class GenRet(CodeLearner):
             coded = straight_through(read, self._rows(t)[codes[:, t]])
             reconstruction = among_s(coded, read.detach())
             losses += [COMMITMENT * commitment, RECONSTRUCTION * reconstruction]
-            figures |= {"commitment": float(commitment), "reconstruction": float(reconstruction)}
+            figures |= {
+                "commitment": float(commitment.detach()),
+                "reconstruction": float(reconstruction.detach()),
+            }
         if known:
             each = [F.cross_entropy(self._logits(j, asked[:, j]), codes[:, j]) for j in range(known)]
             losses.append(CODE * torch.stack(each).mean())

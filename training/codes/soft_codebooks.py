@@ -113,7 +113,7 @@ class SoftCodebooks(nn.Module):
 
     def noise(self, share: float) -> float:
         """Return σ. share: how much of the stage is over."""
-        return 1 - share if self._by_use else max(0.0, float(self.sigma))
+        return 1 - share if self._by_use else max(0.0, float(self.sigma.detach()))
 
     def uncertain(self, loss: Tensor) -> Tensor:
         """Return the loss that learns σ, L / (2 (σ + λ)²) + log(σ + λ); by the schedule `use`, L itself.

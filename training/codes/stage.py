@@ -43,11 +43,12 @@ def check_codes(config: TrainConfig, dataset: DataSet, split: Split) -> None:
             "that are held out): leave it out, so that codes come from the items' vectors alone"
         )
     if learner == "genret":
-        bare = [row for row, item in enumerate(dataset.catalogue) if not item.text()]
-        if bare:
+        bare = [row for row, item in enumerate(dataset.catalogue) if item.text() == item.item_id]
+        if 2 * len(bare) > len(dataset.catalogue):
             raise CodesError(
-                f"codes.learner 'genret' learns codes from texts, and item {dataset.catalogue[bare[0]].item_id!r} (row "
-                f"{bare[0] + 1}) has none ({len(bare)} such items): give it a title, or leave codes.learner out"
+                f"codes.learner 'genret' learns codes from texts, and {len(bare)} of {len(dataset.catalogue)} items "
+                f"have none but their id (the first is {dataset.catalogue[bare[0]].item_id!r}, row {bare[0] + 1}): "
+                "give them titles, or leave codes.learner out"
             )
 
 
