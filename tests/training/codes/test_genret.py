@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.preparations import code_settings, prepare_walks, walk_vectors
+from support.t5 import KINDS, make_t5
 from support.walks import make_data
 
 from index.catalogue import Catalogue, Item
 from index.identifiers.codebooks import costs
 from index.sequence.events import Event
-from training.codes.documents import DOCUMENT_TOKENS, TOGETHER, Documents
+from training.codes.documents import DOCUMENT_TOKENS, TOGETHER, Documents, padded
 from training.codes.genret import MARKS, GenRet, groups_of
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
@@ -107,6 +109,32 @@ def test_later_items_are_named_by_vectors_like_the_documents(done: GenRet) -> No
         for j in range(2)
     ]  # the levels share no dimension
     assert np.array_equal(named, np.stack([each.argmin(1) for each in apart], 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_read_off_by_the_models_own_head(kind: str, walks: DataSet, tmp_path: Path) -> None:
+    """Logits of codes are those of transformers, for tied output rows and for rows of their own."""
+    config = code_settings("genret", "t5-tiger")
+    prepared = prepare_walks(tmp_path / "p", walks, config)
+    prepared = replace(prepared, model=make_t5(prepared.vocabulary.size, kind))
+    learner = GenRet(prepared, config, leave_one_out(walks).train, walks.catalogue)
+    learner.eval()
+    rows = torch.randn(4, 32)
+    learner._set_rows(0, rows)
+    assert torch.allclose(learner._rows(0), rows, atol=1e-6)
+    texts, codes = learner._texts.documents[:6], torch.tensor([[0], [1], [2], [3], [0], [1]])
+    ids, attended = padded(texts, torch.device("cpu"))
+    written = torch.cat(
+        [torch.zeros(6, 1, dtype=torch.long), codes + int(prepared.vocabulary.first_code[0])], 1
+    )
+    with torch.no_grad():
+        found = learner.latents(texts, codes)
+        logits = prepared.model(input_ids=ids, attention_mask=attended, decoder_input_ids=written).logits
+        for level in range(2):
+            first, last = prepared.vocabulary.span(level)
+            assert torch.allclose(
+                learner._logits(level, found[:, level]), logits[:, level, first:last], atol=1e-4
+            )
 
 
 def test_the_positions_begin_and_end_at_their_marks(walks: DataSet, tmp_path: Path) -> None:

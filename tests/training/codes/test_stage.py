@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from training.data.dataset import DataSet
 from training.data.histories import UserHistory
 from training.data.splits import leave_one_out
 from training.errors import UserError
+from training.loop.trainer import TrainingError
 from training.pipeline import train
+from training.preservation.preservation import _open_run
 
 QUIET = Console(quiet=True)
 SYSTEMS = {"diger": ("scratch", Diger), "genret": ("t5-tiger", GenRet)}
@@ -106,6 +110,27 @@ def test_killed_and_resumed_it_ends_with_the_same_codes_and_weights(
     assert not (tmp_path / "killed" / "codes" / "checkpoints").exists()
 
 
+def test_an_interrupt_ends_a_step_and_leaves_a_checkpoint(
+    data: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, taken = Diger.step, []
+
+    def interrupted(self: Any, batch: Any, share: float) -> dict[str, float]:
+        taken.append(share)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, share)
+
+    monkeypatch.setattr(Diger, "step", interrupted)
+    config = short("diger", vectors)
+    with pytest.raises(
+        TrainingError, match="stopped after step 3 of the codes; the same command with --resume"
+    ):
+        stage(tmp_path, config, data)
+    stage(tmp_path, config, data)
+    assert taken == pytest.approx([k / 6 for k in range(6)])  # no step twice
+
+
 @pytest.mark.parametrize("learner", SYSTEMS)
 def test_learned_codes_are_served_and_name_new_items(
     learner: str, data: Path, vectors: Path, tmp_path: Path
@@ -122,6 +147,9 @@ def test_learned_codes_are_served_and_name_new_items(
     assert figures["figures"][0]["step"] == 1
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 6  # the other half of the epochs
+    assert (
+        _open_run(run)[0].info.bundle_id == bundle.info.bundle_id
+    )  # `gems preservation` knows it as the run's
     np.save(tmp_path / "new.npy", walk_vectors()[7:8])
     (tmp_path / "new.jsonl").write_text(json.dumps({"item_id": "twin", "title": "green scarf again"}) + "\n")
     arguments = ["--items", str(tmp_path / "new.jsonl"), "--vectors", str(tmp_path / "new.npy")]
