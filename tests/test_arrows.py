@@ -151,12 +151,16 @@ ALLOWED = {
         "index.identifiers.schemes index.records index.sequence training.baselines training.config "
         "training.data training.errors training.methods training.model training.run training.settings"
     ),
+    "training.codes": (
+        "index.catalogue index.files index.identifiers index.identifiers.schemes index.sequence training.config "
+        "training.data training.errors training.loop training.methods training.model training.prepare training.run"
+    ),
     "training.plan": (
         "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
         "training.methods.tuning training.model training.outputs training.prepare"
     ),
     "training.fit": (
-        "gems index.pool index.trie server.engine.torch_backend training.config training.data "
+        "gems index.pool index.trie server.engine.torch_backend training.codes training.config training.data "
         "training.evaluation training.loop training.methods training.model training.prepare training.run"
     ),
     "training.pipeline": (

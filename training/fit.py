@@ -24,6 +24,7 @@ from gems import KnowledgeBasis, find_linears
 from index.pool.lexical import check_attributes
 from index.trie.trie import Trie
 from server.engine.torch_backend.engine import TorchEngine
+from training.codes.stage import check_codes, learn_codes
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.splits import Split, leave_one_out
@@ -109,6 +110,9 @@ def fit(
             )
     check_attributes(dataset.catalogue, config.search_attributes)
     check_sharding(config)
+    learns_codes = config.codes.learner is not None and renewal is None  # a bundle's identifiers stay
+    if learns_codes:
+        check_codes(config, dataset, split)
     device = chosen_device(config.device)
     continued = parallel.agree(
         check_run(out, config, dataset, resume, None if renewal is None else renewal.sha256)
@@ -143,6 +147,10 @@ def fit(
                 ),
                 renewal,
             )
+    if learns_codes:
+        if parallel.main:
+            learn_codes(folder, out / "codes", config, dataset, split, device, console)
+        folder = out / "codes" / "prepared"
     parallel.wait()
     prepared = open_prepared(folder)
     knowledge = KnowledgeBasis.load(knowledge_path(folder, config)) if uses_knowledge(config) else None
@@ -188,7 +196,7 @@ def fit(
     )
     trainer = Trainer(
         out,
-        config,
+        config.with_fixed_codes if learns_codes else config,
         model,
         prepared.vocabulary,
         method,

@@ -47,6 +47,23 @@ class LearnedCodes(Protocol):
         ...
 
 
+def code_losses(residual: Tensor, code: Tensor, commitment: float) -> Tensor:
+    """Return the mean over vectors of ‖sg[r] − b‖² + β ‖r − sg[b]‖², where b is the code that stands for r.
+
+    The first part moves codes towards their residuals, the second one residuals towards their codes.
+
+    residual, code: float [B, h].
+    commitment: β.
+    """
+    codes = (residual.detach() - code).square().sum(1).mean()
+    return codes + commitment * (residual - code.detach()).square().sum(1).mean()
+
+
+def straight_through(latent: Tensor, quantised: Tensor) -> Tensor:
+    """Return the quantised vectors, with the gradient of the latent ones: z + sg[q − z]. Both: float [B, h]."""
+    return latent + (quantised - latent).detach()
+
+
 Start = Callable[[list[Tensor], NDArray[np.int64], torch.Generator], LearnedCodes]
 
 
@@ -80,7 +97,7 @@ def fit_autoencoder(
         coded, loss = latent, torch.zeros(())
         if codes is not None:
             quantised, loss = codes.quantise(latent, rows)
-            coded = latent + (quantised - latent).detach()
+            coded = straight_through(latent, quantised)
         loss = loss + (decoder(coded) - data[rows]).square().sum(1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

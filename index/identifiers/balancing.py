@@ -45,6 +45,17 @@ def balance(
     return book, _prices(costs(vectors, book, np.zeros_like(prices)), limit, prices, FINE)
 
 
+def prices_of(cost: NDArray[np.float32], capacity: float) -> NDArray[np.float32]:
+    """Return the prices of codes that stay where they are, float32 [K].
+
+    cost: of each item and code, float32 [N, K].
+    capacity: as in `balance`.
+    """
+    items, codes = cost.shape
+    prices, limit = np.zeros(codes, np.float32), max(1.0, capacity * items / codes)
+    return prices if limit >= items else _prices(cost, limit, prices, (*COARSE, *FINE))
+
+
 def _prices(
     cost: NDArray[np.float32], limit: float, prices: NDArray[np.float32], temperatures: tuple[float, ...]
 ) -> NDArray[np.float32]:

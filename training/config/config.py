@@ -12,6 +12,7 @@ from index.extensions import choices, one_of
 from index.identifiers.registry import load_scheme
 from training.config.groups import (
     BackboneSettings,
+    CodeSettings,
     GemsSettings,
     IdentifierSettings,
     KnowledgeSettings,
@@ -71,6 +72,7 @@ class TrainConfig(RunSettings):
     lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
     run: RunFolderSettings = RunFolderSettings()
+    codes: CodeSettings = CodeSettings()
 
     @field_validator("search_attributes", mode="before")
     @classmethod
@@ -130,6 +132,8 @@ class TrainConfig(RunSettings):
                 f"identifiers.embeddings {self.identifiers.embeddings!r} is for semantic identifiers; "
                 f"{self.identifiers.scheme} ones have no use for it"
             )
+        if self.codes.learner is not None:
+            self._check_codes(self.codes.learner)
         others = self.optimiser.other_weights
         if others is not None and not self.has_knowledge:
             raise ValueError(
@@ -150,6 +154,33 @@ class TrainConfig(RunSettings):
                 "turn it off, and give optimiser.learning_rate"
             )
         return self
+
+    def _check_codes(self, learner: str) -> None:
+        identifiers = self.identifiers
+        if identifiers.scheme != "semantic":
+            raise ValueError(
+                f"codes.learner {learner!r} is for semantic identifiers: add identifiers.scheme semantic"
+            )
+        if identifiers.embeddings != "text":
+            raise ValueError(
+                f"codes.learner {learner!r} starts from vectors of texts or of a file: leave out "
+                f"identifiers.embeddings {identifiers.embeddings!r}"
+            )
+        if not self.from_scratch and self.method != "full":
+            raise ValueError(
+                f"codes.learner {learner!r} trains every weight of a pretrained backbone: choose method full, or a "
+                "backbone from scratch"
+            )
+
+    @property
+    def with_fixed_codes(self) -> TrainConfig:
+        """The settings of the training after the codes were learned: with the steps and minutes that are left."""
+        if self.codes.learner is None:
+            return self
+        left, optimiser = 1 - self.codes.share, self.optimiser
+        minutes = None if optimiser.minutes is None else left * optimiser.minutes
+        shorter = optimiser.model_copy(update={"epochs": left * optimiser.epochs, "minutes": minutes})
+        return self.model_copy(update={"optimiser": shorter})
 
     @classmethod
     def renamed(cls, settings: Mapping[str, Any]) -> list[str]:

@@ -155,6 +155,30 @@ class IdentifierSettings(SettingsGroup):
         return codebooks.split(",") if isinstance(codebooks, str) else codebooks
 
 
+class CodeSettings(SettingsGroup):
+    """Codes that are learned together with the language model, in a stage before the training with fixed codes."""
+
+    learner: Literal["diger", "genret"] | None = Field(
+        None,
+        description="'diger': codes that the loss of recommendations reaches; 'genret': by a discrete autoencoder of "
+        "texts inside a T5; default: codes stay as the quantiser made them",
+    )
+    share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the training's steps (or minutes) in which the codes are learned; the rest is with fixed "
+        "codes",
+    )
+    rate: float = Field(1e-5, gt=0, description="'diger': learning rate of the codes")
+    temperature: float = Field(2.0, gt=0, description="'diger': softmax temperature of the choice of a code")
+    schedule: Literal["use", "sigma"] = Field(
+        "use",
+        description="'diger': the noise of choices falls with the steps, and only popular codes have it ('use'), or "
+        "it is learned ('sigma')",
+    )
+
+
 class SchemeSettings(IdentifierSettings):
     """Settings that an identifier scheme may read: the group `identifiers`, and the seed of the run."""
 

@@ -12,11 +12,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
@@ -28,11 +29,18 @@ from training.methods.method import Method
 from training.run.parallel import Parallel
 
 
+class Stateful(Protocol):
+    """What a checkpoint holds besides weights: a method, or the optimisers of one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class CheckpointError(UserError):
     """A checkpoint cannot be read or written."""
 
 
-def save_checkpoint(run: Path, model: PreTrainedModel, method: Method, progress: dict[str, Any]) -> None:
+def save_checkpoint(run: Path, model: nn.Module, method: Stateful, progress: dict[str, Any]) -> None:
     """Write `checkpoints/step-N` (N = progress["step"]) and delete the older ones."""
 
     def write(draft: Path) -> None:
@@ -64,8 +72,8 @@ def save_sharded_checkpoint(
 
 def load_checkpoint(
     run: Path,
-    model: PreTrainedModel,
-    method: Method,
+    model: nn.Module,
+    method: Stateful,
     *,
     sharded: bool = False,
     mesh: DeviceMesh | None = None,

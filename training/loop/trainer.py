@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,6 +37,7 @@ from training.loop.sharding import ShardedModel
 from training.loop.validation import Validator
 from training.methods.method import Method
 from training.model.text_part import TextPart
+from training.run.interrupts import interrupts
 from training.run.metrics_log import MetricsLog
 from training.run.parallel import Parallel
 
@@ -135,7 +134,7 @@ class Trainer:
         with (
             Progress(*columns, disable=not self.parallel.main) as bar,
             self._open_log() as log,
-            _interrupts() as received,
+            interrupts() as received,
         ):
             row = bar.add_task("training", total=1.0, figures="")
             if self.progress.step == 0 and self.probe is not None:
@@ -314,22 +313,6 @@ class Trainer:
                 continue
         with atomic_write(path, single_writer=True) as draft:
             draft.write_text("".join(kept), "utf-8")
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished before the run stops. Main thread only."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
-    try:
-        yield received
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
 
 
 def _show(figures: dict[str, Any]) -> str:

@@ -32,14 +32,19 @@ def checkpoint_blocks(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def decoder_only_states(model: PreTrainedModel, ids: Tensor, position: Tensor | None = None) -> Tensor:
-    """Return the hidden states [B, T, d] that predict the token after each of `ids`, int64 [B, T].
+def _read(tokens: Tensor) -> dict[str, Tensor]:
+    return {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
 
+
+def decoder_only_states(model: PreTrainedModel, ids: Tensor, position: Tensor | None = None) -> Tensor:
+    """Return the hidden states [B, T, d] that predict the token after each of `ids`.
+
+    ids: int64 [B, T], or the input rows of the tokens, float [B, T, d].
     position: place of each token in its sample, int64 [B, T], if samples share rows; a token sees its own sample only.
     """
     mask = None if position is None else _own_sample(position, model.dtype)
     states: Tensor = model.base_model(
-        input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False
+        **_read(ids), position_ids=position, attention_mask=mask, use_cache=False
     ).last_hidden_state
     return states
 
@@ -56,13 +61,13 @@ def _own_sample(position: Tensor, dtype: torch.dtype) -> Tensor:
 def encoder_decoder_states(model: PreTrainedModel, prompt: Tensor, attended: Tensor, ids: Tensor) -> Tensor:
     """Return the hidden states [B, T, d] of the decoder, scaled for the output rows.
 
-    prompt: tokens of the encoder, int64 [B, P].
+    prompt: tokens of the encoder, int64 [B, P], or their input rows, float [B, P, d].
     attended: bool [B, P], False on padding.
-    ids: tokens of the decoder, int64 [B, T].
+    ids: tokens of the decoder, int64 [B, T], or their input rows, float [B, T, d].
     """
-    read = model.encoder(input_ids=prompt, attention_mask=attended).last_hidden_state
+    read = model.encoder(**_read(prompt), attention_mask=attended).last_hidden_state
     states: Tensor = model.decoder(
-        input_ids=ids, encoder_hidden_states=read, encoder_attention_mask=attended, use_cache=False
+        **_read(ids), encoder_hidden_states=read, encoder_attention_mask=attended, use_cache=False
     ).last_hidden_state
     return states * output_scale(model)
 

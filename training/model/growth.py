@@ -34,6 +34,37 @@ def grow_backbone(
     vectors: of the items of all codes, in the order of the codes, float32 [N, d_x].
     Raises `ValueError` if the tokenizer cannot take the tokens.
     """
+    known = before.codebook_sizes[0]
+    first, last = before.span(0)
+    with torch.no_grad():
+        for table in _longer(model, tokenizer, before, after):
+            table[last : after.size] = _guessed(vectors[:known], table[first:last], vectors[known:])
+
+
+def grow_last_level(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    before: IdentifierVocabulary,
+    after: IdentifierVocabulary,
+) -> None:
+    """Add the tokens of more codes of the last level, in place. Their rows are the mean of those that it has.
+
+    before, after: vocabularies that differ in the size of the last level; `after` has more codes.
+    Raises `ValueError` if the tokenizer cannot take the tokens.
+    """
+    first, last = before.span(before.levels - 1)
+    with torch.no_grad():
+        for table in _longer(model, tokenizer, before, after):
+            table[last : after.size] = table[first:last].mean(0)
+
+
+def _longer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    before: IdentifierVocabulary,
+    after: IdentifierVocabulary,
+) -> list[Tensor]:
+    """Add tokens at the end. Return the model's tables, which have room for their rows: one if it is tied, else two."""
     if len(tokenizer) != before.size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, expected {before.size}")
     names = after.token_names()
@@ -42,12 +73,8 @@ def grow_backbone(
         raise ValueError("the tokenizer did not number the added tokens contiguously")
     if after.size > len(model.get_input_embeddings().weight):
         resize_rows(model, after.size)
-    known = before.codebook_sizes[0]
-    first, last = before.span(0)
     tables = {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}
-    with torch.no_grad():
-        for table in tables.values():
-            table[last : after.size] = _guessed(vectors[:known], table[first:last], vectors[known:])
+    return list(tables.values())
 
 
 def _guessed(known: NDArray[np.float32], rows: Tensor, new: NDArray[np.float32]) -> Tensor:

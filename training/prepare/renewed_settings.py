@@ -28,7 +28,14 @@ NOT_RECORDED = (
     "threads", "device", "run", "backbone.shard", "identifiers.encoder", "identifiers.vectors", "knowledge.basis",
     "knowledge.histories",
 )  # fmt: skip
-FIXED = ("backbone", "identifiers", "sequence.max_tokens", "sequence.max_events", "sequence.max_query_tokens")
+FIXED = (
+    "backbone",
+    "identifiers",
+    "codes",
+    "sequence.max_tokens",
+    "sequence.max_events",
+    "sequence.max_query_tokens",
+)
 # the encoder is known by its files; the others are of the training alone
 NOT_FIXED = (
     "backbone.activation_checkpointing", "backbone.shard", "identifiers.encoder", "identifiers.vectors",
@@ -74,7 +81,8 @@ def renewed_settings(bundle: Bundle, source: str | Path | None, overrides: Mappi
 def fixed(bundle: Bundle) -> dict[str, Any]:
     """Return the settings that a bundle fixes, as far as it tells them, by their dotted names."""
     info = bundle.info
-    found = {name: value for name, value in _recorded(bundle).items() if _is_fixed(name)}
+    found: dict[str, Any] = {"codes.learner": None}  # of a bundle from before there was one
+    found |= {name: value for name, value in _recorded(bundle).items() if _is_fixed(name)}
     found |= {
         "identifiers.scheme": info.scheme,
         "identifiers.normalisation": info.normalisation,

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from gems import KnowledgeBasis, find_linears
 from index.identifiers.registry import WITH_BEHAVIOUR
 from index.sequence.events import Event
+from index.sequence.language_model import is_encoder_decoder
 from index.sequence.vocabulary import MARKERS
 from training.config import TrainConfig
 from training.data import assets
@@ -148,6 +149,11 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
     if taken:
         raise BackboneError(
             f"backbone {config.backbone.name!r} already knows {min(taken)}; use one that is no bundle"
+        )
+    if config.codes.learner == "genret" and not is_encoder_decoder(backbone.model):
+        raise BackboneError(
+            f"codes.learner 'genret' learns codes inside an encoder-decoder, and {config.backbone.name!r} is none: use "
+            "--backbone.name t5-tiger or a T5"
         )
     _check_method(backbone.model, config)
     positions = getattr(backbone.model.config, "max_position_embeddings", None)

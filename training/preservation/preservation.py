@@ -193,7 +193,8 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     if not is_prepared(run / "prepared"):
         raise EvaluationError(f"{run / 'prepared'} is gone, which holds the model before training")
     bundle = Bundle.open(run / "bundle")
-    prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
+    learned = run / "codes" / "prepared"  # where codes were learned with the model
+    prepared = np.load((learned if is_prepared(learned) else run / "prepared") / CODES, allow_pickle=False)
     if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
     try:

@@ -77,7 +77,7 @@ def run_variant(
             result["failed"] = str(error)
         with atomic_write(found, single_writer=True) as draft:
             draft.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-        for spent in ("checkpoints", "best"):
+        for spent in ("checkpoints", "best", "codes/prepared"):
             shutil.rmtree(folder / spent, ignore_errors=True)
         return result
 

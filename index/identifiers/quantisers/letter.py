@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from index.identifiers.autoencoder import fit_autoencoder
+from index.identifiers.autoencoder import code_losses, fit_autoencoder, straight_through
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, costs
 from index.identifiers.identifiers import IdentifierError
@@ -102,14 +102,13 @@ class _AlignedCodes:
         for book, group in zip(self._levels, self._groups, strict=True):
             chosen = torch.cdist(residual.detach(), book.detach()).argmin(1)
             code = book[chosen]
-            loss = loss + (residual.detach() - code).square().sum(1).mean()
-            loss = loss + COMMITMENT * (residual - code.detach()).square().sum(1).mean()
+            loss = loss + code_losses(residual, code, COMMITMENT)
             if self._diversity:
                 loss = loss + self._diversity * diversity_loss(book, chosen, group, self._random)
             quantised, residual = quantised + code, residual - code.detach()
         if self._alignment:
-            straight = latent + (quantised - latent).detach()
-            loss = loss + self._alignment * alignment_loss(straight, self._behaviour[rows])
+            aligned = alignment_loss(straight_through(latent, quantised), self._behaviour[rows])
+            loss = loss + self._alignment * aligned
         return quantised, loss
 
     def parameters(self) -> list[nn.Parameter]:

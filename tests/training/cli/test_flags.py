@@ -52,9 +52,11 @@ OTHER: dict[str, Any] = {
     "lora.rank": 3, "lora.alpha": 4.0, "lora.experts": 2,
     "validation.every": 2.0, "validation.cases": 10, "validation.stop_on": "ndcg@10", "validation.patience": 9,
     "validation.conflict_cases": 1, "run.checkpoint_every": 0.5, "run.tensorboard": True,
+    "codes.share": 0.25, "codes.rate": 1e-3, "codes.temperature": 1.5, "codes.schedule": "sigma",
 }  # fmt: skip
-SHARES = {  # in place of counts, and of bases of outputs
+SHARES = {  # in place of counts, of bases of outputs, and of what no learner of codes takes
     "gems.rank_share": 0.5, "gems.task_rank_share": 0.125, "gems.share_bases": True,
+    "codes.learner": "genret", "method": "full", "identifiers.scheme": "semantic",
 }  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "identifiers.text_part", "backbone.activation_checkpointing", "optimiser.other_weights", "gems.share_bases",
         "backbone.shard",
         "knowledge.source", "knowledge.histories",
+        "codes.learner", "codes.share", "codes.rate", "codes.temperature", "codes.schedule",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
 

@@ -137,7 +137,7 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     assert kept["fits"] == (kept["largest"] >= result["sequences"])
 
 
-@pytest.mark.parametrize("recipe", ["demo", "small", "amazon-beauty", "t5-tiger"])
+@pytest.mark.parametrize("recipe", ["demo", "small", "amazon-beauty", "t5-tiger", "diger", "genret"])
 def test_recipes_can_be_planned(recipe: str) -> None:
     config = TrainConfig.load(recipe, {})
     found = need(config, ITEMS, sequences=2)
