@@ -13,10 +13,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from index.identifiers.alphafuse import FusedVectors
+from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
 from training.baselines.language import language_vectors
-from training.baselines.sasrec import SASRec
+from training.baselines.networks.sasrec import SASRec
 from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
 from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 from training.data.dataset import DataSet
@@ -68,10 +69,10 @@ def sasrec(
         settings.epochs,
         batches,
         loss_of,
-        lambda cases: np.sum([score.of_cases(model, cases) for model in members], axis=0),
+        {Task.RECOMMENDATION: lambda cases: np.sum([score.of_cases(m, cases) for m in members], axis=0)},
         vectors=None if alone is None else lambda: alone.items().detach().numpy(),
         language=made,
-        notes=notes,
+        notes=lambda: notes,
     )
 
 

@@ -13,6 +13,7 @@ from training.baselines.settings import (
     DenseSettings,
     NCFSettings,
     SASRecSettings,
+    UnifiedSSRSettings,
     settings_from,
 )
 from training.cli.common.flags import add_flags, given
@@ -58,9 +59,18 @@ def dense_command(data: Data, out: Out, resume: Resume = False, system: System =
     _run(data, out, settings_from(DenseSettings, given(flags)), resume, system)
 
 
+@baseline_app.command("unified-ssr")
+def unified_ssr_command(
+    data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any
+) -> None:
+    """UnifiedSSR, for search and recommendation: two views of a history that share their weights."""
+    _run(data, out, settings_from(UnifiedSSRSettings, given(flags)), resume, system)
+
+
 add_flags(sasrec_command, SASRecSettings)
 add_flags(ncf_command, NCFSettings)
 add_flags(dense_command, DenseSettings)
+add_flags(unified_ssr_command, UnifiedSSRSettings)
 
 
 def _run(
