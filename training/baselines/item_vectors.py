@@ -99,6 +99,18 @@ def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> t
     return space, settings.hidden - space.semantic
 
 
+def full_space(language: NDArray[np.float32], null: int | None, threshold: float | None) -> SemanticSpace:
+    """Return the semantic space whose null space is learned whole: `null` directions (default: half), or by threshold.
+
+    language: float32 [N, d].
+    Raises `AlphaFuseError`.
+    """
+    if threshold is not None:
+        return SemanticSpace.of(language, threshold=threshold)
+    width = language.shape[1]
+    return SemanticSpace.of(language, semantic=width - (width // 2 if null is None else null))
+
+
 def _leading_components(language: NDArray[np.float32], width: int) -> Tensor:
     """Return (x − μ)ᵀ U_D, scaled to the initial standard deviation of learned vectors: float32 [N, D]."""
     space = SemanticSpace.of(language, semantic=width)

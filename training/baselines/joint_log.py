@@ -95,7 +95,7 @@ class JointLog:
         return JointBatch(self._rows[batch.rows], self._terms[asked], users, targets, asked > 0)
 
     def read_cases(self, cases: Sequence[Case], task: Task, max_events: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the latest events of each case as rows, int64 [B, T], and terms, [B, T, K]; and its last position, [B].
+        """Return the rows, int64 [B, T], and terms, [B, T, K], of the latest events; and the last position, [B].
 
         The query of the last position is that of the case for a search, none for a recommendation.
         """
@@ -104,9 +104,10 @@ class JointLog:
         terms = torch.full((len(cases), longest, MOST_TERMS), PADDING)
         last = torch.empty(len(cases), dtype=torch.int64)
         for k, case in enumerate(cases):
-            seen = [self._items, *(event.item for event in case.history)][-longest:]
+            latest = case.history[-longest:]
+            seen = [self._items, *(event.item for event in latest)][-longest:]
             now = case.query if task is Task.SEARCH else None
-            asked = [*(query_of(event) for event in case.history), now][-longest:]
+            asked = [*(query_of(event) for event in latest), now][-longest:]
             rows[k, : len(seen)] = torch.tensor(seen)
             terms[k, : len(asked)] = torch.from_numpy(self.vocabulary.terms(asked))
             last[k] = len(seen) - 1

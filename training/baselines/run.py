@@ -24,12 +24,14 @@ from index.records import Record
 from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.dense import dense
+from training.baselines.dreamrec import dreamrec
 from training.baselines.loop import CHECKPOINT, Progress, fit
 from training.baselines.ncf import ncf
 from training.baselines.recommender import sasrec
 from training.baselines.settings import (
     BaselineSettings,
     DenseSettings,
+    DreamRecSettings,
     NCFSettings,
     SASRecSettings,
     UnifiedSSRSettings,
@@ -99,7 +101,7 @@ def run_baseline(
     if baseline.language is not None:
         save_vectors(kept, dataset.catalogue.item_ids, baseline.language)
     validation = {
-        task: draw_cases(cases_of(task, split.validation), settings.validation_cases, seed=0)
+        task: list(draw_cases(cases_of(task, split.validation), settings.validation_cases, seed=0))
         for task in settings.tasks
     }
     progress = fit(baseline, settings, validation, out, console)
@@ -122,6 +124,8 @@ def _make(
             return ncf(settings, dataset, split)
         case DenseSettings():
             return dense(settings, dataset, split)
+        case DreamRecSettings():
+            return dreamrec(settings, dataset, split, language, console)
         case UnifiedSSRSettings():
             return unified_ssr(settings, dataset, split)
     raise TypeError(f"no baseline has settings of type {type(settings).__name__}")

@@ -200,6 +200,49 @@ class UnifiedSSRSettings(BaselineSettings):
         return self
 
 
+class DreamRecSettings(BaselineSettings):
+    """Settings of `gems baseline dreamrec`."""
+
+    name: ClassVar[str] = "dreamrec"
+    tasks: ClassVar[tuple[Task, ...]] = (Task.RECOMMENDATION,)
+
+    items: Literal["id", "alphafuse"] = Field("id", description="where item vectors come from")
+    hidden: int = Field(
+        128,
+        ge=2,
+        le=16384,
+        description="'id': width of the model; 'alphafuse' has that of the language vectors",
+    )
+    null: int | None = Field(
+        None, ge=1, description="'alphafuse': learned dimensions (default: half of the language vectors')"
+    )
+    threshold: float | None = Field(
+        None, ge=0, description="'alphafuse': split by relative singular value instead of by --null"
+    )
+    layers: int = Field(2, ge=1, le=1000, description="transformer blocks over the history")
+    heads: int = Field(2, ge=1, le=1024, description="attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on inputs, attention and block outputs")
+    levels: int = Field(1000, ge=1, le=100_000, description="levels of noise in training")
+    steps: int = Field(20, ge=1, le=100_000, description="steps from noise to an answer")
+    guidance: float = Field(2.0, ge=0, description="how far an answer goes beyond the unguided one")
+    unguided: float = Field(0.1, ge=0, lt=1, description="share of training targets without a guide")
+    max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
+    batch_size: int = Field(256, ge=1, description="histories a step")
+    epochs: int = Field(100, ge=1, description="passes over the histories at most")
+
+    @property
+    def system(self) -> str:
+        return f"{self.name}, {self.items}"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.items == "id" and self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} does not divide among {self.heads} heads")
+        if self.null is not None and self.threshold is not None:
+            raise ValueError("give null or threshold, not both: one follows from the other")
+        return self
+
+
 Settings = TypeVar("Settings", bound=BaselineSettings)
 
 

@@ -19,12 +19,14 @@ class SASRec(nn.Module):
     """
 
     def __init__(
-        self, items: nn.Module, width: int, *, layers: int, heads: int, dropout: float, max_events: int
-    ) -> None:
+        self, items: nn.Module, width: int, *,
+        layers: int, heads: int, dropout: float, max_events: int, start: float = 0.02,
+    ) -> None:  # fmt: skip
+        """Draw the first weights. start: standard deviation of the first position vectors, like that of the items."""
         super().__init__()
         self.items, self.dropout, self.max_events = items, dropout, max_events
         self.positions = nn.Embedding(max_events, width)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=start)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.input_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from training.baselines.settings import (
     BaselineSettings,
     DenseSettings,
+    DreamRecSettings,
     NCFSettings,
     SASRecSettings,
     UnifiedSSRSettings,
@@ -27,6 +28,10 @@ baseline_app = typer.Typer(
 
 Data = Annotated[Path, typer.Option(help="folder of a data set")]
 Out = Annotated[Path, typer.Option(help="run folder to write", callback=output_folder)]
+LanguageVectors = Annotated[
+    Path | None,
+    typer.Option(help="Parquet file of item_id and vector (default: MiniLM vectors of the items' texts)"),
+]
 System = Annotated[str | None, typer.Option(help="name in comparisons (default: that of the baseline)")]
 Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its last whole epoch")]
 
@@ -35,10 +40,7 @@ Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its la
 def sasrec_command(
     data: Data,
     out: Out,
-    language_vectors: Annotated[
-        Path | None,
-        typer.Option(help="Parquet file of item_id and vector (default: MiniLM vectors of the items' texts)"),
-    ] = None,
+    language_vectors: LanguageVectors = None,
     resume: Resume = False,
     system: System = None,
     **flags: Any,
@@ -59,6 +61,19 @@ def dense_command(data: Data, out: Out, resume: Resume = False, system: System =
     _run(data, out, settings_from(DenseSettings, given(flags)), resume, system)
 
 
+@baseline_app.command("dreamrec")
+def dreamrec_command(
+    data: Data,
+    out: Out,
+    language_vectors: LanguageVectors = None,
+    resume: Resume = False,
+    system: System = None,
+    **flags: Any,
+) -> None:
+    """DreamRec, for recommendation: a diffusion model makes the vector of the next item."""
+    _run(data, out, settings_from(DreamRecSettings, given(flags)), resume, system, language_vectors)
+
+
 @baseline_app.command("unified-ssr")
 def unified_ssr_command(
     data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any
@@ -70,6 +85,7 @@ def unified_ssr_command(
 add_flags(sasrec_command, SASRecSettings)
 add_flags(ncf_command, NCFSettings)
 add_flags(dense_command, DenseSettings)
+add_flags(dreamrec_command, DreamRecSettings)
 add_flags(unified_ssr_command, UnifiedSSRSettings)
 
 
