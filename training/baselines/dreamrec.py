@@ -64,10 +64,10 @@ class DreamRec(nn.Module):
 
     @torch.inference_mode()
     def scores(self, cases: Sequence[Case]) -> NDArray[np.float32]:
-        """Return minus the squared distance of each case's answer to every item: float32 [cases, N]."""
+        """Return the cosine of each case's answer with every item: float32 [cases, N]."""
         vectors, answers = self.history.items(), self.answers(cases)
-        found: NDArray[np.float32] = (2 * answers @ vectors.T - vectors.square().sum(1)).numpy()
-        return found - answers.square().sum(1, keepdim=True).numpy()
+        cosines: NDArray[np.float32] = (F.normalize(answers, dim=1) @ F.normalize(vectors, dim=1).T).numpy()
+        return cosines
 
 
 def case_noise(cases: Sequence[Case], width: int, seed: int) -> Tensor:

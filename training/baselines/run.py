@@ -2,7 +2,7 @@
 
 The run folder contains config.yaml, environment.json, metrics.jsonl (one line per epoch), checkpoint.pt (until the run
 is finished), weights.safetensors, ranks.npz (for `gems compare`) and evaluation.json (the format of `gems evaluate`).
-For SASRec it also contains item_vectors.parquet, and language_vectors.parquet if the run made them.
+Where there are item vectors it also contains item_vectors.parquet, and language_vectors.parquet if the run made them.
 """
 
 from __future__ import annotations

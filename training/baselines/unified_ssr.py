@@ -109,8 +109,9 @@ def unified_ssr(settings: UnifiedSSRSettings, dataset: DataSet, split: Split) ->
             loss = loss + choice_loss(model, query[asked], candidates[asked])
         if settings.correlation and len(batch.rows) > 1:
             cells = torch.arange(len(batch.rows)), inside.sum(1) - 1
-            sessions = (views[cells] for views in model.sessions(product, query))
-            loss = loss + settings.correlation * correlation_loss(*sessions, SESSION_TEMPERATURE)
+            chosen, searched = model.sessions(product, query)
+            apart = correlation_loss(chosen[cells], searched[cells], SESSION_TEMPERATURE)
+            loss = loss + settings.correlation * apart
         return loss
 
     return Baseline(

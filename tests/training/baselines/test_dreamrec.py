@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
 from support.walks import COLOURS, THINGS, make_data
@@ -103,13 +104,13 @@ def test_it_finds_the_next_item_of_a_walk_and_denoises_better_than_the_mean(
     assert np.array_equal(guided, score(cases))
     assert np.allclose(guided[7:8], score(cases[7:8]), atol=1e-3)  # alone as among others
     answers = baseline.model.answers(cases)
-    expected = -((answers[:, None] - torch.from_numpy(exported)[None]) ** 2).sum(-1).numpy()
-    assert np.allclose(guided, expected, atol=1e-2)
+    expected = F.cosine_similarity(answers[:, None], torch.from_numpy(exported)[None], dim=-1).numpy()
+    assert np.allclose(guided, expected, atol=1e-5)
     for change in ({"guidance": 0.0}, {"seed": 1}):
         other = dreamrec(wanted.model_copy(update=change), dataset, split, None, QUIET)
         other.model.load_state_dict(baseline.model.state_dict())
         other.model.eval()
-        assert not np.allclose(other.scores[Task.RECOMMENDATION](cases), guided, atol=0.1)
+        assert not np.allclose(other.scores[Task.RECOMMENDATION](cases), guided, atol=0.01)
 
 
 def test_each_case_has_noise_of_its_own() -> None:

@@ -43,7 +43,11 @@ class Noise(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """f: a perceptron over the noisy vector, the guide and the level."""
+    """f(x_t, t, c) = √ā_t x_t + a perceptron over the noisy vector, the level and the guide.
+
+    The first term is the best guess for vectors ~ N(0, I) about which nothing is known, so that the perceptron has only to
+    learn what the guide and the other vectors add.
+    """
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
@@ -58,8 +62,8 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Tensor, level: Tensor, guide: Tensor) -> Tensor:
         """Return x̂_0, float32 [n, D]. noisy, guide: float [n, D]. level: int64 [n]."""
         when = self.level(waves(level / self.noise.levels, noisy.shape[1]))
-        found: Tensor = self.layers(torch.cat([noisy, guide, when], 1))
-        return found
+        added: Tensor = self.layers(torch.cat([noisy, guide, when], 1))
+        return self.noise.kept[level, None].sqrt() * noisy + added
 
     def loss(self, vectors: Tensor, guide: Tensor, unguided: float) -> Tensor:
         """Return the mean squared error of x̂_0 over random levels and noise, a scalar.
@@ -72,7 +76,8 @@ class Denoiser(nn.Module):
         noisy = self.noise.added(vectors, torch.randn_like(vectors), level)
         left_out = torch.rand(count, 1) < unguided
         found = self(noisy, level, torch.where(left_out, self.unguided, guide))
-        return (found - vectors).square().mean()
+        loss: Tensor = (found - vectors).square().mean()
+        return loss
 
     def generate(self, guide: Tensor, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return vectors, float32 [n, D], made from `noise` alone: the same noise gives the same vectors.
