@@ -45,8 +45,7 @@ class Noise(nn.Module):
 class Denoiser(nn.Module):
     """f(x_t, t, c) = √ā_t x_t + a perceptron over the noisy vector, the level and the guide.
 
-    The first term is the best guess for vectors ~ N(0, I) about which nothing is known, so that the perceptron has only to
-    learn what the guide and the other vectors add.
+    The first term is the best guess for vectors ~ N(0, I) about which nothing is known. The perceptron learns the rest.
     """
 
     def __init__(self, width: int, levels: int) -> None:
