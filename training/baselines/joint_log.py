@@ -28,6 +28,7 @@ class Vocabulary:
     def __init__(self, queries: Sequence[str]) -> None:
         found = sorted({word for query in queries for word in words(query)})
         self._term = {word: FIRST_TERM + k for k, word in enumerate(found)}
+        self._read: dict[str | None, list[int]] = {None: [NO_QUERY]}  # validations read the same queries again
 
     def __len__(self) -> int:
         """Return the number of terms, with those that are no words."""
@@ -37,8 +38,9 @@ class Vocabulary:
         """Return the terms of queries, int64 [n, MOST_TERMS], filled up with `PADDING`; None is no query."""
         rows = np.full((len(queries), MOST_TERMS), PADDING)
         for row, query in zip(rows, queries, strict=True):
-            known = [NO_QUERY] if query is None else [self._term[w] for w in words(query) if w in self._term]
-            known = (known or [UNKNOWN])[:MOST_TERMS]
+            if (known := self._read.get(query)) is None:
+                known = [self._term[word] for word in words(query or "") if word in self._term]
+                known = self._read[query] = known[:MOST_TERMS] or [UNKNOWN]
             row[: len(known)] = known
         return rows
 

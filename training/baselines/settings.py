@@ -208,7 +208,7 @@ class DreamRecSettings(BaselineSettings):
 
     items: Literal["id", "alphafuse"] = Field("id", description="where item vectors come from")
     hidden: int = Field(
-        128,
+        384,
         ge=2,
         le=16384,
         description="'id': width of the model; 'alphafuse' has that of the language vectors",
