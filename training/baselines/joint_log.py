@@ -28,7 +28,8 @@ class Vocabulary:
     def __init__(self, queries: Sequence[str]) -> None:
         found = sorted({word for query in queries for word in words(query)})
         self._term = {word: FIRST_TERM + k for k, word in enumerate(found)}
-        self._read: dict[str | None, list[int]] = {None: [NO_QUERY]}  # validations read the same queries again
+        # Validations read the same queries again and again.
+        self._read: dict[str | None, list[int]] = {None: [NO_QUERY]}
 
     def __len__(self) -> int:
         """Return the number of terms, with those that are no words."""
