@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from index.identifiers.alphafuse import AlphaFuseError, FusedVectors
 from index.sequence.events import Task
 from training.baselines.baseline import Baseline
-from training.baselines.item_vectors import TableVectors, full_space
+from training.baselines.item_vectors import UnitFusedVectors, UnitTableVectors, full_space
 from training.baselines.language import given_or_made
 from training.baselines.networks.diffusion import Denoiser
 from training.baselines.networks.sasrec import SASRec
@@ -117,11 +117,14 @@ def dreamrec(
 
 
 def _items(settings: DreamRecSettings, count: int, language: NDArray[np.float32] | None) -> nn.Module:
-    """Return the item vectors, with a Gaussian start of unit variance."""
+    """Return the item vectors, of unit variance as the noise is, with a Gaussian start.
+
+    The denoiser's loss reaches them; without a fixed variance it would fall by drawing all of them together.
+    """
     if language is None:
-        return TableVectors(torch.randn(count, settings.hidden))
+        return UnitTableVectors(torch.randn(count, settings.hidden))
     try:
         space = full_space(language, settings.null, settings.threshold)
-        return FusedVectors(space, language, space.dimensions - space.semantic, std=1.0)
+        return UnitFusedVectors(space, language, space.dimensions - space.semantic, std=1.0)
     except AlphaFuseError as error:
         raise BaselineError(f"--items alphafuse: {error}") from error

@@ -55,6 +55,25 @@ class ScaledFusedVectors(FusedVectors):
         self.frozen *= scale
 
 
+class UnitTableVectors(TableVectors):
+    """One learned vector per item; over the catalogue, every dimension has mean 0 and variance 1."""
+
+    def forward(self) -> Tensor:
+        return standardised(self.table)
+
+
+class UnitFusedVectors(FusedVectors):
+    """AlphaFuse vectors whose learned part has mean 0 and variance 1 in every dimension, as the frozen one has."""
+
+    def forward(self) -> Tensor:
+        return torch.cat([self.frozen, standardised(self.learned)], dim=1)
+
+
+def standardised(vectors: Tensor) -> Tensor:
+    """Return the vectors with mean 0 and variance 1 in every dimension. vectors: float [N, D]."""
+    return (vectors - vectors.mean(0)) / vectors.std(0, correction=0)
+
+
 def item_vectors(
     settings: SASRecSettings, kind: ItemKind, count: int, language: NDArray[np.float32] | None
 ) -> nn.Module:
