@@ -131,9 +131,11 @@ ALLOWED = {
         "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
         "training.data training.errors training.evaluation training.methods training.model training.run"
     ),
+    "training.baselines.networks": "",
     "training.baselines": (
-        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "
-        "training.data training.errors training.evaluation training.loop training.run training.settings"
+        "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence index.words "
+        "training.baselines.networks training.data training.errors training.evaluation training.loop training.run "
+        "training.settings"
     ),
     "training.bulk": (
         "index.bundle index.files index.records index.sequence server.api server.engine server.offline "

@@ -19,7 +19,13 @@ from support.paths import ROOT
 
 from index.bundle.bundle import Bundle
 from index.sequence.events import Task
-from training.baselines.settings import DenseSettings, NCFSettings, SASRecSettings
+from training.baselines.settings import (
+    DenseSettings,
+    DreamRecSettings,
+    NCFSettings,
+    SASRecSettings,
+    UnifiedSSRSettings,
+)
 from training.cli.main import main
 from training.config import RECIPES, TrainConfig
 from training.evaluation.case_ranks import CaseRanks
@@ -246,6 +252,8 @@ def settings_of(model: type[BaseModel], group: str = "") -> Iterator[tuple[str, 
         (SASRecSettings, "baselines.md"),
         (NCFSettings, "baselines.md"),
         (DenseSettings, "baselines.md"),
+        (UnifiedSSRSettings, "baselines.md"),
+        (DreamRecSettings, "baselines.md"),
     ],
 )
 def test_every_setting_is_documented_with_its_default(settings: type[BaseModel], guide: str) -> None:
@@ -267,7 +275,10 @@ def test_the_commands_of_the_guide_to_baselines_work(
 ) -> None:
     guide = (ROOT / "docs" / "baselines.md").read_text("utf-8")
     (block,) = re.findall(r"```sh\n(.*?)```", guide, re.S)
-    small = {"sasrec": "--items id --epochs 2", "ncf": "--epochs 2", "dense": "--rounds 1 --steps 2"}
+    small = {
+        "sasrec": "--items id --epochs 2", "ncf": "--epochs 2", "dense": "--rounds 1 --steps 2",
+        "unified-ssr": "--epochs 2", "dreamrec": "--epochs 2 --steps 2",
+    }  # fmt: skip
     # In this process: loading torch anew for each command takes longer than the command.
     monkeypatch.chdir(shop)
     for command in block.splitlines():
@@ -277,12 +288,24 @@ def test_the_commands_of_the_guide_to_baselines_work(
             main()
         assert ended.value.code == 0, f"{command}\n{capsys.readouterr()}"
     table = capsys.readouterr().out
-    for system in ("model", "sasrec, id", "ncf", "dense", "popularity", "bm25"):
+    for system in (
+        "model",
+        "sasrec, id",
+        "ncf",
+        "dense",
+        "unified-ssr",
+        "dreamrec, id",
+        "popularity",
+        "bm25",
+    ):
         assert f"| {system} |" in table
     figures = json.loads((shop / "runs" / "comparison.json").read_text())
     ours = CaseRanks.load(shop / "runs" / "mine" / "ranks.npz")
     floors = {"bm25", "popularity_in_query", "popularity_in_same_query"}
-    beside = {"recommendation": {"sasrec, id", "ncf", "transitions"}, "search": {"dense", *floors}}
+    beside = {
+        "recommendation": {"sasrec, id", "ncf", "dreamrec, id", "unified-ssr", "transitions"},
+        "search": {"dense", "unified-ssr", *floors},
+    }
     for task, names in beside.items():
         everyone = figures[task]["all users"]
         assert everyone["cases"] == len(ours.tasks[Task(task)].users)  # all systems ranked all of them

@@ -3,13 +3,14 @@
 It learns from logged searches, and perhaps from items that people chose one after the other. It is tuned first with the
 other items of a batch as negatives (Karpukhin et al., *Dense Passage Retrieval*, arXiv 2004.04906), then also with
 mined hard negatives (Xiong et al., *ANCE*, arXiv 2007.00808). These are items that the encoder itself ranks high for
-the query, but that nobody chose for it. They are mined again in each round.
+the query, but that nobody chose for it. The index that they are mined from is encoded again in each round, or every few
+steps, while the encoder learns.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -170,13 +171,19 @@ class EncodedCatalogue:
         ).numpy()
         return cosines
 
-    def hard_negatives(self, pairs: Pairs, most: int) -> list[NDArray[np.int64]]:
-        """Return, for each query, the `most` best-ranked items that nobody chose for it, best first: int64 [≤ most]."""
-        found = []
-        for row, chosen in zip(self.scores(pairs.queries), pairs.chosen, strict=True):
+    def hard_negatives(
+        self, pairs: Pairs, queries: NDArray[np.int64], most: int
+    ) -> dict[int, NDArray[np.int64]]:
+        """Return, for each query, the `most` best-ranked items that nobody chose for it, best first: int64 [≤ most].
+
+        queries: different indices into `pairs.queries`, int64 [n].
+        """
+        found = {}
+        scores = self.scores([pairs.queries[q] for q in queries])
+        for query, row in zip(queries.tolist(), scores, strict=True):
+            chosen = pairs.chosen[query]
             row[list(chosen)] = -np.inf
-            count = min(most, len(row) - len(chosen))
-            found.append(np.argsort(-row, kind="stable")[:count])
+            found[query] = np.argsort(-row, kind="stable")[: min(most, len(row) - len(chosen))]
         return found
 
 
@@ -190,6 +197,40 @@ class Batch:
 
     query: NDArray[np.int64]
     items: NDArray[np.int64]
+
+
+class Round:
+    """The batches of a round; negatives are mined in all rounds but the first.
+
+    The round is cut into stretches of `refresh_every` steps. Before each one, the items are encoded by the weights of
+    that moment, and negatives are mined for the queries of the stretch.
+    """
+
+    def __init__(self, settings: DenseSettings, pairs: Pairs, encoded: EncodedCatalogue, number: int) -> None:
+        """Prepare round `number`: 1, 2, ..."""
+        self._settings, self._pairs, self._encoded, self._number = settings, pairs, encoded, number
+
+    def __len__(self) -> int:
+        return self._settings.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        pairs, size = self._pairs, self._settings.batch_size
+        rng = np.random.default_rng([self._settings.seed, self._number])
+        stretch = self._settings.refresh_every or len(self)
+        for start in range(0, len(self), stretch):
+            drawn = [pairs.draw(size, rng) for _ in range(min(stretch, len(self) - start))]
+            mined = self._mine(np.unique(pairs.query[np.concatenate(drawn)]), start)
+            for rows in drawn:
+                query = pairs.query[rows]
+                hard = [rng.choice(mined[q]) for q in query.tolist() if len(mined.get(q, ()))]
+                yield Batch(query, np.concatenate([pairs.item[rows], np.array(hard, np.int64)]))
+
+    def _mine(self, queries: NDArray[np.int64], step: int) -> dict[int, NDArray[np.int64]]:
+        if self._number == 1:
+            return {}
+        if step:  # before the first step, the validation has just encoded the items
+            self._encoded.refresh()
+        return self._encoded.hard_negatives(self._pairs, queries, self._settings.mined)
 
 
 def contrastive_loss(queries: Tensor, items: Tensor, known: Tensor, temperature: float) -> Tensor:
@@ -218,16 +259,8 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
     model = BiEncoder(assets.fetch(ENCODER), settings.max_tokens, settings.frozen_layers)
     encoded = EncodedCatalogue(model, texts)
 
-    def batches(epoch: int) -> list[Batch]:
-        rng = np.random.default_rng([settings.seed, epoch])
-        mined = encoded.hard_negatives(pairs, settings.mined) if epoch > 1 else []
-        drawn = []
-        for _ in range(settings.steps):
-            rows = pairs.draw(settings.batch_size, rng)
-            query, items = pairs.query[rows], pairs.item[rows]
-            hard = [rng.choice(mined[q]) for q in query if len(mined[q])] if mined else []
-            drawn.append(Batch(query, np.concatenate([items, np.array(hard, np.int64)])))
-        return drawn
+    def batches(number: int) -> Round:
+        return Round(settings, pairs, encoded, number)
 
     def loss_of(batch: Batch) -> Tensor:
         distinct, back = np.unique(batch.query, return_inverse=True)
@@ -240,5 +273,6 @@ def dense(settings: DenseSettings, dataset: DataSet, split: Split) -> Baseline:
         return encoded.scores([case.query or "" for case in cases])
 
     return Baseline(
-        model, settings.rounds, batches, loss_of, score, refresh=encoded.refresh, vectors=encoded.items
-    )
+        model, settings.rounds, batches, loss_of, {Task.SEARCH: score},
+        refresh=encoded.refresh, vectors=encoded.items,
+    )  # fmt: skip

@@ -55,6 +55,25 @@ class ScaledFusedVectors(FusedVectors):
         self.frozen *= scale
 
 
+class UnitTableVectors(TableVectors):
+    """One learned vector per item; over the catalogue, every dimension has mean 0 and variance 1."""
+
+    def forward(self) -> Tensor:
+        return standardised(self.table)
+
+
+class UnitFusedVectors(FusedVectors):
+    """AlphaFuse vectors whose learned part has mean 0 and variance 1 in every dimension, as the frozen one has."""
+
+    def forward(self) -> Tensor:
+        return torch.cat([self.frozen, standardised(self.learned)], dim=1)
+
+
+def standardised(vectors: Tensor) -> Tensor:
+    """Return the vectors with mean 0 and variance 1 in every dimension. vectors: float [N, D]."""
+    return (vectors - vectors.mean(0)) / vectors.std(0, correction=0)
+
+
 def item_vectors(
     settings: SASRecSettings, kind: ItemKind, count: int, language: NDArray[np.float32] | None
 ) -> nn.Module:
@@ -97,6 +116,18 @@ def semantic_space(settings: SASRecSettings, language: NDArray[np.float32]) -> t
             f"nothing of --hidden {settings.hidden} to learn; raise either"
         )
     return space, settings.hidden - space.semantic
+
+
+def full_space(language: NDArray[np.float32], null: int | None, threshold: float | None) -> SemanticSpace:
+    """Return the semantic space whose null space is learned whole: `null` directions (default: half), or by threshold.
+
+    language: float32 [N, d].
+    Raises `AlphaFuseError`.
+    """
+    if threshold is not None:
+        return SemanticSpace.of(language, threshold=threshold)
+    width = language.shape[1]
+    return SemanticSpace.of(language, semantic=width - (width // 2 if null is None else null))
 
 
 def _leading_components(language: NDArray[np.float32], width: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from index.files import atomic_write
-from training.baselines.baseline import Baseline
+from index.sequence.events import Task
+from training.baselines.baseline import Baseline, TaskCases
 from training.baselines.settings import BaselineError, BaselineSettings
-from training.data.splits import Case
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
@@ -33,7 +33,7 @@ class Progress:
 
     epoch: number of finished epochs; 0: only validated, −1: not started.
     best_epoch: epoch with the best validation; 0: before the first epoch.
-    score: best validation NDCG@10.
+    score: best validation NDCG@10, the mean of the tasks.
     seconds, cpu_seconds: wall and CPU time of training and validation.
     """
 
@@ -47,16 +47,16 @@ class Progress:
 def fit(
     baseline: Baseline,
     settings: BaselineSettings,
-    validation: Sequence[Case],
+    validation: TaskCases,
     out: Path,
     console: Console,
 ) -> Progress:
-    """Train with AdamW, and leave the weights of the best validation in the model, ready for `baseline.score`.
+    """Train with AdamW, and leave the weights of the best validation in the model, ready for `baseline.scores`.
 
     After each epoch, OUT/checkpoint.pt holds everything that an exact continuation needs. If there is one already,
     training continues from it.
 
-    validation: cases of the validation.
+    validation: cases of the validation, for each task of the baseline.
     out: the run folder.
     Raises `BaselineError` if the loss is not finite, or if the checkpoint cannot be read.
     """
@@ -84,12 +84,16 @@ def fit(
             if progress.epoch:
                 torch.manual_seed(settings.seed * 1_000_003 + progress.epoch)
                 parts = baseline.batches(progress.epoch)
-                shown = track(parts, f"epoch {progress.epoch}", console=console, transient=True)
+                shown = track(
+                    parts, f"epoch {progress.epoch}", total=len(parts), console=console, transient=True
+                )
                 rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs)
                 loss = _epoch(baseline, optimizer, shown, rates) / len(parts)
             model.eval()
             baseline.refresh()
-            score = _validate(baseline, settings, validation)
+            baseline.choose(validation)
+            by_task = {task: _validate(baseline, settings, validation, task) for task in validation}
+            score = sum(by_task.values()) / len(by_task)
             if score > progress.score:
                 progress.score, progress.best_epoch = score, progress.epoch
                 best = {name: value.clone() for name, value in model.state_dict().items()}
@@ -97,7 +101,7 @@ def fit(
             progress.cpu_seconds += time.process_time() - cpu
             _save(out / CHECKPOINT, model, optimizer, progress, best)
             log.write(
-                {"step": progress.epoch, "loss": loss, "validation": {"ndcg@10": score},
+                {"step": progress.epoch, "loss": loss, "validation": _figures(score, by_task),
                  "seconds": progress.seconds, "cpu_seconds": progress.cpu_seconds}
             )  # fmt: skip
             trained = "" if loss is None else f", loss {loss:.3f}"
@@ -113,12 +117,21 @@ def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings)
     return progress.epoch < baseline.epochs and waited < settings.patience
 
 
-def _validate(baseline: Baseline, settings: BaselineSettings, cases: Sequence[Case]) -> float:
-    """Return the mean NDCG@10; 0 if there are no cases."""
+def _validate(baseline: Baseline, settings: BaselineSettings, validation: TaskCases, task: Task) -> float:
+    """Return the mean NDCG@10 of a task; 0 if there are no cases."""
+    cases = validation[task]
     if not cases:
         return 0.0
-    ranks = score_ranks(baseline.score, cases, limit=10, candidates=Candidates(settings.exclude_history))
+    ranks = score_ranks(
+        baseline.scores[task], cases, limit=10, candidates=Candidates(settings.exclude_history)
+    )
     return float(per_case(ranks)["ndcg@10"].mean())
+
+
+def _figures(score: float, by_task: Mapping[Task, float]) -> dict[str, float]:
+    """Return what the log says of a validation: the score, and that of each task where there are several."""
+    several = {f"{task.value}.ndcg@10": value for task, value in by_task.items()} if len(by_task) > 1 else {}
+    return {"ndcg@10": score} | several
 
 
 def learning_rates(settings: BaselineSettings, done: int, steps: int, epochs: int) -> list[float]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.settings import NCFSettings
 from training.data.dataset import DataSet
@@ -87,7 +88,7 @@ def ncf(settings: NCFSettings, dataset: DataSet, split: Split) -> Baseline:
     def score(cases: Sequence[Case]) -> NDArray[np.floating]:
         return score_users(model, torch.tensor([known[case.user_id] for case in cases]), items)
 
-    return Baseline(model, settings.epochs, batches, loss_of, score)
+    return Baseline(model, settings.epochs, batches, loss_of, {Task.RECOMMENDATION: score})
 
 
 @torch.inference_mode()

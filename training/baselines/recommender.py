@@ -13,15 +13,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from index.identifiers.alphafuse import FusedVectors
+from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
-from training.baselines.language import language_vectors
-from training.baselines.sasrec import SASRec
+from training.baselines.language import given_or_made
+from training.baselines.networks.sasrec import SASRec
 from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
 from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
-from training.data.vectors import read_vectors
 from training.loop.cross_entropy import summed_cross_entropy
 
 
@@ -46,9 +46,7 @@ def sasrec(
     catalogue = dataset.catalogue
     known = made = None
     if settings.items != "id":
-        if language is None:
-            made = language_vectors(catalogue, console)
-        known = made if language is None else read_vectors(language, catalogue.item_ids)
+        known, made = given_or_made(language, catalogue, console)
     members = [_model(settings, kind, len(catalogue), known) for kind in settings.kinds]
     score = Score(settings.scores == "cosine", settings.temperature)
 
@@ -68,10 +66,10 @@ def sasrec(
         settings.epochs,
         batches,
         loss_of,
-        lambda cases: np.sum([score.of_cases(model, cases) for model in members], axis=0),
+        {Task.RECOMMENDATION: lambda cases: np.sum([score.of_cases(m, cases) for m in members], axis=0)},
         vectors=None if alone is None else lambda: alone.items().detach().numpy(),
         language=made,
-        notes=notes,
+        notes=lambda: notes,
     )
 
 

@@ -2,30 +2,43 @@
 
 The run folder contains config.yaml, environment.json, metrics.jsonl (one line per epoch), checkpoint.pt (until the run
 is finished), weights.safetensors, ranks.npz (for `gems compare`) and evaluation.json (the format of `gems evaluate`).
-For SASRec it also contains item_vectors.parquet, and language_vectors.parquet if the run made them.
+Where there are item vectors it also contains item_vectors.parquet, and language_vectors.parquet if the run made them.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from safetensors.torch import save_model
 
 from index.records import Record
+from index.sequence.events import Task
 from training.baselines.baseline import Baseline
 from training.baselines.dense import dense
+from training.baselines.dreamrec import dreamrec
 from training.baselines.loop import CHECKPOINT, Progress, fit
 from training.baselines.ncf import ncf
 from training.baselines.recommender import sasrec
-from training.baselines.settings import BaselineSettings, DenseSettings, NCFSettings, SASRecSettings
+from training.baselines.settings import (
+    BaselineSettings,
+    DenseSettings,
+    DreamRecSettings,
+    NCFSettings,
+    SASRecSettings,
+    UnifiedSSRSettings,
+)
+from training.baselines.unified_ssr import unified_ssr
 from training.data.dataset import DataSet
-from training.data.splits import Split, split_users
+from training.data.splits import Case, Split, split_users
 from training.data.vectors import save_vectors
 from training.errors import EvaluationError
 from training.evaluation.candidates import Candidates
@@ -53,7 +66,7 @@ def run_baseline(
 ) -> dict[str, Any]:
     """Train a baseline and rank all test cases. A finished run is only read.
 
-    Returns the result of `gems evaluate` for one task, with an entry `training`.
+    Returns the result of `gems evaluate` for the tasks of the baseline, with an entry `training`.
 
     data: folder of the data set.
     out: the run folder.
@@ -64,11 +77,12 @@ def run_baseline(
     """
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)
-    cases = cases_of(settings.task, split.test)
-    if not cases:
-        raise EvaluationError(f"{data} has no case in which {settings.task.value} could be tested")
     candidates = Candidates(settings.exclude_history, settings.sampled_negatives)
-    candidates.check(cases, len(dataset.catalogue))
+    for task in settings.tasks:
+        cases = cases_of(task, split.test)
+        if not cases:
+            raise EvaluationError(f"{data} has no case in which {task.value} could be tested")
+        candidates.check(cases, len(dataset.catalogue))
     started = check_run(out, settings, dataset, resume)
     if started and (out / EVALUATION).exists():
         console.print(f"{out} is done already; nothing left to do", soft_wrap=True)
@@ -86,7 +100,10 @@ def run_baseline(
         record_run(out, settings, dataset, data, settings.threads)
     if baseline.language is not None:
         save_vectors(kept, dataset.catalogue.item_ids, baseline.language)
-    validation = draw_cases(cases_of(settings.task, split.validation), settings.validation_cases, seed=0)
+    validation = {
+        task: list(draw_cases(cases_of(task, split.validation), settings.validation_cases, seed=0))
+        for task in settings.tasks
+    }
     progress = fit(baseline, settings, validation, out, console)
     if baseline.vectors is not None:
         save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
@@ -107,6 +124,10 @@ def _make(
             return ncf(settings, dataset, split)
         case DenseSettings():
             return dense(settings, dataset, split)
+        case DreamRecSettings():
+            return dreamrec(settings, dataset, split, language, console)
+        case UnifiedSSRSettings():
+            return unified_ssr(settings, dataset, split)
     raise TypeError(f"no baseline has settings of type {type(settings).__name__}")
 
 
@@ -121,28 +142,34 @@ def _measure(
     system: str,
     console: Console,
 ) -> dict[str, Any]:
-    cases = cases_of(settings.task, split.test)
-    with ProgressBar(console=console, transient=True) as bar:
-        row = bar.add_task(f"ranking for {settings.task.value}", total=len(cases))
-        ranks = score_ranks(
-            baseline.score, cases, candidates=candidates,
-            progress=lambda done, total: bar.update(row, completed=done),
-        )  # fmt: skip
     protocol = {"split": "test", "users": settings.users} | candidates.protocol
     result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
-    add_task(
-        result, settings.task, cases, ranks, dataset.catalogue, split.train,
-        candidates=candidates, seed=0,
-    )  # fmt: skip
+    ranked = {}
+    for task in settings.tasks:
+        cases = cases_of(task, split.test)
+        ranks = _rank(baseline, task, cases, candidates, console)
+        add_task(result, task, cases, ranks, dataset.catalogue, split.train, candidates=candidates, seed=0)
+        ranked[task] = TaskRanks.of(cases, ranks)
     cost = {
         "parameters": sum(p.numel() for p in baseline.model.parameters() if p.requires_grad),
         "seconds": progress.seconds,
         "cpu_seconds": progress.cpu_seconds,
         "epochs": progress.best_epoch,
     }
-    result["training"] = cost | {"validation_ndcg@10": progress.score} | baseline.notes
+    result["training"] = cost | {"validation_ndcg@10": progress.score} | baseline.notes()
     save_model(baseline.model, str(out / "weights.safetensors"))
-    ranked = {settings.task: TaskRanks.of(cases, ranks)}
     CaseRanks(system, settings.seed, fingerprint(dataset), protocol, ranked, cost).save(out / RANKS_FILE)
     save_evaluation(result, out / EVALUATION)
     return result
+
+
+def _rank(
+    baseline: Baseline, task: Task, cases: Sequence[Case], candidates: Candidates, console: Console
+) -> NDArray[np.int64]:
+    """Return the rank of each case's target, int64 [cases], and show the progress."""
+    with ProgressBar(console=console, transient=True) as bar:
+        row = bar.add_task(f"ranking for {task.value}", total=len(cases))
+        return score_ranks(
+            baseline.scores[task], cases, candidates=candidates,
+            progress=lambda done, total: bar.update(row, completed=done),
+        )  # fmt: skip

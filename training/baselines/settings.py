@@ -25,7 +25,7 @@ class BaselineSettings(RunSettings):
     """Settings of all baselines."""
 
     name: ClassVar[str]
-    task: ClassVar[Task]  # the one task that it supports
+    tasks: ClassVar[tuple[Task, ...]]  # those that it answers
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # of AdamW
 
     users: Users = Field(
@@ -66,7 +66,7 @@ class SASRecSettings(BaselineSettings):
     """Settings of `gems baseline sasrec`."""
 
     name: ClassVar[str] = "sasrec"
-    task: ClassVar[Task] = Task.RECOMMENDATION
+    tasks: ClassVar[tuple[Task, ...]] = (Task.RECOMMENDATION,)
     # as in the authors' code, and in our own model; at 0.999 a rare item moves too far at each of its events
     betas: ClassVar[tuple[float, float]] = (0.9, 0.98)
 
@@ -124,7 +124,7 @@ class NCFSettings(BaselineSettings):
     """Settings of `gems baseline ncf`."""
 
     name: ClassVar[str] = "ncf"
-    task: ClassVar[Task] = Task.RECOMMENDATION
+    tasks: ClassVar[tuple[Task, ...]] = (Task.RECOMMENDATION,)
 
     hidden: int = Field(
         64, ge=4, le=16384, description="width of the vectors of users and items, in each of the two parts"
@@ -148,7 +148,7 @@ class DenseSettings(BaselineSettings):
     """Settings of `gems baseline dense`."""
 
     name: ClassVar[str] = "dense"
-    task: ClassVar[Task] = Task.SEARCH
+    tasks: ClassVar[tuple[Task, ...]] = (Task.SEARCH,)
 
     pairs: Literal["searches", "both"] = Field(
         "searches",
@@ -165,6 +165,82 @@ class DenseSettings(BaselineSettings):
     temperature: float = Field(0.05, gt=0, description="cosines are divided by it before the softmax")
     learning_rate: float = Field(5e-5, gt=0, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    refresh_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps after which items are encoded and negatives mined again (default: once a round)",
+    )
+
+
+class UnifiedSSRSettings(BaselineSettings):
+    """Settings of `gems baseline unified-ssr`."""
+
+    name: ClassVar[str] = "unified-ssr"
+    tasks: ClassVar[tuple[Task, ...]] = (Task.SEARCH, Task.RECOMMENDATION)
+
+    hidden: int = Field(32, ge=2, le=16384, description="width of the model and of all vectors")
+    layers: int = Field(2, ge=1, le=1000, description="layers, shared by the two views")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout on inputs, attention and layer outputs")
+    negatives: int = Field(4, ge=1, le=10_000, description="random items for each chosen one")
+    correlation: float = Field(
+        0.1, ge=0, description="weight of the loss that relates the two views of a session"
+    )
+    user_vectors: bool = Field(False, description="a learned vector for each user, with 'leave-one-out'")
+    max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
+    batch_size: int = Field(128, ge=2, description="histories a step")
+    epochs: int = Field(100, ge=1, description="passes over the histories at most")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} does not divide among {self.heads} heads")
+        if self.user_vectors and self.users != "leave-one-out":
+            raise ValueError("user_vectors has none for users that it did not train on; use 'leave-one-out'")
+        return self
+
+
+class DreamRecSettings(BaselineSettings):
+    """Settings of `gems baseline dreamrec`."""
+
+    name: ClassVar[str] = "dreamrec"
+    tasks: ClassVar[tuple[Task, ...]] = (Task.RECOMMENDATION,)
+
+    items: Literal["id", "alphafuse"] = Field("id", description="where item vectors come from")
+    hidden: int = Field(
+        384,
+        ge=2,
+        le=16384,
+        description="'id': width of the model; 'alphafuse' has that of the language vectors",
+    )
+    null: int | None = Field(
+        None, ge=1, description="'alphafuse': learned dimensions (default: half of the language vectors')"
+    )
+    threshold: float | None = Field(
+        None, ge=0, description="'alphafuse': split by relative singular value instead of by --null"
+    )
+    layers: int = Field(2, ge=1, le=1000, description="transformer blocks over the history")
+    heads: int = Field(2, ge=1, le=1024, description="attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on inputs, attention and block outputs")
+    levels: int = Field(1000, ge=1, le=100_000, description="levels of noise in training")
+    steps: int = Field(20, ge=1, le=100_000, description="steps from noise to an answer")
+    guidance: float = Field(2.0, ge=0, description="how far an answer goes beyond the unguided one")
+    unguided: float = Field(0.1, ge=0, lt=1, description="share of training targets without a guide")
+    max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
+    batch_size: int = Field(256, ge=1, description="histories a step")
+    epochs: int = Field(100, ge=1, description="passes over the histories at most")
+
+    @property
+    def system(self) -> str:
+        return f"{self.name}, {self.items}"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.items == "id" and self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} does not divide among {self.heads} heads")
+        if self.null is not None and self.threshold is not None:
+            raise ValueError("give null or threshold, not both: one follows from the other")
+        return self
 
 
 Settings = TypeVar("Settings", bound=BaselineSettings)

@@ -34,17 +34,32 @@ def score_ranks(
     order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # similar lengths share a pass
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        scores = score([cases[k] for k in chosen])
-        for row, k in zip(scores, chosen, strict=True):
-            case = cases[k]
-            if (rivals := candidates.rows(case, len(row))) is not None:
-                row[np.delete(np.arange(len(row)), rivals)] = -np.inf
-            row[candidates.excluded(case)] = -np.inf
-            target = row[case.target]
-            if target == -np.inf:
-                continue
-            rank = 1 + int((row > target).sum()) + int((row[: case.target] == target).sum())
-            ranks[k] = rank if rank <= limit else 0
+        part = [cases[k] for k in chosen]
+        ranks[chosen] = ranks_in(score(part), part, limit=limit, candidates=candidates)
         if progress:
             progress(start + len(chosen), len(order))
+    return ranks
+
+
+def ranks_in(
+    scores: NDArray[np.floating],
+    cases: Sequence[Case],
+    *,
+    limit: int = 50,
+    candidates: Candidates = EVERYTHING,
+) -> NDArray[np.int64]:
+    """Return the rank of each case's target by scores that are known, as `score_ranks` does: int64 [cases].
+
+    scores: float [cases, items], higher is better; the array is changed.
+    """
+    ranks = np.zeros(len(cases), np.int64)
+    for k, (row, case) in enumerate(zip(scores, cases, strict=True)):
+        if (rivals := candidates.rows(case, len(row))) is not None:
+            row[np.delete(np.arange(len(row)), rivals)] = -np.inf
+        row[candidates.excluded(case)] = -np.inf
+        target = row[case.target]
+        if target == -np.inf:
+            continue
+        rank = 1 + int((row > target).sum()) + int((row[: case.target] == target).sum())
+        ranks[k] = rank if rank <= limit else 0
     return ranks

@@ -22,9 +22,9 @@ from training.baselines.dense import BiEncoder, EncodedCatalogue, Pairs, contras
 from training.baselines.item_vectors import item_vectors
 from training.baselines.loop import learning_rates
 from training.baselines.ncf import NeuMF, score_users
+from training.baselines.networks.sasrec import SASRec
 from training.baselines.recommender import Score, sasrec
 from training.baselines.run import run_baseline
-from training.baselines.sasrec import SASRec
 from training.baselines.sequences import epoch_batches, read_cases
 from training.baselines.settings import (
     BaselineError,
@@ -148,7 +148,7 @@ def test_an_ensemble_adds_the_scores_of_two_models(data: Path, language: Path, t
     score = Score(cosines=True, temperature=None)
     cases = split.test[:5]
     expected = score.of_cases(first, cases) + score.of_cases(second, cases)
-    assert np.allclose(baseline.score(cases), expected)
+    assert np.allclose(baseline.scores[Task.RECOMMENDATION](cases), expected)
     batch = baseline.batches(1)[0]
     with torch.no_grad():
         parts = [score.loss(model, batch) for model in (first, second)]
@@ -257,9 +257,10 @@ def test_mined_negatives_are_the_best_ranked_items_that_nobody_chose(data: Path)
     scores = encoded.scores(pairs.queries)
     direct = TextEncoder(assets.fetch("minilm"))
     assert np.allclose(scores, direct.encode(pairs.queries) @ direct.encode(texts).T, atol=1e-5)
-    for row, chosen, mined in zip(scores, pairs.chosen, encoded.hard_negatives(pairs, 5), strict=True):
+    mined = encoded.hard_negatives(pairs, np.arange(len(pairs.queries)), 5)
+    for query, (row, chosen) in enumerate(zip(scores, pairs.chosen, strict=True)):
         order = [item for item in np.argsort(-row, kind="stable") if item not in chosen]
-        assert mined.tolist() == order[:5]
+        assert mined[query].tolist() == order[:5]
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert {name.split(".")[3] for name in trained} == {"4", "5"}  # the layers above the frozen ones
 

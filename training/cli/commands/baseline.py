@@ -11,8 +11,10 @@ from rich.console import Console
 from training.baselines.settings import (
     BaselineSettings,
     DenseSettings,
+    DreamRecSettings,
     NCFSettings,
     SASRecSettings,
+    UnifiedSSRSettings,
     settings_from,
 )
 from training.cli.common.flags import add_flags, given
@@ -26,6 +28,10 @@ baseline_app = typer.Typer(
 
 Data = Annotated[Path, typer.Option(help="folder of a data set")]
 Out = Annotated[Path, typer.Option(help="run folder to write", callback=output_folder)]
+LanguageVectors = Annotated[
+    Path | None,
+    typer.Option(help="Parquet file of item_id and vector (default: MiniLM vectors of the items' texts)"),
+]
 System = Annotated[str | None, typer.Option(help="name in comparisons (default: that of the baseline)")]
 Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its last whole epoch")]
 
@@ -34,10 +40,7 @@ Resume = Annotated[bool, typer.Option(help="continue the run in OUT after its la
 def sasrec_command(
     data: Data,
     out: Out,
-    language_vectors: Annotated[
-        Path | None,
-        typer.Option(help="Parquet file of item_id and vector (default: MiniLM vectors of the items' texts)"),
-    ] = None,
+    language_vectors: LanguageVectors = None,
     resume: Resume = False,
     system: System = None,
     **flags: Any,
@@ -58,9 +61,32 @@ def dense_command(data: Data, out: Out, resume: Resume = False, system: System =
     _run(data, out, settings_from(DenseSettings, given(flags)), resume, system)
 
 
+@baseline_app.command("dreamrec")
+def dreamrec_command(
+    data: Data,
+    out: Out,
+    language_vectors: LanguageVectors = None,
+    resume: Resume = False,
+    system: System = None,
+    **flags: Any,
+) -> None:
+    """DreamRec, for recommendation: a diffusion model makes the vector of the next item."""
+    _run(data, out, settings_from(DreamRecSettings, given(flags)), resume, system, language_vectors)
+
+
+@baseline_app.command("unified-ssr")
+def unified_ssr_command(
+    data: Data, out: Out, resume: Resume = False, system: System = None, **flags: Any
+) -> None:
+    """UnifiedSSR, for search and recommendation: two views of a history that share their weights."""
+    _run(data, out, settings_from(UnifiedSSRSettings, given(flags)), resume, system)
+
+
 add_flags(sasrec_command, SASRecSettings)
 add_flags(ncf_command, NCFSettings)
 add_flags(dense_command, DenseSettings)
+add_flags(dreamrec_command, DreamRecSettings)
+add_flags(unified_ssr_command, UnifiedSSRSettings)
 
 
 def _run(

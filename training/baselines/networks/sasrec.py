@@ -9,26 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + perceptron(norm(x))."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.attention_norm, self.perceptron_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to x, [B, T, D]. Position t sees 1 .. t; padding is at the end, so no event sees it."""
-        B, T, D = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        noise = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, dropout_p=noise, is_causal=True)
-        x = x + F.dropout(self.out(seen.transpose(1, 2).reshape(B, T, D)), noise)
-        inner = F.dropout(F.gelu(self.up(self.perceptron_norm(x))), noise)
-        return x + F.dropout(self.down(inner), noise)
+from training.baselines.networks.blocks import Block
 
 
 class SASRec(nn.Module):
@@ -38,12 +19,14 @@ class SASRec(nn.Module):
     """
 
     def __init__(
-        self, items: nn.Module, width: int, *, layers: int, heads: int, dropout: float, max_events: int
-    ) -> None:
+        self, items: nn.Module, width: int, *,
+        layers: int, heads: int, dropout: float, max_events: int, start: float = 0.02,
+    ) -> None:  # fmt: skip
+        """Draw the first weights. start: standard deviation of the first position vectors, like that of the items."""
         super().__init__()
         self.items, self.dropout, self.max_events = items, dropout, max_events
         self.positions = nn.Embedding(max_events, width)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=start)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.input_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
 

@@ -1,0 +1,1 @@
+"""Networks of the baselines, pure PyTorch: no data sets, no files."""
