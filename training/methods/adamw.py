@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gems.weights.numerics import magnitude
 from index.sequence.events import Task
+from training.methods.method import SamplesOfPass
 from training.model.rows import AddedRows
 
 # sums gradients in place over the data-parallel processes; every process passes the same shapes
@@ -27,6 +28,11 @@ def split_by_decay(
     """Return the matrices, which decay, and the norms and biases, which do not."""
     known = list(parameters)
     return [p for p in known if p.ndim >= 2], [p for p in known if p.ndim < 2]
+
+
+def total_loss(losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> Tensor:
+    """Return Σ_task share_task · L_task, a scalar."""
+    return torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
 
 
 class AdamWTuning:
@@ -70,9 +76,11 @@ class AdamWTuning:
     def adamw(self) -> torch.optim.AdamW:
         return self._optimizer
 
+    def observe(self, samples: SamplesOfPass) -> None:
+        """Do nothing: the losses say all."""
+
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
-        total = torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total_loss(losses, shares).backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> dict[str, float]:
         for p in self._parameters:

@@ -56,7 +56,7 @@ def test_a_recipe_as_a_file_and_an_unknown_recipe_are_refused_with_the_way_on(
 ) -> None:
     with pytest.raises(ConfigError, match="--recipe small"):
         trained_with(monkeypatch, "--config", "small")
-    with pytest.raises(ConfigError, match="do you mean 'tiger'.*amazon-beauty.*small.*--config FILE"):
+    with pytest.raises(ConfigError, match=r"do you mean 'tiger'.*amazon-beauty.*small.*--config FILE"):
         trained_with(monkeypatch, "--recipe", "tigger")
 
 

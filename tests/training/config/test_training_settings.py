@@ -80,6 +80,8 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "identifiers.text_part", "backbone.activation_checkpointing", "optimiser.other_weights", "gems.share_bases",
         "backbone.shard",
         "knowledge.source", "knowledge.histories",
+        "sequence.extra_tasks", "sequence.log_after", "optimiser.logit_temperature", "lora.layers", "lora.balance",
+        "lora.delta",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
 

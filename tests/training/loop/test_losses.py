@@ -81,7 +81,7 @@ def test_an_epoch_trains_on_every_interaction_once() -> None:
 
 def test_no_event_is_lost_where_the_token_budget_is_smaller_than_the_event_budget() -> None:
     encoder = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=40, max_events=10)
-    narrow = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
+    narrow = BatchSource(encoder, histories(), batch_size=8, part_tokens=400)
     expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
     for epoch in range(2):
         assert sum((items_of(batch) for batch in narrow.epoch(epoch)), Counter()) == expected
@@ -155,7 +155,7 @@ def test_a_model_of_one_task_reads_the_events_of_both_and_has_targets_of_its_own
 
 def test_a_step_without_an_item_of_the_trained_task_changes_nothing() -> None:
     recommended = [[Event(event.item) for event in history] for history in histories()]
-    searches = BatchSource(ENCODER, recommended, [], batch_size=8, part_tokens=500, tasks=(Task.SEARCH,))
+    searches = BatchSource(ENCODER, recommended, batch_size=8, part_tokens=500, tasks=(Task.SEARCH,))
     model = make_model(VOCABULARY.size)
     method = make_method(model, TrainConfig(), VOCABULARY.first_added)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
