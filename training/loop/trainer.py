@@ -37,7 +37,7 @@ from training.loop.probe import ConflictProbe
 from training.loop.schedule import rate_factor
 from training.loop.sharding import ShardedModel
 from training.loop.validation import Validator
-from training.methods.method import Method
+from training.methods.method import Method, Observer
 from training.model.text_part import TextPart
 from training.run.metrics_log import MetricsLog
 from training.run.parallel import Parallel
@@ -204,7 +204,8 @@ class Trainer:
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
         for part, weight in self._passes(batch):
-            self.method.observe(samples_of(part, weight / len(batch.parts)))
+            if isinstance(self.method, Observer):
+                self.method.observe(samples_of(part, weight / len(batch.parts)))
             with nullcontext() if self.text is None else self.text.added():
                 sums = item_losses(
                     self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gems.weights.numerics import magnitude
 from index.sequence.events import Task
-from training.methods.method import SamplesOfPass
 from training.model.rows import AddedRows
 
 # sums gradients in place over the data-parallel processes; every process passes the same shapes
@@ -75,9 +74,6 @@ class AdamWTuning:
     @property
     def adamw(self) -> torch.optim.AdamW:
         return self._optimizer
-
-    def observe(self, samples: SamplesOfPass) -> None:
-        """Do nothing: the losses say all."""
 
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         total_loss(losses, shares).backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The localised balance loss of LoRAMoE (Dou et al., arXiv 2312.09979): experts in two halves, one for each kind of sample.
+"""The localised balance loss of LoRAMoE (Dou et al., arXiv 2312.09979): a half of the experts for each kind of sample.
 
 Let Q_se be the mean weight that the router gives to expert e over the tokens of sample s. The first half of the experts
 is for samples of knowledge, the second for those of the tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,10 +84,6 @@ class Method(Protocol):
         """The AdamW of plain weights, whose moments are made in its first step; None if there are none."""
         ...
 
-    def observe(self, samples: SamplesOfPass) -> None:
-        """Take notice of the samples of the next forward pass, whose losses `backward` gets."""
-        ...
-
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         """Accumulate gradients of one part of the step.
 
@@ -117,4 +113,13 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A method that needs to know of the samples, besides their losses."""
+
+    def observe(self, samples: SamplesOfPass) -> None:
+        """Take notice of the samples of the next forward pass, whose losses `backward` gets."""
         ...

@@ -18,7 +18,7 @@ from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from index.sequence.language_model import is_encoder_decoder
 from training.config import TrainConfig
-from training.methods.method import SamplesOfPass, Setup
+from training.methods.method import Setup
 from training.model.rows import AddedRows
 
 
@@ -56,9 +56,6 @@ class GemsTuning:
     @property
     def adamw(self) -> torch.optim.AdamW | None:
         return self._optimizer.adamw
-
-    def observe(self, samples: SamplesOfPass) -> None:
-        """Do nothing: the losses say all."""
 
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
         weighted = {task.value: shares[task] * loss for task, loss in losses.items()}
