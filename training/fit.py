@@ -105,8 +105,8 @@ def fit(
     for task in config.sequence.trained_tasks:
         if len(config.sequence.trained_tasks) == 1 and not cases_of(task, split.validation):
             raise RunError(
-                f"no held-out event can validate a model of {task.value} alone: the log has no queries; train both "
-                "tasks (sequence.tasks)"
+                f"no held-out event can validate a model of {task.value} alone: the log has no queries; import one "
+                "with searches, or train both tasks (sequence.tasks)"
             )
     check_tasks(config.sequence.extra_tasks, dataset.catalogue, split.train)
     check_attributes(dataset.catalogue, config.search_attributes)
