@@ -127,3 +127,17 @@ def test_a_training_in_stages_that_is_killed_goes_on_to_the_same_weights(
     monkeypatch.setattr(Trainer, "_step", step)
     found = weights("stopped", resume=True)
     assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+@pytest.mark.parametrize("log_after", [0.0, 0.5])
+def test_a_training_does_not_stop_early_before_its_last_stage(log_after: float, tmp_path: Path) -> None:
+    config = settings(
+        {"identifiers": {"scheme": "atomic"}, "sequence.log_after": log_after},
+        {"optimiser.learning_rate": 1e-12, "optimiser.epochs": 8, "validation.patience": 1},
+    )
+    trained = fit(
+        make_data(tmp_path / "data", users=60), tmp_path / "run", config, console=Console(quiet=True)
+    )
+    assert trained is not None
+    epochs = trained.record["steps"] / trained.batches.steps_per_epoch
+    assert epochs == (4 if log_after else 2)  # nothing improves after the first validation

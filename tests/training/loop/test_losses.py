@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_the_loss_is_the_sum_over_items_of_their_log_probabilities(arch: str, no
     losses = item_losses(model, VOCABULARY, pad(samples), normalisation)
     for task in Task:
         assert losses[task].item() == pytest.approx(expected[task], rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_divides_the_logits_of_codes_and_not_those_of_texts(temperature: float) -> None:
+    model = make_model(VOCABULARY.size)
+    items = ENCODER.sample(histories(1)[0])
+    text = ENCODER.writing([Event(3)], CATALOGUE[3].title, "item", Task.SEARCH)
+    hot = copy.deepcopy(model)  # whose logits are divided by the temperature
+    hot.get_output_embeddings().weight = torch.nn.Parameter(hot.get_output_embeddings().weight / temperature)
+    found = item_losses(model, VOCABULARY, pad([items]), "level", temperature=temperature)
+    expected = item_losses(hot, VOCABULARY, pad([items]), "level")
+    plain = item_losses(model, VOCABULARY, pad([items]), "level")
+    for task in found:
+        assert found[task].item() == pytest.approx(expected[task].item(), rel=1e-5)
+        assert found[task].item() != pytest.approx(plain[task].item(), rel=1e-3)
+    of_text = [
+        item_losses(model, VOCABULARY, pad([text]), "level", temperature=t) for t in (1.0, temperature)
+    ]
+    assert of_text[0][Task.SEARCH].item() == of_text[1][Task.SEARCH].item()
 
 
 def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
