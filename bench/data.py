@@ -57,9 +57,11 @@ import sys, time
 import numpy as np
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.vocabulary import IdentifierVocabulary
+from training.config.extra_task import ExtraTask
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.loop.batches import BatchSource
+from training.loop.extra_tasks import ExtraTasks
 from training.model.backbones import train_tokenizer
 begin = time.perf_counter()
 dataset = DataSet.load(sys.argv[1])
@@ -68,8 +70,9 @@ tokenizer = train_tokenizer([item.title for item in dataset.catalogue[:1000]], 2
 vocabulary = IdentifierVocabulary(len(tokenizer), (256, 256, 256))
 codes = np.random.default_rng(0).integers(0, 256, (len(dataset.catalogue), 3))
 encoder = SequenceEncoder(tokenizer, vocabulary, codes, max_tokens=384, max_events=20)
-titles = [item.title for item in dataset.catalogue]
-batches = BatchSource(encoder, split.train, titles, batch_size=128, part_tokens=8192, title_queries=0.1)
+tasks = [ExtraTask(read="title", write="identifier", share=0.1)]
+extra = ExtraTasks(tasks, dataset.catalogue, encoder)
+batches = BatchSource(encoder, split.train, batch_size=128, part_tokens=8192, extra=extra)
 next(batches.epoch(0))
 """
 

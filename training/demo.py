@@ -20,7 +20,7 @@ from index.bundle.update import update_index
 from index.catalogue import Item
 from index.records import read_json
 from index.sequence.events import Event, Task
-from training.config import RECIPES, TrainConfig
+from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.item_vectors import new_item_vectors
 from training.data.schema import is_data_set
@@ -64,7 +64,7 @@ def demo(out: Path, *, started: float, serve: bool, port: int, console: Console)
     console.print(f"{counts['users']} people, {counts['items']} films, {counts['interactions']} interactions")
     console.rule("2. Training")
     begin = time.time()
-    bundle = train(out / "data", out / "run", TrainConfig.load(RECIPES / "demo.yaml", {}), console=console)
+    bundle = train(out / "data", out / "run", TrainConfig.load(None, {}, "demo"), console=console)
     assert bundle is not None  # the recipe's method leaves plain weights
     training = read_json(bundle / "bundle.json")["training"]["seconds"]
     prepared = time.time() - begin - training

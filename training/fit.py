@@ -30,6 +30,7 @@ from training.data.dataset import DataSet
 from training.data.splits import Split, leave_one_out
 from training.evaluation.ranking import cases_of
 from training.loop.batches import BatchSource
+from training.loop.extra_tasks import ExtraTasks, check_tasks
 from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
 from training.loop.sharding import ShardedModel, check_sharding
@@ -105,9 +106,10 @@ def fit(
     for task in config.sequence.trained_tasks:
         if len(config.sequence.trained_tasks) == 1 and not cases_of(task, split.validation):
             raise RunError(
-                f"no held-out event can validate a model of {task.value} alone: the log has no queries; train both "
-                "tasks (sequence.tasks)"
+                f"no held-out event can validate a model of {task.value} alone: the log has no queries; import one "
+                "with searches, or train both tasks (sequence.tasks)"
             )
+    check_tasks(config.sequence.extra_tasks, dataset.catalogue, split.train)
     check_attributes(dataset.catalogue, config.search_attributes)
     check_sharding(config)
     learns_codes = config.codes.learner is not None and renewal is None  # a bundle's identifiers stay
@@ -169,10 +171,8 @@ def fit(
     batches = BatchSource(
         encoder,
         split.train,
-        [item.title for item in dataset.catalogue],
         batch_size=config.optimiser.batch_size,
         part_tokens=config.optimiser.part_tokens,
-        title_queries=config.sequence.title_queries,
         query_dropout=config.sequence.query_dropout,
         event_dropout=config.sequence.event_dropout,
         word_queries=WordQueries(dataset.catalogue, config.sequence.word_queries),
@@ -180,6 +180,10 @@ def fit(
         seed=config.seed,
         min_parts=parallel.size,
         pairs=pairs,
+        extra=ExtraTasks(
+            config.sequence.tasks_beside_log, dataset.catalogue, encoder, pairs, config.sequence.trained_tasks
+        ),
+        log_after=config.sequence.log_after,
     )
     sharded = ShardedModel(prepared.model, parallel) if config.backbone.shard else None
     model = prepared.model if sharded is None else sharded.trained

@@ -46,10 +46,12 @@ class Sample:
     """One training sequence.
 
     ids:    int64 [T], token ids; for an encoder-decoder, those of the decoder.
-    level:  int8 [T], identifier level that token t writes, -1 for markers and query text.
+    level:  int8 [T], identifier level that token t writes, -1 for markers and text that is read, `TEXT` for text that
+            is written.
     task:   int8 [T], index into `TASKS` of the event that token t belongs to.
     item:   int64 [T], catalogue row of the item whose identifier begins with token t, -1 for other tokens.
     prompt: int64 [P], the tokens that an encoder reads; empty for a decoder-only model.
+    knowledge: whether it is made of the catalogue alone, and not of what people did.
     """
 
     ids: NDArray[np.int64]
@@ -57,12 +59,14 @@ class Sample:
     task: NDArray[np.int8]
     item: NDArray[np.int64]
     prompt: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    knowledge: bool = False
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.prompt)
 
 
 TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
+TEXT = -2  # level of a token of text that the model learns to write
 
 
 class SequenceEncoder:
@@ -224,3 +228,32 @@ class SequenceEncoder:
             item,
             np.array(self.prompt(history, event.query if task is Task.SEARCH else None).ids, np.int64),
         )
+
+    def writing(
+        self, read: Sequence[Event] | str, text: str, marker: str, task: Task, start: int | None = None
+    ) -> Sample:
+        """Return a training sample whose target is a text, cut to `max_query_tokens`.
+
+            history <|search|> query tokens                  <|item|> text tokens <|search|> query tokens
+            history <|item|> title tokens
+
+        read: a history, or what the catalogue says of an item.
+        marker: `search` before a query, `item` before a title.
+        task: whose loss the text counts to.
+        start: start token of the decoder of an encoder-decoder, whose encoder reads what stands before the text.
+        Raises `SequenceError` for a text without any token.
+        """
+        markers, written = self.vocabulary.markers, self.encode_text(text)
+        if isinstance(read, str):
+            head = [markers["item"], *self.encode_text(read)]
+        else:
+            budget = self.max_tokens - len(written) - 1
+            head = [i for event in self._newest(read, max(1, self.max_events - 1), budget) for i in event]
+        head.append(markers[marker])
+        before = head if start is None else [start]
+        ids = np.array([*before, *written], np.int64)
+        level = np.full(len(ids), TEXT, np.int8)
+        level[: len(before)] = -1
+        nothing = np.full(len(ids), -1, np.int64)
+        prompt = np.array([] if start is None else head, np.int64)
+        return Sample(ids, level, np.full(len(ids), TASKS.index(task), np.int8), nothing, prompt)

@@ -33,6 +33,7 @@ from training.run.server_process import ServerProcess
 from training.sweep.spec import SweepSpec
 
 README = (ROOT / "README.md").read_text("utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 JSON_EXAMPLES = re.findall(r"```json\n(.*?)```", README, re.S)
 
@@ -186,7 +187,7 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("data import --items nowhere.jsonl --interactions interactions.jsonl --out data/x", "nowhere.jsonl"),
         ("train --data nowhere --out runs/x", "nowhere"),
         ("train --data data/mine --out runs/x --optimiser.epochs -3", "optimiser.epochs"),
-        ("train --data data/mine --out runs/x --config nothing", "Recipes"),
+        ("train --data data/mine --out runs/x --recipe nothing", "Recipes"),
         ("train --data data/mine --out runs/x --backbone.name ./no-such-folder", "no-such-folder"),
         (
             "train --data data/mine --out runs/x --backbone.name scratch --backbone.hidden 30 --backbone.heads 4",
@@ -203,7 +204,7 @@ def test_a_served_bundle_needs_nothing_of_the_training_side(trained: Path) -> No
         ("evaluate nowhere --data data/mine", "nowhere"),
         ("evaluate runs/mine/bundle --data data/mine --split training", "validation"),
         ("assets fetch nothing", "nothing"),
-        ("train --data data/mine --out runs/x --config small --gems.rank 0", "greater than or equal to 1"),
+        ("train --data data/mine --out runs/x --recipe small --gems.rank 0", "greater than or equal to 1"),
         ("train --data data/mine --out runs/x --learning-rate 1", "is now --optimiser.learning-rate"),
         ("baseline sasrec --data data/mine --out runs/x --heads 3", "divide"),
         ("baseline sasrec --data data/mine --out runs/x --items alphafuse", "too few"),
@@ -321,8 +322,8 @@ def test_the_commands_of_the_guide_to_baselines_work(
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_can_be_read(recipe: Path) -> None:
-    TrainConfig.load(Path(recipe.stem), {})
-    assert f"`{recipe.stem}`" in README
+    TrainConfig.load(None, {}, recipe.stem)
+    assert f"`{recipe.stem}`" in TRAINING
 
 
 @pytest.mark.parametrize("spec", sorted((ROOT / "bench" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from index.sequence.encoder import SequenceEncoder
+from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from support.bundles import make_catalogue, make_identifiers, make_tokenizer
 from support.histories import histories
+from training.config.extra_task import ExtraTask
 from training.loop.batches import BatchSource
+from training.loop.extra_tasks import ExtraTasks
 from training.loop.parts import Part
 
 CATALOGUE = make_catalogue(60)
@@ -29,6 +32,13 @@ def in_rows(parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def source(**options: object) -> BatchSource:
+def titles(share: float) -> list[ExtraTask]:
+    """Return the task of titles as queries."""
+    return [ExtraTask(read="title", write="identifier", share=share)] if share else []
+
+
+def source(title_queries: float = 0.0, **options: object) -> BatchSource:
     settings = {"batch_size": 8, "part_tokens": 400} | options
-    return BatchSource(ENCODER, histories(), [i.title for i in CATALOGUE], **settings)  # type: ignore[arg-type]
+    if Task.SEARCH in settings.get("tasks", Task):  # type: ignore[operator]
+        settings.setdefault("extra", ExtraTasks(titles(title_queries), CATALOGUE, ENCODER))
+    return BatchSource(ENCODER, histories(), **settings)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ DEFAULTS: dict[str | None, dict[str, Any]] = {
         "optimiser": {"relative": True, "learning_rate": 1e-2, "weight_decay": 0.0},
     }
 }
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes, in alphabetical order."""
+    return sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
 
 
 class ConfigError(UserError):
@@ -188,27 +194,44 @@ class TrainConfig(RunSettings):
         return [new_name(name) for name in old_names(settings)]
 
     @classmethod
-    def load(cls, source: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+    def load(
+        cls, source: str | Path | None, overrides: Mapping[str, Any], recipe: str | None = None
+    ) -> TrainConfig:
         """Read settings from a file, and apply overrides.
 
         source: name of a recipe, or YAML file; None for the defaults. The name of a recipe always means the recipe,
             whatever else bears it: a file of that name is `./NAME`.
         overrides: in groups or by dotted names; they win over the file.
+        recipe: name of a recipe; the file wins over it.
         Raises `ConfigError` that names the setting.
         """
-        return cls.combined(cls.read(source), overrides, source="" if source is None else f"{source}: ")
+        layers = (cls.recipe(recipe), cls.read(source), overrides)
+        return cls.combined(*layers, source="" if source is None else f"{source}: ")
+
+    @classmethod
+    def recipe(cls, name: str | None) -> dict[str, Any]:
+        """Return the settings of a recipe; none for None. Raises `ConfigError`, with the nearest and all names."""
+        if name is None:
+            return {}
+        known = recipe_names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"there is no recipe {name!r}{f'; do you mean {near[0]!r}?' if near else ''} Recipes: "
+                f"{', '.join(known)}; settings of your own in a file are --config FILE"
+            )
+        return cls.read(name)
 
     @classmethod
     def read(cls, source: str | Path | None) -> dict[str, Any]:
         """Return the settings in a file as they are written there, see `load`; none for None. Raises `ConfigError`."""
         if source is None:
             return {}
-        recipes = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
-        path = recipes.get(str(source), Path(source))
+        path = RECIPES / f"{source}.yaml" if str(source) in recipe_names() else Path(source)
         try:
             settings = parse_yaml(read_text(path, "settings in YAML", *YAML)) or {}
         except InputError as error:
-            raise ConfigError(f"{error}. Recipes: {', '.join(recipes)}") from error
+            raise ConfigError(f"{error}. Recipes: {', '.join(recipe_names())}") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(settings, dict):

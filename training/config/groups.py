@@ -13,7 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from index.extensions import one_of
 from index.identifiers.registry import QUANTISERS, SCHEMES, quantiser_names, scheme_names
 from index.sequence.events import Task
-from training.settings import SettingsGroup
+from training.config.extra_task import ExtraTask, check_stages
+from training.settings import SettingsGroup, parse_yaml
 
 AUTO = "auto"
 
@@ -189,7 +190,10 @@ class SequenceSettings(SettingsGroup):
     """Token sequences that are made from the histories."""
 
     max_events: int = Field(
-        50, ge=2, le=1_000_000, description="events of a sequence, including the one to be predicted"
+        50,
+        ge=1,
+        le=1_000_000,
+        description="events of a sequence, including the one to be predicted (1: no history)",
     )
     max_tokens: int = Field(512, ge=48, le=2**20, description="tokens of a sequence or prompt")
     max_query_tokens: int = Field(32, ge=1, description="longer queries are cut")
@@ -223,10 +227,48 @@ class SequenceSettings(SettingsGroup):
         "both",
         description="tasks that the model learns to answer; histories hold the events of both ('both': one model)",
     )
+    log_after: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training after which the logged sequences are trained; before, extra_tasks alone",
+    )
+    extra_tasks: tuple[ExtraTask, ...] = Field(
+        (), description="further tasks, such as {read: identifier, write: title, share: 0.1}; comma-separated"
+    )
 
     @property
     def trained_tasks(self) -> tuple[Task, ...]:
         return tuple(Task) if self.tasks == "both" else (Task(self.tasks),)
+
+    @property
+    def last_stage(self) -> float:
+        """The share of the training after which no other task begins: it does not stop early before."""
+        return max([self.log_after, *(task.after for task in self.extra_tasks)])
+
+    @property
+    def tasks_beside_log(self) -> tuple[ExtraTask, ...]:
+        """The extra tasks, among them `title_queries`, which is a short name for one."""
+        if not self.title_queries or Task.SEARCH not in self.trained_tasks:
+            return self.extra_tasks
+        return (ExtraTask(read="title", write="identifier", share=self.title_queries), *self.extra_tasks)
+
+    @field_validator("extra_tasks", mode="before")
+    @classmethod
+    def _parsed(cls, tasks: Any) -> Any:
+        """Read the form of a flag: YAML mappings, comma-separated."""
+        return parse_yaml(f"[{tasks}]") if isinstance(tasks, str) else tasks
+
+    @model_validator(mode="after")
+    def _trainable(self) -> SequenceSettings:
+        for k, task in enumerate(self.extra_tasks):
+            if task.helped is not None and task.helped not in self.trained_tasks:
+                raise ValueError(
+                    f"extra_tasks.{k} helps {task.helped.value}, and sequence.tasks trains {self.tasks} alone: give it "
+                    f"helps: {self.tasks}, or train both"
+                )
+        check_stages(self.tasks_beside_log, self.log_after)
+        return self
 
 
 class OptimiserSettings(SettingsGroup):
@@ -257,6 +299,11 @@ class OptimiserSettings(SettingsGroup):
     epochs: float = Field(10, gt=0, description="passes over the logged sequences")
     minutes: float | None = Field(
         None, gt=0, description="length of training in minutes: the schedule ends then, if not before"
+    )
+    logit_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="logits of codes are divided by it in the training loss (LETTER's ranking loss: below 1)",
     )
 
 
@@ -373,6 +420,28 @@ class LoraSettings(SettingsGroup):
     rank: int = Field(32, ge=1, le=16384, description="rank of an adapter")
     alpha: float = Field(64, gt=0, description="adapters are scaled by alpha / rank")
     experts: int = Field(4, ge=1, le=1024, description="'lora-moe': experts of a layer")
+    layers: Literal["blocks", "feed-forward"] = Field(
+        "blocks", description="every linear layer of the blocks, or those of feed-forward parts (as LoRAMoE)"
+    )
+    balance: float = Field(
+        0.0,
+        ge=0,
+        description="'lora-moe': weight of the localised balance loss, which divides the experts by kind",
+    )
+    delta: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="'lora-moe': how far the balance loss moves a sample to the half of its kind",
+    )
+
+    @model_validator(mode="after")
+    def _halves(self) -> LoraSettings:
+        if self.balance and self.experts % 2:
+            raise ValueError(
+                f"lora.balance needs two halves of experts, and lora.experts is {self.experts}: even it"
+            )
+        return self
 
 
 class ValidationSettings(SettingsGroup):

@@ -1,20 +1,21 @@
 """Batches: the parts of a step, made from logged histories.
 
-A step takes `batch_size` logged sequences, in a new order each epoch, and a share of title queries. Every part is one
+A step takes `batch_size` logged sequences, in a new order each epoch, and samples of other tasks. Every part is one
 forward and backward pass, and the gradients of the parts add up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 
-from index.sequence.encoder import TASKS, Sample, SequenceEncoder
+from index.sequence.encoder import TASKS, TEXT, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
+from training.loop.extra_tasks import ExtraTasks, LoggedEvents
 from training.loop.pairs import Pairs
 from training.loop.parts import Part, parts_of
 from training.loop.word_queries import WordQueries
@@ -26,7 +27,7 @@ GROUP = 65_536  # histories that are cut and mixed at a time, so that neither me
 class Batch:
     """Training data of one step.
 
-    targets: number of items to be predicted, by task.
+    targets: number of items and texts to be predicted, by task.
     tokens: number of tokens without padding.
     """
 
@@ -42,11 +43,9 @@ class BatchSource:
         self,
         encoder: SequenceEncoder,
         histories: Sequence[Sequence[Event]],
-        titles: Sequence[str],
         *,
         batch_size: int,
         part_tokens: int,
-        title_queries: float = 0.0,
         query_dropout: float = 0.0,
         event_dropout: float = 0.0,
         word_queries: WordQueries | None = None,
@@ -54,22 +53,24 @@ class BatchSource:
         seed: int = 0,
         min_parts: int = 1,
         pairs: Pairs | None = None,
+        extra: ExtraTasks | None = None,
+        log_after: float = 0.0,
     ) -> None:
         """Cut the histories into windows and count them.
 
         histories: events of each user.
-        titles: titles of the items, in the order of the catalogue.
         word_queries: queries for events that have none; drawn again each epoch.
         tasks: tasks whose items are targets. Events of others are only read.
         min_parts: smallest number of parts of a step, so that every process has one to compute.
         pairs: makes the samples of an encoder-decoder.
+        extra: further tasks.
+        log_after: share of the training after which the logged sequences are trained.
         """
         self._min_parts = min_parts
         self._pairs = pairs
         self._encoder = encoder
         self._histories = histories
         self._group = max(GROUP, batch_size)  # every group has a step
-        self._titles = titles
         self._batch_size = batch_size
         self._part_tokens = part_tokens
         self._query_dropout = query_dropout
@@ -77,6 +78,8 @@ class BatchSource:
         self._word_queries = word_queries
         self._tasks = tasks
         self._seed = seed
+        self._extra = extra
+        self._log_after = log_after
         counted = next(self._groups(np.random.default_rng(seed)))  # the whole log, or a sample of it
         windows = [window for history in counted for window in self._windows(history)]
         targets = [len(life) - begin for life, begin in windows]
@@ -84,19 +87,24 @@ class BatchSource:
             targets = [min(count, pairs.targets) for count in targets]
         whole = len(histories) / max(1, min(len(histories), self._group))
         self.steps_per_epoch = max(1, math.ceil(whole * len(windows) / batch_size))
-        share = title_queries if Task.SEARCH in tasks else 0.0
-        self._titles_per_step = share * whole * sum(targets) / self.steps_per_epoch
+        self._targets_per_step = whole * sum(targets) / self.steps_per_epoch
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch."""
-        yield from map(self._batch, self.samples(epoch))
+    def epoch(self, epoch: int, done: Callable[[], float] = lambda: 1.0) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
 
-    def samples(self, epoch: int) -> Iterator[list[Sample]]:
+        done: returns the share of the training that lies behind, by which tasks begin and end. It is asked before each
+            batch, and changes nothing else of it.
+        """
+        yield from map(self._batch, self.samples(epoch, done))
+
+    def samples(self, epoch: int, done: Callable[[], float] = lambda: 1.0) -> Iterator[list[Sample]]:
         """Yield the samples of each batch."""
         rng = np.random.default_rng([self._seed, epoch])
         groups = max(1, math.ceil(len(self._histories) / self._group))
         for k, histories in enumerate(self._groups(rng)):
-            steps = self.steps_per_epoch * (k + 1) // groups - self.steps_per_epoch * k // groups
+            first = self.steps_per_epoch * k // groups
+            steps = self.steps_per_epoch * (k + 1) // groups - first
+            logged = LoggedEvents.of(histories) if self._extra is not None and self._extra.reads_log else None
             varied = (self._varied(history, rng) for history in histories)
             windows = [window for history in varied for window in self._windows(history, rng)]
             order = rng.permutation(len(windows))
@@ -104,7 +112,14 @@ class BatchSource:
                 chosen = order[step * len(order) // steps : (step + 1) * len(order) // steps]
                 drawn = [windows[k] for k in chosen]
                 samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
-                yield samples + self._title_samples(rng)
+                share = done()
+                kept = (
+                    samples if share >= self._log_after else []
+                )  # drawn all the same: later draws depend on it
+                if self._extra is not None:
+                    seeds = (self._seed, epoch, first + step)
+                    kept = kept + self._extra.draw(logged, self._targets_per_step, share, seeds)
+                yield kept
 
     def _groups(self, rng: np.random.Generator) -> Iterator[list[Sequence[Event]]]:
         """Yield all histories that are not empty, in groups of random ones if they are more than one group."""
@@ -158,18 +173,8 @@ class BatchSource:
             ]
         return varied
 
-    def _title_samples(self, rng: np.random.Generator) -> list[Sample]:
-        """Draw items to be searched for by their titles. A title without a token is no query."""
-        count = int(self._titles_per_step + rng.random())
-        rows = rng.integers(0, len(self._titles), count).tolist() if self._titles else []
-        return [self._title_sample(row) for row in rows if self._encoder.has_tokens(self._titles[row])]
-
-    def _title_sample(self, row: int) -> Sample:
-        event = Event(row, Task.SEARCH, self._titles[row])
-        return self._encoder.sample([event]) if self._pairs is None else self._pairs.pair([], event)
-
     def _batch(self, samples: list[Sample]) -> Batch:
-        starts = [s.task[s.level == 0] for s in samples]
+        starts = [s.task[s.level == 0] for s in samples] + [s.task[s.level == TEXT][:1] for s in samples]
         count = np.bincount(np.concatenate([np.zeros(0, np.int8), *starts]), minlength=len(TASKS))
         targets = {task: int(count[k]) for k, task in enumerate(TASKS)}
         parts = parts_of(samples, self._part_tokens, self._min_parts) if samples else []

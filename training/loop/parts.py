@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from index.sequence.encoder import Sample
+from training.methods.method import SamplesOfPass
 
 EFFICIENT = 2048  # tokens; below it a part is not divided to save padding
 
@@ -28,12 +29,15 @@ class Part:
     """Samples in rows, padded on the right, on the host. A step makes one forward pass for each part.
 
     ids: tokens, int64 [B, T].
-    level: level of the identifier that a token belongs to, int8 [B, T]; -1 for other tokens and on padding.
+    level: level of the identifier that a token belongs to, int8 [B, T]; `TEXT` for tokens of a text that is written, -1
+        for other tokens and on padding.
     task: index in `TASKS`, int8 [B, T].
     item: catalogue row of the item whose identifier begins at a token, int64 [B, T]; -1 for other tokens and padding.
     prompt: tokens of the encoder, int64 [B, P]; None for a decoder-only model.
     attended: bool [B, P], False on padding; None for a decoder-only model.
     position: place of each token in its sample, int64 [B, T], 0 on padding; None if each row is a sample.
+    kind: int8 [B, T], 1 on the tokens of samples that are knowledge, 0 on those of others, -1 on padding; None for one
+        that no method needs.
     """
 
     ids: Tensor
@@ -43,6 +47,7 @@ class Part:
     prompt: Tensor | None = None
     attended: Tensor | None = None
     position: Tensor | None = None
+    kind: Tensor | None = None
 
 
 def parts_of(samples: Sequence[Sample], part_tokens: int, min_parts: int) -> list[Part]:
@@ -69,6 +74,12 @@ def pad(samples: Sequence[Sample]) -> Part:
     return replace(part, prompt=prompt, attended=torch.arange(prompt.shape[1]) < lengths.unsqueeze(1))
 
 
+def samples_of(part: Part, share: float) -> SamplesOfPass:
+    """Return what a method may know of the samples of a part. share: of the passes of the step."""
+    kind = torch.zeros_like(part.level) if part.kind is None else part.kind
+    return SamplesOfPass(kind, part.position, part.attended, share)
+
+
 def _packed(rows: Sequence[Sequence[Sample]]) -> Part:
     """Return the part with these samples in each row."""
 
@@ -84,6 +95,9 @@ def _packed(rows: Sequence[Sequence[Sample]]) -> Part:
         stack([[sample.task for sample in row] for row in rows], 0),
         stack([[sample.item for sample in row] for row in rows], -1),
         position=position,
+        kind=stack(
+            [[np.full(len(sample.ids), sample.knowledge, np.int8) for sample in row] for row in rows], -1
+        ),
     )
 
 

@@ -30,12 +30,12 @@ from training.loop.checkpoint import (
     save_sharded_checkpoint,
 )
 from training.loop.losses import item_losses
-from training.loop.parts import Part
+from training.loop.parts import Part, samples_of
 from training.loop.probe import ConflictProbe
 from training.loop.schedule import rate_factor
 from training.loop.sharding import ShardedModel
 from training.loop.validation import Validator
-from training.methods.method import Method
+from training.methods.method import Method, Observer
 from training.model.text_part import TextPart
 from training.run.interrupts import interrupts
 from training.run.metrics_log import MetricsLog
@@ -158,7 +158,10 @@ class Trainer:
                     if self.probe is not None:
                         self._log(log, {"conflict": self._probe()})
                     self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
-                    exhausted = self.progress.bad_validations >= self.config.validation.patience
+                    exhausted = (
+                        self.progress.bad_validations >= self.config.validation.patience
+                        and self._share() >= self.config.sequence.last_stage
+                    )
                     self.progress.finished = done or exhausted
                 overdue = self.progress.seconds - self._last_checkpoint > self._checkpoint_seconds
                 if validate or overdue or interrupted:
@@ -181,7 +184,7 @@ class Trainer:
         per_epoch = self.batches.steps_per_epoch
         epoch, skip = divmod(self.progress.step, per_epoch)
         while self.progress.step < self.total_steps and not self.progress.finished:
-            for position, batch in enumerate(self.batches.epoch(epoch)):
+            for position, batch in enumerate(self.batches.epoch(epoch, self._share)):
                 if position >= skip and self.progress.step < self.total_steps:
                     yield f"batch {position + 1} of epoch {epoch + 1}", batch
             epoch, skip = epoch + 1, 0
@@ -189,7 +192,7 @@ class Trainer:
     def _step(self, position: str, batch: Batch) -> dict[str, Any]:
         """Make one update. Return the figures of the step.
 
-        The loss of each task is its mean over the items of the whole batch.
+        The loss of each task is its mean over the items and texts of the whole batch.
         """
         items = sum(batch.targets.values())
         if not items:  # of one trained task, which no event of the batch is of
@@ -200,10 +203,13 @@ class Trainer:
         # dropout is a pure function of seed, step and process, so a checkpoint holds no random state
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.parallel.rank)) & (2**63 - 1))
         for part, weight in self._passes(batch):
+            if isinstance(self.method, Observer):
+                self.method.observe(samples_of(part, weight / len(batch.parts)))
             with nullcontext() if self.text is None else self.text.added():
                 sums = item_losses(
                     self.model, self.vocabulary, part, self._normalisation, self.method.rows, self.text,
                     always=() if self.sharded is None else shares,
+                    temperature=self.config.optimiser.logit_temperature,
                 )  # fmt: skip
             losses = {task: total / batch.targets[task] * weight for task, total in sums.items()}
             for task, loss in losses.items():

@@ -29,6 +29,11 @@ def split_by_decay(
     return [p for p in known if p.ndim >= 2], [p for p in known if p.ndim < 2]
 
 
+def total_loss(losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> Tensor:
+    """Return Σ_task share_task · L_task, a scalar."""
+    return torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
+
+
 class AdamWTuning:
     """AdamW with decoupled weight decay on min Σ_task share_task · L_task over the given weights.
 
@@ -71,8 +76,7 @@ class AdamWTuning:
         return self._optimizer
 
     def backward(self, losses: Mapping[Task, Tensor], shares: Mapping[Task, float]) -> None:
-        total = torch.stack([shares[task] * loss for task, loss in losses.items()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total_loss(losses, shares).backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> dict[str, float]:
         for p in self._parameters:

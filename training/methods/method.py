@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,22 @@ class Setup:
         return OtherWeights.of(self.model, self.first_added, self.config.optimiser.other_weights or default)
 
 
+@dataclass(frozen=True)
+class SamplesOfPass:
+    """The samples of a forward pass, on the host.
+
+    kind: int8 [B, T], 1 on the tokens of samples that are knowledge, 0 on those of others, -1 on padding.
+    position: place of each token in its sample, int64 [B, T], if samples share rows.
+    attended: tokens that an encoder reads, bool [B, P]; None for a decoder-only model.
+    share: of the passes of the whole step.
+    """
+
+    kind: Tensor
+    position: Tensor | None
+    attended: Tensor | None
+    share: float
+
+
 class Method(Protocol):
     """Turns losses into updates. A step is any number of calls of `backward`, then one call of `step`.
 
@@ -97,4 +113,13 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A method that needs to know of the samples, besides their losses."""
+
+    def observe(self, samples: SamplesOfPass) -> None:
+        """Take notice of the samples of the next forward pass, whose losses `backward` gets."""
         ...

@@ -56,6 +56,8 @@ class AddedRows:
         if first >= self._first:
             return output[first - self._first : last - self._first]
         known = self.known[-1] if self.known else self._head.weight.detach()
+        if last <= self._first:
+            return known[first:last]
         return torch.cat([known[first : min(last, self._first)], output[: max(0, last - self._first)]])
 
     def _look_up(self, module: nn.Module, inputs: tuple[Any, ...], found: Tensor) -> Tensor:

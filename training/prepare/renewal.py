@@ -67,9 +67,11 @@ class Renewal:
             f"{len(catalogue) - known:,} are new, {len(removed):,} are not answered"
         )
 
-    def settings(self, source: str | Path | None, overrides: dict[str, object]) -> TrainConfig:
+    def settings(
+        self, source: str | Path | None, overrides: dict[str, object], recipe: str | None = None
+    ) -> TrainConfig:
         """Return the settings of the training, see `renewed_settings`. Raises `ConfigError`."""
-        return renewed_settings(self.bundle, source, overrides)
+        return renewed_settings(self.bundle, source, overrides, recipe)
 
     def check(self, config: TrainConfig, dataset: DataSet) -> None:
         """Raise an error if settings or data do not fit the bundle. dataset: as it was loaded."""

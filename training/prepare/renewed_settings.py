@@ -60,22 +60,24 @@ def recorded(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def renewed_settings(bundle: Bundle, source: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+def renewed_settings(
+    bundle: Bundle, source: str | Path | None, overrides: Mapping[str, Any], recipe: str | None = None
+) -> TrainConfig:
     """Return the settings of a training that goes on from a bundle.
 
-    source: name of a recipe, or YAML file, see `TrainConfig.load`; None for the recorded settings alone.
+    source, recipe: see `TrainConfig.load`; None for the recorded settings alone.
     overrides: in groups or by dotted names. Where they give neither learning rate nor epochs, those are `RATE` and
         `LENGTH` of the others'.
     Raises `ConfigError` that names the setting.
     """
     known = nested({**_recorded(bundle), **fixed(bundle)})
-    given = TrainConfig.read(source)
+    given = (TrainConfig.recipe(recipe), TrainConfig.read(source))
     where = "" if source is None else f"{source}: "
-    whole = TrainConfig.combined(known, given, overrides, source=where).optimiser
+    whole = TrainConfig.combined(known, *given, overrides, source=where).optimiser
     slow = {"learning_rate": RATE * whole.learning_rate, "epochs": LENGTH * whole.epochs}
     if whole.minutes is not None:
         slow["minutes"] = LENGTH * whole.minutes
-    return TrainConfig.combined(known, given, {"optimiser": slow}, overrides, source=where)
+    return TrainConfig.combined(known, *given, {"optimiser": slow}, overrides, source=where)
 
 
 def fixed(bundle: Bundle) -> dict[str, Any]:

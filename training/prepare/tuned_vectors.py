@@ -64,7 +64,9 @@ def tuned_source(
     try:
         Pairs.of(split, dataset.catalogue.texts(), settings.pairs)
     except BaselineError as error:
-        raise ItemVectorError(f"{setting}: {error}") from error
+        raise ItemVectorError(
+            f"{setting}: {error}; import a log with searches, or leave --identifiers.embeddings at 'text'"
+        ) from error
     encoder = encoder_folder(MINILM)
     origin = VectorOrigin(BI_ENCODER, MINILM, encoder_hash(encoder))
     folder = kept_folder("tuned", beside, settings, dataset, origin.encoder_sha256)

@@ -12,6 +12,8 @@ from training.errors import UserError
 from training.inputs import YAML, InputError, read_text
 from training.settings import MOST, MOST_BEAMS, SEEDS, parse_yaml
 
+RECIPE = "recipe"
+
 
 class SweepError(UserError):
     """A sweep cannot be read or run."""
@@ -20,7 +22,8 @@ class SweepError(UserError):
 class SweepSpec(BaseModel):
     """A sweep file. `variants` maps a name to the settings in which it differs from `settings`.
 
-    Settings are in groups or have dotted names, as in the file of a training.
+    Settings are in groups or have dotted names, as in the file of a training. `recipe` among them names a recipe, over
+    which they win; that of a variant takes the place of the one in `settings`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +60,10 @@ class SweepSpec(BaseModel):
 
     def config(self, variant: str, seed: int) -> TrainConfig:
         """Return the settings of one run. Raises `SweepError` if they are invalid."""
+        layers = [dict(self.settings), dict(self.variants[variant])]
+        recipe = [layer.pop(RECIPE, None) for layer in layers]
         try:
-            return TrainConfig.combined(self.settings, self.variants[variant], {"seed": seed})
+            chosen = TrainConfig.recipe(recipe[1] or recipe[0])
+            return TrainConfig.combined(chosen, *layers, {"seed": seed})
         except UserError as error:
             raise SweepError(f"variant {variant!r}: {error}") from error

@@ -37,11 +37,17 @@ OTHER: dict[str, Any] = {
     "identifiers.spelling": 9, "identifiers.normalisation": "vocabulary",
     "sequence.max_events": 9, "sequence.max_tokens": 200, "sequence.max_query_tokens": 17, "sequence.targets": 2,
     "sequence.title_queries": 0.5, "sequence.query_dropout": 0.3, "sequence.word_queries": 0.6,
-    "sequence.event_dropout": 0.25, "sequence.tasks": "search",
+    "sequence.event_dropout": 0.25, "sequence.tasks": "search", "sequence.log_after": 0.2,
+    "sequence.extra_tasks": (
+        {"read": "title", "write": "query", "share": 0.5, "helps": "search", "events": "both", "after": 0.0,
+         "until": 0.4},
+        {"read": "history", "write": "identifier", "share": 1.0, "helps": None, "events": "search", "after": 0.1,
+         "until": 1.0},
+    ),
     "optimiser.learning_rate": 0.5, "optimiser.relative": False, "optimiser.weight_decay": 0.2,
     "optimiser.warmup": 0.3, "optimiser.final_rate": 0.4, "optimiser.clip": 3.0, "optimiser.batch_size": 5,
     "optimiser.part_tokens": 100, "optimiser.epochs": 2.5, "optimiser.minutes": 4.5,
-    "optimiser.other_weights": "trained",
+    "optimiser.other_weights": "trained", "optimiser.logit_temperature": 0.7,
     "gems.rank": 6, "gems.task_rank": 2, "gems.scale": 2.0, "gems.rank_scaling": True, "gems.growth_limit": 1.5,
     "gems.refresh_every": 7, "gems.stagger": 3, "gems.transport": False, "gems.multi_subspace": False,
     "gems.deflate": False, "gems.joint": False, "gems.gate": "prior", "gems.temperature": 2.5,
@@ -49,7 +55,8 @@ OTHER: dict[str, Any] = {
     "knowledge.null_space": False, "knowledge.basis": Path("k.safetensors"), "knowledge.energy": 0.5,
     "knowledge.cap": 0.25, "knowledge.tokens": 1000, "knowledge.softness": 0.1, "knowledge.source": "histories",
     "knowledge.histories": Path("old"),
-    "lora.rank": 3, "lora.alpha": 4.0, "lora.experts": 2,
+    "lora.rank": 3, "lora.alpha": 4.0, "lora.experts": 2, "lora.layers": "feed-forward", "lora.balance": 0.5,
+    "lora.delta": 0.3,
     "validation.every": 2.0, "validation.cases": 10, "validation.stop_on": "ndcg@10", "validation.patience": 9,
     "validation.conflict_cases": 1, "run.checkpoint_every": 0.5, "run.tensorboard": True,
     "codes.share": 0.25, "codes.rate": 1e-3, "codes.temperature": 1.5, "codes.schedule": "sigma",
@@ -68,10 +75,15 @@ def flags_of(settings: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{group}{dot}{'' if value else 'no-'}{name}")
         else:
-            words += [
-                f"--{group}{dot}{name}",
-                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
-            ]
+            each = (
+                [
+                    yaml.safe_dump(v, default_flow_style=True).strip() if isinstance(v, dict) else str(v)
+                    for v in value
+                ]
+                if isinstance(value, tuple)
+                else [str(value)]
+            )
+            words += [f"--{group}{dot}{name}", ",".join(each)]
     return words
 
 

@@ -80,3 +80,19 @@ def test_half_precision_takes_the_softmax_in_float32() -> None:
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == torch.bfloat16
         assert torch.allclose(one.float(), other.float(), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_weigh_the_loss_of_each_state_and_its_gradients(frozen: bool) -> None:
+    states, vectors, targets = drawn()
+    weights = torch.rand(len(states)) * (torch.arange(len(states)) % 3 > 0)  # some are 0
+    states.requires_grad_(not frozen)
+    vectors.requires_grad_(not frozen)
+    ours = summed_cross_entropy(states, vectors, targets, weights)
+    each = F.cross_entropy(states @ vectors.T, targets, reduction="none")
+    theirs = (each * weights.double()).sum()
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    if not frozen:
+        gradients = [torch.autograd.grad(loss, (states, vectors)) for loss in (ours, theirs)]
+        for one, other in zip(*gradients, strict=True):
+            assert torch.allclose(one, other, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -45,6 +46,25 @@ def test_the_loss_is_the_sum_over_items_of_their_log_probabilities(arch: str, no
         assert losses[task].item() == pytest.approx(expected[task], rel=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_divides_the_logits_of_codes_and_not_those_of_texts(temperature: float) -> None:
+    model = make_model(VOCABULARY.size)
+    items = ENCODER.sample(histories(1)[0])
+    text = ENCODER.writing([Event(3)], CATALOGUE[3].title, "item", Task.SEARCH)
+    hot = copy.deepcopy(model)  # whose logits are divided by the temperature
+    hot.get_output_embeddings().weight = torch.nn.Parameter(hot.get_output_embeddings().weight / temperature)
+    found = item_losses(model, VOCABULARY, pad([items]), "level", temperature=temperature)
+    expected = item_losses(hot, VOCABULARY, pad([items]), "level")
+    plain = item_losses(model, VOCABULARY, pad([items]), "level")
+    for task in found:
+        assert found[task].item() == pytest.approx(expected[task].item(), rel=1e-5)
+        assert found[task].item() != pytest.approx(plain[task].item(), rel=1e-3)
+    of_text = [
+        item_losses(model, VOCABULARY, pad([text]), "level", temperature=t) for t in (1.0, temperature)
+    ]
+    assert of_text[0][Task.SEARCH].item() == of_text[1][Task.SEARCH].item()
+
+
 def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
     model = make_model(VOCABULARY.size)
     batch = next(iter(source(title_queries=0.2).epoch(0)))
@@ -81,7 +101,7 @@ def test_an_epoch_trains_on_every_interaction_once() -> None:
 
 def test_no_event_is_lost_where_the_token_budget_is_smaller_than_the_event_budget() -> None:
     encoder = SequenceEncoder(TOKENIZER, VOCABULARY, IDENTIFIERS.codes, max_tokens=40, max_events=10)
-    narrow = BatchSource(encoder, histories(), [], batch_size=8, part_tokens=400)
+    narrow = BatchSource(encoder, histories(), batch_size=8, part_tokens=400)
     expected = Counter(tuple(IDENTIFIERS.codes[e.item].tolist()) for h in histories() for e in h)
     for epoch in range(2):
         assert sum((items_of(batch) for batch in narrow.epoch(epoch)), Counter()) == expected
@@ -155,7 +175,7 @@ def test_a_model_of_one_task_reads_the_events_of_both_and_has_targets_of_its_own
 
 def test_a_step_without_an_item_of_the_trained_task_changes_nothing() -> None:
     recommended = [[Event(event.item) for event in history] for history in histories()]
-    searches = BatchSource(ENCODER, recommended, [], batch_size=8, part_tokens=500, tasks=(Task.SEARCH,))
+    searches = BatchSource(ENCODER, recommended, batch_size=8, part_tokens=500, tasks=(Task.SEARCH,))
     model = make_model(VOCABULARY.size)
     method = make_method(model, TrainConfig(), VOCABULARY.first_added)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

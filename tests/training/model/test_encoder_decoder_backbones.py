@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
+from support.batches import titles
 from support.bundles import make_catalogue, make_identifiers, make_spelled, make_tokenizer, text_vectors
 from support.histories import histories
 from support.t5 import KINDS, make_t5
@@ -34,6 +35,7 @@ from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import evaluate
 from training.loop.batches import Batch, BatchSource
+from training.loop.extra_tasks import ExtraTasks
 from training.loop.losses import item_losses
 from training.loop.pairs import Pairs
 from training.loop.parts import Part, pad
@@ -74,10 +76,11 @@ def some_part(count: int = 8) -> Part:
     return pad([PAIRS.pair(history, event) for history, event in chosen])
 
 
-def source(targets: int, **options: float) -> BatchSource:
+def source(targets: int, title_queries: float = 0.0, **options: float) -> BatchSource:
     settings = {"batch_size": 8, "part_tokens": 600} | options
     pairs = Pairs(ENCODER, 0, targets)
-    return BatchSource(ENCODER, histories(), [i.title for i in CATALOGUE], pairs=pairs, **settings)  # type: ignore[arg-type]
+    extra = ExtraTasks(titles(title_queries), CATALOGUE, ENCODER, pairs)
+    return BatchSource(ENCODER, histories(), pairs=pairs, extra=extra, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)

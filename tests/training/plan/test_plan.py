@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench.plan import measured_peak
 from training.cli.app import app
-from training.config import TrainConfig
+from training.config import TrainConfig, recipe_names
 from training.model.backbones import BackboneError
 from training.plan.backbones import KNOWN, backbone_shape
 from training.plan.plan import MOST_SEQUENCES, largest_part, need, plan
@@ -137,9 +137,9 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     assert kept["fits"] == (kept["largest"] >= result["sequences"])
 
 
-@pytest.mark.parametrize("recipe", ["demo", "small", "amazon-beauty", "t5-tiger", "diger", "genret"])
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_recipes_can_be_planned(recipe: str) -> None:
-    config = TrainConfig.load(recipe, {})
+    config = TrainConfig.load(None, {}, recipe)
     found = need(config, ITEMS, sequences=2)
     assert found.peak > found.weights + found.state > 0
 

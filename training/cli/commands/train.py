@@ -15,17 +15,31 @@ from training.cli.common.flags import add_flags, given
 from training.cli.common.numbers import finite
 from training.cli.common.paths import JsonFile, input_bundle, output_folder
 from training.cli.common.quiet import quiet_libraries
-from training.config import METHODS, ConfigError, TrainConfig, new_flag
+from training.config import METHODS, ConfigError, TrainConfig, new_flag, recipe_names
 from training.settings import MOST
 
 GB = 10**9
-ConfigOption = Annotated[
+
+
+def _own_file(config: str | None) -> str | None:
+    """Return the path of a file of settings. Raises `ConfigError` for the name of a recipe."""
+    if config in recipe_names():
+        raise ConfigError(
+            f"{config} is a recipe: --recipe {config} (a file of that name: --config ./{config})"
+        )
+    return config
+
+
+RecipeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="RECIPE|FILE",
-        help="name of a recipe, or YAML file with settings (./NAME if it bears the name of a recipe); flags "
-        "win over it",
+        metavar=f"<{'|'.join(recipe_names())}>",
+        help="settings of a known system; --config and flags win over it",
     ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="YAML file with settings; flags win over it", callback=_own_file),
 ]
 
 
@@ -46,6 +60,7 @@ def train_command(
         Path,
         typer.Option(help="run folder to write; the bundle will be OUT/bundle", callback=output_folder),
     ],
+    recipe: RecipeOption = None,
     config: ConfigOption = None,
     source: Annotated[
         Path | None,
@@ -66,7 +81,7 @@ def train_command(
     quiet_libraries()
     console = Console()
     renewal = None if source is None else Renewal.open(source)
-    settings = (TrainConfig.load if renewal is None else renewal.settings)(config, given(flags))
+    settings = (TrainConfig.load if renewal is None else renewal.settings)(config, given(flags), recipe)
     bundle = train(data, out, settings, resume=resume, renewal=renewal, console=console)
     if bundle is not None:
         console.print(f"bundle: {bundle}")
@@ -88,6 +103,7 @@ def plan_command(
             help="10^12 operations a second that the GPU reaches; for times",
         ),
     ] = None,
+    recipe: RecipeOption = None,
     config: ConfigOption = None,
     json_file: JsonFile = None,
     **flags: Any,
@@ -100,7 +116,7 @@ def plan_command(
     from training.plan.table import print_plan, save_plan
 
     quiet_libraries()
-    settings = TrainConfig.load(config, given(flags))
+    settings = TrainConfig.load(config, given(flags), recipe)
     methods = [settings.method] if "method" in settings.model_fields_set else choices(METHODS)
     console = Console()
     with Progress(console=console, transient=True) as bar:

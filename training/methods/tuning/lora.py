@@ -24,6 +24,7 @@ class LoraTuning(AdamWTuning):
     rank: rank of an adapter.
     alpha: adapters are scaled by alpha / rank.
     dropout: share of an adapter's inputs that are dropped.
+    layers: those that have adapters, see `block_linears`.
 
     The model object stays the same. Its linear layers are wrapped until `merge`, and the adapters are part of
     its `state_dict`.
@@ -40,9 +41,10 @@ class LoraTuning(AdamWTuning):
         learning_rate: float,
         weight_decay: float,
         clip: float,
+        layers: str = "blocks",
         reduce: Reduce = lambda tensors: None,
     ) -> None:
-        linears = block_linears(model)
+        linears = block_linears(model, layers)
         self._tuner = _inject(model, linears, rank=rank, alpha=alpha, dropout=dropout)
         wrapped = [model.get_submodule(name) for name in linears]
         for module, linear in zip(wrapped, linears.values(), strict=True):
@@ -64,9 +66,18 @@ class LoraTuning(AdamWTuning):
         self._tuner.merge_and_unload()
 
 
-def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the linear layers of the transformer blocks by name, without head and embeddings."""
+def block_linears(model: PreTrainedModel, layers: str = "blocks") -> dict[str, nn.Linear]:
+    """Return the linear layers of the transformer blocks by name, without head and embeddings.
+
+    layers: `blocks` for all of them, `feed-forward` for those outside of attention.
+    """
     names = {module: name for name, module in model.named_modules()}
+    attention = {
+        inner
+        for module in model.modules()
+        if layers == "feed-forward" and "attention" in type(module).__name__.lower()
+        for inner in module.modules()
+    }
     if is_encoder_decoder(model):
         blocks = [*model.encoder.block, *model.decoder.block]
     else:
@@ -75,7 +86,7 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
         names[module]: module
         for block in blocks
         for module in block.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and module not in attention
     }
 
 
@@ -101,6 +112,7 @@ def make(setup: Setup) -> LoraTuning:
         rank=setup.config.lora.rank,
         alpha=setup.config.lora.alpha,
         dropout=0.0,
+        layers=setup.config.lora.layers,
         reduce=setup.parallel.sum,
         **setup.adamw,
     )
