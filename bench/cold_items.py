@@ -116,7 +116,7 @@ def main(
     out: Annotated[
         Path, typer.Option(help="folder for the reduced data set and the run", callback=output_folder)
     ],
-    config: Annotated[str, typer.Option(help="recipe or YAML file")] = "demo",
+    recipe: Annotated[str, typer.Option(help="recipe")] = "demo",
     scheme: Annotated[str | None, typer.Option(help="of identifiers, in place of the recipe's")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.001, max=MOST, callback=finite, help="length of training")
@@ -144,7 +144,7 @@ def main(
         for name, value in (("optimiser.minutes", minutes), ("identifiers.scheme", scheme))
         if value
     }
-    settings = TrainConfig.load(config, given)
+    settings = TrainConfig.load(None, given, recipe)
     published = train(out / "data", out / "run", settings, resume=(out / "run").exists(), console=console)
     if published is None:
         raise UserError("this method leaves no bundle")

@@ -89,7 +89,7 @@ class Cut:
 def main(
     data: Annotated[Path, typer.Option(help="folder of a data set")],
     out: Annotated[Path, typer.Option(help="folder for data sets and runs", callback=output_folder)],
-    config: Annotated[str, typer.Option(help="recipe or YAML file")] = "demo",
+    recipe: Annotated[str, typer.Option(help="recipe")] = "demo",
     rate: Annotated[
         float | None, typer.Option(min=1e-9, max=1, help="learning rate of renewals (default: a fifth)")
     ] = None,
@@ -107,11 +107,11 @@ def main(
         if not (out / name).exists():
             dataset.save(out / name)
     given: dict[str, Any] = {"threads": threads}
-    recipe = TrainConfig.load(config, given)
-    begin = _trained(out / "yesterday", out / "run-yesterday", recipe, None, console)
+    config = TrainConfig.load(None, given, recipe)
+    begin = _trained(out / "yesterday", out / "run-yesterday", config, None, console)
     bundles = {
         "yesterday": _updated(begin, out / "updated", cut.today),
-        "from nothing": _trained(out / "today", out / "run-nothing", recipe, None, console),
+        "from nothing": _trained(out / "today", out / "run-nothing", config, None, console),
     }
     renewal = Renewal.open(begin)
     for log in logs.split(","):
@@ -121,7 +121,7 @@ def main(
                 overrides["knowledge.histories"] = out / "yesterday"
             if rate is not None:
                 overrides["optimiser.learning_rate"] = rate
-            settings = renewal.settings(config, overrides)
+            settings = renewal.settings(None, overrides, recipe)
             name = f"{log}, {method}" + ("" if rate is None else f", rate {rate:g}")
             run = out / f"run-{name.replace(', ', '-').replace(' ', '-')}"
             bundles[name] = _trained(out / log, run, settings, renewal, console)
@@ -130,7 +130,7 @@ def main(
         for when, dataset in (("today", cut.today), ("yesterday", cut.yesterday))
     }
     figures = {
-        "data": cut.today.info.name, "config": config, "items": len(cut.today.catalogue), "beam_width": BEAM_WIDTH,
+        "data": cut.today.info.name, "recipe": recipe, "items": len(cut.today.catalogue), "beam_width": BEAM_WIDTH,
         "unknown_items": len(cut.unknown), "unchanged_people": len(cut.unchanged),
         "events": {name: each.info.counts["interactions"] for name, each in
                    (("yesterday", cut.yesterday), ("today", cut.today), ("newest", cut.newest))},
