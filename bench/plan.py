@@ -8,6 +8,7 @@ torch's profiler records, plus the moments that AdamW makes in its first step. N
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -22,11 +23,13 @@ from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.loop.losses import item_losses
+from training.methods.method import NarrowMethod
 from training.methods.registry import make_method
 from training.model.forward import checkpoint_blocks
+from training.model.precision import forward_under
 from training.outputs import write_json
 from training.plan.backbones import backbone_shape
-from training.plan.plan import codebook_sizes, need, part_of
+from training.plan.plan import codebook_sizes, need, part_of, planned_precision, text_part_of
 
 ITEMS = 12_101
 METHODS = ("gems", "lora", "full")
@@ -49,11 +52,17 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
         checkpoint_blocks(model)
     first_added = len(model.get_input_embeddings().weight) - added
     weights = sum(p.nbytes for p in model.parameters())
+    precision = planned_precision(config)
+    vocabulary = IdentifierVocabulary(first_added, sizes)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        text = text_part_of(model, vocabulary, config, items)
         method = make_method(model, config, first_added)
-        vocabulary = IdentifierVocabulary(first_added, sizes)
+        if precision == "bfloat16":
+            assert isinstance(method, NarrowMethod)
+            method.narrow()
         part = part_of(model, vocabulary, sequences, config.sequence.max_tokens)
-        losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows)
+        with nullcontext() if text is None else text.added(), forward_under(model, precision):
+            losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows, text)
         method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
     assert record.profiler is not None
     events = [each for each in record.profiler.kineto_results.events() if each.name() == "[memory]"]

@@ -65,6 +65,7 @@ def check_sharding(config: TrainConfig) -> None:
         )
     for name, wrong in (
         ("gems.output_bases on", config.gems.output_bases),
+        ("backbone.precision 'bfloat16'", config.backbone.precision == "bfloat16"),
         ("gems.transport off", not config.gems.transport),
     ):
         if wrong:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gems.weights.numerics import magnitude
 from index.sequence.events import Task
+from training.errors import UserError
 from training.model.rows import AddedRows
 
 # sums gradients in place over the data-parallel processes; every process passes the same shapes
@@ -36,12 +37,14 @@ class AdamWTuning:
     clip: largest norm of the gradient of all weights together.
     relative: whether the rate of each weight is multiplied by its magnitude.
     reduce: sums gradients over the processes.
+    frozen: linear layers whose weights are not trained.
 
     A weight without gradient counts as one with a zero gradient, so that all processes do the same.
     """
 
     exportable = True
     rows: AddedRows | None = None
+    frozen: Sequence[nn.Linear] = ()
 
     def __init__(
         self,
@@ -80,6 +83,23 @@ class AdamWTuning:
                 p.grad = torch.zeros_like(p)
         self._reduce([p.grad for p in self._parameters if p.grad is not None])
         return {"gradient_norm": self._update(learning_rate)}
+
+    def narrow(self) -> None:
+        """Hold the frozen layers in bfloat16. Raises `UserError` if there are none.
+
+        A step of AdamW is mostly smaller than half a step of bfloat16, and would be lost in trained ones.
+        """
+        if not self.frozen:
+            raise UserError("AdamW needs float32 weights: choose backbone.precision 'autocast'")
+        for linear in self.frozen:
+            linear.weight.data = linear.weight.data.to(torch.bfloat16)
+
+    def widen(self) -> None:
+        for linear in self.frozen:
+            linear.weight.data = linear.weight.data.float()
+
+    def exact_weights(self) -> dict[str, Tensor]:
+        return {}
 
     def merge(self) -> None:
         """Do nothing: the trained weights belong to the model."""

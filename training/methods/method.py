@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,4 +97,24 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class NarrowMethod(Method, Protocol):
+    """A method that can hold weights in bfloat16; its name is in `training.config.config.NARROW`."""
+
+    def narrow(self) -> None:
+        """Hold the weights of the blocks' linear layers in bfloat16 until `widen`; called once, before the first step.
+
+        No update is lost by it. Raises `UserError` if the method cannot.
+        """
+        ...
+
+    def widen(self) -> None:
+        """Hold all weights in float32 again; training cannot go on."""
+        ...
+
+    def exact_weights(self) -> dict[str, Tensor]:
+        """Return the float32 values of the weights that are held in bfloat16 and trained, by name."""
         ...

@@ -5,16 +5,17 @@ through the code that a training runs, as on a GPU unless `device` is the CPU. W
 (`meter`), and so are the floating-point operations.
 
 Not counted: the context of the GPU and the workspaces of its libraries (1 to 2 GB), fragmentation, the engine that
-ranks for validations, which runs between steps, and the map of texts to item rows (`identifiers.text_part`), whose
-start needs numbers: 3% of a peak with 12,000 items, up to 9% with 50,000 and a small backbone.
+ranks for validations, which runs between steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,15 +30,19 @@ from index.sequence.vocabulary import MARKERS, IdentifierVocabulary
 from training.config import ConfigError, TrainConfig
 from training.loop.losses import item_losses
 from training.loop.parts import Part
-from training.methods.method import Method
+from training.methods.method import Method, NarrowMethod
 from training.methods.registry import make_method
 from training.methods.tuning.gems import GemsTuning
 from training.model.forward import checkpoint_blocks
+from training.model.precision import Precision, forward_under
+from training.model.text_part import TextPart, divides_rows
 from training.plan.backbones import backbone_shape
 from training.plan.meter import Meter
+from training.plan.pretend_autocast import PretendAutocast
 from training.prepare.knowledge_basis import uses_knowledge
 
 EVENT = 12  # tokens of an event with its query, of which one item is predicted
+VECTOR = 384  # width of an item's vector, that of MiniLM
 LAST_LEVEL = 64  # codes of the level that separates items with the same codes
 MOST_SEQUENCES = 8**4
 
@@ -78,22 +83,33 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
     length = config.sequence.max_tokens
     sequences = sequences or max(1, config.optimiser.part_tokens // length)
     sizes = codebook_sizes(config, items)
+    precision = planned_precision(config)
     meter = Meter(cpu=config.device == "cpu")
     with meter:
         model = backbone_shape(config, len(MARKERS) + sum(sizes))
         meter.peak = meter.now  # layers that are cut off never reach the device
         if config.backbone.activation_checkpointing:
-            checkpoint_blocks(model)
+            checkpoint_blocks(model, nullcontext if precision == "float32" else PretendAutocast)
         first_added = len(model.get_input_embeddings().weight) - len(MARKERS) - sum(sizes)
-        method = make_method(model, config, first_added)
-        weights = _bytes_of_weights(model)
         vocabulary = IdentifierVocabulary(first_added, sizes)
+        text = text_part_of(model, vocabulary, config, items)
+        method = make_method(model, config, first_added)
+        if precision == "bfloat16":
+            assert isinstance(method, NarrowMethod)
+            method.narrow()
+        weights = _bytes_of_weights(model)
         part = part_of(model, vocabulary, sequences, length, config.sequence.trained_tasks)
         before = meter.now
 
         def pass_part() -> int:
             """Go forward and back. Return the bytes that the forward pass kept."""
-            losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows)
+            with (
+                nullcontext() if text is None else text.added(),
+                forward_under(model, precision, lambda _: PretendAutocast()),
+            ):
+                losses = item_losses(
+                    model, vocabulary, part, config.identifiers.normalisation, method.rows, text
+                )
             kept = meter.now - before
             method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
             return kept
@@ -152,6 +168,24 @@ def codebook_sizes(config: TrainConfig, items: int) -> tuple[int, ...]:
     if scheme == "atomic" or (scheme == "auto" and items <= MOST_ATOMIC):
         return (items,)
     return (*config.identifiers.codebooks, LAST_LEVEL)
+
+
+def planned_precision(config: TrainConfig) -> Precision:
+    """Return the precision of a training: 'auto' is autocast, as on a GPU, unless the device is the CPU."""
+    wanted = config.backbone.precision
+    if wanted == "auto":
+        return "float32" if config.device == "cpu" else "autocast"
+    return wanted
+
+
+def text_part_of(
+    model: PreTrainedModel, vocabulary: IdentifierVocabulary, config: TrainConfig, items: int
+) -> TextPart | None:
+    """Return the part of a model's item rows that their texts decide, with maps of zeros; None where it has none."""
+    if not divides_rows(model, config, levels=vocabulary.levels, spelled=config.identifiers.scheme == "text"):
+        return None
+    nothing = np.broadcast_to(np.float32(0), (items, VECTOR))
+    return TextPart(model, int(vocabulary.first_code[0]), nothing)
 
 
 def _bytes_of_weights(model: nn.Module) -> int:

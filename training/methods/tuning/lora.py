@@ -43,6 +43,7 @@ class LoraTuning(AdamWTuning):
         reduce: Reduce = lambda tensors: None,
     ) -> None:
         linears = block_linears(model)
+        self.frozen = list(linears.values())
         self._tuner = _inject(model, linears, rank=rank, alpha=alpha, dropout=dropout)
         wrapped = [model.get_submodule(name) for name in linears]
         for module, linear in zip(wrapped, linears.values(), strict=True):

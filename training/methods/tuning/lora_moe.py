@@ -81,6 +81,7 @@ class LoraMoeTuning(AdamWTuning):
         reduce: Reduce = lambda tensors: None,
     ) -> None:
         added: list[nn.Parameter] = []
+        self.frozen = list(block_linears(model).values())
         for name, linear in block_linears(model).items():
             linear.weight.requires_grad_(False)
             module = ExpertLinear(linear, rank=rank, experts=experts, alpha=alpha)
