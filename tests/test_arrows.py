@@ -123,8 +123,8 @@ ALLOWED = {
         "training.model"
     ),
     "training.loop": (
-        "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
-        "training.data training.errors training.evaluation training.methods training.model training.run"
+        "gems gems.weights index.catalogue index.files index.records index.sequence index.words server.engine "
+        "training.config training.data training.errors training.evaluation training.methods training.model training.run"
     ),
     "training.baselines": (
         "index.catalogue index.embeddings index.files index.identifiers index.records index.sequence "

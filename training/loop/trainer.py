@@ -269,7 +269,8 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         with self._plain_weights():
             if self.sharded is not None:
-                self.sharded.collect()
+                merged = getattr(self.method, "merged_weights", tuple)  # of layers that a method has wrapped
+                self.sharded.collect(merged())
             figures = self.parallel.agree(self.validator() if self.parallel.main else {})
         if self.progress.best_score is None or figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
