@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+import torch.distributed as dist
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config
 
@@ -23,6 +27,7 @@ from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.loop.losses import item_losses
+from training.loop.sharding import ShardedModel
 from training.methods.method import NarrowMethod
 from training.methods.registry import make_method
 from training.model.forward import checkpoint_blocks
@@ -30,6 +35,7 @@ from training.model.precision import forward_under
 from training.outputs import write_json
 from training.plan.backbones import backbone_shape
 from training.plan.plan import codebook_sizes, need, part_of, planned_precision, text_part_of
+from training.run.parallel import Parallel
 
 ITEMS = 12_101
 METHODS = ("gems", "lora", "full")
@@ -39,11 +45,32 @@ T5_SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
+def sharded_peak(config: TrainConfig, items: int, sequences: int, processes: int) -> int:
+    """Return the bytes that the main one of several processes needs at most; see `measured_peak`."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.save(Path(folder) / "config.yaml")
+        arguments = (processes, folder, items, sequences)
+        spawn(_of_a_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        return int(Path(folder, "peak").read_text("utf-8"))
+
+
+def _of_a_process(rank: int, world: int, folder: str, items: int, sequences: int) -> None:
+    torch.set_num_threads(1)
+    quiet_libraries()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    config = TrainConfig.load(Path(folder) / "config.yaml", {})
+    peak = measured_peak(config, items, sequences, Parallel(rank, world))
+    if rank == 0:
+        Path(folder, "peak").write_text(str(peak), "utf-8")
+    dist.destroy_process_group()
+
+
+def measured_peak(config: TrainConfig, items: int, sequences: int, parallel: Parallel | None = None) -> int:
     """Return the bytes that a real model needs at most for a part, on the CPU.
 
     items: size of the catalogue.
     sequences: of the part.
+    parallel: the processes that share a sharded model; every one calls it.
     """
     sizes = codebook_sizes(config, items)
     added = len(MARKERS) + sum(sizes)
@@ -55,8 +82,11 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
     precision = planned_precision(config)
     vocabulary = IdentifierVocabulary(first_added, sizes)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        if parallel is not None:
+            sharded = ShardedModel(model, parallel)
+            model = sharded.trained
         text = text_part_of(model, vocabulary, config, items)
-        method = make_method(model, config, first_added)
+        method = make_method(model, config, first_added, parallel=parallel)
         if precision == "bfloat16":
             assert isinstance(method, NarrowMethod)
             method.narrow()

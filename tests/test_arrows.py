@@ -147,8 +147,12 @@ ALLOWED = {
         "training.data training.errors training.methods training.model training.run training.settings"
     ),
     "training.plan": (
-        "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
-        "training.methods.tuning training.model training.outputs training.prepare"
+        "gems gems.model gems.weights index.identifiers.schemes index.sequence training.config training.loop "
+        "training.methods training.methods.tuning training.model training.outputs training.prepare"
+    ),
+    "training.doctor": (
+        "index.sequence index.trie server.engine server.engine.torch_backend training.cli.common "
+        "training.config training.loop training.methods training.model training.outputs training.plan"
     ),
     "training.fit": (
         "gems index.pool index.trie server.engine.torch_backend training.config training.data "
@@ -186,7 +190,7 @@ ALLOWED = {
         "training.fusion training.outputs training.pipeline training.plan training.prepare training.preservation "
         "training.report training.run training.settings training.sweep"
     ),
-    "training.cli": "training.cli.commands training.cli.common",
+    "training.cli": "training.cli.commands training.cli.common training.doctor",
 }
 TOPS = ("gems", "index", "server", "training")
 PATHS = [path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))]

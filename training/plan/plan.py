@@ -39,6 +39,7 @@ from training.model.text_part import TextPart, divides_rows
 from training.plan.backbones import backbone_shape
 from training.plan.meter import Meter
 from training.plan.pretend_autocast import PretendAutocast
+from training.plan.pretend_shards import PretendShards
 from training.prepare.knowledge_basis import uses_knowledge
 
 EVENT = 12  # tokens of an event with its query, of which one item is predicted
@@ -77,7 +78,8 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
     config: settings of the training.
     items: size of the catalogue.
     sequences: of a part; None for as many as `optimiser.part_tokens` holds.
-    processes: that share the training; each has the whole model.
+    processes: that share the training; each has the whole model, or with `backbone.shard` its rows. The need is then
+        that of the main process, which keeps a whole model beside them.
     Raises `BackboneError` if the shape of the backbone is not at hand, and `UserError` for settings that do not fit it.
     """
     length = config.sequence.max_tokens
@@ -92,12 +94,19 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
             checkpoint_blocks(model, nullcontext if precision == "float32" else PretendAutocast)
         first_added = len(model.get_input_embeddings().weight) - len(MARKERS) - sum(sizes)
         vocabulary = IdentifierVocabulary(first_added, sizes)
+        whole = _bytes_of_weights(model)
         text = text_part_of(model, vocabulary, config, items)
         method = make_method(model, config, first_added)
         if precision == "bfloat16":
             assert isinstance(method, NarrowMethod)
             method.narrow()
         weights = _bytes_of_weights(model)
+        shards = None
+        if config.backbone.shard and processes > 1:
+            meter.peak = 2 * whole  # the main process keeps the model that it shards a copy of
+            meter.now += whole
+            shards = PretendShards(model, method, processes, meter, cpu=config.device == "cpu")
+            weights = whole + shards.held(unique_parameters(model))
         part = part_of(model, vocabulary, sequences, length, config.sequence.trained_tasks)
         before = meter.now
 
@@ -120,9 +129,14 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
             for weight in method.optimizer.weights:
                 weight.subspaces.ready = True
             method.optimizer.zero_grad()
+            if shards is not None:
+                shards.forget()
             meter.flops = 0
             pass_part()
-    costs, later = method.costs(), _later_state(method)
+    costs, later = method.costs(), _later_state(method, shards)
+    sent = 2 * (processes - 1) * costs["gradient_bytes"] // processes
+    if shards is not None:
+        sent, costs = shards.sent(costs["gradient_bytes"]), shards.costs(costs, method)
     return Need(
         weights=weights,
         state=costs["state_bytes"] + later,
@@ -131,21 +145,22 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
         peak=meter.peak + later,
         knowledge=_knowledge(config, model),
         flops=meter.flops,
-        sent=2 * (processes - 1) * costs["gradient_bytes"] // processes,
+        sent=sent,
     )
 
 
-def largest_part(config: TrainConfig, items: int, memory: int) -> int:
+def largest_part(config: TrainConfig, items: int, memory: int, *, processes: int = 1) -> int:
     """Return about how many sequences of `sequence.max_tokens` fit into a part: at most `MOST_SEQUENCES`, 0 if none do.
 
+    processes: see `need`.
     memory: bytes of a GPU. The peak is convex in the sequences: a straight line between two sizes lies above it, and
     so what is returned fits.
     """
     fits, over = 0, 1
-    peaks = {over: need(config, items, sequences=over).peak}
+    peaks = {over: need(config, items, sequences=over, processes=processes).peak}
     while peaks[over] <= memory and over < MOST_SEQUENCES:
         fits, over = over, 8 * over
-        peaks[over] = need(config, items, sequences=over).peak
+        peaks[over] = need(config, items, sequences=over, processes=processes).peak
     if peaks[over] <= memory:
         return over
     if not fits:
@@ -155,7 +170,7 @@ def largest_part(config: TrainConfig, items: int, memory: int) -> int:
         guess = fits + int(share * (over - fits))
         if guess in peaks:
             break
-        peaks[guess] = need(config, items, sequences=guess).peak
+        peaks[guess] = need(config, items, sequences=guess, processes=processes).peak
         fits = guess
     return fits
 
@@ -188,18 +203,24 @@ def text_part_of(
     return TextPart(model, int(vocabulary.first_code[0]), nothing)
 
 
+def unique_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a model, of those that share a storage the first."""
+    return list({p.untyped_storage()._cdata: p for p in model.parameters()}.values())
+
+
 def _bytes_of_weights(model: nn.Module) -> int:
-    return sum(
-        {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}.values()
-    )
+    return sum(p.untyped_storage().nbytes() for p in unique_parameters(model))
 
 
-def _later_state(method: Method) -> int:
+def _later_state(method: Method, shards: PretendShards | None) -> int:
     """Return the bytes of the moments that AdamW makes in its first step."""
     if method.adamw is None:
         return 0
-    weights = [p for group in method.adamw.param_groups for p in group["params"]]
-    return sum(2 * p.nbytes + 4 for p in weights if not method.adamw.state.get(p))
+    weights = [
+        p for group in method.adamw.param_groups for p in group["params"] if not method.adamw.state.get(p)
+    ]
+    held = sum(p.nbytes for p in weights) if shards is None else shards.held(weights)
+    return 2 * held + 4 * len(weights)
 
 
 def _knowledge(config: TrainConfig, model: PreTrainedModel) -> int:
@@ -257,7 +278,7 @@ def plan(
 
     methods: names of tuning methods.
     memory: bytes of a GPU.
-    gpus: that share the training; each has the whole model and its share of the parts of a step.
+    gpus: that share the training; each has its share of the parts of a step, and see `need`.
     speed: floating-point operations a second that the GPU reaches; None leaves out the times.
     progress: called with the number of finished rows and of all rows.
     Raises what `need` raises. Returns a JSON-ready dictionary; all sizes are in bytes:
@@ -287,7 +308,7 @@ def plan(
         needed = need(chosen, items, processes=gpus)
         again = chosen.backbone.activation_checkpointing
         row = {"method": chosen.method, "activation_checkpointing": again} | asdict(needed)
-        row |= {"fits": needed.peak <= memory, "largest": largest_part(chosen, items, memory)}
+        row |= {"fits": needed.peak <= memory, "largest": largest_part(chosen, items, memory, processes=gpus)}
         rows.append(row | ({} if speed is None else {"seconds": needed.flops / speed}))
         progress(len(rows), len(asked))
     return {

@@ -11,7 +11,7 @@ import torch
 from transformers import BartConfig, GPTNeoXConfig, PreTrainedConfig, Qwen2Config, T5Config, ViTConfig
 from typer.testing import CliRunner
 
-from bench.plan import measured_peak
+from bench.plan import measured_peak, sharded_peak
 from training.cli.app import app
 from training.config import TrainConfig
 from training.model.backbones import BackboneError
@@ -76,6 +76,19 @@ def test_planned_bytes_of_each_precision_are_those_of_real_tensors(
     )
     planned = need(config, ITEMS, sequences=8).peak
     assert planned == pytest.approx(measured_peak(config, ITEMS, 8), rel=0.1)
+
+
+@pytest.mark.parametrize(("method", "again"), [("full", True), ("gems", False)])
+def test_planned_bytes_of_a_sharded_model_are_those_of_two_processes(
+    method: str, again: bool, tmp_path: Path
+) -> None:
+    config = settings(
+        tmp_path, "qwen2", method=method, backbone__shard=True, backbone__activation_checkpointing=again,
+        sequence__max_tokens=64,
+    )  # fmt: skip
+    planned, alone = (need(config, ITEMS, sequences=4, processes=count) for count in (2, 1))
+    assert planned.state < 0.8 * alone.state
+    assert planned.peak == pytest.approx(sharded_peak(config, ITEMS, 4, 2), rel=0.1)
 
 
 def test_lower_precisions_need_less(tmp_path: Path) -> None:
