@@ -23,7 +23,7 @@ def plain_inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 class Pieces:
-    """What this process holds of parameters.
+    """The parts of parameters that this process holds.
 
     own: for each parameter itself, or a parameter that is its rows here and shares their storage.
     """
