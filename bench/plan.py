@@ -8,11 +8,16 @@ torch's profiler records, plus the moments that AdamW makes in its first step. N
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+import torch.distributed as dist
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config
 
@@ -22,11 +27,15 @@ from training.cli.common.paths import JsonFile
 from training.cli.common.quiet import quiet_libraries
 from training.config import TrainConfig
 from training.loop.losses import item_losses
+from training.loop.sharding import ShardedModel
+from training.methods.method import NarrowMethod
 from training.methods.registry import make_method
 from training.model.forward import checkpoint_blocks
+from training.model.precision import forward_under
 from training.outputs import write_json
 from training.plan.backbones import backbone_shape
-from training.plan.plan import codebook_sizes, need, part_of
+from training.plan.plan import codebook_sizes, need, part_of, planned_precision, text_part_of
+from training.run.parallel import Parallel
 
 ITEMS = 12_101
 METHODS = ("gems", "lora", "full")
@@ -36,11 +45,32 @@ T5_SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
+def sharded_peak(config: TrainConfig, items: int, sequences: int, processes: int) -> int:
+    """Return the bytes that the main one of several processes needs at most; see `measured_peak`."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.save(Path(folder) / "config.yaml")
+        arguments = (processes, folder, items, sequences)
+        spawn(_of_a_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        return int(Path(folder, "peak").read_text("utf-8"))
+
+
+def _of_a_process(rank: int, world: int, folder: str, items: int, sequences: int) -> None:
+    torch.set_num_threads(1)
+    quiet_libraries()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    config = TrainConfig.load(Path(folder) / "config.yaml", {})
+    peak = measured_peak(config, items, sequences, Parallel(rank, world))
+    if rank == 0:
+        Path(folder, "peak").write_text(str(peak), "utf-8")
+    dist.destroy_process_group()
+
+
+def measured_peak(config: TrainConfig, items: int, sequences: int, parallel: Parallel | None = None) -> int:
     """Return the bytes that a real model needs at most for a part, on the CPU.
 
     items: size of the catalogue.
     sequences: of the part.
+    parallel: the processes that share a sharded model; every one calls it.
     """
     sizes = codebook_sizes(config, items)
     added = len(MARKERS) + sum(sizes)
@@ -49,11 +79,20 @@ def measured_peak(config: TrainConfig, items: int, sequences: int) -> int:
         checkpoint_blocks(model)
     first_added = len(model.get_input_embeddings().weight) - added
     weights = sum(p.nbytes for p in model.parameters())
+    precision = planned_precision(config)
+    vocabulary = IdentifierVocabulary(first_added, sizes)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        method = make_method(model, config, first_added)
-        vocabulary = IdentifierVocabulary(first_added, sizes)
+        if parallel is not None:
+            sharded = ShardedModel(model, parallel)
+            model = sharded.trained
+        text = text_part_of(model, vocabulary, config, items)
+        method = make_method(model, config, first_added, parallel=parallel)
+        if precision == "bfloat16":
+            assert isinstance(method, NarrowMethod)
+            method.narrow()
         part = part_of(model, vocabulary, sequences, config.sequence.max_tokens)
-        losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows)
+        with nullcontext() if text is None else text.added(), forward_under(model, precision):
+            losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows, text)
         method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
     assert record.profiler is not None
     events = [each for each in record.profiler.kineto_results.events() if each.name() == "[memory]"]

@@ -408,6 +408,25 @@ class GEMS(torch.optim.Optimizer):
         """
         return {part.name: part.exact() for weight in self.weights for part in weight.parts}
 
+    def narrow(self) -> None:
+        """Hold the projected weights of layers as bf16 from now on; `exact_weights` stay the same float32 numbers.
+
+        So the knowledge of float32 weights holds, and a state goes on only in an optimizer that was narrowed, too.
+        Tables and fused experts stay as they are. Raises `GemsError` for weights that are sharded, or not float32.
+        """
+        parts = [part for weight in self.weights for part in weight.parts if part.matrix.layer is not None]
+        for part in parts:
+            if part.shard.sharded or part.parameter.dtype != torch.float32:
+                raise GemsError(f"{part.name} cannot be narrowed: it is sharded, or not float32")
+        for part in parts:
+            part.narrow()
+
+    def widen(self) -> None:
+        """Hold all projected weights that are bf16 as float32 again, with their exact values. Undoes `narrow`."""
+        for weight in self.weights:
+            for part in weight.parts:
+                part.widen()
+
     @property
     def adamw(self) -> torch.optim.AdamW | None:
         """The optimizer of the parameters that are not projected, whose moments are made in its first step."""

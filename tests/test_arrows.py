@@ -128,8 +128,8 @@ ALLOWED = {
         "training.model"
     ),
     "training.loop": (
-        "gems index.catalogue index.files index.records index.sequence index.words server.engine training.config "
-        "training.data training.errors training.evaluation training.methods training.model training.run"
+        "gems gems.weights index.catalogue index.files index.records index.sequence index.words server.engine "
+        "training.config training.data training.errors training.evaluation training.methods training.model training.run"
     ),
     "training.baselines.networks": "",
     "training.baselines": (
@@ -158,8 +158,12 @@ ALLOWED = {
         "training.data training.errors training.loop training.methods training.model training.prepare training.run"
     ),
     "training.plan": (
-        "gems gems.model index.identifiers.schemes index.sequence training.config training.loop training.methods "
-        "training.methods.tuning training.model training.outputs training.prepare"
+        "gems gems.model gems.weights index.identifiers.schemes index.sequence training.config training.loop "
+        "training.methods training.methods.tuning training.model training.outputs training.prepare"
+    ),
+    "training.doctor": (
+        "index.sequence index.trie server.engine server.engine.torch_backend training.cli.common "
+        "training.config training.loop training.methods training.model training.outputs training.plan"
     ),
     "training.fit": (
         "gems index.pool index.trie server.engine.torch_backend training.codes training.config training.data "
@@ -197,7 +201,7 @@ ALLOWED = {
         "training.extras training.fusion training.outputs training.pipeline training.plan training.prepare "
         "training.preservation training.report training.run training.settings training.sweep"
     ),
-    "training.cli": "training.cli.commands training.cli.common",
+    "training.cli": "training.cli.commands training.cli.common training.doctor",
 }
 TOPS = ("gems", "index", "server", "training")
 PATHS = [path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))]

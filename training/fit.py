@@ -40,7 +40,8 @@ from training.loop.word_queries import WordQueries
 from training.methods.method import Method
 from training.methods.registry import make_method
 from training.model.forward import checkpoint_blocks
-from training.model.text_part import TextPart
+from training.model.precision import chosen_precision
+from training.model.text_part import TextPart, divides_rows
 from training.prepare.knowledge_basis import knowledge_path, uses_knowledge
 from training.prepare.preparation import Prepared, open_prepared
 from training.prepare.renewal import Renewal
@@ -116,6 +117,7 @@ def fit(
     if learns_codes:
         check_codes(config, dataset, split)
     device = chosen_device(config.device)
+    precision = chosen_precision(config, device)
     continued = parallel.agree(
         check_run(out, config, dataset, resume, None if renewal is None else renewal.sha256)
         if parallel.main
@@ -210,6 +212,7 @@ def fit(
         parallel,
         text,
         sharded,
+        precision,
     )
     if continued and trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {trainer.total_steps}")
@@ -219,7 +222,7 @@ def fit(
     console.print(
         f"{len(split.train)} histories, {len(dataset.catalogue)} items, identifiers of "
         f"{prepared.vocabulary.levels} codes {prepared.vocabulary.codebook_sizes}; {size / 1e6:.1f} M weights; "
-        f"method {config.method}; on {device}"
+        f"method {config.method}; on {device}, {precision}"
     )
     validation = trainer.train()
     record = {
@@ -242,15 +245,9 @@ def fit(
 
 
 def _text_part(model: PreTrainedModel, prepared: Prepared, config: TrainConfig) -> TextPart | None:
-    """Divide the rows of items of a model, where one token names one item.
-
-    Not where rates follow the size of a weight, since the own parts are small at first; nor where an embedding does
-    more than look up.
-    """
-    codes = prepared.identifiers.codes
-    one_token = codes.shape[1] == 1 and not prepared.vocabulary.spelled
-    plain = type(model.get_input_embeddings()) is nn.Embedding
-    if not (config.identifiers.text_part and one_token and plain) or config.optimiser.relative:
+    """Divide the rows of items of a model, where `divides_rows`."""
+    codes, spelled = prepared.identifiers.codes, prepared.vocabulary.spelled
+    if not divides_rows(model, config, levels=codes.shape[1], spelled=spelled):
         return None
     vectors = np.load(prepared.vectors, allow_pickle=False)
     in_order = np.empty_like(vectors)

@@ -48,7 +48,8 @@ def train(
     if not trained.method.exportable:
         console.print(f"a model trained with {config.method!r} cannot be exported; its figures are in {out}")
         return None
-    trained.method.merge()
+    if not config.backbone.shard:  # the whole model beside a sharded one has merged weights
+        trained.method.merge()
     if parallel.main:
         catalogue, prepared = trained.dataset.catalogue, trained.prepared
         vectors = prepared.later_vectors()

@@ -76,6 +76,26 @@ class Part:
         exact = self.shard.whole(exact)
         return exact.T if self._on_outputs else exact
 
+    @torch.no_grad()
+    def narrow(self) -> None:
+        """Hold a float32 weight as bf16 from now on, and the rest of its value beside it: no number changes."""
+        exact = self.parameter.detach()
+        self.parameter.data = exact.to(torch.bfloat16)
+        view = self.seen(self.parameter.detach())
+        self.remainder = Remainder(view)
+        self.remainder.store(view, self.seen(exact).contiguous())
+
+    @torch.no_grad()
+    def widen(self) -> None:
+        """Hold the weight as float32 again, with its exact value. Undoes `narrow`."""
+        if self.remainder is None:
+            return
+        view = self.seen(self.parameter.detach())
+        exact = self.remainder.exact(view)
+        self.parameter.data = self.parameter.detach().float()
+        self.seen(self.parameter.detach()).copy_(exact)
+        self.remainder = None
+
     def note_gradient(self) -> None:
         """Count a gradient of this matrix."""
         self.reached = self.used = True

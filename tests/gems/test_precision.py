@@ -146,3 +146,23 @@ def test_weights_that_are_set_to_zero_train_on() -> None:
         optimizer.step()
     assert bool(torch.isfinite(optimizer.exact_weights()["0.weight"]).all())
     assert float((model[0].weight == 0).float().mean()) < 0.02
+
+
+def test_narrowed_weights_keep_every_number_and_are_float32_again_when_widened() -> None:
+    model, knowledge = known_network(torch.float32)
+    optimizer = made(model, knowledge, refresh_every=4)  # on the weights that the knowledge is of
+    before = weights_before(optimizer)
+    optimizer.narrow()
+    assert {p.dtype for p in model.parameters() if p.ndim > 1} == {torch.bfloat16}
+    assert all(torch.equal(exact, before[name]) for name, exact in optimizer.exact_weights().items())
+    for step in range(20):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = regression(model, step)
+        optimizer.backward({task: loss.float() for task, loss in losses.items()})
+        optimizer.step()
+    assert max(leaks(optimizer, knowledge, before)) <= 1e-3
+    exact = weights_before(optimizer)
+    optimizer.widen()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(weight, exact[name]) for name, weight in optimizer.exact_weights().items())
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in exact.items())

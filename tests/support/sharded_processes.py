@@ -191,10 +191,12 @@ def relay(rank: int, world: int, before: Path | None, after: Path, steps: range)
     return {name: whole(p) for name, p in model.named_parameters()}
 
 
-def started(world: int, folder: Path, *arguments: object) -> list[dict[str, Any]]:
-    """Run this file as so many processes, and return what each has found."""
+def started(
+    world: int, folder: Path, *arguments: object, file: Path = Path(__file__)
+) -> list[dict[str, Any]]:
+    """Run a file, this one by default, as so many processes, and return what each has found."""
     path = os.pathsep.join(str(Path(__file__).parents[k]) for k in (1, 2))
-    command = [sys.executable, __file__]
+    command = [sys.executable, str(file)]
     folder.mkdir(exist_ok=True)
     processes = [
         subprocess.Popen(

@@ -19,6 +19,7 @@ from training.cli.commands.serve import serve_command
 from training.cli.commands.sweep import sweep_command
 from training.cli.commands.train import TrainCommand, plan_command, train_command
 from training.cli.common.command import one_line_errors
+from training.doctor.command import doctor_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(baseline_app, name="baseline")
 app.command("train", cls=TrainCommand)(train_command)
 app.command("plan", cls=TrainCommand)(plan_command)
+app.command("doctor")(doctor_command)
 app.command("evaluate")(evaluate_command)
 app.command("fuse")(fuse_command)
 app.command("rank")(rank_command)

@@ -32,6 +32,9 @@ from training.settings import DeviceName, RunSettings, SettingsGroup, merged, ne
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "training.methods.tuning"  # package of the tuning methods
 
+# methods that can hold the weights of layers in bfloat16: exact ones beside them, or frozen ones
+NARROW = ("gems", "subspace", "lora", "lora-moe")
+
 SCRATCH = ("scratch", "t5-tiger")
 DEFAULTS: dict[str | None, dict[str, Any]] = {
     "t5-tiger": {
@@ -140,6 +143,11 @@ class TrainConfig(RunSettings):
             )
         if self.codes.learner is not None:
             self._check_codes(self.codes.learner)
+        if self.backbone.precision == "bfloat16" and self.method not in NARROW:
+            raise ValueError(
+                f"backbone.precision 'bfloat16' is not for {self.method!r}: steps of AdamW are lost in the rounding of "
+                f"bfloat16 weights. Choose 'autocast', which keeps float32 ones, or a method of {', '.join(NARROW)}"
+            )
         others = self.optimiser.other_weights
         if others is not None and not self.has_knowledge:
             raise ValueError(

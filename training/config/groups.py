@@ -60,6 +60,11 @@ class BackboneSettings(SettingsGroup):
         False,
         description="under torchrun, each process holds a part of the rows of every block's weights (FSDP2)",
     )
+    precision: Literal["auto", "float32", "autocast", "bfloat16"] = Field(
+        "auto",
+        description="'float32', 'autocast' (products in bfloat16), 'bfloat16' (weights of layers, too), or 'auto': "
+        "autocast on a GPU, else float32",
+    )
 
 
 class IdentifierSettings(SettingsGroup):

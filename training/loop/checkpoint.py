@@ -2,22 +2,22 @@
 
 checkpoints/step-00000120/   weights, method state, progress: everything for an exact resume; of a sharded model
                              (`gems.checkpoint`), the rows that each process holds
-best/step-00000100/          weights of the best validation so far
+best/step-00000100/          weights of the best validation so far, and exact ones of those in bfloat16
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
@@ -27,6 +27,8 @@ from index.records import read_json
 from training.errors import UserError
 from training.methods.method import Method
 from training.run.parallel import Parallel
+
+EXACT = "exact.safetensors"
 
 
 class Stateful(Protocol):
@@ -101,13 +103,22 @@ def load_checkpoint(
     return progress
 
 
-def save_best(run: Path, model: PreTrainedModel, step: int) -> None:
+def save_best(
+    run: Path, model: PreTrainedModel, step: int, exact: Mapping[str, Tensor] | None = None
+) -> None:
     """Write `best/step-N`. The previous one stays until `drop_other_best`.
 
     That is called after the next checkpoint: a run that is killed in between goes on from an older checkpoint,
     which needs the previous one.
+    exact: float32 values of weights that the model holds in bfloat16.
     """
-    _write(run / "best", step, lambda draft: save_model(model, str(draft / "weights.safetensors")))
+
+    def write(draft: Path) -> None:
+        save_model(model, str(draft / "weights.safetensors"))
+        if exact:
+            save_file({name: each.contiguous() for name, each in exact.items()}, draft / EXACT)
+
+    _write(run / "best", step, write)
 
 
 def drop_other_best(run: Path, step: int) -> None:
@@ -121,6 +132,8 @@ def load_best(run: Path, model: PreTrainedModel, step: int) -> None:
     if not path.exists():
         raise CheckpointError(f"{run / 'best'} holds no weights of step {step}")
     load_model(model, str(path))
+    if path.with_name(EXACT).exists():
+        model.load_state_dict(load_file(path.with_name(EXACT)), strict=False)
 
 
 def _newest(parent: Path) -> Path | None:

@@ -55,6 +55,7 @@ def item_losses(
     # the part is on the host, which so knows how many answers there are without waiting for the device
     target, level, task = (each[:, 1:].flatten() for each in (part.ids, part.level, part.task))
     head = model.get_output_embeddings().weight
+    hidden = hidden.to(head.dtype)  # logits and softmax in float32, whatever the blocks were computed in
     totals: dict[Task, Tensor] = {name: hidden[:0].sum() for name in TASKS if name in always}
     # Levels that share a softmax, by the rows of the head that it covers.
     levels: dict[tuple[int, int], list[int]] = {}

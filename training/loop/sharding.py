@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from gems.weights.shards import prepare_sharded
 from training.config import TrainConfig
 from training.errors import UserError
 from training.run.parallel import Parallel
 
-METHODS = ("gems", "subspace")
+# their weights outside of the blocks are no plain ones, which the whole model that is validated could have
+WITHOUT = {"lora-moe": "its experts are no plain weights, which the model that is validated would need"}
 
 
 class ShardedModel:
@@ -43,14 +46,21 @@ class ShardedModel:
             raise UserError(f"{type(whole).__name__} does not name its blocks: leave backbone.shard off")
         for block in blocks:
             fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
+        prepare_sharded(self.trained)
 
     @torch.no_grad()
-    def collect(self) -> None:
-        """Copy the trained weights into the whole model of the main process. Every process calls it."""
+    def collect(self, merged: Iterable[tuple[str, Tensor]] = ()) -> None:
+        """Copy the trained weights into the whole model of the main process. Every process calls it.
+
+        merged: weights by name that the trained model has in another form.
+        """
         own: dict[str, Tensor] = dict(self.whole.named_parameters())
         for name, parameter in self.trained.named_parameters():
             value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             if self._main and name in own:  # not the map of texts, which is folded into the token tables
+                own[name].copy_(value)
+        for name, value in merged:
+            if self._main:
                 own[name].copy_(value)
 
 
@@ -58,13 +68,14 @@ def check_sharding(config: TrainConfig) -> None:
     """Raise `UserError` if these settings cannot be trained in a sharded model."""
     if not config.backbone.shard:
         return
-    if config.method not in METHODS:
+    if config.method in WITHOUT:
         raise UserError(
-            f"the method {config.method!r} does not train sharded models; {' and '.join(METHODS)} do: leave "
+            f"the method {config.method!r} does not train sharded models: {WITHOUT[config.method]}. Leave "
             "backbone.shard off"
         )
     for name, wrong in (
         ("gems.output_bases on", config.gems.output_bases),
+        ("backbone.precision 'bfloat16'", config.backbone.precision == "bfloat16"),
         ("gems.transport off", not config.gems.transport),
     ):
         if wrong:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.files import atomic_write
@@ -35,7 +36,8 @@ from training.loop.probe import ConflictProbe
 from training.loop.schedule import rate_factor
 from training.loop.sharding import ShardedModel
 from training.loop.validation import Validator
-from training.methods.method import Method, Observer
+from training.methods.method import Method, NarrowMethod, Observer
+from training.model.precision import Precision, forward_under
 from training.model.text_part import TextPart
 from training.run.interrupts import interrupts
 from training.run.metrics_log import MetricsLog
@@ -66,6 +68,7 @@ class Trainer:
     """Training loop of a run: steps, validations and checkpoints.
 
     run: the run folder.
+    precision: of the model, from the first step to the last one.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Trainer:
         parallel: Parallel | None = None,
         text: TextPart | None = None,
         sharded: ShardedModel | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.run = run
         self.config = config
@@ -93,6 +97,12 @@ class Trainer:
         self.parallel = parallel or Parallel()
         self.text = text
         self.sharded = sharded
+        self.precision = precision
+        self._narrowed: NarrowMethod | None = None
+        if precision == "bfloat16":
+            assert isinstance(method, NarrowMethod)  # the settings were checked
+            self._narrowed = method
+            method.narrow()
         # what is validated and published; where the model is sharded, only the main process has it
         self.whole = model if sharded is None else sharded.whole
         self.progress = TrainingProgress()
@@ -121,7 +131,19 @@ class Trainer:
         return found is not None
 
     def train(self) -> dict[str, float]:
-        """Train to the end and leave the best weights in the model. Return the best validation figures."""
+        """Train to the end and leave the best weights in the model, float32. Return the best validation figures."""
+        with forward_under(self.model, self.precision):
+            self._train()
+        if self._narrowed is not None:
+            self._narrowed.widen()
+        if self.sharded is None or self.parallel.main:
+            load_best(self.run, self.whole, self.progress.best_step)
+        if self.text is not None and self.sharded is None:  # a whole model beside a sharded one never had it
+            self.text.finish(self.model)
+        self.whole.eval()
+        return self.parallel.agree(self.validator() if self.parallel.main else {})
+
+    def _train(self) -> None:
         begin = time.perf_counter() - self.progress.seconds
         columns = (
             TextColumn("{task.description}"),
@@ -172,12 +194,6 @@ class Trainer:
                     raise TrainingError(
                         f"stopped after step {self.progress.step}; the same command with --resume goes on"
                     )
-        if self.sharded is None or self.parallel.main:
-            load_best(self.run, self.whole, self.progress.best_step)
-        if self.text is not None and self.sharded is None:  # a whole model beside a sharded one never had it
-            self.text.finish(self.model)
-        self.whole.eval()
-        return self.parallel.agree(self.validator() if self.parallel.main else {})
 
     def _remaining(self) -> Iterator[tuple[str, Batch]]:
         """Yield the batches from the current step on, and the name of each for messages."""
@@ -258,17 +274,22 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         with self._plain_weights():
             if self.sharded is not None:
-                self.sharded.collect()
+                merged = getattr(self.method, "merged_weights", tuple)  # of layers that a method has wrapped
+                self.sharded.collect(merged())
             figures = self.parallel.agree(self.validator() if self.parallel.main else {})
         if self.progress.best_score is None or figures["score"] > self.progress.best_score:
             self.progress.best_score = figures["score"]
             self.progress.best_step = self.progress.step
             self.progress.bad_validations = 0
             if self.parallel.main:
-                save_best(self.run, self.whole, self.progress.step)
+                save_best(self.run, self.whole, self.progress.step, self._exact_weights())
         else:
             self.progress.bad_validations += 1
         return figures
+
+    def _exact_weights(self) -> dict[str, Tensor]:
+        """Return the float32 values of trained weights that the model holds in less precision."""
+        return {} if self._narrowed is None else self._narrowed.exact_weights()
 
     def _probe(self) -> dict[str, float]:
         with self._plain_weights():

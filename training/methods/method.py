@@ -123,3 +123,22 @@ class Observer(Protocol):
     def observe(self, samples: SamplesOfPass) -> None:
         """Take notice of the samples of the next forward pass, whose losses `backward` gets."""
         ...
+
+
+class NarrowMethod(Method, Protocol):
+    """A method that can hold weights in bfloat16; its name is in `training.config.config.NARROW`."""
+
+    def narrow(self) -> None:
+        """Hold the weights of the blocks' linear layers in bfloat16 until `widen`; called once, before the first step.
+
+        No update is lost by it. Raises `UserError` if the method cannot.
+        """
+        ...
+
+    def widen(self) -> None:
+        """Hold all weights in float32 again; training cannot go on."""
+        ...
+
+    def exact_weights(self) -> dict[str, Tensor]:
+        """Return the float32 values of the weights that are held in bfloat16 and trained, by name."""
+        ...

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis
 from index.extensions import load_choice
+from index.sequence.language_model import is_encoder_decoder
 from training.config import METHODS, TrainConfig
+from training.errors import UserError
 from training.methods.method import Method, Setup
 from training.run.parallel import Parallel
 
@@ -35,8 +36,13 @@ def make_method(
     return method
 
 
-def check_method(model: nn.Module, config: TrainConfig) -> None:
+def check_method(model: PreTrainedModel, config: TrainConfig) -> None:
     """Raise an error if the method cannot train this model with these settings; nothing is written yet."""
+    if config.backbone.precision == "bfloat16" and is_encoder_decoder(model):
+        raise UserError(
+            "backbone.precision 'bfloat16' is for decoder-only backbones, since the engine that validates reads an "
+            "encoder-decoder's layers one by one, in one number format: choose 'autocast'"
+        )
     check = getattr(load_choice(METHODS, config.method), "check", None)
     if check is not None:
         check(model, config)

@@ -7,7 +7,7 @@ and the step goes along Σ_i w_i g_i. So no gradient is copied, and what a metho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from training.methods.adamw import AdamWTuning, Reduce, split_by_decay, trainable
 from training.methods.method import Setup
+from training.methods.pieces import plain_inner
 from training.model.rows import AddedRows
 
 
@@ -77,7 +78,7 @@ class TaskGradientTuning(AdamWTuning):
                 p.grad = gradient
             (shares[task] * loss).backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
             self._gradients[task] = [p.grad for p in self._parameters]
-            self._optimizer.zero_grad()
+            self._drop_gradients()
 
     def step(self, learning_rate: float) -> dict[str, float]:
         nothing = [None] * len(self._parameters)
@@ -89,8 +90,8 @@ class TaskGradientTuning(AdamWTuning):
             for task in TASKS
         ]
         self._gradients = {}
-        self._reduce([g for gradient in gradients for g in gradient])
-        gram = inner_products(gradients)
+        self._reduce(self._pieces.whole([g for gradient in gradients for g in gradient]))
+        gram = inner_products(gradients, self._pieces.inner)
         if not torch.isfinite(gram).all():
             raise ArithmeticError("the gradient is not finite")
         weights = self._weighting(gram)
@@ -111,13 +112,15 @@ class TaskGradientTuning(AdamWTuning):
         self._weighting.load_state_dict(state["weighting"])
 
 
-def inner_products(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return ⟨g_i, g_j⟩ over all weights, float64 [tasks, tasks] on the CPU. Each gradient is a list of tensors."""
+def inner_products(
+    gradients: Sequence[Sequence[Tensor]],
+    inner: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] = plain_inner,
+) -> Tensor:
+    """Return ⟨g_i, g_j⟩ over all weights, float64 [tasks, tasks] on the CPU.
 
-    def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        pairs = zip(first, second, strict=True)
-        return torch.stack([torch.dot(a.flatten(), b.flatten()).double() for a, b in pairs]).sum()
-
+    gradients: of each task a list of tensors.
+    inner: returns the inner product of two of them, see `Pieces.inner`.
+    """
     tasks = len(gradients)
     rows = [[inner(gradients[i], gradients[j]) for j in range(i + 1)] for i in range(tasks)]
     square = [rows[max(i, j)][min(i, j)] for i in range(tasks) for j in range(tasks)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,11 +21,14 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def checkpoint_blocks(model: PreTrainedModel) -> None:
+def checkpoint_blocks(
+    model: PreTrainedModel, again: Callable[[], AbstractContextManager[Any]] | None = None
+) -> None:
     """Keep only the inputs of the model's blocks in training, and compute the rest again in each backward pass.
 
     Activation recomputation by blocks, Chen et al., arXiv 1604.06174. Results are the same; a step takes about a third
     longer. Raises `UserError` if the model cannot.
+    again: makes what the second computation runs in, where torch would not know; it knows autocast.
     """
     if not model.supports_gradient_checkpointing:
         raise UserError(
@@ -29,7 +36,10 @@ def checkpoint_blocks(model: PreTrainedModel) -> None:
         )
     # the first versions of transformers 5 have the old name only
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    options: dict[str, Any] = {"use_reentrant": False}
+    if again is not None:
+        options["context_fn"] = lambda: (nullcontext(), again())
+    enable(options)
 
 
 def _read(tokens: Tensor) -> dict[str, Tensor]:

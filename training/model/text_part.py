@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from training.config import TrainConfig
 from training.model.rows import token_embeddings
 
 NAME = "text_part"  # of the part of a model
@@ -118,6 +119,8 @@ def _scaled(vectors: NDArray[np.float32]) -> Tensor:
 
     A step of Adam then moves a row about as far by its text as by its own part; much longer vectors are shortened.
     """
+    if not vectors.any():
+        return torch.zeros(vectors.shape)
     centred = vectors - vectors.mean(axis=0, dtype=np.float64)
     sums = np.abs(centred).sum(axis=1, keepdims=True)
     if not sums.any():  # all vectors are the same
@@ -130,11 +133,24 @@ def _fitted(vectors: Tensor, rows: Tensor) -> Tensor:
     """Return P, [d, d_x], that minimises Σ_i ‖rows_i − P vectors_i‖². vectors: [N, d_x]. rows: [N, d].
 
     By float64, so that two runs begin with the same numbers: LAPACK's last bits may differ. Directions in which the
-    vectors hardly differ are left out.
+    vectors hardly differ are left out. On the meta device there is nothing to fit.
     """
+    if rows.is_meta:
+        return rows.new_empty(rows.shape[1], vectors.shape[1])
     x, y = vectors.double().numpy(), rows.double().cpu().numpy()
     found, *_ = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-8)
     return torch.from_numpy(found.T.copy()).to(rows)
+
+
+def divides_rows(model: PreTrainedModel, config: TrainConfig, *, levels: int, spelled: bool) -> bool:
+    """Whether a training divides the rows of items: only where one token names one item.
+
+    Not where rates follow the size of a weight, since the own parts are small at first; nor where an embedding does
+    more than look up.
+    """
+    one_token = levels == 1 and not spelled
+    plain = type(model.get_input_embeddings()) is nn.Embedding
+    return config.identifiers.text_part and one_token and plain and not config.optimiser.relative
 
 
 def maps_of(model: nn.Module) -> list[nn.Parameter]:

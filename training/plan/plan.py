@@ -5,16 +5,17 @@ through the code that a training runs, as on a GPU unless `device` is the CPU. W
 (`meter`), and so are the floating-point operations.
 
 Not counted: the context of the GPU and the workspaces of its libraries (1 to 2 GB), fragmentation, the engine that
-ranks for validations, which runs between steps, and the map of texts to item rows (`identifiers.text_part`), whose
-start needs numbers: 3% of a peak with 12,000 items, up to 9% with 50,000 and a small backbone.
+ranks for validations, which runs between steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,15 +30,20 @@ from index.sequence.vocabulary import MARKERS, IdentifierVocabulary
 from training.config import ConfigError, TrainConfig
 from training.loop.losses import item_losses
 from training.loop.parts import Part
-from training.methods.method import Method
+from training.methods.method import Method, NarrowMethod
 from training.methods.registry import make_method
 from training.methods.tuning.gems import GemsTuning
 from training.model.forward import checkpoint_blocks
+from training.model.precision import Precision, forward_under
+from training.model.text_part import TextPart, divides_rows
 from training.plan.backbones import backbone_shape
 from training.plan.meter import Meter
+from training.plan.pretend_autocast import PretendAutocast
+from training.plan.pretend_shards import PretendShards
 from training.prepare.knowledge_basis import uses_knowledge
 
 EVENT = 12  # tokens of an event with its query, of which one item is predicted
+VECTOR = 384  # width of an item's vector, that of MiniLM
 LAST_LEVEL = 64  # codes of the level that separates items with the same codes
 MOST_SEQUENCES = 8**4
 
@@ -72,28 +78,47 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
     config: settings of the training.
     items: size of the catalogue.
     sequences: of a part; None for as many as `optimiser.part_tokens` holds.
-    processes: that share the training; each has the whole model.
+    processes: that share the training; each has the whole model, or with `backbone.shard` its rows. The need is then
+        that of the main process, which keeps a whole model beside them.
     Raises `BackboneError` if the shape of the backbone is not at hand, and `UserError` for settings that do not fit it.
     """
     length = config.sequence.max_tokens
     sequences = sequences or max(1, config.optimiser.part_tokens // length)
     sizes = codebook_sizes(config, items)
+    precision = planned_precision(config)
     meter = Meter(cpu=config.device == "cpu")
     with meter:
         model = backbone_shape(config, len(MARKERS) + sum(sizes))
         meter.peak = meter.now  # layers that are cut off never reach the device
         if config.backbone.activation_checkpointing:
-            checkpoint_blocks(model)
+            checkpoint_blocks(model, nullcontext if precision == "float32" else PretendAutocast)
         first_added = len(model.get_input_embeddings().weight) - len(MARKERS) - sum(sizes)
-        method = make_method(model, config, first_added)
-        weights = _bytes_of_weights(model)
         vocabulary = IdentifierVocabulary(first_added, sizes)
+        whole = _bytes_of_weights(model)
+        text = text_part_of(model, vocabulary, config, items)
+        method = make_method(model, config, first_added)
+        if precision == "bfloat16":
+            assert isinstance(method, NarrowMethod)
+            method.narrow()
+        weights = _bytes_of_weights(model)
+        shards = None
+        if config.backbone.shard and processes > 1:
+            meter.peak = 2 * whole  # the main process keeps the model that it shards a copy of
+            meter.now += whole
+            shards = PretendShards(model, method, processes, meter, cpu=config.device == "cpu")
+            weights = whole + shards.held(unique_parameters(model))
         part = part_of(model, vocabulary, sequences, length, config.sequence.trained_tasks)
         before = meter.now
 
         def pass_part() -> int:
             """Go forward and back. Return the bytes that the forward pass kept."""
-            losses = item_losses(model, vocabulary, part, config.identifiers.normalisation, method.rows)
+            with (
+                nullcontext() if text is None else text.added(),
+                forward_under(model, precision, lambda _: PretendAutocast()),
+            ):
+                losses = item_losses(
+                    model, vocabulary, part, config.identifiers.normalisation, method.rows, text
+                )
             kept = meter.now - before
             method.backward(losses, dict.fromkeys(losses, 1 / len(losses)))
             return kept
@@ -104,9 +129,14 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
             for weight in method.optimizer.weights:
                 weight.subspaces.ready = True
             method.optimizer.zero_grad()
+            if shards is not None:
+                shards.forget()
             meter.flops = 0
             pass_part()
-    costs, later = method.costs(), _later_state(method)
+    costs, later = method.costs(), _later_state(method, shards)
+    sent = 2 * (processes - 1) * costs["gradient_bytes"] // processes
+    if shards is not None:
+        sent, costs = shards.sent(costs["gradient_bytes"]), shards.costs(costs, method)
     return Need(
         weights=weights,
         state=costs["state_bytes"] + later,
@@ -115,21 +145,22 @@ def need(config: TrainConfig, items: int, *, sequences: int | None = None, proce
         peak=meter.peak + later,
         knowledge=_knowledge(config, model),
         flops=meter.flops,
-        sent=2 * (processes - 1) * costs["gradient_bytes"] // processes,
+        sent=sent,
     )
 
 
-def largest_part(config: TrainConfig, items: int, memory: int) -> int:
+def largest_part(config: TrainConfig, items: int, memory: int, *, processes: int = 1) -> int:
     """Return about how many sequences of `sequence.max_tokens` fit into a part: at most `MOST_SEQUENCES`, 0 if none do.
 
+    processes: see `need`.
     memory: bytes of a GPU. The peak is convex in the sequences: a straight line between two sizes lies above it, and
     so what is returned fits.
     """
     fits, over = 0, 1
-    peaks = {over: need(config, items, sequences=over).peak}
+    peaks = {over: need(config, items, sequences=over, processes=processes).peak}
     while peaks[over] <= memory and over < MOST_SEQUENCES:
         fits, over = over, 8 * over
-        peaks[over] = need(config, items, sequences=over).peak
+        peaks[over] = need(config, items, sequences=over, processes=processes).peak
     if peaks[over] <= memory:
         return over
     if not fits:
@@ -139,7 +170,7 @@ def largest_part(config: TrainConfig, items: int, memory: int) -> int:
         guess = fits + int(share * (over - fits))
         if guess in peaks:
             break
-        peaks[guess] = need(config, items, sequences=guess).peak
+        peaks[guess] = need(config, items, sequences=guess, processes=processes).peak
         fits = guess
     return fits
 
@@ -154,18 +185,42 @@ def codebook_sizes(config: TrainConfig, items: int) -> tuple[int, ...]:
     return (*config.identifiers.codebooks, LAST_LEVEL)
 
 
+def planned_precision(config: TrainConfig) -> Precision:
+    """Return the precision of a training: 'auto' is autocast, as on a GPU, unless the device is the CPU."""
+    wanted = config.backbone.precision
+    if wanted == "auto":
+        return "float32" if config.device == "cpu" else "autocast"
+    return wanted
+
+
+def text_part_of(
+    model: PreTrainedModel, vocabulary: IdentifierVocabulary, config: TrainConfig, items: int
+) -> TextPart | None:
+    """Return the part of a model's item rows that their texts decide, with maps of zeros; None where it has none."""
+    if not divides_rows(model, config, levels=vocabulary.levels, spelled=config.identifiers.scheme == "text"):
+        return None
+    nothing = np.broadcast_to(np.float32(0), (items, VECTOR))
+    return TextPart(model, int(vocabulary.first_code[0]), nothing)
+
+
+def unique_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a model, of those that share a storage the first."""
+    return list({p.untyped_storage()._cdata: p for p in model.parameters()}.values())
+
+
 def _bytes_of_weights(model: nn.Module) -> int:
-    return sum(
-        {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}.values()
-    )
+    return sum(p.untyped_storage().nbytes() for p in unique_parameters(model))
 
 
-def _later_state(method: Method) -> int:
+def _later_state(method: Method, shards: PretendShards | None) -> int:
     """Return the bytes of the moments that AdamW makes in its first step."""
     if method.adamw is None:
         return 0
-    weights = [p for group in method.adamw.param_groups for p in group["params"]]
-    return sum(2 * p.nbytes + 4 for p in weights if not method.adamw.state.get(p))
+    weights = [
+        p for group in method.adamw.param_groups for p in group["params"] if not method.adamw.state.get(p)
+    ]
+    held = sum(p.nbytes for p in weights) if shards is None else shards.held(weights)
+    return 2 * held + 4 * len(weights)
 
 
 def _knowledge(config: TrainConfig, model: PreTrainedModel) -> int:
@@ -223,7 +278,7 @@ def plan(
 
     methods: names of tuning methods.
     memory: bytes of a GPU.
-    gpus: that share the training; each has the whole model and its share of the parts of a step.
+    gpus: that share the training; each has its share of the parts of a step, and see `need`.
     speed: floating-point operations a second that the GPU reaches; None leaves out the times.
     progress: called with the number of finished rows and of all rows.
     Raises what `need` raises. Returns a JSON-ready dictionary; all sizes are in bytes:
@@ -253,7 +308,7 @@ def plan(
         needed = need(chosen, items, processes=gpus)
         again = chosen.backbone.activation_checkpointing
         row = {"method": chosen.method, "activation_checkpointing": again} | asdict(needed)
-        row |= {"fits": needed.peak <= memory, "largest": largest_part(chosen, items, memory)}
+        row |= {"fits": needed.peak <= memory, "largest": largest_part(chosen, items, memory, processes=gpus)}
         rows.append(row | ({} if speed is None else {"seconds": needed.flops / speed}))
         progress(len(rows), len(asked))
     return {

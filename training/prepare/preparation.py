@@ -31,6 +31,7 @@ from training.settings import flat
 SHAPED_BY = ("seed", "backbone", "identifiers", "sequence.max_tokens")
 NOT_SHAPED_BY = (
     "identifiers.normalisation", "identifiers.text_part", "backbone.activation_checkpointing", "backbone.shard",
+    "backbone.precision",
 )  # fmt: skip
 
 ITEM_VECTORS = "item_vectors.npy"

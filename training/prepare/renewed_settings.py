@@ -25,8 +25,8 @@ LENGTH: Final = 0.15  # of its epochs
 RECORDED = "settings"  # field of `BundleInfo.training`
 # settings of a machine, or that name files of one
 NOT_RECORDED = (
-    "threads", "device", "run", "backbone.shard", "identifiers.encoder", "identifiers.vectors", "knowledge.basis",
-    "knowledge.histories",
+    "threads", "device", "run", "backbone.shard", "backbone.precision", "identifiers.encoder",
+    "identifiers.vectors", "knowledge.basis", "knowledge.histories",
 )  # fmt: skip
 FIXED = (
     "backbone",
@@ -38,8 +38,8 @@ FIXED = (
 )
 # the encoder is known by its files; the others are of the training alone
 NOT_FIXED = (
-    "backbone.activation_checkpointing", "backbone.shard", "identifiers.encoder", "identifiers.vectors",
-    "identifiers.text_part",
+    "backbone.activation_checkpointing", "backbone.shard", "backbone.precision", "identifiers.encoder",
+    "identifiers.vectors", "identifiers.text_part",
 )  # fmt: skip
 # names in the `config.json` of different families
 SHAPE = {

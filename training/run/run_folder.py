@@ -75,7 +75,9 @@ def check_run(
     if environment.get("bundle_sha256") != bundle_sha256:  # first: its settings follow from it
         raise RunError(_other_bundle(out, environment.get("bundle"), bundle_sha256))
     before, now = flat(recorded), flat(config.model_dump(mode="json"))
-    changed = [name for name in now if name != "device" and before.get(name) != now[name]]
+    changed = [
+        name for name in now if name != "device" and _form(name, before.get(name)) != _form(name, now[name])
+    ]
     if changed:
         raise RunError(
             f"{out} was started with other settings ({', '.join(changed)}); a resumed run keeps them, "
@@ -89,6 +91,14 @@ def check_run(
             f"{out} was started with other texts or attributes of the items; a resumed run keeps its data set"
         )
     return True
+
+
+def _form(name: str, value: object) -> object:
+    """Return a setting as far as a checkpoint depends on it: all precisions with float32 weights have the same.
+
+    Older versions, which had no other weights, recorded none.
+    """
+    return "float32" if name == "backbone.precision" and value in (None, "auto", "autocast") else value
 
 
 def _other_bundle(out: Path, recorded: object, bundle_sha256: str | None) -> str:

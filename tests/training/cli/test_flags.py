@@ -28,7 +28,7 @@ OTHER: dict[str, Any] = {
     "fresh_share": 0.3,
     "backbone.name": "folder", "backbone.layers": 3, "backbone.hidden": 64, "backbone.heads": 2,
     "backbone.dropout": 0.2, "backbone.text_vocabulary": 500, "backbone.activation_checkpointing": True,
-    "backbone.shard": True,
+    "backbone.shard": True, "backbone.precision": "autocast",
     "identifiers.scheme": "semantic", "identifiers.codebooks": (8, 16), "identifiers.embeddings": "alphafuse",
     "identifiers.encoder": "other", "identifiers.vectors": Path("v.npy"), "identifiers.fused_hidden": 64,
     "identifiers.fused_epochs": 7, "identifiers.quantiser": "rqvae",

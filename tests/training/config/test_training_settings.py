@@ -78,7 +78,7 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "sequence.word_queries", "sequence.event_dropout", "sequence.tasks", "knowledge.softness", "gems.output_bases",
         "identifiers.tuned_steps",
         "identifiers.text_part", "backbone.activation_checkpointing", "optimiser.other_weights", "gems.share_bases",
-        "backbone.shard",
+        "backbone.shard", "backbone.precision",
         "knowledge.source", "knowledge.histories",
         "codes.learner", "codes.share", "codes.rate", "codes.temperature", "codes.schedule",
         "sequence.extra_tasks", "sequence.log_after", "optimiser.logit_temperature", "lora.layers", "lora.balance",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from training.errors import UserError
 from training.loop.checkpoint import load_checkpoint, save_checkpoint
 from training.loop.losses import item_losses
 from training.loop.trainer import Trainer
-from training.methods.method import Method
+from training.methods.method import Method, NarrowMethod
 from training.methods.registry import make_method
+from training.model.precision import Precision, forward_under
 from training.model.rows import AddedRows
 from training.model.text_part import TextPart
 from training.run.device import chosen_device
@@ -85,6 +87,24 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("full", {"optimiser.other_weights": "frozen"}),
 ]
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_lower_precisions_misplace_nothing(precision: Precision) -> None:
+    """A float32 model: products in bfloat16 end near those of the host, through first bases and refreshes."""
+    found = []
+    for device in (nullcontext(), pretend_device()):
+        with device as there:
+            model = make_model(VOCABULARY.size)
+            if there is not None:
+                moved(model)
+            method = made(model, "gems")
+            if precision == "bfloat16":
+                assert isinstance(method, NarrowMethod)
+                method.narrow()
+            with forward_under(model, precision):
+                found.append(train(model, method))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 # their weights come from solvers that stop at 1e-8; those of the others follow from closed formulas

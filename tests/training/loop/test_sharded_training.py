@@ -92,10 +92,27 @@ def test_two_processes_go_on_where_one_was_stopped_and_publish_the_bundle_of_one
     assert apart < 0.2 * moved, (apart, moved)
 
 
+def test_the_bundle_of_sharded_adapters_is_that_of_plain_ones(data: Path, tmp_path: Path) -> None:
+    bundles = []
+    for name, changes in (("plain", {}), ("sharded", SHARDED)):
+        config = settings(SHORT, {"method": "lora", "lora.rank": 4, "optimiser.epochs": 0.5}, changes)
+        bundle = train(data, tmp_path / name, config, console=QUIET)
+        assert bundle is not None
+        bundles.append(load_file(bundle / "model.safetensors"))
+    before = load_file(tmp_path / "plain" / "prepared" / "backbone" / "model.safetensors")
+    for name, weight in bundles[0].items():
+        assert torch.allclose(bundles[1][name], weight, rtol=0, atol=1e-4), name
+    assert sum("dense" in name and not torch.equal(w, before[name]) for name, w in bundles[1].items()) == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "lora"}, "'lora' does not train sharded models; gems and subspace do"),
+        (
+            {"method": "lora-moe"},
+            "'lora-moe' does not train sharded models: its experts are no plain weights",
+        ),
+        ({"backbone.precision": "bfloat16"}, r"backbone\.precision 'bfloat16' does not go"),
         ({"gems.output_bases": True, "knowledge.null_space": False}, r"gems\.output_bases on does not go"),
         ({"gems.transport": False}, r"gems\.transport off does not go"),
     ],

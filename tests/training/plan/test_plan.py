@@ -11,12 +11,12 @@ import torch
 from transformers import BartConfig, GPTNeoXConfig, PreTrainedConfig, Qwen2Config, T5Config, ViTConfig
 from typer.testing import CliRunner
 
-from bench.plan import measured_peak
+from bench.plan import measured_peak, sharded_peak
 from training.cli.app import app
 from training.config import TrainConfig, recipe_names
 from training.model.backbones import BackboneError
 from training.plan.backbones import KNOWN, backbone_shape
-from training.plan.plan import MOST_SEQUENCES, largest_part, need, plan
+from training.plan.plan import MOST_SEQUENCES, Need, largest_part, need, plan
 
 ITEMS = 500
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -56,6 +56,64 @@ def test_planned_bytes_are_those_of_real_tensors(
 ) -> None:
     config = settings(tmp_path, shape, method=method, backbone__activation_checkpointing=again)
     assert need(config, ITEMS, sequences=8).peak == pytest.approx(measured_peak(config, ITEMS, 8), rel=0.1)
+
+
+@pytest.mark.parametrize("shape", ["qwen2", "t5"])
+@pytest.mark.parametrize("method", ["full", "gems", "lora"])
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
+def test_planned_bytes_of_each_precision_are_those_of_real_tensors(
+    shape: str, method: str, precision: str, again: bool, tmp_path: Path
+) -> None:
+    if precision == "bfloat16" and (method == "full" or shape == "t5"):
+        pytest.skip("refused")
+    config = settings(
+        tmp_path,
+        shape,
+        method=method,
+        backbone__precision=precision,
+        backbone__activation_checkpointing=again,
+    )
+    planned = need(config, ITEMS, sequences=8).peak
+    assert planned == pytest.approx(measured_peak(config, ITEMS, 8), rel=0.1)
+
+
+@pytest.mark.parametrize(("method", "again"), [("full", True), ("gems", False)])
+def test_planned_bytes_of_a_sharded_model_are_those_of_two_processes(
+    method: str, again: bool, tmp_path: Path
+) -> None:
+    config = settings(
+        tmp_path, "qwen2", method=method, backbone__shard=True, backbone__activation_checkpointing=again,
+        sequence__max_tokens=64,
+    )  # fmt: skip
+    planned, alone = (need(config, ITEMS, sequences=4, processes=count) for count in (2, 1))
+    assert planned.state < 0.8 * alone.state
+    assert planned.peak == pytest.approx(sharded_peak(config, ITEMS, 4, 2), rel=0.1)
+
+
+def test_lower_precisions_need_less(tmp_path: Path) -> None:
+    def of(precision: str, method: str) -> Need:
+        return need(settings(tmp_path, "qwen2", method=method, backbone__precision=precision), ITEMS)
+
+    for method in ("gems", "lora"):
+        full, autocast, bfloat16 = (of(each, method) for each in ("float32", "autocast", "bfloat16"))
+        assert full.weights == autocast.weights > bfloat16.weights
+        assert full.activations > autocast.activations >= bfloat16.activations
+    # what GEMS holds beside its weights makes up for their lower half
+    assert bfloat16.state < of("bfloat16", "gems").state
+    assert of("bfloat16", "gems").state - of("float32", "gems").state == (
+        of("float32", "gems").weights - of("bfloat16", "gems").weights
+    )
+
+
+def test_the_map_of_texts_is_counted(tmp_path: Path) -> None:
+    """One map for the tied tables: its gradient and moments, and the vectors of the items."""
+    wide, without = (
+        need(settings(tmp_path, "qwen2", method="gems", identifiers__text_part=part), ITEMS)
+        for part in (True, False)
+    )
+    assert wide.weights - without.weights == 4 * 128 * 384
+    assert wide.peak - without.peak > 4 * 384 * ITEMS
 
 
 def test_layers_that_are_cut_off_need_nothing(tmp_path: Path) -> None:

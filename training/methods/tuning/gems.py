@@ -79,6 +79,15 @@ class GemsTuning:
         refreshed = self._optimizer.refreshed()
         return figures | ({"subspaces": refreshed} if refreshed else {})
 
+    def narrow(self) -> None:
+        self._optimizer.narrow()
+
+    def widen(self) -> None:
+        self._optimizer.widen()
+
+    def exact_weights(self) -> dict[str, Tensor]:
+        return self._optimizer.exact_weights()
+
     def merge(self) -> None:
         """Do nothing: the updates are in the weights already."""
 

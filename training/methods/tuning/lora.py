@@ -5,10 +5,12 @@ y = W x + (alpha/rank) B A dropout(x), with W frozen, A [rank, n] random and B [
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from index.sequence.language_model import is_encoder_decoder
@@ -45,8 +47,10 @@ class LoraTuning(AdamWTuning):
         reduce: Reduce = lambda tensors: None,
     ) -> None:
         linears = block_linears(model, layers)
+        self.frozen = list(linears.values())
         self._tuner = _inject(model, linears, rank=rank, alpha=alpha, dropout=dropout)
         wrapped = [model.get_submodule(name) for name in linears]
+        self._wrapped = dict(zip(linears, wrapped, strict=True))
         for module, linear in zip(wrapped, linears.values(), strict=True):
             module.train(linear.training)
         adapters = [p for module in wrapped for p in module.parameters() if p.requires_grad]
@@ -60,6 +64,19 @@ class LoraTuning(AdamWTuning):
             clip=clip,
             reduce=reduce,
         )
+
+    @torch.no_grad()
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the plain weights of the wrapped layers, W + (alpha/rank) B A and biases, by name.
+
+        Of a sharded model every process calls it, and each has all rows.
+        """
+        for name, module in self._wrapped.items():
+            layer: Any = module
+            for kind, weight in layer.base_layer.named_parameters():
+                whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+                update = layer.get_delta_weight("default") if kind == "weight" else 0
+                yield f"{name}.{kind}", whole + update
 
     def merge(self) -> None:
         """Set W ← W + (alpha/rank) B A and make the linear layers plain again; training cannot go on."""

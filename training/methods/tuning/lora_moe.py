@@ -100,7 +100,9 @@ class LoraMoeTuning(AdamWTuning):
         self._samples: SamplesOfPass | None = None
         self._imbalance = 0.0
         self.layers: dict[str, ExpertLinear] = {}
-        for name, linear in block_linears(model, layers).items():
+        linears = block_linears(model, layers)
+        self.frozen = list(linears.values())
+        for name, linear in linears.items():
             linear.weight.requires_grad_(False)
             module = ExpertLinear(linear, rank=rank, experts=experts, alpha=alpha)
             model.set_submodule(name, module)

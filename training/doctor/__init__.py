@@ -1,0 +1,1 @@
+"""`gems doctor`: what a machine can do, and whether it does it right."""
