@@ -188,7 +188,8 @@ class UnifiedSSRSettings(BaselineSettings):
     )
     user_vectors: bool = Field(False, description="a learned vector for each user, with 'leave-one-out'")
     max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
-    batch_size: int = Field(128, ge=2, description="histories a step")
+    learning_rate: float = Field(5e-3, gt=0, description="of AdamW")
+    batch_size: int = Field(16, ge=2, description="histories a step")
     epochs: int = Field(100, ge=1, description="passes over the histories at most")
 
     @model_validator(mode="after")
