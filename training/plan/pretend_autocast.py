@@ -1,4 +1,4 @@
-"""Autocast on the meta device, which has none: the same casts, so that their memory is counted."""
+"""Autocast on devices that have none, such as meta: the same casts, so that their memory is counted."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ class PretendAutocast(TorchFunctionMode):
     """Casts the inputs of operations inside the block as `torch.autocast` to bfloat16 does on a GPU.
 
     Casts of weights are not kept, as in `training.model.precision.autocast`.
+
+    device: kind of device whose tensors are cast.
     """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        self._device = device
 
     def __enter__(self) -> PretendAutocast:
         self._patches = ExitStack()
         attention = F.scaled_dot_product_attention  # that of the meter, which is no function of torch
 
         def cast_attention(*args: Any, **kwargs: Any) -> Tensor:
-            return attention(*_cast(args, torch.bfloat16), **_cast(kwargs, torch.bfloat16))
+            return attention(*self._cast(args, torch.bfloat16), **self._cast(kwargs, torch.bfloat16))
 
         self._patches.enter_context(patch.object(F, "scaled_dot_product_attention", cast_attention))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -51,15 +57,15 @@ class PretendAutocast(TorchFunctionMode):
         kwargs = kwargs or {}
         to = torch.bfloat16 if function in PRODUCTS else torch.float32 if function in PRECISE else None
         if to is not None:
-            args, kwargs = _cast(args, to), _cast(kwargs, to)
+            args, kwargs = self._cast(args, to), self._cast(kwargs, to)
         return function(*args, **kwargs)
 
+    def _cast(self, values: Any, to: torch.dtype) -> Any:
+        """Return the values with all floating-point tensors of the device in a precision."""
 
-def _cast(values: Any, to: torch.dtype) -> Any:
-    """Return the values with all floating-point tensors on the meta device in a precision."""
-    return tree_map(
-        lambda each: (
-            each.to(to) if isinstance(each, Tensor) and each.is_meta and each.is_floating_point() else each
-        ),
-        values,
-    )
+        def cast(each: Any) -> Any:
+            if isinstance(each, Tensor) and each.device.type == self._device and each.is_floating_point():
+                return each.to(to)
+            return each
+
+        return tree_map(cast, values)
