@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.model.extension import resize_rows
-from training.model.ridge import ridge
+from index.identifiers.ridge import ridge
 
 RIDGE = 0.1  # of the mean eigenvalue of the vectors' scatter
 

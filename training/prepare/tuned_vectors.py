@@ -30,7 +30,7 @@ from training.data.item_vectors import (
     encoder_folder,
 )
 from training.data.splits import Split
-from training.model.ridge import ridge
+from index.identifiers.ridge import ridge
 from training.prepare.trained_beside import kept_folder, train_beside
 
 BI_ENCODER: Final = "bi-encoder"
