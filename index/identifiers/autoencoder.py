@@ -107,10 +107,10 @@ def learn(
         if codes is not None:
             quantised, loss = codes.quantise(latent, rows)
             coded = latent + (quantised - latent).detach()
-        for decode, part, x in zip(decoders, coded.split(widths, dim=1), data, strict=True):
+        for decode, part, x in zip(decoders, torch.split(coded, widths, dim=1), data, strict=True):
             loss = loss + (decode(part) - x[rows]).square().sum(1).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     learned = None if codes is None else [book.detach().numpy() for book in codes.books()]
     return _layers(encoders, means, scales), learned

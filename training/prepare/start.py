@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
-from index.identifiers.registry import WITH_BEHAVIOUR
+from index.identifiers.registry import follows_behaviour
 from index.sequence.events import Event
 from index.sequence.vocabulary import MARKERS
 from training.config import TrainConfig
@@ -131,7 +131,7 @@ def _source(
 def _behaviour(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path
 ) -> BehaviourSource | None:
-    if config.identifiers.scheme != "semantic" or config.identifiers.quantiser not in WITH_BEHAVIOUR:
+    if not follows_behaviour(config.identifiers.scheme, config.identifiers.quantiser):
         return None
     return behaviour_source(config, data, dataset, split, folder)
 

@@ -194,7 +194,9 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
         raise EvaluationError(f"{run / 'prepared'} is gone, which holds the model before training")
     bundle = Bundle.open(run / "bundle")
     prepared = np.load(run / "prepared" / CODES, allow_pickle=False)
-    if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
+    own = bundle.index.search_codes
+    same = np.array_equal(prepared["codes"], bundle.index.trie.codes())
+    if not same or (own is not None and not np.array_equal(prepared["search_codes"], own)):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
     try:
         settings = read_yaml(run / "config.yaml")
@@ -214,7 +216,13 @@ def _rank(
     bar: Progress,
     when: str,
 ) -> Ranks:
-    engine = TorchEngine(model, bundle.index.trie, bundle.vocabulary, normalisation=bundle.info.normalisation)
+    engine = TorchEngine(
+        model,
+        bundle.index.trie,
+        bundle.vocabulary,
+        normalisation=bundle.info.normalisation,
+        searches=bundle.index.named(Task.SEARCH).everything,
+    )
     ranks: Ranks = {}
     for task in Task:
         asked = cases_of(task, cases)

@@ -104,6 +104,4 @@ def _guess(vectors: NDArray[np.float32], behaviour: NDArray[np.float32]) -> Laye
     mean, centre, weight = ridge(vectors, behaviour, RIDGE)
     width = vectors.shape[1]
     bias = np.concatenate([np.zeros(width), centre - mean @ weight])
-    return Layer(
-        np.concatenate([np.eye(width), weight], axis=1).astype(np.float32), bias.astype(np.float32)
-    )
+    return Layer(np.concatenate([np.eye(width), weight], axis=1).astype(np.float32), bias.astype(np.float32))
