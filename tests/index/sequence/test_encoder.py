@@ -41,7 +41,7 @@ events = st.builds(
 def test_a_prompt_holds_no_more_events_than_training_showed(history: list[Event]) -> None:
     answer = Event(9)
     whole = _SMALL.sample([*history, answer]).ids.tolist()
-    assert whole == _SMALL.prompt(history).ids + _SMALL.tokens[9].tolist()
+    assert whole == _SMALL.prompt(history).ids + _SMALL.identifier(9)
 
 
 def test_a_past_query_without_tokens_is_a_recommendation() -> None:
