@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,17 @@ def make_spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, leve
     )
 
 
-def make_gensar(catalogue: Catalogue) -> Identifiers:
-    """Return two identifiers of each item, of four levels. Every tenth item was chosen by nobody.
+@cache
+def make_gensar(n: int = 60) -> Identifiers:
+    """Return two identifiers of each of `n` items, of four levels. Every tenth item was chosen by nobody.
 
     The behaviour behind them has nothing to do with the texts. Items share codes of all levels but the last.
     """
     rng = np.random.default_rng(3)
-    behaviour = rng.normal(size=(4, 8))[rng.integers(4, size=len(catalogue))]
+    behaviour = rng.normal(size=(4, 8))[rng.integers(4, size=n)]
     behaviour = (behaviour + rng.normal(size=behaviour.shape) * 0.1).astype(np.float32)
     behaviour[::10] = np.nan
-    return gensar_identifiers(text_vectors(catalogue.texts()), behaviour, (3, 3, 2))
+    return gensar_identifiers(text_vectors(make_catalogue(n).texts()), behaviour, (3, 3, 2))
 
 
 def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -176,7 +178,7 @@ def make_bundle(
     if spelling is not None:
         identifiers = make_spelled([item.title for item in catalogue], tokenizer, spelling)
     elif of_each_task:
-        identifiers = make_gensar(catalogue)
+        identifiers = make_gensar(items)
     elif codebooks is not None:
         identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
     else:

@@ -72,7 +72,9 @@ def test_behaviour_that_texts_foretell_is_expected_of_items_that_nobody_chose() 
     behaviour = texts[:, :8] @ np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
     behaviour[~CHOSEN] = np.nan
     named = gensar_identifiers(texts, behaviour, SIZES)
-    of_theme = {group: set(named.codes[CHOSEN & (theme == group), 1].tolist()) for group in set(theme.tolist())}
+    of_theme = {
+        group: set(named.codes[CHOSEN & (theme == group), 1].tolist()) for group in set(theme.tolist())
+    }
     unseen = [named.codes[row, 1] in of_theme[theme[row]] for row in np.flatnonzero(~CHOSEN)]
     assert np.mean(unseen) > 0.9
     assert np.mean([len(codes) for codes in of_theme.values()]) < 6  # so that chance would not do
