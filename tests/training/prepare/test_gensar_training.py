@@ -111,7 +111,9 @@ def test_what_cannot_be_learned_is_said_before_anything_is_written(data: Path, t
         for user in dataset.users
     ]
     DataSet(dataset.info, dataset.catalogue, users).save(tmp_path / "few")
-    with pytest.raises(ItemVectorError, match=r"--identifiers\.scheme gensar: nobody has two training events"):
+    with pytest.raises(
+        ItemVectorError, match=r"--identifiers\.scheme gensar: nobody has two training events"
+    ):
         train(tmp_path / "few", tmp_path / "run", settings(SHORT), console=QUIET)
     assert not (tmp_path / "run").exists()
 
