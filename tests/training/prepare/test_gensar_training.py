@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from support.engines import assert_same_ranking
 from support.walks import make_data, settings
 from typer.testing import CliRunner
 
@@ -22,7 +23,9 @@ from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.data.histories import UserHistory
 from training.data.item_vectors import ItemVectorError
+from training.data.splits import leave_one_out
 from training.evaluation.evaluate import evaluate
+from training.evaluation.ranking import rank_cases
 from training.pipeline import train
 from training.plan.plan import codebook_sizes
 from training.prepare.preparation import open_prepared
@@ -58,7 +61,19 @@ def ask(bundle: Bundle, task: Task) -> list[int]:
     engine = TorchEngine.open(bundle)
     prompt = bundle.encoder.prompt([Event(3)], "blue hat" if task is Task.SEARCH else None)
     items = len(bundle.index.catalogue)
-    return engine.rank([RankRequest(prompt.ids, items, items, engine.everything_for(task))])[0].items
+    allowed = bundle.index.named(task).everything
+    return engine.rank([RankRequest(prompt.ids, items, items, allowed)])[0].items
+
+
+def check_evaluation(bundle: Bundle, dataset: DataSet) -> None:
+    """Compare the rankings of an evaluation with those in the trie of their task."""
+    engine, chosen = TorchEngine.open(bundle), leave_one_out(dataset).test[:3]
+    for task in Task:
+        found = rank_cases(engine, bundle.encoder, chosen, task, beam_width=31, limit=31)
+        for case, ranking in zip(chosen, found, strict=True):
+            ids = bundle.encoder.prompt(case.history, case.query if task is Task.SEARCH else None).ids
+            asked = RankRequest(ids, 31, 31, bundle.index.named(task).everything)
+            assert_same_ranking(ranking, engine.rank([asked])[0])
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -74,6 +89,7 @@ def test_from_data_to_a_bundle_that_answers_both_tasks_and_lives_on(
         assert np.array_equal(bundle.index.named(task).trie.codes(), codes)
         assert sorted(ask(bundle, task)) == list(range(31))
     assert bundle.info.codebook_sizes[:-1] == codebook_sizes(config, 31)[:-1] == (4, 8)
+    check_evaluation(bundle, DataSet.load(data))
     before = evaluate(bundle.path, data, threads=1, ranking="beam")
     (tmp_path / "new.jsonl").write_text(json.dumps({"item_id": "new", "title": "red hat unchosen"}) + "\n")
     words = ["index", "update", str(bundle.path), "--items", str(tmp_path / "new.jsonl")]
