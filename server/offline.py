@@ -90,7 +90,8 @@ class OfflineRanker:
         bundle = reader.bundle
         options = replace(settings.engine_options(), cache_bytes=0)
         index = bundle.index
-        return cls(reader, open_engine(bundle.path, bundle.info, index.trie, index.living, options))
+        searches = index.named(Task.SEARCH).everything
+        return cls(reader, open_engine(bundle.path, bundle.info, index.trie, index.living, options, searches))
 
     def answers(self, bodies: Sequence[RecommendRequest]) -> list[Answer]:
         """Rank a batch, in order. The answers hold no explanations and no request ids.

@@ -40,12 +40,12 @@ ALLOWED = {
     "index.popularity": "index.trie",
     "index.titles": "index.words",
     # the request side: imports index
-    "server.engine": "index.bundle index.trie",
+    "server.engine": "index.bundle index.sequence index.trie",
     "server.engine.torch_backend": "index.bundle index.sequence index.trie server.engine",
     "server.engine.vllm_backend": "index.bundle index.sequence index.trie server.engine",
     "server.runtime": "",
     "server.engine.process": (
-        "index.bundle index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
+        "index.bundle index.sequence index.trie server.engine server.engine.torch_backend server.engine.vllm_backend "
         "server.runtime"
     ),
     "server.stopping": "server.engine.process server.runtime",

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
 from index.pool.lexical import check_attributes
+from index.trie.allowed import Allowed
 from index.trie.trie import Trie
 from server.engine.torch_backend.engine import TorchEngine
 from training.codes.stage import check_codes, learn_codes
@@ -168,6 +169,7 @@ def fit(
         Trie.build(prepared.identifiers.codes),
         prepared.vocabulary,
         normalisation=config.identifiers.normalisation,
+        searches=_searches(prepared),
     )
     pairs = Pairs.of(prepared.model, encoder, config.sequence.targets)
     batches = BatchSource(
@@ -242,6 +244,12 @@ def fit(
         # conflict of the published model
         record["conflict"] = round(float(np.mean(list(conflict.values()))), 4)
     return Trained(dataset, split, prepared, engine, batches, method, record, removed)
+
+
+def _searches(prepared: Prepared) -> Allowed | None:
+    """Return all items under the identifiers that searches write, if they have their own."""
+    codes = prepared.identifiers.search_codes
+    return None if codes is None else Allowed.of(Trie.build(codes))
 
 
 def _text_part(model: PreTrainedModel, prepared: Prepared, config: TrainConfig) -> TextPart | None:

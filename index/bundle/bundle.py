@@ -2,6 +2,7 @@
 
     config.json, model.safetensors, tokenizer.json ...   a plain Hugging Face checkpoint
     codebooks/codebooks.safetensors                       names later items (semantic identifiers)
+    search_codebooks/codebooks.safetensors                the same, if searches have identifiers of their own
     popularity.npy                                        interactions of each item in training, if published
     bundle.json                                           its description: `BundleInfo`
     manifest.json                                         SHA-256 and size of every file above
@@ -43,14 +44,16 @@ from index.identifiers.identifiers import SPELLED, Identifiers
 from index.pool.pool_index import PoolIndex
 from index.records import Record
 from index.sequence.encoder import SequenceEncoder
+from index.sequence.events import Task
 from index.sequence.language_model import load_language_model
 from index.sequence.vocabulary import IdentifierVocabulary
 
 FORMAT_VERSION = 3
+OF_EACH_TASK = 4  # format of a bundle with identifiers for each task: an older program would mix them up
 MAX_TOKENS = 2**20  # of a prompt
 MAX_CODES = 2**31 - 1  # of a level; token ids
 INDEX = "index"
-CODEBOOKS = "codebooks"
+CODEBOOKS, SEARCH_CODEBOOKS = "codebooks", "search_codebooks"
 POPULARITY = "popularity.npy"
 NORMALISATIONS = ("level", "vocabulary")
 
@@ -68,6 +71,7 @@ class BundleInfo:
     with the behaviour in the training data), `bi-encoder` (texts, by the encoder tuned on it), or empty for none.
     item_encoder, item_encoder_sha256: name or folder of the text encoder, and the hash of its files.
     data, training: free descriptions for people (data set, simulation notes, method, figures).
+    format_version: `publish` sets it by the identifiers.
     """
 
     bundle_id: str
@@ -92,8 +96,10 @@ class BundleInfo:
         """Read `bundle.json`. Raises `BundleError`, `RecordError` for another format version or a wrong field."""
         record = Record.read(path)
         version = record.fields.get("format_version")
-        if version != FORMAT_VERSION:
-            raise BundleError(f"{path}: format version {version!r}; this program reads {FORMAT_VERSION}")
+        if version not in (FORMAT_VERSION, OF_EACH_TASK):
+            raise BundleError(
+                f"{path}: format version {version!r}; this program reads {FORMAT_VERSION} and {OF_EACH_TASK}"
+            )
         record.require(*(f.name for f in fields(cls)))
         sizes = record.wholes("codebook_sizes", 1, MAX_CODES)
         if not sizes:
@@ -115,12 +121,18 @@ class BundleInfo:
             item_encoder_sha256=record.text("item_encoder_sha256", empty=True),
             data=record.mapping("data"),
             training=record.mapping("training"),
+            format_version=record.whole("format_version", FORMAT_VERSION, OF_EACH_TASK),
         )
 
     def save(self, path: Path) -> None:
         """Write `bundle.json`. Raises `BundleError`, `RecordError` if `load` would refuse it."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
         self.load(path)
+
+    @property
+    def of_each_task(self) -> bool:
+        """Whether searches have identifiers of their own."""
+        return self.format_version == OF_EACH_TASK
 
     def vocabulary(self) -> IdentifierVocabulary:
         """Return the vocabulary of the tokens that were added to its tokenizer."""
@@ -159,14 +171,17 @@ def publish(
     """
     if target.exists():
         raise BundleError(f"{target} exists already; publish to a new folder or remove it first")
+    own = identifiers.search_codes is not None
+    info = replace(info, format_version=OF_EACH_TASK if own else FORMAT_VERSION)
     try:
         with atomic_folder(target) as draft:
             (draft / INDEX).mkdir()
             versions = Versions(draft / INDEX)
             first = versions.next_name()
             index = ItemIndex.build(
-                info.bundle_id, first, info.created, catalogue, identifiers.codes, removed, pool
-            )
+                info.bundle_id, first, info.created, catalogue, identifiers.codes, removed, pool,
+                identifiers.search_codes,
+            )  # fmt: skip
             versions.publish(first, index.save)
             model.save_pretrained(draft)
             (draft / "generation_config.json").unlink(missing_ok=True)
@@ -176,6 +191,8 @@ def publish(
             check_tokenizer(draft, tokenizer, info.vocabulary())
             if identifiers.codebooks is not None:
                 identifiers.codebooks.save(draft / CODEBOOKS)
+            if identifiers.search_codebooks is not None:
+                identifiers.search_codebooks.save(draft / SEARCH_CODEBOOKS)
             if popularity is not None:
                 np.save(draft / POPULARITY, popularity.astype(np.int64))
             info.save(draft / "bundle.json")
@@ -229,17 +246,25 @@ class Bundle:
         manifests = (self.path / MANIFEST, self.path / INDEX / self.index.version / MANIFEST)
         return hashlib.sha256("".join(map(sha256_of, manifests)).encode()).hexdigest()
 
-    def codebooks(self) -> Codebooks | None:
-        """Return the codebooks that name later items; None if the identifier scheme has none.
+    def codebooks(self, task: Task = Task.RECOMMENDATION) -> Codebooks | None:
+        """Return the codebooks that name later items for a task; None if the identifier scheme has none.
 
         Raises `BundleError` if they are damaged or do not fit the identifiers.
         """
-        folder = self.path / CODEBOOKS
+        of_search = self.info.of_each_task and task is Task.SEARCH
+        folder = self.path / (SEARCH_CODEBOOKS if of_search else CODEBOOKS)
         if not folder.exists():
             return None
         with refusing(folder, "opened"):
             codebooks = Codebooks.open(folder)
-            if codebooks.sizes != self.info.codebook_sizes[:-1]:  # the last level separates collisions
+            sizes = self.info.codebook_sizes[:-1]  # the last level separates collisions
+            # of two kinds of codes on a level, those of searches come first
+            fits = codebooks.ends == sizes or (
+                of_search
+                and len(codebooks.ends) == len(sizes)
+                and all(end <= size for end, size in zip(codebooks.ends, sizes, strict=True))
+            )
+            if not fits:
                 raise BundleError(f"{folder}: the codebooks do not fit the codebook_sizes of bundle.json")
             return codebooks
 
@@ -277,7 +302,11 @@ def _open_index(path: Path, info: BundleInfo) -> ItemIndex:
     index = ItemIndex.open(folder)
     if index.bundle_id != info.bundle_id or index.version != folder.name:
         raise BundleError(f"{folder} belongs to another bundle or is another version")
-    if index.trie.levels != len(info.codebook_sizes):
+    if info.of_each_task != (index.search_names is not None):
+        raise BundleError(
+            f"{folder} and bundle.json differ in whether searches have identifiers of their own"
+        )
+    if any(names.trie.levels != len(info.codebook_sizes) for names in index.every_names):
         raise BundleError(f"{folder}: the trie does not fit the bundle's codebooks")
     if index.pool is not None and index.pool.dense is not None:
         check_states(path, index.pool.dense.head.state.shape[1])
@@ -293,6 +322,7 @@ def _encoder(
         tokenizer,
         vocabulary,
         index.trie.codes(),
+        search_codes=index.search_codes,
         known=known,
         max_tokens=info.max_tokens,
         max_events=info.max_events,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from index.bundle.item_index import ItemIndex
 from index.catalogue import Catalogue
+from index.sequence.events import Task
 
 PAIRS = 20_000
 
@@ -71,14 +72,20 @@ class Description:
 
 
 def describe_index(
-    index: ItemIndex, codebook_sizes: Sequence[int], *, examples: int = 5, seed: int = 0
+    index: ItemIndex,
+    codebook_sizes: Sequence[int],
+    *,
+    task: Task = Task.RECOMMENDATION,
+    examples: int = 5,
+    seed: int = 0,
 ) -> Description:
     """Return figures and examples of all identifiers, removed items included.
 
     codebook_sizes: number of codes of each level.
+    task: that writes them, where each task has identifiers of its own.
     examples: number of prefixes with example titles.
     """
-    codes = index.trie.codes()
+    codes = index.named(task).trie.codes()
     rng = np.random.default_rng(seed)
     labels = [frozenset(item.categories) for item in index.catalogue]
     everything = np.zeros(len(codes), np.int64)

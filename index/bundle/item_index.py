@@ -3,6 +3,7 @@
     catalogue/items.jsonl     every item, removed ones included, row by row
     trie/*.npy                their identifiers
     filters/                  the items of each attribute value
+    search/trie/, filters/    the same for searches, if they have identifiers of their own
     pool/                     what ranks candidates besides the beam (`PoolIndex`); older bundles have none
     index.json                version, the bundle it belongs to, and the removed rows
 
@@ -23,11 +24,53 @@ from index.bundle.index_record import IndexRecord
 from index.bundle.manifest import BundleError
 from index.catalogue import Catalogue
 from index.pool.pool_index import PoolIndex
-from index.trie.allowed import SlotSet
+from index.sequence.events import Task
+from index.trie.allowed import Allowed, SlotSet
 from index.trie.filters import Filters
 from index.trie.trie import Trie
 
 POOL = "pool"
+SEARCH = "search"
+
+
+@dataclass(frozen=True, eq=False)
+class NamedItems:
+    """All items under one kind of identifiers. Slots are those of the trie.
+
+    living: slots of the items that are not removed; None for all.
+    """
+
+    trie: Trie
+    filters: Filters
+    living: SlotSet | None
+
+    @classmethod
+    def build(cls, catalogue: Catalogue, codes: NDArray[np.integer], removed: Sequence[int]) -> NamedItems:
+        """Build the trie and the filters. See `ItemIndex.build`."""
+        if len(codes) != len(catalogue):
+            raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
+        trie = Trie.build(codes)
+        living = _living(trie, removed)
+        return cls(trie, Filters.build(catalogue, trie, living), living)
+
+    @property
+    def everything(self) -> Allowed:
+        """All items that are not removed."""
+        return Allowed.of(self.trie, self.living)
+
+    def save(self, folder: Path) -> None:
+        """Write `trie/` and `filters/`."""
+        self.trie.save(folder / "trie")
+        self.filters.save(folder / "filters")
+
+    @classmethod
+    def open(cls, folder: Path, items: int, removed: Sequence[int]) -> NamedItems:
+        """Read what `save` wrote. Raises `BundleError` or `ValueError` if it is not of so many items."""
+        trie = Trie.open(folder / "trie")
+        if trie.items != items:
+            raise BundleError(f"{folder}: {trie.items} identifiers for {items} items")
+        living = _living(trie, removed)
+        return cls(trie, Filters.open(folder / "filters", trie.items, living), living)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,20 +79,54 @@ class ItemIndex:
 
     version: its name, unique within the bundle.
     created: ISO 8601 time.
+    names: the items under the identifiers of both tasks, or of recommendations if searches have their own.
     removed: rows of removed items, ascending.
-    living: slots of the other items; None if no item is removed.
     pool: None in a bundle of an older program, which is ranked by the beam alone.
+    search_names: the items under the identifiers that searches write, if they have their own.
     """
 
     bundle_id: str
     version: str
     created: str
     catalogue: Catalogue
-    trie: Trie
-    filters: Filters
+    names: NamedItems
     removed: tuple[int, ...]
-    living: SlotSet | None
     pool: PoolIndex | None = None
+    search_names: NamedItems | None = None
+
+    def named(self, task: Task) -> NamedItems:
+        """Return the items under the identifiers of a task."""
+        return self.search_names if self.search_names and task is Task.SEARCH else self.names
+
+    @property
+    def every_names(self) -> tuple[NamedItems, ...]:
+        """The items under each kind of identifiers: one, or two with those of searches last."""
+        return (self.names,) if self.search_names is None else (self.names, self.search_names)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks whose identifiers are those of `every_names`."""
+        return (Task.RECOMMENDATION, Task.SEARCH)[: len(self.every_names)]
+
+    @property
+    def trie(self) -> Trie:
+        """The trie of `names`."""
+        return self.names.trie
+
+    @property
+    def filters(self) -> Filters:
+        """The filters of `names`."""
+        return self.names.filters
+
+    @property
+    def living(self) -> SlotSet | None:
+        """The living slots of `names`."""
+        return self.names.living
+
+    @property
+    def search_codes(self) -> NDArray[np.int64] | None:
+        """Identifiers that searches write, int64 [N, L]; None if they have none of their own."""
+        return None if self.search_names is None else self.search_names.trie.codes()
 
     @classmethod
     def build(
@@ -61,20 +138,20 @@ class ItemIndex:
         codes: NDArray[np.integer],
         removed: Sequence[int] = (),
         pool: PoolIndex | None = None,
+        search_codes: NDArray[np.integer] | None = None,
     ) -> ItemIndex:
         """Build the trie and the filters of a catalogue.
 
         codes: int [N, L], the identifiers of the catalogue's rows.
         removed: rows of removed items, in any order.
         pool: of the same catalogue.
+        search_codes: int [N, L], the identifiers that searches write, if they have their own.
         Raises `BundleError` if items and identifiers differ in number, `TrieError` for codes that form no trie.
         """
-        if len(codes) != len(catalogue):
-            raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
-        trie = Trie.build(codes)
-        rows, living = _split_removed(trie, removed)
-        filters = Filters.build(catalogue, trie, living)
-        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living, pool)
+        rows = tuple(sorted(set(removed)))
+        names = NamedItems.build(catalogue, codes, rows)
+        searched = None if search_codes is None else NamedItems.build(catalogue, search_codes, rows)
+        return cls(bundle_id, version, created, catalogue, names, rows, pool, searched)
 
     @property
     def living_count(self) -> int:
@@ -85,8 +162,9 @@ class ItemIndex:
         """Write all parts into an existing folder."""
         (folder / "catalogue").mkdir()
         self.catalogue.save(folder / "catalogue" / "items.jsonl")
-        self.trie.save(folder / "trie")
-        self.filters.save(folder / "filters")
+        self.names.save(folder)
+        if self.search_names is not None:
+            self.search_names.save(folder / SEARCH)
         if self.pool is not None:
             self.pool.save(folder / POOL)
         about = (self.bundle_id, self.version, self.created, len(self.catalogue), self.removed)
@@ -100,35 +178,40 @@ class ItemIndex:
         """
         about = IndexRecord.load(folder)
         catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
-        trie = Trie.open(folder / "trie")
-        if not about.items == trie.items == len(catalogue):
+        if about.items != len(catalogue):
             raise BundleError(
-                f"{folder}: {trie.items} identifiers for {len(catalogue)} items, and {about.items} by index.json"
+                f"{folder}: {len(catalogue)} items in the catalogue, and {about.items} by index.json"
             )
-        rows, living = _split_removed(trie, about.removed)
-        filters = Filters.open(folder / "filters", trie.items, living)
+        names = NamedItems.open(folder, about.items, about.removed)
+        searched = None
+        if (folder / SEARCH).exists():
+            searched = NamedItems.open(folder / SEARCH, about.items, about.removed)
         pool = PoolIndex.open(folder / POOL, catalogue) if (folder / POOL).exists() else None
         return cls(
-            about.bundle_id, about.version, about.created, catalogue, trie, filters, rows, living, pool
+            about.bundle_id, about.version, about.created, catalogue, names, about.removed, pool, searched
         )
 
 
-def open_identifiers(folder: Path) -> tuple[Trie, SlotSet | None]:
-    """Read the part of a version that an engine needs: its trie, and `ItemIndex.living`.
+def open_identifiers(folder: Path) -> tuple[Allowed, ...]:
+    """Read the part of a version that an engine needs: the living items of `ItemIndex.every_names`.
 
     Another process must have opened the same files as an `ItemIndex` before, which checks them.
     """
-    about, trie = IndexRecord.load(folder), Trie.open(folder / "trie", checked=True)
-    if about.items != trie.items:
-        raise BundleError(f"{folder}: {trie.items} identifiers, {about.items} by index.json")
-    return trie, _split_removed(trie, about.removed)[1]
+    about = IndexRecord.load(folder)
+    found = []
+    for part in (folder, folder / SEARCH):
+        if part.exists():
+            trie = Trie.open(part / "trie", checked=True)
+            if about.items != trie.items:
+                raise BundleError(f"{part}: {trie.items} identifiers, {about.items} by index.json")
+            found.append(Allowed.of(trie, _living(trie, about.removed)))
+    return tuple(found)
 
 
-def _split_removed(trie: Trie, removed: Sequence[int]) -> tuple[tuple[int, ...], SlotSet | None]:
-    """Return the removed rows, ascending and each once, and the slots of all other rows (None for all slots)."""
-    rows = tuple(sorted(set(removed)))
-    if not rows:
-        return rows, None
+def _living(trie: Trie, removed: Sequence[int]) -> SlotSet | None:
+    """Return the slots of all rows but the removed ones; None for all slots."""
+    if not removed:
+        return None
     member = np.ones(trie.items, bool)
-    member[trie.slot_of_item[list(rows)]] = False
-    return rows, SlotSet.of(member)
+    member[trie.slot_of_item[list(removed)]] = False
+    return SlotSet.of(member)

@@ -4,6 +4,9 @@ A new item gets the codes of its vector from the fixed codebooks, and the first 
 free, the last code is replaced by the next nearest one. A text identifier spells the new title. Where one code names
 one item (atomic identifiers), a new item shares the code of the known item whose text is most like its own: the beam
 returns both, and prompts leave it out of histories, where it would mean the other one.
+
+Where each task has identifiers of its own, an item gets both. That of recommendations follows behaviour, which a new
+item has none of: the codebooks hold what its text lets expect.
 """
 
 from __future__ import annotations
@@ -20,24 +23,31 @@ from index.identifiers.codebooks import Codebooks
 from index.identifiers.identifiers import IdentifierError
 from index.identifiers.schemes.text import spell
 from index.pool.pool_index import PoolIndex
+from index.sequence.events import Task
 from index.sequence.plain_text import plain_tokens
 
 Embed = Callable[[Sequence[Item]], NDArray[np.float32]]
 
 
 def names_of(
-    new: Sequence[Item], codes: NDArray[np.int64], bundle: Bundle, pool: PoolIndex | None, embed: Embed
+    new: Sequence[Item],
+    codes: NDArray[np.int64],
+    bundle: Bundle,
+    pool: PoolIndex | None,
+    embed: Embed,
+    task: Task = Task.RECOMMENDATION,
 ) -> NDArray[np.int64]:
     """Return identifiers for new items: int64 [new, L].
 
     codes: the identifiers that are taken, int64 [N, L].
     pool: of the known items; only read where one code names one item.
     embed: items → float32 [n, d], with the encoder of the bundle's items (see `BundleInfo`).
+    task: that writes them, where each task has identifiers of its own.
     Raises `IdentifierError` for an item that cannot be named.
     """
     if bundle.vocabulary.spelled:
         return _spell(new, codes, bundle)
-    codebooks = bundle.codebooks()
+    codebooks = bundle.codebooks(task)
     if codebooks is None and pool is not None:
         return codes[_relatives(new, pool)]
     if codebooks is None:

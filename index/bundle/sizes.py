@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from index.bundle.bundle import CODEBOOKS, INDEX
+from index.bundle.bundle import CODEBOOKS, INDEX, SEARCH_CODEBOOKS
+from index.bundle.item_index import SEARCH
 from index.bundle.versions import Versions
 
 
@@ -26,11 +27,11 @@ def bundle_sizes(path: Path) -> dict[str, int]:
 
 def _part(file: tuple[str, ...], current: tuple[str, ...]) -> str:
     if file[: len(current)] == current:
-        inner = file[len(current)]
+        inner = next(part for part in file[len(current) :] if part != SEARCH)
         return inner if inner in ("catalogue", "trie", "filters") else "other"
     if file[0] == INDEX:
         return "other index versions" if len(file) > 2 else "other"
-    if file[0] == CODEBOOKS:
+    if file[0] in (CODEBOOKS, SEARCH_CODEBOOKS):
         return "codebooks"
     if file[-1].endswith(".safetensors"):
         return "weights"

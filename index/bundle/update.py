@@ -25,6 +25,7 @@ from index.bundle.versions import Versions
 from index.catalogue import Catalogue, CatalogueError, Item
 from index.pool.dense import DenseIndex
 from index.pool.pool_index import PoolIndex
+from index.sequence.events import Task
 from index.words import words
 
 NAMED = 20  # ids in a message
@@ -102,9 +103,12 @@ def update_index(
         if not new and not changed and not leaving:
             return Update(now.version, 0, 0, 0)
         embed = _Embedded(embed)
-        codes = now.trie.codes()
+        codes = {task: now.named(task).trie.codes() for task in now.tasks}
         if new:
-            codes = np.concatenate([codes, names_of(new, codes, bundle, now.pool, embed)])
+            codes = {
+                task: np.concatenate([known, names_of(new, known, bundle, now.pool, embed, task)])
+                for task, known in codes.items()
+            }
         retired = {row: _retired(now.catalogue, given, row) for row in replaced}
         kept = existing | retired
         catalogue = Catalogue([*(kept.get(row, item) for row, item in enumerate(now.catalogue)), *new])
@@ -128,7 +132,8 @@ def replace_pool(bundle: Bundle, pool: PoolIndex, *, keep: int = 3) -> str:
         now = bundle.refreshed().index
         if now.version != bundle.index.version:
             raise BundleError(f"{bundle.path} has moved on to version {now.version}; try again")
-        version = _publish(bundle, versions, now.catalogue, now.trie.codes(), now.removed, pool)
+        codes = {task: now.named(task).trie.codes() for task in now.tasks}
+        version = _publish(bundle, versions, now.catalogue, codes, now.removed, pool)
         versions.prune(keep, now.version)
         return version
 
@@ -137,14 +142,17 @@ def _publish(
     bundle: Bundle,
     versions: Versions,
     catalogue: Catalogue,
-    codes: NDArray[np.int64],
+    codes: Mapping[Task, NDArray[np.int64]],
     removed: Sequence[int],
     pool: PoolIndex | None,
 ) -> str:
-    """Publish the next version of the index, point to it, and return its name."""
+    """Publish the next version of the index, point to it, and return its name. codes: of `ItemIndex.tasks`."""
     version = versions.next_name()
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    index = ItemIndex.build(bundle.info.bundle_id, version, created, catalogue, codes, removed, pool)
+    index = ItemIndex.build(
+        bundle.info.bundle_id, version, created, catalogue, codes[Task.RECOMMENDATION], removed, pool,
+        codes.get(Task.SEARCH),
+    )  # fmt: skip
     versions.publish(version, index.save)
     return version
 

@@ -9,6 +9,7 @@ needs only NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 FILE = "codebooks.safetensors"
+FIRST = "first"  # name of the array of first codes
 ROWS = 65_536  # vectors at a time, to bound the memory of distances
 
 
@@ -39,11 +41,13 @@ class Codebooks:
     encoder: layers with a ReLU between each two, from d dimensions to h.
     levels: b_j, float32 [K_j, h] each.
     prices: p_j ≥ 0, float32 [K_j] each.
+    first: number of each level's first code, where others of the same level come before it; empty for zeros.
     """
 
     encoder: tuple[Layer, ...]
     levels: tuple[NDArray[np.float32], ...]
     prices: tuple[NDArray[np.float32], ...]
+    first: tuple[int, ...] = ()
 
     @property
     def dimensions(self) -> int:
@@ -55,6 +59,11 @@ class Codebooks:
         """Number of codes of each level."""
         return tuple(len(book) for book in self.levels)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The number after the last code of each level."""
+        return tuple(map(sum, zip(self.first, self.sizes, strict=True))) if self.first else self.sizes
+
     def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the encoded vectors: float32 [N, d] → [N, h]."""
         hidden = vectors
@@ -64,6 +73,11 @@ class Codebooks:
 
     def quantise(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the codes of all levels except the collision level: float32 [N, d] → int32 [N, levels]."""
+        codes = self._chosen(vectors)
+        return codes + np.array(self.first, np.int32) if self.first else codes
+
+    def _chosen(self, vectors: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return the place of each code in its codebook: int32 [N, levels]."""
         codes = np.empty((len(vectors), len(self.levels)), np.int32)
         for start in range(0, len(vectors), ROWS):
             residual = self.encode(vectors[start : start + ROWS])
@@ -76,10 +90,10 @@ class Codebooks:
     def alternatives(self, vector: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return all codes of the last level for a vector, float32 [d], the best first: int32 [K]."""
         residual = self.encode(vector[None])
-        for book, code in zip(self.levels[:-1], self.quantise(vector[None])[0], strict=False):
+        for book, code in zip(self.levels[:-1], self._chosen(vector[None])[0], strict=False):
             residual = residual - book[code]
         order = np.argsort(costs(residual, self.levels[-1], self.prices[-1])[0], kind="stable")
-        return order.astype(np.int32)
+        return order.astype(np.int32) + np.int32(self.first[-1] if self.first else 0)
 
     def behind(self, layer: Layer) -> Codebooks:
         """Return codebooks that give x the codes that these give to x · weight + bias."""
@@ -93,6 +107,8 @@ class Codebooks:
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"level_{level}": book for level, book in enumerate(self.levels)}
         arrays |= {f"prices_{level}": price for level, price in enumerate(self.prices)}
+        if self.first:
+            arrays[FIRST] = np.array(self.first, np.int64)
         for depth, layer in enumerate(self.encoder):
             arrays |= {f"encoder_{depth}.weight": layer.weight, f"encoder_{depth}.bias": layer.bias}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / FILE)
@@ -107,6 +123,7 @@ class Codebooks:
             tuple(Layer(stored[f"encoder_{j}.weight"], stored[f"encoder_{j}.bias"]) for j in depths),
             tuple(stored[f"level_{j}"] for j in levels),
             tuple(stored[f"prices_{j}"] for j in levels),
+            tuple(stored[FIRST].tolist()) if FIRST in stored else (),
         )
         codebooks._check()
         return codebooks
@@ -129,6 +146,20 @@ class Codebooks:
                 raise ValueError("a level does not fit the encoder or its prices")
             if price.min() < 0:
                 raise ValueError("a price is negative")
+        if self.first and (len(self.first) != len(self.levels) or min(self.first) < 0):
+            raise ValueError("the first codes are not one number, at least 0, for each level")
+
+
+def side_by_side(layers: Sequence[Layer]) -> Layer:
+    """Return one layer for the inputs of several, one after the other, that gives their outputs in the same way."""
+    ins, outs = zip(*(layer.weight.shape for layer in layers), strict=True)
+    weight = np.zeros((sum(ins), sum(outs)), np.float32)
+    row = column = 0
+    for layer in layers:
+        height, width = layer.weight.shape
+        weight[row : row + height, column : column + width] = layer.weight
+        row, column = row + height, column + width
+    return Layer(weight, np.concatenate([layer.bias for layer in layers]))
 
 
 def costs(

@@ -9,13 +9,13 @@ A scheme is a module of `index.identifiers.schemes` with two functions:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.identifiers.codebooks import Codebooks
+from index.identifiers.codebooks import Codebooks, Layer
 
 if TYPE_CHECKING:  # settings and reports read the schemes' names without the library
     from transformers import PreTrainedTokenizerFast
@@ -35,12 +35,30 @@ class Identifiers:
     codes: int32 [N, L], one row for each item, all different.
     codebook_sizes: number of codes of each level, length L.
     codebooks: codebooks that name later items; None for a scheme without codebooks.
+    search_codes, search_codebooks: those that searches write, if they have identifiers of their own, of the same
+    levels; None if `codes` serve both tasks.
     """
 
     scheme: str
     codes: NDArray[np.int32]
     codebook_sizes: tuple[int, ...]
     codebooks: Codebooks | None = None
+    search_codes: NDArray[np.int32] | None = None
+    search_codebooks: Codebooks | None = None
+
+    @property
+    def every_code(self) -> NDArray[np.int32]:
+        """All identifiers of all items: int32 [N, L], or [2 N, L], items in their order and once more in it."""
+        return self.codes if self.search_codes is None else np.concatenate([self.codes, self.search_codes])
+
+    def behind(self, layer: Layer) -> Identifiers:
+        """Return them with codebooks for vectors x that give the codes of x · weight + bias; see `Codebooks.behind`."""
+        known, searched = self.codebooks, self.search_codebooks
+        return replace(
+            self,
+            codebooks=None if known is None else known.behind(layer),
+            search_codebooks=None if searched is None else searched.behind(layer),
+        )
 
     @property
     def spelled(self) -> bool:

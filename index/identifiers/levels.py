@@ -22,18 +22,24 @@ def fit_levels(
     capacity: float,
     seed: int,
     books: Sequence[NDArray[np.float32]] | None = None,
+    among: Sequence[slice] | None = None,
 ) -> Codebooks:
     """Return codebooks for encoded vectors, fitted level by level.
 
     encoder: maps d dimensions to h.
     vectors: float32 [N, d].
     books: first codes of each level, float32 [K, h]; None: found by k-means.
+    among: components of h that each level codes; its codes are zero elsewhere. None: all.
     """
     residual = Codebooks(encoder, (), ()).encode(vectors)
     levels, prices = [], []
     for level, size in enumerate(sizes):
-        start = k_means(residual, size, seed + level) if books is None else books[level]
-        book, price = balance(residual, start, capacity)
+        own = slice(None) if among is None else among[level]
+        part = np.ascontiguousarray(residual[:, own])
+        start = k_means(part, size, seed + level) if books is None else books[level][:, own]
+        codes, price = balance(part, start, capacity)
+        book = np.zeros((len(codes), residual.shape[1]), np.float32)
+        book[:, own] = codes
         residual = residual - book[costs(residual, book, price).argmin(axis=1)]
         levels.append(book)
         prices.append(price)

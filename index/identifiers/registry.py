@@ -15,6 +15,7 @@ from index.identifiers.identifiers import Identifiers, ItemsToName, SchemeSettin
 SCHEMES = "index.identifiers.schemes"
 QUANTISERS = "index.identifiers.quantisers"
 WITH_BEHAVIOUR = ("letter",)  # quantisers that need behaviour vectors
+SCHEMES_WITH_BEHAVIOUR = ("gensar",)  # schemes that need them
 
 
 class Scheme(Protocol):
@@ -66,6 +67,11 @@ class Quantiser(Protocol):
 def quantiser_names() -> list[str]:
     """Return the names of all quantisers."""
     return choices(QUANTISERS)
+
+
+def follows_behaviour(scheme: str, quantiser: str) -> bool:
+    """Whether identifiers of a scheme need behaviour vectors. quantiser: of semantic ones."""
+    return scheme in SCHEMES_WITH_BEHAVIOUR or (scheme == "semantic" and quantiser in WITH_BEHAVIOUR)
 
 
 def load_quantiser(name: str) -> Quantiser:

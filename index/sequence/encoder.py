@@ -5,7 +5,8 @@
     request  =  history <|search|> query tokens <|item|>    → the model writes c1 .. cL
 
 Spelled identifiers may end before L (see `IdentifierVocabulary`). User text never becomes a control or item token: it
-is tokenised separately, with special tokens disabled (see `plain_text`).
+is tokenised separately, with special tokens disabled (see `plain_text`). Where each task has identifiers of its own, an
+event is written with that of its behaviour.
 """
 
 from __future__ import annotations
@@ -69,11 +70,20 @@ TASKS: tuple[Task, ...] = (Task.SEARCH, Task.RECOMMENDATION)
 TEXT = -2  # level of a token of text that the model learns to write
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The identifiers of all items. tokens: int64 [N, L]. lengths: int64 [N], how many of them are written."""
+
+    tokens: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
 class SequenceEncoder:
     """Encoder of histories and requests as token ids.
 
     tokenizer: the bundle's tokenizer, with identifier tokens and markers.
     codes: int [N, L], the identifiers of the catalogue's items.
+    search_codes: int [N, L], those that searches write, if they have their own; `codes` are then of recommendations.
     known: bool [N], items that the model knows by their identifiers; all if not given. Prompts leave out the others.
     max_tokens: most tokens of a sequence; the oldest events are dropped to fit.
     max_events: most events of a sequence, together with the event that answers a request; training used no more.
@@ -86,6 +96,7 @@ class SequenceEncoder:
         vocabulary: IdentifierVocabulary,
         codes: NDArray[np.integer],
         *,
+        search_codes: NDArray[np.integer] | None = None,
         known: NDArray[np.bool_] | None = None,
         max_tokens: int = 1024,
         max_events: int = 50,
@@ -100,8 +111,12 @@ class SequenceEncoder:
         self.max_tokens = max_tokens
         self.max_events = max_events
         self.max_query_tokens = max_query_tokens
-        self.tokens = vocabulary.tokens(codes)
-        self._lengths = vocabulary.lengths(codes)
+        names = _Names(vocabulary.tokens(codes), vocabulary.lengths(codes))
+        self._names = dict.fromkeys(Task, names)
+        if search_codes is not None:
+            self._names[Task.SEARCH] = _Names(
+                vocabulary.tokens(search_codes), vocabulary.lengths(search_codes)
+            )
         self._known = known
         self._tokenizer = tokenizer
         self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
@@ -128,14 +143,16 @@ class SequenceEncoder:
         ids = plain_tokens(self._tokenizer, text, self.vocabulary.first_added)
         return tuple(ids[: self.max_query_tokens])
 
-    def identifier(self, item: int) -> list[int]:
-        """Return the tokens of an item's identifier, at most L. item: catalogue row."""
-        written: list[int] = self.tokens[item, : self._lengths[item]].tolist()
+    def identifier(self, item: int, task: Task = Task.RECOMMENDATION) -> list[int]:
+        """Return the tokens of the identifier that a task writes for an item, at most L. item: catalogue row."""
+        names = self._names[task]
+        written: list[int] = names.tokens[item, : names.lengths[item]].tolist()
         return written
 
     def _event(self, event: Event) -> list[int]:
-        query = event.query if self.task_of(event) is Task.SEARCH else None
-        return [*self._request(query), *self.identifier(event.item)]
+        task = self.task_of(event)
+        query = event.query if task is Task.SEARCH else None
+        return [*self._request(query), *self.identifier(event.item, task)]
 
     def task_of(self, event: Event) -> Task:
         """Return the task of a past event.
@@ -204,7 +221,7 @@ class SequenceEncoder:
         item = np.full(len(ids), -1, np.int64)
         ends = np.cumsum([len(tokens) for tokens in kept])
         for event, end in zip(answered, ends, strict=True):  # each event ends with its identifier
-            written = self._lengths[event.item]
+            written = self._names[self.task_of(event)].lengths[event.item]
             level[end - written : end] = np.arange(written)
             item[end - written] = event.item
         tasks = np.array([TASKS.index(self.task_of(event)) for event in answered], np.int8)
@@ -217,7 +234,7 @@ class SequenceEncoder:
         `start`.
         """
         task = self.task_of(event)
-        written = self.identifier(event.item)
+        written = self.identifier(event.item, task)
         length = 1 + len(written)
         item = np.full(length, -1, np.int64)
         item[1] = event.item

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from index.bundle.item_index import ItemIndex
+from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
 ENGINE_STAGES = ("prefill", "decode", "head", "trie")  # in the order of time
@@ -45,7 +46,8 @@ class RankRequest:
     prompt: token ids, as `SequenceEncoder.prompt` makes them.
     limit: number of items to return at most.
     beam_width: hypotheses kept per level; raised to `limit` where it is smaller.
-    allowed: items that may be returned, of one index version; None for all that the engine was opened with.
+    allowed: items that may be returned, of one index version, under the identifiers of the request's task; None for
+        `Engine.everything`.
     shared_tokens: tokens at the start of the prompt that later requests may share and the prefix cache should keep;
         None for the whole prompt, 0 for none.
     siblings: number of items that may be returned beyond `limit`: those that share the identifiers of the best `limit`
@@ -164,7 +166,11 @@ class Engine(Protocol):
 
     @property
     def everything(self) -> Allowed:
-        """All items of the index version in use, without removed ones."""
+        """All items of the index version in use, without removed ones: `everything_for` a recommendation."""
+        ...
+
+    def everything_for(self, task: Task) -> Allowed:
+        """Return all items, without removed ones, under the identifiers that a task writes."""
         ...
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

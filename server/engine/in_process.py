@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from index.bundle.item_index import ItemIndex
+from index.sequence.events import Task
 from index.trie.allowed import Allowed
 from server.engine.contract import Engine, OnDone, Outcome, Ranking, RankRequest
 from server.engine.waiting import warmed_up
@@ -26,6 +27,10 @@ class InProcess:
     def everything(self) -> Allowed:
         """All items of the index that the engine was opened with, without removed ones."""
         return self._engine.everything
+
+    def everything_for(self, task: Task) -> Allowed:
+        """Return what the engine says; see `Engine`."""
+        return self._engine.everything_for(task)
 
     def start(self, warm_up: Sequence[RankRequest] = ()) -> None:
         """Rank `warm_up`. Raises what the engine raises, and `EngineError` for scores that are not finite."""

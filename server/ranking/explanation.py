@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from index.bundle.bundle import Bundle
-from index.sequence.events import Event
+from index.sequence.events import Event, Task
 from index.trie.allowed import Allowed, SlotSet
 from server.api.responses import Explanation, HistoryEffect
 from server.engine.contract import Ranking, RankRequest
@@ -43,7 +43,7 @@ async def explain(
     timeout: seconds for all of it.
     Raises what `Scheduler.rank` raises.
     """
-    trie = bundle.index.trie
+    trie = bundle.index.named(Task.RECOMMENDATION if query is None else Task.SEARCH).trie
     only = Allowed.of(trie, SlotSet.of_members(trie.slot_of_item[[row]], trie.items))
     first = max(0, len(events) - most)
     left_out = range(first, len(events))

@@ -158,6 +158,7 @@ def parse(
     if body.strict:
         _refuse_unknown(body, bundle)
     query = body.query if isinstance(body, SearchRequest) else None
+    task = Task.RECOMMENDATION if query is None else Task.SEARCH
     _check_ranking(body, bundle)
     candidates = Candidates.read(body.candidates, bundle.index.catalogue)
     history = History.read([*(stored or ()), *body.history], bundle, settings.max_query_chars)
@@ -173,7 +174,7 @@ def parse(
         prompt=_encode(bundle, history.events, query),
         limit=limit,
         beam_width=body.beam_width or max(limit, settings.default_beam_width),
-        allowed=allowed_items(body, history.rows, candidates, bundle.index),
+        allowed=allowed_items(body, history.rows, candidates, bundle.index, task),
         deadline=started + (body.timeout_ms or settings.request_timeout_ms) / 1000,
         parse_seconds=time.perf_counter() - began,
     )

@@ -8,7 +8,8 @@ from functools import reduce
 
 import numpy as np
 
-from index.bundle.item_index import ItemIndex
+from index.bundle.item_index import ItemIndex, NamedItems
+from index.sequence.events import Task
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.filters import Condition, FilterError
 from server.api.errors import InvalidRequestError
@@ -18,37 +19,38 @@ from server.ranking.candidates import Candidates
 
 
 def allowed_items(
-    body: RecommendRequest, history: Sequence[int], candidates: Candidates, index: ItemIndex
+    body: RecommendRequest, history: Sequence[int], candidates: Candidates, index: ItemIndex, task: Task
 ) -> Allowed:
-    """Return the items that may answer a request. Unknown excluded ids exclude nothing.
+    """Return the items that may answer a request of a task. Unknown excluded ids exclude nothing.
 
     history: catalogue rows of the person's items.
     Raises `InvalidRequestError` for a filter that the catalogue does not know.
     """
+    names = index.named(task)
     excluded = set(history) if body.excludes_history else set()
     excluded.update(row for row in map(index.catalogue.row, body.exclude) if row is not None)
     choices = [
-        index.living if body.filter is None else _filtered(body.filter, index),
-        _chosen(candidates, index),
+        names.living if body.filter is None else _filtered(body.filter, names),
+        _chosen(candidates, names),
     ]
     asked = [slots for slots in choices if slots is not None]
     chosen = reduce(operator.and_, asked) if asked else None
-    return Allowed.of(index.trie, chosen, sorted(excluded))
+    return Allowed.of(names.trie, chosen, sorted(excluded))
 
 
-def _filtered(asked: Mapping[str, FilterCondition], index: ItemIndex) -> SlotSet:
+def _filtered(asked: Mapping[str, FilterCondition], names: NamedItems) -> SlotSet:
     conditions: dict[str, Condition] = {
         name: condition.model_dump(exclude_none=True) if isinstance(condition, NumberRange) else condition
         for name, condition in asked.items()
     }
     try:
-        return index.filters.select(conditions)
+        return names.filters.select(conditions)
     except FilterError as error:
         raise InvalidRequestError.at("filter", str(error)) from error
 
 
-def _chosen(candidates: Candidates, index: ItemIndex) -> SlotSet | None:
+def _chosen(candidates: Candidates, names: NamedItems) -> SlotSet | None:
     if candidates.rows is None:
         return None
     rows = np.array(candidates.rows, np.int64)
-    return SlotSet.of_members(index.trie.slot_of_item[rows], index.trie.items)
+    return SlotSet.of_members(names.trie.slot_of_item[rows], names.trie.items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from index.bundle.bundle import BundleInfo, publish
 from index.catalogue import Catalogue, Item
 from index.identifiers.identifiers import Identifiers
 from index.identifiers.schemes.atomic import atomic_identifiers
+from index.identifiers.schemes.gensar import gensar_identifiers
 from index.identifiers.schemes.semantic import semantic_identifiers
 from index.identifiers.schemes.text import text_identifiers
 from index.sequence.plain_text import plain_tokens
@@ -66,6 +68,19 @@ def make_spelled(titles: Sequence[str], tokenizer: PreTrainedTokenizerFast, leve
     return text_identifiers(
         titles, lambda text: plain_tokens(tokenizer, text, vocabulary.first_added), vocabulary
     )
+
+
+@cache
+def make_gensar(n: int = 60) -> Identifiers:
+    """Return two identifiers of each of `n` items, of four levels. Every tenth item was chosen by nobody.
+
+    The behaviour behind them has nothing to do with the texts. Items share codes of all levels but the last.
+    """
+    rng = np.random.default_rng(3)
+    behaviour = rng.normal(size=(4, 8))[rng.integers(4, size=n)]
+    behaviour = (behaviour + rng.normal(size=behaviour.shape) * 0.1).astype(np.float32)
+    behaviour[::10] = np.nan
+    return gensar_identifiers(text_vectors(make_catalogue(n).texts()), behaviour, (3, 3, 2))
 
 
 def text_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -147,6 +162,7 @@ def make_bundle(
     codebooks: tuple[int, ...] | None = None,
     spelling: int | None = None,
     atomic: bool = False,
+    of_each_task: bool = False,
     pool: bool = False,
 ) -> Path:
     """Publish a tiny bundle to `path`, and return `path`.
@@ -154,12 +170,15 @@ def make_bundle(
     codebooks: sizes; identifiers are then quantised `text_vectors`, so that items can be added.
     spelling: most tokens of an identifier; identifiers are then the titles.
     atomic: one code for each item.
+    of_each_task: identifiers of their own for searches, see `make_gensar`.
     pool: with `make_pool`; otherwise the beam alone ranks.
     """
     catalogue = make_catalogue(items)
     tokenizer = make_tokenizer(catalogue.texts())
     if spelling is not None:
         identifiers = make_spelled([item.title for item in catalogue], tokenizer, spelling)
+    elif of_each_task:
+        identifiers = make_gensar(items)
     elif codebooks is not None:
         identifiers = semantic_identifiers(text_vectors(catalogue.texts()), codebooks)
     else:

@@ -24,6 +24,7 @@ class GatedEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.everything = engine.everything
+        self.everything_for = engine.everything_for
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()  # set whenever a batch has reached the engine
@@ -47,6 +48,7 @@ class FailingEngine:
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
         self.everything = engine.everything
+        self.everything_for = engine.everything_for
         self.limit = limit
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:

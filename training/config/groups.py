@@ -75,13 +75,15 @@ class IdentifierSettings(SettingsGroup):
 
     scheme: str = Field(
         AUTO,
-        description="identifier scheme ('auto': 'atomic' up to 50,000 items, else 'semantic')",
+        description="identifier scheme ('auto': 'atomic' up to 50,000 items, else 'semantic'; 'gensar': two "
+        "identifiers an item, by task)",
         json_schema_extra={"choices_of": SCHEMES},
     )
     codebooks: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (256, 256),
         min_length=1,
-        description="'semantic': codes per level, comma-separated; a level that separates collisions is added",
+        description="'semantic': codes per level, comma-separated; a level that separates collisions is added; "
+        "'gensar': the first half is shared",
     )
     embeddings: Literal["text", "alphafuse", "bi-encoder"] = Field(
         "text",
@@ -101,10 +103,13 @@ class IdentifierSettings(SettingsGroup):
         ge=4,
         le=16384,
         multiple_of=2,
-        description="'alphafuse': width of fused vectors; half is meaning, half is learned; 'letter': of behaviour",
+        description="'alphafuse': width of fused vectors; half is meaning, half is learned; 'letter', 'gensar': of "
+        "behaviour",
     )
     fused_epochs: int = Field(
-        40, ge=1, description="'alphafuse', 'letter': passes over the histories at most; it stops early"
+        40,
+        ge=1,
+        description="'alphafuse', 'letter', 'gensar': passes over the histories at most; it stops early",
     )
     tuned_steps: int = Field(
         300,

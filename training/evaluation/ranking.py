@@ -80,7 +80,7 @@ def rank_cases(
                 raise EvaluationError(
                     f"user {case.user_id!r} cannot be tested as {task.value}: {error}"
                 ) from error
-            allowed = allowed_of(engine.everything, case, candidates)
+            allowed = allowed_of(engine.everything_for(task), case, candidates)
             width = beam_width if candidates.negatives is None else max(beam_width, candidates.negatives + 1)
             pool = pool_of(k, allowed) if pool_of else ()
             siblings = limit if pool_of else 0  # as the server asks

@@ -82,8 +82,9 @@ def rank_choices(
     # A fold lies within one half of the items: their dense rows come from a fit to the other half.
     rows = np.arange(len(index.catalogue))
     fold = rng.integers(0, FOLDS // HALVES, len(rows)) * HALVES + rows % HALVES
-    hidden = [_with_fresh(index, engine.everything, fold == k, k % HALVES) for k in range(FOLDS)]
-    today = _Setting(index, engine.everything.chosen)
+    everything = engine.everything_for(task)
+    hidden = [_with_fresh(index, everything, fold == k, k % HALVES) for k in range(FOLDS)]
+    today = _Setting(index, everything.chosen)
     jobs = [_Job(case, today, 1.0, False) for case in cases]
     for case in cases:
         if case.target is not None:
@@ -124,7 +125,7 @@ def _rank(
         query = case.query if task is Task.SEARCH else None
         history = [event.item for event in case.history]
         left_out = [*(history if exclude_history else []), *later]
-        allowed = engine.everything.without(left_out)
+        allowed = engine.everything_for(task).without(left_out)
         pools.append(Pool.gather(job.setting.index, allowed, query, history))
         beam = Allowed.of(allowed.trie, job.setting.beam, left_out)
         events = case.history

@@ -113,7 +113,7 @@ def held_out_parts(
             samples.append(pairs.pair(case.history, last))
             continue
         sample = encoder.sample([*case.history, last])
-        sample.level[: -len(encoder.identifier(case.target))] = -1
+        sample.level[: -len(encoder.identifier(case.target, task))] = -1
         samples.append(sample)
     samples.sort(key=len)
     return [pad(samples[k : k + 64]) for k in range(0, len(samples), 64)]

@@ -109,10 +109,12 @@ def _principal_components(vectors: NDArray[np.float32], width: int) -> NDArray[n
 
 def _code_means(identifiers: Identifiers, items: Tensor) -> list[Tensor]:
     """Return for each level the mean of the items below each code: float [codebook, d]."""
+    written, mean = identifiers.every_code, items.mean(0)
+    items = items.repeat(len(written) // len(items), 1)  # once for each identifier
     means = []
     for level, size in enumerate(identifiers.codebook_sizes):
-        code = torch.from_numpy(identifiers.codes[:, level].astype(np.int64))
+        code = torch.from_numpy(written[:, level].astype(np.int64))
         total = torch.zeros(size, items.shape[1]).index_add_(0, code, items)
         count = torch.bincount(code, minlength=size).unsqueeze(1)
-        means.append(torch.where(count > 0, total / count.clamp(min=1), items.mean(0)))
+        means.append(torch.where(count > 0, total / count.clamp(min=1), mean))
     return means

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from index.identifiers.ridge import ridge
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.model.extension import resize_rows
-from training.model.ridge import ridge
 
 RIDGE = 0.1  # of the mean eigenvalue of the vectors' scatter
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from gems import find_linears
 from gems.model.layers import outputs_and_inputs
 from index.identifiers.schemes.auto import MOST_ATOMIC
+from index.identifiers.schemes.gensar import shared_levels
 from index.sequence.encoder import TASKS
 from index.sequence.events import Task
 from index.sequence.language_model import is_encoder_decoder
@@ -182,7 +183,11 @@ def codebook_sizes(config: TrainConfig, items: int) -> tuple[int, ...]:
         return (1,)
     if scheme == "atomic" or (scheme == "auto" and items <= MOST_ATOMIC):
         return (items,)
-    return (*config.identifiers.codebooks, LAST_LEVEL)
+    sizes = config.identifiers.codebooks
+    if scheme == "gensar":  # levels that are not shared have codes of both kinds
+        shared = shared_levels(sizes)
+        sizes = (*sizes[:shared], *(2 * size for size in sizes[shared:]))
+    return (*sizes, LAST_LEVEL)
 
 
 def planned_precision(config: TrainConfig) -> Precision:

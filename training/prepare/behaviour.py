@@ -1,4 +1,4 @@
-"""Vectors of behaviour: what a SASRec of item IDs has learned from the training events, for quantisers that follow it.
+"""Vectors of behaviour: what a SASRec of item IDs has learned from the training events, for identifiers that follow it.
 
 An item that nobody chose in training has none: its row is NaN.
 """
@@ -38,7 +38,9 @@ def behaviour_source(
         seed=config.seed,
         threads=config.threads,
     )
-    chosen = chosen_items(split, f"--identifiers.quantiser {config.identifiers.quantiser}")
+    scheme = config.identifiers.scheme
+    what = "scheme gensar" if scheme == "gensar" else f"quantiser {config.identifiers.quantiser}"
+    chosen = chosen_items(split, f"--identifiers.{what}")
     folder = kept_folder("behaviour", beside, settings, dataset)
 
     def make(console: Console) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ NOT_SHAPED_BY = (
 
 ITEM_VECTORS = "item_vectors.npy"
 VECTOR_ORIGIN = "vector_origin.json"
-CODEBOOKS = "codebooks"
+CODEBOOKS, SEARCH_CODEBOOKS = "codebooks", "search_codebooks"
 CODES = "codes.npz"
 
 
@@ -70,6 +70,7 @@ class Prepared:
             self.tokenizer,
             self.vocabulary,
             self.identifiers.codes,
+            search_codes=self.identifiers.search_codes,
             max_tokens=config.sequence.max_tokens,
             max_events=config.sequence.max_events,
             max_query_tokens=config.sequence.max_query_tokens,
@@ -98,8 +99,8 @@ def prepare(
             to_name = ItemsToName(titles, vectors, backbone.tokenizer, learned)
             identifiers = load_scheme(config.identifiers.scheme).identifiers(to_name, config.for_scheme)
             vocabulary = extend_backbone(backbone, identifiers, titles, vectors)
-        if made.later is not None and identifiers.codebooks is not None:
-            identifiers = replace(identifiers, codebooks=identifiers.codebooks.behind(made.later))
+        if made.later is not None:
+            identifiers = identifiers.behind(made.later)
         save_prepared(
             draft, identifiers, vocabulary, backbone.model, backbone.tokenizer, source.origin, vectors
         )
@@ -121,12 +122,18 @@ def save_prepared(
     tokenizer.save_pretrained(draft / "backbone")
     if identifiers.codebooks is not None:
         identifiers.codebooks.save(draft / CODEBOOKS)
+    if identifiers.search_codebooks is not None:
+        identifiers.search_codebooks.save(draft / SEARCH_CODEBOOKS)
+    own: dict[str, Any] = {}
+    if identifiers.search_codes is not None:
+        own["search_codes"] = identifiers.search_codes
     np.savez(
         draft / CODES,
         scheme=np.array(identifiers.scheme),
         codes=identifiers.codes,
         codebook_sizes=np.array(identifiers.codebook_sizes),
         first_added=np.array(vocabulary.first_added),
+        **own,
     )
 
 
@@ -159,8 +166,12 @@ def open_prepared(folder: Path, scheme: str = "") -> Prepared:
     source = folder / "backbone"
     model = load_language_model(source, local=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    codebooks = Codebooks.open(folder / CODEBOOKS) if (folder / CODEBOOKS).exists() else None
-    identifiers = Identifiers(scheme, stored["codes"], sizes, codebooks)
+    known, searched = (
+        Codebooks.open(folder / name) if (folder / name).exists() else None
+        for name in (CODEBOOKS, SEARCH_CODEBOOKS)
+    )
+    search_codes = stored.get("search_codes")
+    identifiers = Identifiers(scheme, stored["codes"], sizes, known, search_codes, searched)
     vocabulary = IdentifierVocabulary(int(stored["first_added"]), sizes, spelled=identifiers.spelled)
     return Prepared(
         identifiers,

@@ -24,6 +24,7 @@ from index.catalogue import Catalogue, Item
 from index.files import atomic_folder
 from index.identifiers.identifiers import IdentifierError, Identifiers
 from index.identifiers.schemes.atomic import ATOMIC_LIMIT
+from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from training.config import TrainConfig
 from training.data.dataset import DataSet
@@ -161,6 +162,7 @@ class Renewal:
     def _identifiers(self, catalogue: Catalogue, vectors: NDArray[np.float32]) -> Identifiers:
         index, info = self.bundle.index, self.bundle.info
         codes, sizes = index.trie.codes(), info.codebook_sizes
+        searched = index.search_codes
         known = len(codes)
         if self.bundle.vocabulary.one_code:
             codes = _own_codes(codes, len(catalogue), sizes[0])
@@ -173,7 +175,14 @@ class Renewal:
 
             new = [catalogue[row] for row in range(known, len(catalogue))]
             codes = np.concatenate([codes, names_of(new, codes, self.bundle, index.pool, embed)])
-        return Identifiers(info.scheme, codes.astype(np.int32), sizes, self.bundle.codebooks())
+            if searched is not None:
+                named = names_of(new, searched, self.bundle, index.pool, embed, Task.SEARCH)
+                searched = np.concatenate([searched, named])
+        identifiers = Identifiers(info.scheme, codes.astype(np.int32), sizes, self.bundle.codebooks())
+        if searched is None:
+            return identifiers
+        of_search = self.bundle.codebooks(Task.SEARCH)
+        return replace(identifiers, search_codes=searched.astype(np.int32), search_codebooks=of_search)
 
     def _backbone(
         self, identifiers: Identifiers, vectors: NDArray[np.float32]

@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from gems import KnowledgeBasis, find_linears
-from index.identifiers.registry import WITH_BEHAVIOUR
+from index.identifiers.registry import follows_behaviour
 from index.sequence.events import Event
 from index.sequence.language_model import is_encoder_decoder
 from index.sequence.vocabulary import MARKERS
@@ -137,7 +137,7 @@ def _source(
 def _behaviour(
     config: TrainConfig, data: Path, dataset: DataSet, split: Split, folder: Path
 ) -> BehaviourSource | None:
-    if config.identifiers.scheme != "semantic" or config.identifiers.quantiser not in WITH_BEHAVIOUR:
+    if not follows_behaviour(config.identifiers.scheme, config.identifiers.quantiser):
         return None
     return behaviour_source(config, data, dataset, split, folder)
 

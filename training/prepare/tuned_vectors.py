@@ -16,6 +16,7 @@ from rich.console import Console
 
 from index.embeddings import TextEncoder, check_texts, encoder_hash
 from index.identifiers.codebooks import Layer
+from index.identifiers.ridge import ridge
 from training.baselines.dense import Pairs
 from training.baselines.settings import BaselineError, DenseSettings
 from training.config import TrainConfig
@@ -30,7 +31,6 @@ from training.data.item_vectors import (
     encoder_folder,
 )
 from training.data.splits import Split
-from training.model.ridge import ridge
 from training.prepare.trained_beside import kept_folder, train_beside
 
 BI_ENCODER: Final = "bi-encoder"

@@ -195,7 +195,9 @@ def _open_run(run: Path) -> tuple[Bundle, dict[str, Any]]:
     bundle = Bundle.open(run / "bundle")
     learned = run / "codes" / "prepared"  # where codes were learned with the model
     prepared = np.load((learned if is_prepared(learned) else run / "prepared") / CODES, allow_pickle=False)
-    if not np.array_equal(prepared["codes"], bundle.index.trie.codes()):
+    own = bundle.index.search_codes
+    same = np.array_equal(prepared["codes"], bundle.index.trie.codes())
+    if not same or (own is not None and not np.array_equal(prepared["search_codes"], own)):
         raise EvaluationError(f"{run / 'prepared'} and {run / 'bundle'} are of different runs")
     try:
         settings = read_yaml(run / "config.yaml")
@@ -215,7 +217,13 @@ def _rank(
     bar: Progress,
     when: str,
 ) -> Ranks:
-    engine = TorchEngine(model, bundle.index.trie, bundle.vocabulary, normalisation=bundle.info.normalisation)
+    engine = TorchEngine(
+        model,
+        bundle.index.trie,
+        bundle.vocabulary,
+        normalisation=bundle.info.normalisation,
+        searches=bundle.index.named(Task.SEARCH).everything,
+    )
     ranks: Ranks = {}
     for task in Task:
         asked = cases_of(task, cases)

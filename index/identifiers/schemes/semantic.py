@@ -57,6 +57,14 @@ def semantic_identifiers(
     Raises `IdentifierError` for NaN or infinite embeddings, for more items than identifiers, and for more than
     `COLLISION_LIMIT` items with the same codes.
     """
+    check_embeddings(embeddings, codebooks)
+    vectors = embeddings.astype(np.float32)
+    known = load_quantiser(quantiser).fit(vectors, codebooks, capacity, seed, behaviour=behaviour)
+    return numbered(known, known.quantise(vectors))
+
+
+def check_embeddings(embeddings: NDArray[np.float32], codebooks: Sequence[int]) -> None:
+    """Raise `IdentifierError` unless embeddings can be named by codebooks of these sizes and a last level."""
     if embeddings.ndim != 2 or 0 in embeddings.shape:
         raise IdentifierError(f"embeddings must have shape [items, dimensions], got {embeddings.shape}")
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
@@ -69,9 +77,6 @@ def semantic_identifiers(
             f"{names} items; row {names + 1} and those after it of {len(embeddings)} would have no identifier: use "
             "more or larger codebooks"
         )
-    vectors = embeddings.astype(np.float32)
-    known = load_quantiser(quantiser).fit(vectors, codebooks, capacity, seed, behaviour=behaviour)
-    return numbered(known, known.quantise(vectors))
 
 
 def numbered(known: Codebooks, prefixes: NDArray[np.int32]) -> Identifiers:

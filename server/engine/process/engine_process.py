@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from index.bundle.bundle import Bundle
 from index.bundle.item_index import ItemIndex
+from index.sequence.events import Task
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome, Ranking, RankRequest
@@ -53,7 +54,7 @@ class EngineProcess:
         self._path = bundle.path.resolve()
         self._options = (options, log_level, bundle.info.bundle_id)
         self._stall_seconds = stall_seconds
-        self._versions: WeakKeyDictionary[Trie, tuple[str, SlotSet | None]] = WeakKeyDictionary()
+        self._versions: WeakKeyDictionary[Trie, tuple[str, int, SlotSet | None]] = WeakKeyDictionary()
         self._know(bundle.index)
         self._warm_up: Sequence[RankRequest] = ()
         self._changing = threading.Lock()  # guards `_child` together with `_running`
@@ -65,7 +66,11 @@ class EngineProcess:
     @property
     def everything(self) -> Allowed:
         """All items of the index version that was prepared last, without removed ones."""
-        return self._everything
+        return self._index.names.everything
+
+    def everything_for(self, task: Task) -> Allowed:
+        """Return all living items under the identifiers of a task; see `Engine.everything_for`."""
+        return self._index.named(task).everything
 
     @property
     def running(self) -> bool:
@@ -140,9 +145,9 @@ class EngineProcess:
                 child.forget()
 
     def _know(self, index: ItemIndex) -> None:
-        self._version = index.version
-        self._everything = Allowed.of(index.trie, index.living)
-        self._versions[index.trie] = (index.version, index.living)
+        self._index = index
+        for kind, names in enumerate(index.every_names):
+            self._versions[names.trie] = (index.version, kind, names.living)
 
     def _submit_to(self, child: Child, requests: Mapping[Any, RankRequest], on_done: OnDone) -> None:
         wired: dict[Any, tuple[RankRequest, WireRequest]] = {}
@@ -160,10 +165,10 @@ class EngineProcess:
     def _wired(self, request: RankRequest) -> WireRequest:
         allowed = request.allowed or self.everything
         try:
-            version, living = self._versions[allowed.trie]
+            known = self._versions[allowed.trie]
         except KeyError:
             raise EngineError("the request is of an index version that the engine has not opened") from None
-        return WireRequest.of(request, allowed, version, living)
+        return WireRequest.of(request, allowed, *known)
 
     def _lose(self, child: Child) -> None:
         """Stop using a process; the supervisor, which waits for its end, starts the next one."""
@@ -212,7 +217,7 @@ class EngineProcess:
 
     def _spawn(self) -> Child:
         """Start a process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
-        child = Child(self._path, self._version, *self._options, self._lose)
+        child = Child(self._path, self._index.version, *self._options, self._lose)
         try:
             warmed_up(rank_by_submitting(partial(self._submit_to, child), self._warm_up))
         except EngineLostError as error:

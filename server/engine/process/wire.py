@@ -6,7 +6,7 @@ chosen slots are sent, as bits or as a list, whichever is shorter, and the exclu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from index.trie.allowed import Allowed, SlotSet
-from index.trie.trie import Trie
 from server.engine.contract import Ranking, RankRequest
 
 _VALUES = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "cancelled")]
@@ -51,34 +50,40 @@ class WireRequest(_Message):
 
     values: all its fields but `allowed` and `cancelled`.
     version: name of the index version that `allowed` belongs to.
+    kind: number of its identifiers among `ItemIndex.every_names`.
     chosen: chosen slots as in `Allowed`; `living` stands for the items of the version that are not removed.
     excluded: slots that are left out.
     """
 
     values: dict[str, Any]
     version: str
+    kind: int
     chosen: Chosen | Literal["living"] | None
     excluded: list[int]
 
     @classmethod
-    def of(cls, request: RankRequest, allowed: Allowed, version: str, living: SlotSet | None) -> WireRequest:
+    def of(
+        cls, request: RankRequest, allowed: Allowed, version: str, kind: int, living: SlotSet | None
+    ) -> WireRequest:
         """Encode a request. living: slots of the version's items that are not removed; they are not sent."""
         chosen = allowed.chosen
         return cls(
             values={name: getattr(request, name) for name in _VALUES},
             version=version,
+            kind=kind,
             chosen=None if chosen is None else "living" if chosen is living else Chosen.of(chosen),
             excluded=allowed.excluded.tolist(),
         )
 
     def rank_request(
-        self, versions: Mapping[str, tuple[Trie, SlotSet | None]], cancelled: Callable[[], bool]
+        self, versions: Mapping[str, Sequence[Allowed]], cancelled: Callable[[], bool]
     ) -> RankRequest:
-        """Decode the request. versions: trie and living slots of index versions, by name."""
-        trie, living = versions[self.version]
+        """Decode the request. versions: living items of index versions by each kind of identifiers, by name."""
+        everything = versions[self.version][self.kind]
+        trie = everything.trie
         chosen = self.chosen.slot_set(trie.items) if isinstance(self.chosen, Chosen) else None
         if self.chosen == "living":
-            chosen = living
+            chosen = everything.chosen
         allowed = Allowed(trie, chosen, np.array(self.excluded, np.int64))
         return RankRequest(**self.values, allowed=allowed, cancelled=cancelled)
 

@@ -24,8 +24,7 @@ from transformers.utils import logging as transformers_logging
 from index.bundle.bundle import INDEX, read_info
 from index.bundle.item_index import open_identifiers
 from index.bundle.manifest import BundleError, refusing, verify
-from index.trie.allowed import SlotSet
-from index.trie.trie import Trie
+from index.trie.allowed import Allowed
 from server.engine.contract import EngineBrokenError, EngineError, Outcome, Ranking, RankRequest
 from server.engine.options import EngineOptions
 from server.engine.process.open import open_engine
@@ -110,7 +109,7 @@ class Worker:
         self._unread = threading.Semaphore(0)  # counts them
         self._cancelled = cancelled
         self._folder = path / INDEX
-        self._versions: dict[str, tuple[Trie, SlotSet | None]] = {}
+        self._versions: dict[str, tuple[Allowed, ...]] = {}  # living items by each kind of identifiers
         with refusing(path, "opened"):
             verify(path, apart=INDEX)
             verify(self._folder / version)
@@ -118,8 +117,8 @@ class Worker:
             if info.bundle_id != bundle_id:
                 raise BundleError(f"{path} holds another bundle by now, {info.bundle_id}; refresh the bundle")
         self._open(version)
-        trie, living = self._versions[version]
-        self._engine = open_engine(path, info, trie, living, options)
+        living, *others = self._versions[version]
+        self._engine = open_engine(path, info, living.trie, living.chosen, options, *others)
 
     def serve(self) -> None:
         """Obey commands one after the other.

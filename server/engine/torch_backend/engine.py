@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from index.bundle.bundle import Bundle, BundleInfo, load_model
+from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
@@ -44,6 +45,7 @@ class TorchEngine:
     trie, vocabulary: of the identifiers that it writes.
     normalisation: `level` or `vocabulary`, see `BundleInfo`.
     living: slots of the items that are not removed; None for all.
+    searches: items that searches may return, if they write identifiers of their own.
     options: see `EngineOptions`; the default reads the model's own weights, which may change between calls.
     Raises `EngineError` for a model, normalisation or vocabulary that it would get wrong.
     """
@@ -56,14 +58,17 @@ class TorchEngine:
         *,
         normalisation: str = "level",
         living: SlotSet | None = None,
+        searches: Allowed | None = None,
         options: EngineOptions = TRAINING,
     ) -> None:
-        if trie.levels != vocabulary.levels:
-            raise EngineError(
-                f"the trie has {trie.levels} levels, the identifier vocabulary {vocabulary.levels}"
-            )
+        for levels in (trie.levels, trie.levels if searches is None else searches.trie.levels):
+            if levels != vocabulary.levels:
+                raise EngineError(
+                    f"the trie has {levels} levels, the identifier vocabulary {vocabulary.levels}"
+                )
         model.eval()
         self.everything = Allowed.of(trie, living)
+        self._searches = self.everything if searches is None else searches
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self.options = options
@@ -75,16 +80,26 @@ class TorchEngine:
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions = DEFAULTS) -> TorchEngine:
         """Load a bundle in this process; `options.threads` is for an engine that has a process to itself."""
-        return cls.load(bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options)
+        index = bundle.index
+        return cls.load(
+            bundle.path, bundle.info, index.trie, index.living, options, index.named(Task.SEARCH).everything
+        )
 
     @classmethod
     def load(
-        cls, path: Path, info: BundleInfo, trie: Trie, living: SlotSet | None, options: EngineOptions
+        cls,
+        path: Path,
+        info: BundleInfo,
+        trie: Trie,
+        living: SlotSet | None,
+        options: EngineOptions,
+        searches: Allowed | None = None,
     ) -> TorchEngine:
         """Load the weights of the bundle at `path`, with a version of its index.
 
         info: description of that bundle.
         trie, living: identifiers of the index version, and the slots of its items that are not removed.
+        searches: see `TorchEngine`.
         Raises `EngineError` also if the weights cannot be read or do not fit into memory, or the device is not there.
         """
         if options.device == "cpu":
@@ -96,6 +111,7 @@ class TorchEngine:
                 info.vocabulary(),
                 normalisation=info.normalisation,
                 living=living,
+                searches=searches,
                 options=options,
             )
         except EngineError:
@@ -106,6 +122,10 @@ class TorchEngine:
             raise EngineError(
                 f"the model in {path} cannot be opened: {type(error).__name__}: {error}"
             ) from error
+
+    def everything_for(self, task: Task) -> Allowed:
+        """Return all living items under the identifiers of a task; see `Engine.everything_for`."""
+        return self._searches if task is Task.SEARCH else self.everything
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""

@@ -18,6 +18,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from index.bundle.bundle import Bundle, BundleInfo
+from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
@@ -45,7 +46,7 @@ class VllmEngine:
     """Ranks with an `LLMEngine` of vLLM; make it with `open`. One per process at a time: vLLM's state is global.
 
     llm: the `LLMEngine`.
-    trie, vocabulary, normalisation, living: see `TorchEngine`.
+    trie, vocabulary, normalisation, living, searches: see `TorchEngine`.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class VllmEngine:
         *,
         normalisation: str,
         living: SlotSet | None = None,
+        searches: Allowed | None = None,
     ) -> None:
         self.everything = Allowed.of(trie, living)
+        self._searches = self.everything if searches is None else searches
         self.vocabulary = vocabulary
         self.normalisation = normalisation
         self._llm = llm
@@ -70,9 +73,9 @@ class VllmEngine:
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions = VLLM_DEFAULTS, **engine_args: Any) -> VllmEngine:
         """Load the weights and the index of a bundle; see `load`."""
-        return cls.load(
-            bundle.path, bundle.info, bundle.index.trie, bundle.index.living, options, **engine_args
-        )
+        index = bundle.index
+        searches = index.named(Task.SEARCH).everything
+        return cls.load(bundle.path, bundle.info, index.trie, index.living, options, searches, **engine_args)
 
     @classmethod
     def load(
@@ -82,12 +85,14 @@ class VllmEngine:
         trie: Trie,
         living: SlotSet | None,
         options: EngineOptions,
+        searches: Allowed | None = None,
         **engine_args: Any,
     ) -> VllmEngine:
         """Load a bundle's weights into vLLM, and rank once.
 
         path, info: folder and description of the bundle.
         trie, living: identifiers of a version of its index, and the slots of the items that are not removed.
+        searches: see `TorchEngine`.
         options: vLLM has to be built for its `device`; `cache_bytes` is the room for keys and values.
         engine_args: further `EngineArgs` of vLLM, such as `tensor_parallel_size` or `quantization`.
         Raises `EngineError` if vLLM is missing or fails, or cannot do what the options ask.
@@ -145,13 +150,24 @@ class VllmEngine:
             room = f"{options.cache_bytes >> 20} MiB for keys and values"
             raise EngineError(f"vLLM cannot open {path} with {room}: {error}") from error
         try:
-            engine = cls(llm, trie, info.vocabulary(), normalisation=info.normalisation, living=living)
+            engine = cls(
+                llm,
+                trie,
+                info.vocabulary(),
+                normalisation=info.normalisation,
+                living=living,
+                searches=searches,
+            )
             # What vLLM cannot do with a model, sizes of heads for instance, shows in the first step.
             engine.rank([RankRequest([0], 1, 1)])
         except Exception as error:
             llm.engine_core.shutdown()
             raise EngineError(f"vLLM cannot run {path}: {error}") from error
         return engine
+
+    def everything_for(self, task: Task) -> Allowed:
+        """Return all living items under the identifiers of a task; see `Engine.everything_for`."""
+        return self._searches if task is Task.SEARCH else self.everything
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch; see `Engine.rank`. Scores are log p(identifier | prompt)."""

@@ -41,7 +41,7 @@ events = st.builds(
 def test_a_prompt_holds_no_more_events_than_training_showed(history: list[Event]) -> None:
     answer = Event(9)
     whole = _SMALL.sample([*history, answer]).ids.tolist()
-    assert whole == _SMALL.prompt(history).ids + _SMALL.tokens[9].tolist()
+    assert whole == _SMALL.prompt(history).ids + _SMALL.identifier(9)
 
 
 def test_a_past_query_without_tokens_is_a_recommendation() -> None:
@@ -54,7 +54,7 @@ def test_a_past_query_without_tokens_is_a_recommendation() -> None:
 def test_the_layout_of_design_section_3() -> None:
     history = [Event(3), Event(5, Task.SEARCH, "golden")]
     query = list(ENCODER.encode_text("golden"))
-    c3, c5 = ENCODER.tokens[3].tolist(), ENCODER.tokens[5].tolist()
+    c3, c5 = ENCODER.identifier(3), ENCODER.identifier(5)
     past = [MARKERS["recommendation"], *c3, MARKERS["search"], *query, MARKERS["item"], *c5]
     assert ENCODER.prompt(history).ids == [*past, MARKERS["recommendation"]]
     assert ENCODER.prompt(history, "golden").ids == [*past, MARKERS["search"], *query, MARKERS["item"]]
@@ -71,7 +71,7 @@ def test_a_prompt_is_a_prefix_of_the_sequence_that_answers_it(
 ) -> None:
     answer = Event(9, Task.SEARCH if query else Task.RECOMMENDATION, query)
     whole = ENCODER.sample([*history, answer]).ids.tolist()
-    assert whole == ENCODER.prompt(history, query).ids + ENCODER.tokens[9].tolist()
+    assert whole == ENCODER.prompt(history, query).ids + ENCODER.identifier(9)
 
 
 @given(st.lists(events, max_size=40))

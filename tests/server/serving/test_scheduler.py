@@ -187,6 +187,7 @@ def test_what_the_engine_gave_up_is_too_late(bundle: Bundle, engine: TorchEngine
 
     class Hasty:
         everything = engine.everything
+        everything_for = engine.everything_for
 
         def rank(self, requests: Sequence[RankRequest]) -> list[Any]:
             return [SimpleNamespace(items=[], scores=[], seconds={}, expired=True) for _ in requests]

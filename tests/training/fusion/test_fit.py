@@ -110,6 +110,7 @@ def test_prompts_leave_out_simulated_new_items_where_one_code_names_an_item(
 
     class Listening:
         everything = engine.everything
+        everything_for = engine.everything_for
 
         def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
             asked.extend(requests)

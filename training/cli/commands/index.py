@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from training.data.id_list import as_known, read_lines
 from training.errors import UserError
 from training.outputs import write_json
 from training.settings import MOST, split
+
+if TYPE_CHECKING:  # slow import
+    from index.bundle.describe import Description
 
 index_app = typer.Typer(no_args_is_help=True, help="Look into the items of a bundle, and change them.")
 
@@ -140,8 +143,21 @@ def describe_command(
 
     quiet_libraries()
     opened = Bundle.open(bundle)
-    found = describe_index(opened.index, opened.info.codebook_sizes, examples=examples)
+    found = {
+        task: describe_index(opened.index, opened.info.codebook_sizes, task=task, examples=examples)
+        for task in opened.index.tasks
+    }
     console = Console()
+    for task, each in found.items():
+        if len(found) > 1:
+            console.print(f"Identifiers of a {task.value}", highlight=False)
+        _show_description(each, console)
+    if json_file is not None:
+        written = [asdict(each) for each in found.values()]
+        write_json(json_file, written[0] | ({"search": written[1]} if len(written) > 1 else {}))
+
+
+def _show_description(found: Description, console: Console) -> None:
     console.print(
         f"{found.items} items, {found.removed} of them removed; {found.collisions} share their identifier",
         highlight=False,
@@ -163,8 +179,6 @@ def describe_command(
         console.print(table)
     for titles in found.examples:
         console.print(Text(" | ".join(titles)), soft_wrap=True)
-    if json_file is not None:
-        write_json(json_file, asdict(found))
 
 
 def fuse_command(

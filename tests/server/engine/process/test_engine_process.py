@@ -120,10 +120,10 @@ def test_every_value_of_a_request_arrives_as_it_was(bundle: Bundle) -> None:
     allowed = Allowed.of(index.trie, index.living)
     names = [each.name for each in fields(RankRequest) if each.name not in ("allowed", "cancelled")]
     sent = RankRequest(**{name: a_value(name) for name in names}, allowed=allowed)  # type: ignore[arg-type]
-    wired = WireRequest.of(sent, allowed, index.version, index.living)
+    wired = WireRequest.of(sent, allowed, index.version, 0, index.living)
     command = decode_command(encode(wire.RankCommand(requests={0: wired})))
     assert isinstance(command, wire.RankCommand)
-    arrived = command.requests[0].rank_request({index.version: (index.trie, index.living)}, bool)
+    arrived = command.requests[0].rank_request({index.version: [index.names.everything]}, bool)
     assert {name: getattr(arrived, name) for name in names} == {name: a_value(name) for name in names}
 
 
@@ -439,7 +439,7 @@ def test_a_device_that_failed_ends_the_process(bundle: Bundle, monkeypatch: pyte
 
     monkeypatch.setattr(worker._engine._backbone, "forward", fail)  # type: ignore[union-attr]
     allowed = Allowed.of(bundle.index.trie, bundle.index.living)
-    wired = WireRequest.of(request(bundle), allowed, bundle.index.version, bundle.index.living)
+    wired = WireRequest.of(request(bundle), allowed, bundle.index.version, 0, bundle.index.living)
     ours.send_bytes(encode(wire.RankCommand(requests={3: wired})))
     with pytest.raises(EngineError, match="the device failed"):
         worker.serve()
