@@ -268,7 +268,9 @@ class GenRet(CodeLearner):
         was_training = self.model.training
         self.model.eval()
         found = np.empty((len(self.codes), int(self.model.config.d_model)), np.float32)
-        by_length = np.argsort([len(text) for text in self._texts.documents], kind="stable")  # hardly any padding
+        by_length = np.argsort(
+            [len(text) for text in self._texts.documents], kind="stable"
+        )  # hardly any padding
         for start in range(0, len(found), PASS):
             rows = by_length[start : start + PASS].tolist()
             texts = [self._texts.documents[row] for row in rows]
