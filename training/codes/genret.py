@@ -9,7 +9,7 @@ codes is the one that retrieves by them:
 A document's z_t tells it from those with the same z_{<t}, whose set is S. So its code is that of its difference from
 their mean m:
 
-    z_t = argmax_k ⟨h_t − m, E_k⟩ − p_k                           p: prices of popular codes (`balancing`)
+    z_t = argmax_k 2 ⟨h_t − m, E_k⟩ − p_k                         p: prices of popular codes (`balancing`)
 
 Position t is learned in two parts. In the first, of `WARM` of its steps,
 
@@ -267,12 +267,16 @@ class GenRet(CodeLearner):
         """Return h of all documents at a position, float32 [N, d]."""
         was_training = self.model.training
         self.model.eval()
-        found = []
-        for start in range(0, len(self.codes), PASS):
-            rows = slice(start, start + PASS)
-            found.append(self.latents(self._texts.documents[rows], self.codes[rows, :level])[:, -1].cpu())
+        found = np.empty((len(self.codes), int(self.model.config.d_model)), np.float32)
+        by_length = np.argsort(
+            [len(text) for text in self._texts.documents], kind="stable"
+        )  # hardly any padding
+        for start in range(0, len(found), PASS):
+            rows = by_length[start : start + PASS].tolist()
+            texts = [self._texts.documents[row] for row in rows]
+            found[rows] = self.latents(texts, self.codes[rows, :level])[:, -1].cpu().numpy()
         self.model.train(was_training)
-        return torch.cat(found).numpy()
+        return found
 
     def _price(self, level: int) -> Tensor:
         return self.get_buffer(f"price_{level}")

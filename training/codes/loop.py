@@ -76,7 +76,7 @@ def learn(learner: CodeLearner, folder: Path, config: TrainConfig, console: Cons
                 ) from error
             progress.step += 1
             progress.seconds = time.perf_counter() - begin
-            if int(RECORDS * done) == len(progress.figures):
+            if int(RECORDS * done) >= len(progress.figures):
                 progress.figures.append({"step": progress.step, "seconds": progress.seconds, **figures})
             bar.update(row, completed=share(), figures=_shown(figures))
             if received or progress.seconds - saved > 60 * config.run.checkpoint_every:
