@@ -12,7 +12,7 @@ event is written with that of its behaviour.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -120,6 +120,10 @@ class SequenceEncoder:
         self._known = known
         self._tokenizer = tokenizer
         self._encode = lru_cache(maxsize=8192)(self._encode_uncached)
+
+    def write_items_as(self, tokens: NDArray[np.int64]) -> None:
+        """Write the items of every task in other tokens from now on, int64 [N, L], while their codes are still open."""
+        self._names = {task: replace(names, tokens=tokens) for task, names in self._names.items()}
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Return the token ids of user text, cut to `max_query_tokens`, without control or item tokens.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from index.catalogue import Catalogue
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.schemes.semantic import collision_level
 from index.sequence.events import Event
@@ -30,6 +31,7 @@ from training.codes.learner import CodeLearner, Optimisers
 from training.codes.soft_codebooks import SoftCodebooks
 from training.config import TrainConfig
 from training.loop.batches import Batch, BatchSource
+from training.loop.extra_tasks import ExtraTasks
 from training.loop.pairs import Pairs
 from training.loop.parts import Part
 from training.loop.schedule import rate_factor
@@ -48,12 +50,11 @@ class Diger(CodeLearner):
         prepared: Prepared,
         config: TrainConfig,
         histories: Sequence[Sequence[Event]],
-        titles: Sequence[str],
+        catalogue: Catalogue,
     ) -> None:
         """Start from a preparation with semantic identifiers.
 
         histories: training events of each person.
-        titles: of the items, in the order of the catalogue.
         """
         super().__init__()
         self.model = prepared.model
@@ -73,18 +74,20 @@ class Diger(CodeLearner):
         self.optimisers = Optimisers(self.model, config.optimiser, groups)
         self._encoder = prepared.encoder(config)
         sequence = config.sequence
+        pairs = Pairs.of(self.model, self._encoder, sequence.targets)
+        # only identifiers are written here: texts have no soft codes
+        beside = [task for task in sequence.tasks_beside_log if task.write == "identifier"]
         self._source = BatchSource(
             self._encoder,
             histories,
-            titles,
             batch_size=config.optimiser.batch_size,
             part_tokens=config.optimiser.part_tokens,
-            title_queries=sequence.title_queries,
             query_dropout=sequence.query_dropout,
             event_dropout=sequence.event_dropout,
             tasks=sequence.trained_tasks,
             seed=config.seed,
-            pairs=Pairs.of(self.model, self._encoder, sequence.targets),
+            pairs=pairs,
+            extra=ExtraTasks(beside, catalogue, self._encoder, pairs, sequence.trained_tasks),
         )
         self.steps_per_epoch = self._source.steps_per_epoch
 
@@ -93,7 +96,7 @@ class Diger(CodeLearner):
         while True:
             if not skip:
                 self._number()
-            self._encoder.tokens = self._tokens.written(self.numbers.cpu().numpy())
+            self._encoder.write_items_as(self._tokens.written(self.numbers.cpu().numpy()))
             for position, batch in enumerate(self._source.epoch(epoch)):
                 if position >= skip:
                     yield batch

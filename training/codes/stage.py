@@ -100,10 +100,8 @@ def learn_codes(
 
 
 def _learner(prepared: Prepared, config: TrainConfig, dataset: DataSet, split: Split) -> CodeLearner:
-    titles = [item.title for item in dataset.catalogue]
-    if config.codes.learner == "diger":
-        return Diger(prepared, config, split.train, titles)
-    return GenRet(prepared, config, split.train, dataset.catalogue)
+    kind = Diger if config.codes.learner == "diger" else GenRet
+    return kind(prepared, config, split.train, dataset.catalogue)
 
 
 def _vectors(prepared: Prepared) -> NDArray[np.float32]:

@@ -113,9 +113,8 @@ class BatchSource:
                 drawn = [windows[k] for k in chosen]
                 samples = [each for life, begin in drawn for each in self._samples(life, begin, rng)]
                 share = done()
-                kept = (
-                    samples if share >= self._log_after else []
-                )  # drawn all the same: later draws depend on it
+                # the log's samples are drawn all the same: later draws depend on it
+                kept = samples if share >= self._log_after else []
                 if self._extra is not None:
                     seeds = (self._seed, epoch, first + step)
                     kept = kept + self._extra.draw(logged, self._targets_per_step, share, seeds)

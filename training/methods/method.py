@@ -125,6 +125,7 @@ class Observer(Protocol):
         ...
 
 
+@runtime_checkable
 class NarrowMethod(Method, Protocol):
     """A method that can hold weights in bfloat16; its name is in `training.config.config.NARROW`."""
 

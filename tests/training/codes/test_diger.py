@@ -16,6 +16,7 @@ from training.codes.soft_codebooks import KEPT, LAMBDA, SoftCodebooks, sharpness
 from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.loop.batches import BatchSource
+from training.loop.extra_tasks import ExtraTasks
 from training.loop.losses import item_losses
 from training.loop.pairs import Pairs
 
@@ -30,8 +31,7 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 def make(folder: Path, walks: DataSet, backbone: str, **codes: object) -> Diger:
     config = code_settings("diger", backbone, {"codes": codes}, {"optimiser.batch_size": 8})
     prepared = prepare_walks(folder, walks, config)
-    titles = [item.title for item in walks.catalogue]
-    return Diger(prepared, config, leave_one_out(walks).train, titles)
+    return Diger(prepared, config, leave_one_out(walks).train, walks.catalogue)
 
 
 def gradients(learner: Diger) -> list[float]:
@@ -64,19 +64,19 @@ def test_with_hard_codes_the_loss_is_that_of_the_training(
 ) -> None:
     config = code_settings("diger", backbone, {"identifiers.normalisation": normalisation})
     prepared = prepare_walks(tmp_path / "p", walks, config)
-    learner = Diger(prepared, config, leave_one_out(walks).train, [item.title for item in walks.catalogue])
+    learner = Diger(prepared, config, leave_one_out(walks).train, walks.catalogue)
     learner.eval()
     for level in range(2):
         learner.soft.get_buffer(f"use_{level}").zero_()
     encoder = prepared.encoder(config)  # writes the tokens of codes
+    pairs = Pairs.of(prepared.model, encoder, config.sequence.targets)
     plain = BatchSource(
         encoder,
         leave_one_out(walks).train,
-        [item.title for item in walks.catalogue],
         batch_size=16,
         part_tokens=8192,
-        title_queries=config.sequence.title_queries,
-        pairs=Pairs.of(prepared.model, encoder, config.sequence.targets),
+        pairs=pairs,
+        extra=ExtraTasks(config.sequence.tasks_beside_log, walks.catalogue, encoder, pairs),
     )
     soft, hard = next(learner.batches(0)), next(plain.epoch(0))
     own = sum(float(learner.losses(part, 1.0)[0].detach()) for part in soft.parts)
