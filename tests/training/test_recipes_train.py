@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "validation": {"cases": 8, "every": 4, "stop_on": "loss", "conflict_cases": 0},
     "lora": {"experts": 2},
 }
-CODES = ("tiger", "letter", "webultron", "sem-bsr", "sem-bsr-moe", "small")
+CODES = ("tiger", "letter", "webultron", "sem-bsr", "sem-bsr-moe", "gensar", "genret", "diger", "small")
 
 
 def tiny(recipe: str, folder: Path) -> TrainConfig:

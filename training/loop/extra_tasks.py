@@ -164,7 +164,8 @@ class ExtraTasks:
             sample = self._pairs.pair(history, event)
         else:
             sample = self._encoder.sample([*history, event])
-            before = len(sample.ids) - len(self._encoder.identifier(event.item))
+            written = self._encoder.identifier(event.item, self._encoder.task_of(event))
+            before = len(sample.ids) - len(written)
             sample.level[:before] = sample.item[:before] = -1
         if task.helped is None:
             return sample
