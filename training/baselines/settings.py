@@ -49,6 +49,9 @@ class BaselineSettings(RunSettings):
     patience: int = Field(5, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+    minutes: float | None = Field(
+        None, gt=0, description="length of training in minutes: the last epoch ends then, if not before"
+    )
 
     @property
     def system(self) -> str:

@@ -30,21 +30,43 @@ def score_ranks(
 
     batch: cases in one call of `score`.
     """
-    ranks = np.zeros(len(cases), np.int64)
+    (ranks,) = score_ranks_among(score, cases, (candidates,), limit=limit, batch=batch, progress=progress)
+    return ranks
+
+
+def score_ranks_among(
+    score: ScoreCases,
+    cases: Sequence[Case],
+    candidates: Sequence[Candidates],
+    *,
+    limit: int = 50,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> list[NDArray[np.int64]]:
+    """Return the ranks of `score_ranks` for each rule of candidates; every case is scored once for all of them."""
+    ranks = [np.zeros(len(cases), np.int64) for _ in candidates]
     order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # similar lengths share a pass
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         scores = score([cases[k] for k in chosen])
         for row, k in zip(scores, chosen, strict=True):
-            case = cases[k]
-            if (rivals := candidates.rows(case, len(row))) is not None:
-                row[np.delete(np.arange(len(row)), rivals)] = -np.inf
-            row[candidates.excluded(case)] = -np.inf
-            target = row[case.target]
-            if target == -np.inf:
-                continue
-            rank = 1 + int((row > target).sum()) + int((row[: case.target] == target).sum())
-            ranks[k] = rank if rank <= limit else 0
+            for rule, found in zip(candidates, ranks, strict=True):
+                rank = _rank(row, cases[k], rule)
+                found[k] = rank if rank <= limit else 0
         if progress:
             progress(start + len(chosen), len(order))
     return ranks
+
+
+def _rank(scores: NDArray[np.floating], case: Case, candidates: Candidates) -> int:
+    """Return the rank of a case's target: 1-based, 0 if it is no candidate. scores: float [items]."""
+    rivals = np.ones(len(scores), bool)
+    if (rows := candidates.rows(case, len(scores))) is not None:
+        rivals[:] = False
+        rivals[rows] = True
+    rivals[candidates.excluded(case)] = False
+    target = scores[case.target]
+    if not rivals[case.target] or target == -np.inf:
+        return 0
+    better, equal = (scores > target) & rivals, (scores == target) & rivals
+    return 1 + int(better.sum()) + int(equal[: case.target].sum())
