@@ -23,7 +23,13 @@ from training.baselines.dense import dense
 from training.baselines.loop import CHECKPOINT, Progress, fit
 from training.baselines.ncf import ncf
 from training.baselines.recommender import sasrec
-from training.baselines.settings import BaselineSettings, DenseSettings, NCFSettings, SASRecSettings
+from training.baselines.settings import (
+    BaselineSettings,
+    DenseSettings,
+    NCFSettings,
+    SASRecSettings,
+    settings_by_name,
+)
 from training.data.dataset import DataSet
 from training.data.splits import Split, split_users
 from training.data.vectors import save_vectors
@@ -39,6 +45,7 @@ from training.run.run_folder import check_run, fingerprint, record_run
 EVALUATION = "evaluation.json"
 LANGUAGE_FILE = "language_vectors.parquet"
 VECTORS_FILE = "item_vectors.parquet"
+SETTINGS = settings_by_name()
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,14 @@ class DenseSettings(BaselineSettings):
 Settings = TypeVar("Settings", bound=BaselineSettings)
 
 
+def settings_by_name(kind: type[BaselineSettings] = BaselineSettings) -> dict[str, type[BaselineSettings]]:
+    """Return the settings of every baseline whose module is imported, by the name of the baseline."""
+    found = {kind.name: kind} if "name" in vars(kind) else {}
+    for below in kind.__subclasses__():
+        found |= settings_by_name(below)
+    return found
+
+
 def settings_from(kind: type[Settings], given: dict[str, Any]) -> Settings:
     """Return validated settings. Raises `BaselineError` that names each invalid setting."""
     try:

@@ -66,7 +66,7 @@ def _rank(scores: NDArray[np.floating], case: Case, candidates: Candidates) -> i
         rivals[rows] = True
     rivals[candidates.excluded(case)] = False
     target = scores[case.target]
-    if not rivals[case.target] or target == -np.inf:
+    if not rivals[case.target] or not target > -np.inf:  # a score that is no number finds nothing
         return 0
-    better, equal = (scores > target) & rivals, (scores == target) & rivals
+    better, equal = ~(scores <= target) & rivals, (scores == target) & rivals
     return 1 + int(better.sum()) + int(equal[: case.target].sum())
