@@ -12,16 +12,23 @@ from training.reproduce.systems import ReproduceError
 BUILT_IN = {"movielens": movielens.NAME, "beauty": amazon_beauty.NAME}
 
 
+def check_source(name: str, source: Path | None) -> None:
+    """Raise `ReproduceError` if a source is given for a data set that has none.
+
+    name, source: see `data_folder`.
+    """
+    if name != "beauty" and source is not None:
+        raise ReproduceError(f"--source is for --data beauty, not for {name!r}")
+
+
 def data_folder(name: str, source: Path | None, made: Path) -> Path:
     """Return the folder of a data set; one of the program's is made there if it is missing.
 
     name: one of `BUILT_IN`, or a folder.
     source: of 'beauty', the folder of its files.
     made: where one of the program's is kept.
-    Raises `ReproduceError` if the source is missing, or given for another data set, and `DataError`.
+    Raises `ReproduceError` if the source is missing, and `DataError`.
     """
-    if name != "beauty" and source is not None:
-        raise ReproduceError(f"--source is for --data beauty, not for {name!r}")
     if name not in BUILT_IN:
         return Path(name)
     if is_data_set(made):

@@ -108,7 +108,7 @@ def reproduce_command(
     that fails does not end the others: it is shown with its reason, and the exit code is 1.
     """
     from training.data.dataset import DataSet  # slow imports, not for --help
-    from training.reproduce.data import data_folder
+    from training.reproduce.data import check_source, data_folder
     from training.reproduce.job import Protocol
     from training.reproduce.markdown import markdown
     from training.reproduce.page import render
@@ -119,6 +119,7 @@ def reproduce_command(
     quiet_libraries()
     console = Console()
     names = None if systems is None else [name.strip() for name in systems.split(",") if name.strip()]
+    check_source(data, source)
     chosen = choose(load_systems(table), names)
     check(chosen, tuning)
     plan = Plan(
