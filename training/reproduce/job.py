@@ -201,6 +201,7 @@ def _recipe(job: Job, dataset: DataSet, run: Path, console: Console) -> EngineRa
         {
             "parameters": weights,
             "seconds": trained.record["seconds"],
+            "cpu_seconds": trained.record["cpu_seconds"],
             "state_bytes": RunLog.read(run).cost()["state_bytes"],
         },
     )

@@ -125,9 +125,19 @@ def _cost(systems: Mapping[str, Mapping[str, Any]]) -> Sheet:
             f"{cost['parameters']:,.0f}" if "parameters" in cost else NOTHING,
             f"{cost['state_bytes'] / 1e6:,.1f}" if "state_bytes" in cost else NOTHING,
             f"{cost['seconds'] / 60:.1f}" if "seconds" in cost else NOTHING,
+            f"{cost['cpu_seconds'] / 60:.1f}" if "cpu_seconds" in cost else NOTHING,
             f"{cost['ranking_seconds']:.0f}" if "ranking_seconds" in cost else NOTHING,
         ])  # fmt: skip
-    head = ["system", "kind", "chosen settings", "trained weights", "optimizer MB", "minutes", "ranking s"]
+    head = [
+        "system",
+        "kind",
+        "chosen settings",
+        "trained weights",
+        "optimizer MB",
+        "minutes",
+        "CPU minutes",
+        "ranking s",
+    ]
     return Sheet("What each cost (means over the seeds)", head, rows)
 
 

@@ -32,7 +32,7 @@ RECORD = "reproduce.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained and measured.
+    """Systems to train and to measure, and the conditions that all of them share.
 
     budget: minutes of each training that is measured.
     tuning: number of settings that are tried for each system; 1: the first ones are taken.
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What all jobs of one folder agree in. Systems and seeds may be added later."""
+        """Conditions that all jobs of one folder agree in. Systems and seeds may be added later."""
         return {
             "budget": self.budget, "tuning": self.tuning, "tuning_share": self.tuning_share,
             "threads": self.threads, "device": self.device, "protocol": self.protocol.model_dump(mode="json"),
@@ -83,7 +83,7 @@ class SystemRuns:
 
     @property
     def reason(self) -> str:
-        """Why a job of it has no result; empty if all is well."""
+        """Reason why a job of it has no result; empty if all is well."""
         if self.point is None:
             return f"no setting could be tried: {self.tried[0][1].reason}"
         failed = {seed: outcome.reason for seed, outcome in self.runs.items() if outcome.reason}
