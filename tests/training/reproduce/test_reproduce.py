@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import yaml
+from rich.console import Console
 from support.walks import SETTINGS, make_data
 
 from index.sequence.events import Task
@@ -20,6 +23,14 @@ from training.data.dataset import DataSet
 from training.data.splits import leave_one_out
 from training.evaluation.case_ranks import CaseRanks
 from training.evaluation.floors import FLOORS, floor_scores
+from training.reproduce.child import Outcome
+from training.reproduce.job import Protocol
+from training.reproduce.markdown import markdown
+from training.reproduce.run import Plan, SystemRuns, run_all
+from training.reproduce.systems import ReproduceError, load_systems
+from training.reproduce.tables import tables
+
+QUIET = Console(quiet=True)
 
 TABLE: dict[str, Any] = {
     "popularity": {"floor": "popularity"},
@@ -57,9 +68,14 @@ def command(data: Path, out: Path, table: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "training.cli.main", "reproduce", *words]
 
 
-def trained_steps(out: Path) -> dict[str, int]:
-    """Return how many records of training each run has logged; more would mean a second training."""
-    return {str(path): len(path.read_text().splitlines()) for path in out.rglob("metrics.jsonl")}
+def steps_of(run: Path) -> int:
+    """Return the step of the newest checkpoint of a run; 0 without one."""
+    return max([int(path.name.partition("-")[2]) for path in run.glob("checkpoints/step-*")], default=0)
+
+
+def records_of(run: Path) -> int:
+    """Return how many lines a training has logged; more would mean that steps were made twice."""
+    return len((run / "metrics.jsonl").read_text("utf-8").splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -142,57 +158,67 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(whole: Path) -> None:
     assert 'role="img" aria-label="Recommendation against search' in page
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_a_call_that_was_killed_goes_on_to_the_same_tables(
-    kill: signal.Signals, whole: Path, data: Path, tmp_path: Path
+def test_a_call_that_was_stopped_and_killed_goes_on_to_the_same_tables(
+    whole: Path, data: Path, tmp_path: Path
 ) -> None:
+    """The language model is trained again: stopped by SIGTERM, then by SIGKILL, then to its end."""
     table, out = table_file(tmp_path, *TABLE), tmp_path / "out"
-    words = command(data, out, table)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    run = out / "gems-seed0" / "run"
-    while process.poll() is None and not list(run.glob("checkpoints/step-*/progress.json")):
-        time.sleep(0.02)
-    assert process.poll() is None
-    process.send_signal(kill)
-    said = process.communicate()[1]
-    if kill == signal.SIGTERM:
-        assert process.returncode == 2
-        assert "the same command goes on" in said
-    assert not (out / "tables.json").exists()
-    kept = (out / "ncf-seed0" / "result.json").stat().st_mtime_ns
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "gems-seed0")
+    for name in ("tables.json", "tables.md", "report.html"):
+        (out / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    words, run = command(data, out, table), out / "gems-seed0" / "run"
+    for kill in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        before = steps_of(run)
+        while process.poll() is None and steps_of(run) <= before:
+            time.sleep(0.01)
+        process.send_signal(kill)
+        said = process.communicate()[1]
+        assert process.returncode == (2 if kill == signal.SIGTERM else -signal.SIGKILL), said
+        assert ("the same command goes on" in said) == (kill == signal.SIGTERM)
+        assert not (out / "tables.json").exists()
     again = subprocess.run(words, capture_output=True, text=True, check=False)
     assert again.returncode == 1, again.stderr
     assert "resumed at step" in again.stdout
-    assert (out / "ncf-seed0" / "result.json").stat().st_mtime_ns == kept
+    assert len(kept) == 2
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert without_times(figures(out)) == without_times(figures(whole))
-    steps = {path.removeprefix(str(out)): n for path, n in trained_steps(out).items()}
-    assert steps == {path.removeprefix(str(whole)): n for path, n in trained_steps(whole).items()}
+    assert records_of(run) == records_of(whole / "gems-seed0" / "run")
 
 
 def test_settings_are_tried_on_validation_cases_and_the_best_is_measured(data: Path, tmp_path: Path) -> None:
-    table, out = table_file(tmp_path, "ncf"), tmp_path / "out"
-    words = command(data, out, table, "--tuning", "3", "--seeds", "0,1")
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    found = figures(out)
+    plan = Plan(
+        load_systems(table_file(tmp_path, "ncf")), data, tmp_path / "out", 5.0, seeds=(0, 1), tuning=2, threads=1,
+        protocol=Protocol(negatives=9),
+    )  # fmt: skip
+    runs = run_all(plan, QUIET)
+    found = tables(plan, runs, DataSet.load(data).info)
     tried = found["systems"]["ncf"]["tried"]
-    assert [each["settings"]["learning_rate"] for each in tried] == [0.01, 0.001, 0.1]
+    assert [each["settings"]["learning_rate"] for each in tried] == [0.01, 0.001]
     best = max(tried, key=lambda each: each["score"])
     assert found["systems"]["ncf"]["settings"] == best["settings"]
-    at_edge = best["settings"]["learning_rate"] != 0.01
-    assert found["systems"]["ncf"]["edge"] == (["learning_rate"] if at_edge else [])
+    assert found["systems"]["ncf"]["edge"] == ["learning_rate"]  # one of two is always an edge
     assert found["rankings"]["full"]["recommendation"]["systems"]["ncf"]["seeds"] == 2
     assert found["reference"] == "ncf"
-    before = trained_steps(out)
-    times = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
-    assert len(times) == 5
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    assert trained_steps(out) == before
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == times
-    other = subprocess.run(
-        command(data, out, table, "--tuning", "2"), capture_output=True, text=True, check=False
-    )
-    assert other.returncode == 2
-    assert "begun with other tuning" in other.stderr
+    assert "learning_rate 0.01: 0." in markdown(found)
+    times = {path: path.stat().st_mtime_ns for path in plan.out.rglob("result.json")}
+    assert len(times) == 4
+    assert tables(plan, run_all(plan, QUIET), DataSet.load(data).info) == found
+    assert {path: path.stat().st_mtime_ns for path in plan.out.rglob("result.json")} == times
+    with pytest.raises(ReproduceError, match="begun with other tuning"):
+        run_all(replace(plan, tuning=1), QUIET)
+    result = plan.out / "ncf-seed1" / "result.json"
+    result.write_text("{}", "utf-8")
+    assert "made with other settings; delete it" in run_all(plan, QUIET)["ncf"].reason
+
+
+def test_only_a_value_inside_of_the_tried_ones_is_at_no_edge() -> None:
+    done = Outcome(Path(), {"score": 0.5})
+    tried = [({"rate": rate, "kind": "a"}, done) for rate in (2.0, 1.0, 3.0)]
+    edges = {rate: SystemRuns(tried, {"rate": rate, "kind": "a"}, {}).edge for rate in (1.0, 2.0, 3.0)}
+    assert edges == {1.0: ["rate"], 2.0: [], 3.0: ["rate"]}
 
 
 def test_the_names_of_the_floors_are_those_that_are_ranked(data: Path) -> None:
