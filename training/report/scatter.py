@@ -17,7 +17,7 @@ LINE = 12  # height of a label
 class Dot:
     """One named point.
 
-    group: name of the points that share its colour, for the legend.
+    group: name of the points that share its colour, one of the groups of the chart.
     """
 
     name: str
@@ -26,12 +26,15 @@ class Dot:
     group: str
 
 
-def scatter_chart(title: str, dots: Sequence[Dot], x_label: str, y_label: str) -> str:
-    """Draw named points on linear axes. Raises `ValueError` if there are none."""
+def scatter_chart(title: str, dots: Sequence[Dot], x_label: str, y_label: str, groups: Sequence[str]) -> str:
+    """Draw named points on linear axes. Raises `ValueError` if there are none.
+
+    groups: all groups, in the order of their colours; the legend shows those that have points.
+    """
     if not dots:
         raise ValueError(f"chart {title!r} has no points")
-    groups = list(dict.fromkeys(dot.group for dot in dots))
-    places, rows = legend_places(groups)
+    shown = [group for group in groups if any(dot.group == group for dot in dots)]
+    places, rows = legend_places(shown)
     x = Axis.around((dot.x for dot in dots), LEFT, WIDTH - RIGHT, margin=0.06)
     y = Axis.around((dot.y for dot in dots), HEIGHT - BOTTOM, 14 + 18 * rows, margin=0.08)
     parts = [opening(title, WIDTH, HEIGHT), *axes(x, y, x_label, y_label)]
@@ -46,8 +49,9 @@ def scatter_chart(title: str, dots: Sequence[Dot], x_label: str, y_label: str) -
         parts.append(
             svg_text("figure", across + (-7 if left else 7), height + 4, dot.name, "end" if left else "start")
         )
-    for k, (group, (at, height)) in enumerate(zip(groups, places, strict=True)):
-        parts.append(f'<circle class="c{k % COLOURS}" cx="{at + 10}" cy="{height}" r="3.5"/>')
+    for group, (at, height) in zip(shown, places, strict=True):
+        colour = groups.index(group) % COLOURS
+        parts.append(f'<circle class="c{colour}" cx="{at + 10}" cy="{height}" r="3.5"/>')
         parts.append(svg_text("legend", at + 26, height + 4, group, "start"))
     return "".join([*parts, "</svg>"])
 

@@ -34,6 +34,8 @@ def main(folder: Path) -> int:
         except EXPECTED as error:
             write_json(folder / FAILED, {"reason": " ".join(str(error).split())})
             return 2
+        except KeyboardInterrupt:  # the parent is told, too
+            return 130
         except Exception as error:
             traceback.print_exc()
             write_json(folder / FAILED, {"reason": " ".join(f"{type(error).__name__}: {error}".split())})

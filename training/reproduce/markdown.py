@@ -39,13 +39,11 @@ def conditions(found: Mapping[str, Any]) -> list[str]:
     data, machine, protocol = found["data"], found["machine"], found["protocol"]
     counts = ", ".join(f"{count:,} {what}" for what, count in data["counts"].items())
     history = "are left out" if protocol["exclude_history"] else "are ranked, too"
-    tried = (
-        f"{found['tuning']} settings of each system were tried for {found['tuning_minutes']:g} minutes each"
-    )
+    tried = f"{found['tuning']} settings of each system were tried for {found['tuning_minutes']:g} min each"
     lines = [
         f"Data: {data['name']} ({counts}).",
-        f"Every training took {found['budget']:g} minutes, or less where its patience ended it; seeds "
-        f"{', '.join(map(str, found['seeds']))}. {machine['threads']} threads of {machine['processor']} "
+        f"Every training took {found['budget']:g} min, or less where its patience ended it; seeds: "
+        f"{', '.join(map(str, found['seeds']))}; threads: {machine['threads']}, of {machine['processor']} "
         f"({machine['instructions']}).",
         f"{tried}, and the best by NDCG@10 (mean of its tasks) on {protocol['validation_cases']} validation cases "
         "was taken."

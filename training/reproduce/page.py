@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from index.sequence.events import Task
 from training.report.document import document
 from training.report.markup import escape, figure, note, table
 from training.report.scatter import Dot, scatter_chart
 from training.reproduce.markdown import SHOWN, conditions, sheets, verdicts
+from training.reproduce.systems import Kind
 from training.reproduce.tables import VERDICT
+
+KINDS = get_args(Kind)
+COSTS = {"seconds": (60.0, "minutes of training"), "state_bytes": (1e6, "MB of optimizer state")}
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -27,22 +31,25 @@ def render(found: Mapping[str, Any]) -> str:
     body += ["</section>\n<section><h2>Charts</h2>"]
     body += list(_charts(found)) or [note("No system was measured.")]
     body += ["</section>\n"]
-    return document(f"{found['data']['name']}: every system, {found['budget']:g} minutes each", "".join(body))
+    return document(f"{found['data']['name']}: every system, {found['budget']:g} min each", "".join(body))
 
 
 def _charts(found: Mapping[str, Any]) -> Iterator[str]:
-    """Draw, of the full ranking, quality against the time of training, and one task against the other."""
+    """Draw, of the full ranking, quality against the costs of training, and one task against the other."""
     ranked = found["rankings"].get("full", {})
     systems = found["systems"]
     metric = SHOWN[VERDICT]
     for task, entry in ranked.items():
-        dots = [
-            Dot(name, systems[name]["cost"].get("seconds", 0.0) / 60, figures[VERDICT], systems[name]["kind"])
-            for name, figures in entry["systems"].items()
-        ]
-        title = f"Quality of {task} against training time"
-        drawn = scatter_chart(title, dots, "minutes of training", f"{metric}, {task}")
-        yield figure(drawn, f"{title}; floors are not trained.")
+        for cost, (unit, label) in COSTS.items():
+            dots = [
+                Dot(
+                    name, systems[name]["cost"].get(cost, 0.0) / unit, figures[VERDICT], systems[name]["kind"]
+                )
+                for name, figures in entry["systems"].items()
+            ]
+            title = f"Quality of {task} against {label}"
+            drawn = scatter_chart(title, dots, label, f"{metric}, {task}", KINDS)
+            yield figure(drawn, f"{title}; floors are not trained.")
     both = [ranked.get(task.value, {}).get("systems", {}) for task in (Task.SEARCH, Task.RECOMMENDATION)]
     dots = [
         Dot(name, both[0][name][VERDICT], both[1][name][VERDICT], systems[name]["kind"])
@@ -51,6 +58,5 @@ def _charts(found: Mapping[str, Any]) -> Iterator[str]:
     ]
     if dots:
         title = "Recommendation against search, systems that answer both"
-        yield figure(
-            scatter_chart(title, dots, f"{metric}, search", f"{metric}, recommendation"), title + "."
-        )
+        drawn = scatter_chart(title, dots, f"{metric}, search", f"{metric}, recommendation", KINDS)
+        yield figure(drawn, title + ".")

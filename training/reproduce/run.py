@@ -131,7 +131,7 @@ def run_all(plan: Plan, console: Console) -> dict[str, SystemRuns]:
         _check_record(plan, fingerprint(dataset))
         about = machine(plan.threads)
         console.print(
-            f"{len(plan.systems)} systems, {plan.budget:g} minutes for each training, {about['threads']} threads, "
+            f"systems: {len(plan.systems)}; minutes of each training: {plan.budget:g}; threads: {about['threads']}, of "
             f"{about['processor']} ({about['instructions']})",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
@@ -171,6 +171,8 @@ def _check_record(plan: Plan, data: str) -> None:
     """Record what all jobs have in common. Raises `ReproduceError` if the folder was begun in another way."""
     path, wanted = plan.out / RECORD, plan.record | {"data": data}
     if not path.exists():
+        if others := sorted({each.name for each in plan.out.iterdir()} - {"data", "lock"}):
+            raise ReproduceError(f"{plan.out} holds other files, such as {others[0]}; choose another --out")
         write_json(path, wanted)
         return
     try:

@@ -152,7 +152,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(whole: Path) -> None:
     reader = Links()
     reader.feed(page)
     assert not reader.found
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5
     assert page.count("<caption>") == 5
     assert "not finite" in page
     assert 'role="img" aria-label="Recommendation against search' in page
@@ -209,6 +209,8 @@ def test_settings_are_tried_on_validation_cases_and_the_best_is_measured(data: P
     assert {path: path.stat().st_mtime_ns for path in plan.out.rglob("result.json")} == times
     with pytest.raises(ReproduceError, match="begun with other tuning"):
         run_all(replace(plan, tuning=1), QUIET)
+    with pytest.raises(ReproduceError, match="holds other files, such as walks"):
+        run_all(replace(plan, out=data.parent), QUIET)
     result = plan.out / "ncf-seed1" / "result.json"
     result.write_text("{}", "utf-8")
     assert "made with other settings; delete it" in run_all(plan, QUIET)["ncf"].reason

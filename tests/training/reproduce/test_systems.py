@@ -151,7 +151,7 @@ def test_one_pass_of_scores_ranks_as_two_would_and_no_number_finds_nothing() -> 
 
 def test_labels_of_a_scatter_chart_do_not_cover_each_other() -> None:
     dots = [Dot(f"system {k}", 1.0 + 1e-3 * k, 0.5, "recipe") for k in range(6)]
-    chart = scatter_chart("a <chart>", [*dots, Dot("far", 9.0, 0.1, "floor")], "x", "y")
+    chart = scatter_chart("a <chart>", [*dots, Dot("far", 9.0, 0.1, "floor")], "x", "y", ("floor", "recipe"))
     assert "a &lt;chart&gt;" in chart
     labels = re.findall(r'<text class="figure" x="[^"]+" y="([^"]+)"[^>]*>system', chart)
     heights = [float(height) for height in labels]
@@ -159,4 +159,4 @@ def test_labels_of_a_scatter_chart_do_not_cover_each_other() -> None:
     assert len(heights) == 6
     assert apart.min() >= 11
     with pytest.raises(ValueError, match="no points"):
-        scatter_chart("none", [], "x", "y")
+        scatter_chart("none", [], "x", "y", ())
