@@ -101,7 +101,7 @@ ALLOWED = {
         "index.records index.scripts index.sequence index.words training.config training.errors training.inputs"
     ),
     "training.data.importing": "index.catalogue index.contents index.sequence training.data training.inputs",
-    "training.run": "index.contents index.records training.data training.errors training.settings",
+    "training.run": "index.contents index.files index.records training.data training.errors training.settings",
     "training.evaluation": (
         "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
         "index.words server.engine server.engine.torch_backend training.data training.errors training.inputs "
@@ -194,12 +194,19 @@ ALLOWED = {
         "training.evaluation training.fit training.inputs training.loop training.prepare "
         "training.preservation training.run training.settings"
     ),
+    "training.reproduce": (
+        "gems index.bundle index.embeddings index.files index.identifiers index.records index.sequence "
+        "index.trie server.engine training.baselines training.config training.data training.data.sources "
+        "training.errors training.evaluation training.evaluation.comparison training.fit training.inputs "
+        "training.outputs training.prepare training.report training.run training.settings"
+    ),
     "training.cli.commands": (
         "index.bundle index.extensions index.records index.sequence training.baselines training.bulk "
         "training.cli.common training.cli.datasets training.config training.data training.data.importing "
-        "training.data.sources training.demo training.errors training.evaluation training.evaluation.comparison "
-        "training.extras training.fusion training.outputs training.pipeline training.plan training.prepare "
-        "training.preservation training.report training.run training.settings training.sweep"
+        "training.data.sources training.demo training.errors training.evaluation "
+        "training.evaluation.comparison training.extras training.fusion training.outputs training.pipeline "
+        "training.plan training.prepare training.preservation training.report training.reproduce training.run "
+        "training.settings training.sweep"
     ),
     "training.cli": "training.cli.commands training.cli.common training.doctor",
 }

@@ -234,6 +234,7 @@ def fit(
         "steps": trainer.progress.step,
         "best_step": trainer.progress.best_step,
         "seconds": round(trainer.progress.seconds, 1),
+        "cpu_seconds": round(trainer.progress.cpu_seconds, 1),
         "validation": validation,
         RECORDED: recorded(config),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def fit(
                 shown = track(
                     parts, f"epoch {progress.epoch}", total=len(parts), console=console, transient=True
                 )
-                rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs)
-                loss = _epoch(baseline, optimizer, shown, rates) / len(parts)
+                clock = partial(_spent, settings, progress.seconds, wall)
+                rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs, clock)
+                loss = _epoch(baseline, optimizer, shown, rates)
             model.eval()
             baseline.refresh()
             baseline.choose(validation)
@@ -114,7 +116,19 @@ def fit(
 
 def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings) -> bool:
     waited = progress.epoch - progress.best_epoch
-    return progress.epoch < baseline.epochs and waited < settings.patience
+    late = settings.minutes is not None and progress.seconds >= 60 * settings.minutes
+    return progress.epoch < baseline.epochs and waited < settings.patience and not late
+
+
+def _spent(settings: BaselineSettings, seconds: float, since: float) -> float:
+    """Return the share of the minutes that are spent; 0 without a limit.
+
+    seconds: those of the finished epochs.
+    since: time on the clock of `time.perf_counter` when this epoch began.
+    """
+    if settings.minutes is None:
+        return 0.0
+    return (seconds + time.perf_counter() - since) / (60 * settings.minutes)
 
 
 def _validate(baseline: Baseline, settings: BaselineSettings, validation: TaskCases, task: Task) -> float:
@@ -134,21 +148,29 @@ def _figures(score: float, by_task: Mapping[Task, float]) -> dict[str, float]:
     return {"ndcg@10": score} | several
 
 
-def learning_rates(settings: BaselineSettings, done: int, steps: int, epochs: int) -> list[float]:
-    """Return the learning rate of each step of the epoch after `done` ones."""
-    return [
-        settings.learning_rate * rate_factor((done + k / steps) / epochs, 0.0, settings.final_rate)
-        for k in range(steps)
-    ]
+def learning_rates(
+    settings: BaselineSettings, done: int, steps: int, epochs: int, spent: Callable[[], float] = lambda: 0.0
+) -> Iterator[float]:
+    """Yield the learning rate of each step of the epoch after `done` ones; end when the time is over.
+
+    spent: the share of the time that is over, asked before each step; the schedule ends with it.
+    """
+    for k in range(steps):
+        share = spent()
+        if share >= 1:
+            return
+        progress = max((done + k / steps) / epochs, share)
+        yield settings.learning_rate * rate_factor(progress, 0.0, settings.final_rate)
 
 
 def _epoch(
     baseline: Baseline, optimizer: torch.optim.Optimizer, batches: Iterable[Any], rates: Iterable[float]
 ) -> float:
-    """Train on the batches, each with its learning rate; return the sum of their losses."""
+    """Train on the batches, as many as there are learning rates; return the mean of their losses, 0 for none."""
     baseline.model.train()
-    total = 0.0
-    for batch, rate in zip(batches, rates, strict=True):
+    total, steps = 0.0, 0
+    for rate, batch in zip(rates, batches, strict=False):  # the time may be over before the last batch
+        steps += 1
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = baseline.loss_of(batch)
@@ -159,7 +181,7 @@ def _epoch(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return total
+    return total / max(1, steps)
 
 
 def _save(

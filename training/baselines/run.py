@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from training.baselines.settings import (
     NCFSettings,
     SASRecSettings,
     UnifiedSSRSettings,
+    settings_by_name,
 )
 from training.baselines.unified_ssr import unified_ssr
 from training.data.dataset import DataSet
@@ -52,6 +53,28 @@ from training.run.run_folder import check_run, fingerprint, record_run
 EVALUATION = "evaluation.json"
 LANGUAGE_FILE = "language_vectors.parquet"
 VECTORS_FILE = "item_vectors.parquet"
+SETTINGS = settings_by_name()
+
+
+@dataclass(frozen=True)
+class TrainedBaseline:
+    """A baseline with the weights of its best validation, and what it was trained on."""
+
+    dataset: DataSet
+    split: Split
+    baseline: Baseline
+    progress: Progress
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Figures of the training: trained weights, seconds of wall and CPU time, epochs up to the best validation."""
+        trained = (p for p in self.baseline.model.parameters() if p.requires_grad)
+        return {
+            "parameters": sum(p.numel() for p in trained),
+            "seconds": self.progress.seconds,
+            "cpu_seconds": self.progress.cpu_seconds,
+            "epochs": self.progress.best_epoch,
+        }
 
 
 def run_baseline(
@@ -90,6 +113,28 @@ def run_baseline(
             return Record.read(out / EVALUATION).fields
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{error}; delete {out / EVALUATION} to measure that run again") from error
+    trained = train_baseline(data, out, settings, language=language, resume=resume, console=console)
+    result = _measure(trained, settings, candidates, out, system or settings.system, console)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def train_baseline(
+    data: Path,
+    out: Path,
+    settings: BaselineSettings,
+    *,
+    language: Path | None = None,
+    resume: bool = False,
+    console: Console,
+) -> TrainedBaseline:
+    """Train a baseline, without a measurement. The checkpoint stays, so that a second call trains no further.
+
+    The arguments are those of `run_baseline`. Raises `UserError`.
+    """
+    dataset = DataSet.load(data)
+    split = split_users(dataset, settings.users)
+    started = check_run(out, settings, dataset, resume)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(settings.seed)
     kept = out / LANGUAGE_FILE
@@ -107,11 +152,7 @@ def run_baseline(
     progress = fit(baseline, settings, validation, out, console)
     if baseline.vectors is not None:
         save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
-    result = _measure(
-        baseline, progress, settings, dataset, split, candidates, out, system or settings.system, console
-    )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return result
+    return TrainedBaseline(dataset, split, baseline, progress)
 
 
 def _make(
@@ -132,16 +173,14 @@ def _make(
 
 
 def _measure(
-    baseline: Baseline,
-    progress: Progress,
+    trained: TrainedBaseline,
     settings: BaselineSettings,
-    dataset: DataSet,
-    split: Split,
     candidates: Candidates,
     out: Path,
     system: str,
     console: Console,
 ) -> dict[str, Any]:
+    dataset, split, baseline, cost = trained.dataset, trained.split, trained.baseline, trained.cost
     protocol = {"split": "test", "users": settings.users} | candidates.protocol
     result = empty_result(protocol | {"baseline": system}, asdict(dataset.info))
     ranked = {}
@@ -150,13 +189,7 @@ def _measure(
         ranks = _rank(baseline, task, cases, candidates, console)
         add_task(result, task, cases, ranks, dataset.catalogue, split.train, candidates=candidates, seed=0)
         ranked[task] = TaskRanks.of(cases, ranks)
-    cost = {
-        "parameters": sum(p.numel() for p in baseline.model.parameters() if p.requires_grad),
-        "seconds": progress.seconds,
-        "cpu_seconds": progress.cpu_seconds,
-        "epochs": progress.best_epoch,
-    }
-    result["training"] = cost | {"validation_ndcg@10": progress.score} | baseline.notes()
+    result["training"] = cost | {"validation_ndcg@10": trained.progress.score} | baseline.notes()
     save_model(baseline.model, str(out / "weights.safetensors"))
     CaseRanks(system, settings.seed, fingerprint(dataset), protocol, ranked, cost).save(out / RANKS_FILE)
     save_evaluation(result, out / EVALUATION)

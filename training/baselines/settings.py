@@ -49,6 +49,9 @@ class BaselineSettings(RunSettings):
     patience: int = Field(5, ge=1, description="validations without improvement before training stops")
     seed: int = Field(0, ge=0, description="seed of the initial weights, data order and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: all cores)")
+    minutes: float | None = Field(
+        None, gt=0, description="length of training in minutes: the last epoch ends then, if not before"
+    )
 
     @property
     def system(self) -> str:
@@ -245,6 +248,14 @@ class DreamRecSettings(BaselineSettings):
 
 
 Settings = TypeVar("Settings", bound=BaselineSettings)
+
+
+def settings_by_name(kind: type[BaselineSettings] = BaselineSettings) -> dict[str, type[BaselineSettings]]:
+    """Return the settings of every baseline whose module is imported, by the name of the baseline."""
+    found = {kind.name: kind} if "name" in vars(kind) else {}
+    for below in kind.__subclasses__():
+        found |= settings_by_name(below)
+    return found
 
 
 def settings_from(kind: type[Settings], given: dict[str, Any]) -> Settings:

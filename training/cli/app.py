@@ -11,12 +11,12 @@ from training.cli.commands.compare import compare_command
 from training.cli.commands.data import data_app
 from training.cli.commands.demo import demo_command
 from training.cli.commands.evaluate import evaluate_command
+from training.cli.commands.experiments import reproduce_command, sweep_command
 from training.cli.commands.index import fuse_command, index_app
 from training.cli.commands.preservation import preservation_command
 from training.cli.commands.rank import rank_command
 from training.cli.commands.report import report_command
 from training.cli.commands.serve import serve_command
-from training.cli.commands.sweep import sweep_command
 from training.cli.commands.train import TrainCommand, plan_command, train_command
 from training.cli.common.command import one_line_errors
 from training.doctor.command import doctor_command
@@ -41,6 +41,7 @@ app.command("compare")(compare_command)
 app.command("preservation")(preservation_command)
 app.command("report")(report_command)
 app.command("sweep")(sweep_command)
+app.command("reproduce")(reproduce_command)
 app.command("demo")(demo_command)
 app.command(
     "serve",

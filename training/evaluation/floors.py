@@ -30,6 +30,14 @@ from training.data.splits import Case, rows_of, searches
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
 
+# the tasks that each floor answers
+FLOORS: dict[str, tuple[Task, ...]] = {
+    "popularity": tuple(Task),
+    "transitions": (Task.RECOMMENDATION,),
+    "popularity_in_query": (Task.SEARCH,),
+    "popularity_in_same_query": (Task.SEARCH,),
+    "bm25": (Task.SEARCH,),
+}
 LEAST = 1e-9  # less than any score of a transition: popularity decides between equal ones
 Scores = Callable[[Case], NDArray[np.float64]]
 

@@ -11,7 +11,7 @@ from training.data.splits import Case
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.ranking import Progress
 
-# cases → scores, float [cases, items], higher is better; the caller may change the array
+# cases → scores, float [cases, items], higher is better
 ScoreCases = Callable[[Sequence[Case]], NDArray[np.floating]]
 
 
@@ -30,12 +30,28 @@ def score_ranks(
 
     batch: cases in one call of `score`.
     """
-    ranks = np.zeros(len(cases), np.int64)
+    (ranks,) = score_ranks_among(score, cases, (candidates,), limit=limit, batch=batch, progress=progress)
+    return ranks
+
+
+def score_ranks_among(
+    score: ScoreCases,
+    cases: Sequence[Case],
+    candidates: Sequence[Candidates],
+    *,
+    limit: int = 50,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> list[NDArray[np.int64]]:
+    """Return the ranks of `score_ranks` for each rule of candidates; every case is scored once for all of them."""
+    ranks = [np.zeros(len(cases), np.int64) for _ in candidates]
     order = sorted(range(len(cases)), key=lambda k: len(cases[k].history))  # similar lengths share a pass
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         part = [cases[k] for k in chosen]
-        ranks[chosen] = ranks_in(score(part), part, limit=limit, candidates=candidates)
+        scores = score(part)
+        for rule, found in zip(candidates, ranks, strict=True):
+            found[chosen] = ranks_in(scores, part, limit=limit, candidates=rule)
         if progress:
             progress(start + len(chosen), len(order))
     return ranks
@@ -50,16 +66,23 @@ def ranks_in(
 ) -> NDArray[np.int64]:
     """Return the rank of each case's target by scores that are known, as `score_ranks` does: int64 [cases].
 
-    scores: float [cases, items], higher is better; the array is changed.
+    scores: float [cases, items], higher is better.
     """
-    ranks = np.zeros(len(cases), np.int64)
-    for k, (row, case) in enumerate(zip(scores, cases, strict=True)):
-        if (rivals := candidates.rows(case, len(row))) is not None:
-            row[np.delete(np.arange(len(row)), rivals)] = -np.inf
-        row[candidates.excluded(case)] = -np.inf
-        target = row[case.target]
-        if target == -np.inf:
-            continue
-        rank = 1 + int((row > target).sum()) + int((row[: case.target] == target).sum())
-        ranks[k] = rank if rank <= limit else 0
-    return ranks
+    ranks = np.array(
+        [_rank(row, case, candidates) for row, case in zip(scores, cases, strict=True)], np.int64
+    )
+    return np.where(ranks <= limit, ranks, 0)
+
+
+def _rank(scores: NDArray[np.floating], case: Case, candidates: Candidates) -> int:
+    """Return the rank of a case's target: 1-based, 0 if it is no candidate. scores: float [items]."""
+    rivals = np.ones(len(scores), bool)
+    if (rows := candidates.rows(case, len(scores))) is not None:
+        rivals[:] = False
+        rivals[rows] = True
+    rivals[candidates.excluded(case)] = False
+    target = scores[case.target]
+    if not rivals[case.target] or not target > -np.inf:  # a score that is no number finds nothing
+        return 0
+    better, equal = ~(scores <= target) & rivals, (scores == target) & rivals
+    return 1 + int(better.sum()) + int(equal[: case.target].sum())

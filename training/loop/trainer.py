@@ -58,6 +58,7 @@ class TrainingProgress:
 
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the main process
     best_score: float | None = None  # before the first validation
     best_step: int = 0
     bad_validations: int = 0
@@ -145,6 +146,7 @@ class Trainer:
 
     def _train(self) -> None:
         begin = time.perf_counter() - self.progress.seconds
+        cpu_begin = time.process_time() - self.progress.cpu_seconds
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -167,6 +169,7 @@ class Trainer:
                 self.progress.seconds, interrupted = self.parallel.agree(
                     (time.perf_counter() - begin, bool(received))
                 )
+                self.progress.cpu_seconds = time.process_time() - cpu_begin
                 self._log(log, figures | {"seconds": self.progress.seconds})
                 if self.progress.step == 1:
                     self._log(log, {"cost": self.method.costs()})
@@ -180,6 +183,7 @@ class Trainer:
                     if self.probe is not None:
                         self._log(log, {"conflict": self._probe()})
                     self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
+                    self.progress.cpu_seconds = time.process_time() - cpu_begin
                     exhausted = (
                         self.progress.bad_validations >= self.config.validation.patience
                         and self._share() >= self.config.sequence.last_stage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,15 @@ def shape_of(config: TrainConfig) -> dict[str, Any]:
         for name, value in flat(config.model_dump(mode="json")).items()
         if name not in NOT_SHAPED_BY and (name in SHAPED_BY or name.split(".")[0] in SHAPED_BY)
     }
+
+
+def shape_key(config: TrainConfig, data: str) -> str:
+    """Return the name of a preparation that all runs may share which agree in its shape and in the data.
+
+    data: fingerprint of the data set.
+    """
+    shape = json.dumps([data, shape_of(config)])
+    return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
 
 def is_prepared(folder: Path) -> bool:

@@ -39,30 +39,39 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str) ->
     if not drawn:
         raise ValueError(f"chart {title!r} has no points")
     named = [line for line in drawn if not line.faint]
-    places, rows = _legend_places([line.name for line in named])
+    places, rows = legend_places([line.name for line in named])
     top, bottom = 14 + 18 * rows, HEIGHT - BOTTOM
     x = Axis.around((p[0] for line in drawn for p in line.points), LEFT, WIDTH - RIGHT)
     y = Axis.around((p[1] for line in drawn for p in line.points), bottom, top, margin=0.04)
-    parts = [_opening(title, WIDTH, HEIGHT)]
-    for value, label in y.ticks(5):
-        at = y.place(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text("tick", LEFT - 6, at + 4, label, "end"))
-    for value, label in x.ticks(8, smallest=1):
-        at = x.place(value)
-        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(_text("tick", at, bottom + 17, label, "middle"))
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(_text("name", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"))
-    parts.append(
-        f'<text class="name" transform="translate(13 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
-    )
+    parts = [opening(title, WIDTH, HEIGHT)]
+    parts += axes(x, y, x_label, y_label, smallest=1)
     parts += [_polyline(line, x, y) for line in sorted(drawn, key=lambda line: not line.faint)]
     for line, (at, height) in zip(named, places, strict=True):
         parts.append(f'<line class="{_classes(line)}" x1="{at}" x2="{at + 20}" y1="{height}" y2="{height}"/>')
-        parts.append(_text("legend", at + 26, height + 4, _short(line.name), "start"))
+        parts.append(svg_text("legend", at + 26, height + 4, _short(line.name), "start"))
     return "".join([*parts, "</svg>"])
+
+
+def axes(x: Axis, y: Axis, x_label: str, y_label: str, smallest: float = 0.0) -> Iterator[str]:
+    """Draw the grid, the ticks and the labels of two axes; `y` runs from the bottom to the top of the drawing.
+
+    smallest: smallest distance between two ticks of `x`.
+    """
+    bottom, top = y.start, y.end
+    for value, label in y.ticks(5):
+        at = y.place(value)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        yield svg_text("tick", LEFT - 6, at + 4, label, "end")
+    for value, label in x.ticks(8, smallest=smallest):
+        at = x.place(value)
+        yield f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        yield svg_text("tick", at, bottom + 17, label, "middle")
+    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+    yield svg_text("name", (LEFT + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, x_label, "middle")
+    yield (
+        f'<text class="name" transform="translate(13 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
@@ -103,16 +112,16 @@ def heat_map(
     left = 20 + 7 * max(len(_short(row)) for row in rows)
     top, below = 10, 10 + cell_height * len(rows)
     mean = f": mean {statistics.fmean(values.values()):.2f}" if values else ""
-    parts = [_opening(title + mean, max(left + cell_width * len(columns) + 10, left + 230), below + 84)]
+    parts = [opening(title + mean, max(left + cell_width * len(columns) + 10, left + 230), below + 84)]
     for i, row in enumerate(rows):
         at = top + cell_height * i
-        parts.append(_text("tick", left - 6, at + cell_height / 2 + 4, _short(row), "end"))
+        parts.append(svg_text("tick", left - 6, at + cell_height / 2 + 4, _short(row), "end"))
         for j, column in enumerate(columns):
             value, name = values.get((row, column)), f"{row}, layer {column}"
             parts.append(_cell(value, name, left + cell_width * j, at, cell_width - 1, cell_height - 1, wide))
     for j, column in list(enumerate(columns))[:: 1 if wide else 5]:
-        parts.append(_text("tick", left + cell_width * (j + 0.5), below + 14, column, "middle"))
-    parts.append(_text("name", left, below + 30, "layer", "start"))
+        parts.append(svg_text("tick", left + cell_width * (j + 0.5), below + 14, column, "middle"))
+    parts.append(svg_text("name", left, below + 30, "layer", "start"))
     return "".join([*parts, *_scale(left, below + 42), "</svg>"])
 
 
@@ -137,7 +146,7 @@ def _cell(
     )
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
     ink = "#fff" if luminance < 135 else "#111"
-    figure = _text("figure", x + width / 2, y + height / 2 + 4, f"{value:.2f}", "middle", ink)
+    figure = svg_text("figure", x + width / 2, y + height / 2 + 4, f"{value:.2f}", "middle", ink)
     return rect + figure if shown else rect
 
 
@@ -155,7 +164,7 @@ def _scale(x: float, y: float) -> Iterator[str]:
         (1, "1 orthogonal", "middle"),
         (2, "2 opposed", "end"),
     ):
-        yield _text("tick", x + width * (steps + 1) * value / 2, y + 25, word, anchor)
+        yield svg_text("tick", x + width * (steps + 1) * value / 2, y + 25, word, anchor)
 
 
 def _polyline(line: Line, x: Axis, y: Axis) -> str:
@@ -177,7 +186,7 @@ def _classes(line: Line) -> str:
     return " ".join(kind for kind in kinds if kind)
 
 
-def _legend_places(names: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
+def legend_places(names: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
     """Return the start (x, y) of each entry of the legend, and the number of rows. A character is about 7 wide."""
     places, at, row = [], LEFT, 0
     for name in names:
@@ -189,14 +198,14 @@ def _legend_places(names: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
     return places, row + 1
 
 
-def _opening(title: str, width: float, height: float) -> str:
+def opening(title: str, width: float, height: float) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     )
 
 
-def _text(kind: str, x: float, y: float, text: str, anchor: str, fill: str = "") -> str:
+def svg_text(kind: str, x: float, y: float, text: str, anchor: str, fill: str = "") -> str:
     ink = f' fill="{fill}"' if fill else ""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{ink}>{escape(text)}</text>'
 

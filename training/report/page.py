@@ -6,9 +6,9 @@ from pathlib import Path
 
 from training.outputs import write_text
 from training.report import curves, tables
+from training.report.document import document
 from training.report.markup import escape, note
 from training.report.run_log import RunLog
-from training.report.style import STYLE
 
 
 def write_report(run: Path, out: Path, baseline: Path | None = None) -> None:
@@ -33,17 +33,12 @@ def render(run: RunLog, baseline: RunLog | None) -> str:
         "Evaluation": tables.evaluation(run, baseline),
         "Preservation of general knowledge": tables.preservation(run, baseline),
     }
-    title = escape(f"{run.data_name}: {run.method} on {run.backbone}")
+    title = f"{run.data_name}: {run.method} on {run.backbone}"
     body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in sections.items())
     against = "" if baseline is None else f"<p>Baseline (dashed): {_facts(baseline)}</p>\n"
     if baseline is not None and not run.same_data(baseline):
         against += note("Run and baseline were trained on different data: their figures do not compare.")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{title}</h1>\n<p>Run: {_facts(run)}</p>\n{against}{body}</body>\n</html>\n"
-    )
+    return document(title, f"<p>Run: {_facts(run)}</p>\n{against}{body}")
 
 
 def _facts(log: RunLog) -> str:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from index.contents import contents_of
+from index.files import atomic_write
 from index.records import read_json
 from training.data.dataset import DataSet
 from training.data.schema import package_version
@@ -155,4 +156,7 @@ def record_run(
         "machine": platform.machine(),
         "threads": threads or os.cpu_count(),
     }
-    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", "utf-8")
+    with atomic_write(
+        out / "environment.json", single_writer=True
+    ) as draft:  # the last file: now it is a run
+        draft.write_text(json.dumps(environment, indent=2) + "\n", "utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import statistics
@@ -23,7 +22,7 @@ from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.fit import Trained, fit
 from training.loop.trainer import DivergedError
-from training.prepare.preparation import open_prepared, shape_of
+from training.prepare.preparation import open_prepared, shape_key
 from training.preservation.general import general_figures
 from training.preservation.preservation import compare_general
 from training.run.locks import claim
@@ -62,7 +61,7 @@ def run_variant(
         if not same or any(before.get(name) != about[name] for name in ("measured", "data")):
             raise SweepError(f"{found} was made with other settings, measures or data; choose another --out")
         return before
-    shared = out / "prepared" / _key(config, dataset)
+    shared = out / "prepared" / shape_key(config, dataset)
     with claim(folder.with_suffix(".lock")) as mine:
         if not mine:
             return None
@@ -136,9 +135,3 @@ def _log_figures(folder: Path) -> dict[str, Any]:
             if "validation" in line
         ],
     }
-
-
-def _key(config: TrainConfig, dataset: str) -> str:
-    """Return the name of the preparation. Runs with the same identifiers and extended backbone share it."""
-    shape = json.dumps([dataset, shape_of(config)])
-    return hashlib.sha256(shape.encode()).hexdigest()[:16]

@@ -217,7 +217,24 @@ def test_the_learning_rate_falls_along_a_cosine_over_all_epochs() -> None:
     progress = np.arange(12) / 12
     assert rates == pytest.approx(0.01 * (0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2))
     constant = SASRecSettings(learning_rate=0.01)
-    assert learning_rates(constant, 2, 4, 3) == pytest.approx([0.01] * 4)
+    assert list(learning_rates(constant, 2, 4, 3)) == pytest.approx([0.01] * 4)
+
+
+def test_the_learning_rate_falls_with_the_clock_and_ends_with_it() -> None:
+    """Half of the time is over before the first of ten epochs, all of it before the third step."""
+    falling = SASRecSettings(learning_rate=0.01, final_rate=0.1)
+    clock = iter((0.5, 0.75, 1.0))
+    rates = list(learning_rates(falling, 0, 4, 10, lambda: next(clock)))
+    wanted = 0.01 * (0.1 + 0.9 * (1 + np.cos(np.pi * np.array([0.5, 0.75]))) / 2)
+    assert rates == pytest.approx(wanted)
+
+
+def test_minutes_end_a_training_that_its_epochs_would_not(data: Path, tmp_path: Path) -> None:
+    wanted = NCFSettings(hidden=8, epochs=10**6, patience=10**6, threads=1, minutes=0.02)
+    result = run_baseline(data, tmp_path / "run", wanted, console=QUIET)
+    assert 1.2 <= result["training"]["seconds"] < 30
+    again = run_baseline(data, tmp_path / "run", wanted, resume=True, console=QUIET)
+    assert again["training"]["seconds"] == result["training"]["seconds"]
 
 
 def test_ncf_scores_all_items_as_one_by_one_and_beats_popularity(data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ INPUTS = {
     "data", "config", "spec", "items", "interactions", "remove", "vectors", "source", "folder", "runs", "run",
     "baseline", "language_vectors", "identifiers__vectors", "knowledge__basis", "knowledge__histories", "beauty",
     "movielens", "item_vectors", "bundle", "backbone", "store", "users", "queries", "requests", "exclude", "candidates",
+    "table",
 }  # fmt: skip
 WRITING = [
     (command, parameter)

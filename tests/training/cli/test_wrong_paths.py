@@ -37,6 +37,7 @@ from training.data.sources.amazon_beauty import amazon_beauty
 from training.data.vectors import read_vectors
 from training.evaluation.case_ranks import CaseRanks
 from training.report.run_log import RunLog
+from training.reproduce.systems import load_systems
 from training.run.server_process import ServerProcess
 from training.sweep.spec import SweepSpec
 
@@ -272,6 +273,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, set[str]]] = {
     "vectors in npy": (reads_vectors, "v.npy", {"NumPy"}),
     "settings": (lambda path: TrainConfig.load(path, {}), "mine.yaml", set()),
     "sweep": (SweepSpec.load, "sweep.yaml", set()),
+    "systems": (load_systems, "systems.yaml", set()),
     "ranks": (CaseRanks.load, "ranks.npz", set()),
     "knowledge basis": (KnowledgeBasis.load, "k.safetensors", set()),
     "Amazon items": (reads_amazon, "items.jsonl", set()),

@@ -1,0 +1,1 @@
+"""`gems reproduce`: every system of a table trained for the same time, and measured on the same cases."""
