@@ -137,7 +137,7 @@ def _validate(baseline: Baseline, settings: BaselineSettings, validation: TaskCa
     if not cases:
         return 0.0
     ranks = score_ranks(
-        baseline.scores[task], cases, limit=10, candidates=Candidates(settings.exclude_history)
+        baseline.scores[task], cases, limit=10, candidates=Candidates(bool(settings.exclude_history))
     )
     return float(per_case(ranks)["ndcg@10"].mean())
 

@@ -42,7 +42,7 @@ from training.data.dataset import DataSet
 from training.data.splits import Case, Split, split_users
 from training.data.vectors import save_vectors
 from training.errors import EvaluationError
-from training.evaluation.candidates import Candidates
+from training.evaluation.candidates import Candidates, excludes_history
 from training.evaluation.case_ranks import RANKS_FILE, CaseRanks, TaskRanks
 from training.evaluation.evaluate import save_evaluation
 from training.evaluation.figures import add_task, empty_result
@@ -100,7 +100,8 @@ def run_baseline(
     """
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)
-    candidates = Candidates(settings.exclude_history, settings.sampled_negatives)
+    settings = _for_log(settings, split)
+    candidates = Candidates(bool(settings.exclude_history), settings.sampled_negatives)
     for task in settings.tasks:
         cases = cases_of(task, split.test)
         if not cases:
@@ -134,6 +135,7 @@ def train_baseline(
     """
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)
+    settings = _for_log(settings, split)
     started = check_run(out, settings, dataset, resume)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(settings.seed)
@@ -153,6 +155,12 @@ def train_baseline(
     if baseline.vectors is not None:
         save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
     return TrainedBaseline(dataset, split, baseline, progress)
+
+
+def _for_log(settings: BaselineSettings, split: Split) -> BaselineSettings:
+    """Return the settings with what the log decides: whether items of the history are ranked."""
+    excluded = excludes_history(settings.exclude_history, split.validation)
+    return settings.model_copy(update={"exclude_history": excluded})
 
 
 def _make(

@@ -33,7 +33,10 @@ class BaselineSettings(RunSettings):
         description="'leave-one-out': the last two events of every user are held out; 'chronological': the latest "
         "tenth of the users is tested, the tenth before it validated, both unseen in training",
     )
-    exclude_history: bool = Field(False, description="never rank items of the history, floors too")
+    exclude_history: bool | None = Field(
+        None,
+        description="never rank items of the history, floors too (default: unless somebody takes an item again)",
+    )
     sampled_negatives: int | None = Field(
         None, ge=1, description="rank test targets among N sampled items only; papers use N = 99"
     )

@@ -92,7 +92,7 @@ def unified_ssr(settings: UnifiedSSRSettings, dataset: DataSet, split: Split) ->
         layers=settings.layers, heads=settings.heads, dropout=settings.dropout,
         max_events=settings.max_events,
     )  # fmt: skip
-    scorer = Scorer(model, log, users, Candidates(settings.exclude_history))
+    scorer = Scorer(model, log, users, Candidates(bool(settings.exclude_history)))
 
     def batches(epoch: int) -> list[JointBatch]:
         rng = np.random.default_rng([settings.seed, epoch])

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.splits import Case
+from training.data.splits import Case, takes_again
 from training.errors import EvaluationError
 
 WHOLE = "full catalogue"
@@ -81,6 +81,14 @@ class Candidates:
             )
         drawn = np.random.default_rng([self.seed, zlib.crc32(case.user_id.encode())])
         return np.sort(np.append(drawn.choice(pool, self.negatives, replace=False), case.target))
+
+
+def excludes_history(asked: bool | None, validation: Sequence[Case]) -> bool:
+    """Return whether items of the history are left out: as it was asked for, or as the log says if it was not.
+
+    Where no held-out item had been taken before, as with films, an answer from the history is a wasted place.
+    """
+    return not takes_again(validation) if asked is None else asked
 
 
 def _known(case: Case) -> set[int]:

@@ -26,7 +26,7 @@ from training.data.schema import DataError
 from training.data.splits import LEAVE_ONE_OUT, Case, leave_one_out
 from training.errors import EvaluationError
 from training.evaluation.calibration import calibration_error, first_items
-from training.evaluation.candidates import Candidates
+from training.evaluation.candidates import Candidates, excludes_history
 from training.evaluation.case_ranks import CaseRanks, TaskRanks
 from training.evaluation.figures import add_newer, add_task, empty_result
 from training.evaluation.matching import query_match_share
@@ -45,7 +45,7 @@ def evaluate(
     split: str = "test",
     max_cases: int | None = None,
     beam_width: int = 50,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     sampled_negatives: int | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -59,6 +59,7 @@ def evaluate(
 
     split: 'test' or 'validation'.
     max_cases: number of cases that are drawn; None: all.
+    exclude_history: never rank items of the history; None: see `excludes_history`.
     sampled_negatives: rank the target among N sampled items only.
     seed: seed of the drawn cases, of the negatives and of the bootstrap.
     ranks_file: file for the rank of every case, for `gems compare`.
@@ -107,7 +108,7 @@ def evaluate(
         raise EvaluationError(
             f"the targets of all {len(drawn)} cases are removed from {bundle_folder}; evaluate another version"
         )
-    candidates = Candidates(exclude_history, sampled_negatives, seed)
+    candidates = Candidates(excludes_history(exclude_history, parts.validation), sampled_negatives, seed)
     candidates.check(chosen, len(dataset.catalogue))
     pool = _pool_of(bundle, bundle_folder, ranking)
     engine = TorchEngine.open(bundle, on)

@@ -11,8 +11,8 @@ from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Event, Task
 from server.engine.contract import Engine
 from training.config import TrainConfig
-from training.data.splits import Case, takes_again
-from training.evaluation.candidates import Candidates
+from training.data.splits import Case
+from training.evaluation.candidates import Candidates, excludes_history
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.loop.losses import item_losses
@@ -47,7 +47,7 @@ class Validator:
         self._normalisation = config.identifiers.normalisation
         self._stop_on = config.validation.stop_on
         self._tasks = config.sequence.trained_tasks
-        self._candidates = Candidates(exclude_history=not takes_again(cases))
+        self._candidates = Candidates(excludes_history(None, cases))
 
     def __call__(self) -> dict[str, float]:
         """Return figures by name.

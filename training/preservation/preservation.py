@@ -30,7 +30,7 @@ from training.data.schema import DataError
 from training.data.splits import Case, leave_one_out
 from training.errors import EvaluationError
 from training.evaluation.bootstrap import mean_interval
-from training.evaluation.candidates import WHOLE, Candidates
+from training.evaluation.candidates import WHOLE, Candidates, excludes_history
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.outputs import write_json
@@ -50,7 +50,7 @@ def preservation(
     window: int = 256,
     max_cases: int = 500,
     beam_width: int = 20,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     batch: int = 8,
     seed: int = 0,
     threads: int | None = None,
@@ -81,7 +81,9 @@ def preservation(
             raise EvaluationError(
                 f"{run} and {data} have different catalogues: {error}; compare a run on the data set it was trained on"
             ) from error
-    cases = draw_cases(leave_one_out(dataset).test, max_cases, seed)
+    split = leave_one_out(dataset)
+    excluded = excludes_history(exclude_history, split.validation)
+    cases = draw_cases(split.test, max_cases, seed)
     if not cases:
         raise EvaluationError("the data set has no user with three interactions, so no case to test")
     on = chosen_device(device)
@@ -108,7 +110,7 @@ def preservation(
                     lambda done, total, row=row: bar.update(row, completed=done),  # type: ignore[misc]
                 )
             )  # fmt: skip
-            ranks.append(_rank(model, bundle, cases, beam_width, exclude_history, bar, when))
+            ranks.append(_rank(model, bundle, cases, beam_width, excluded, bar, when))
             del model  # only one in memory at a time
     result: dict[str, Any] = {"general": compare_general(figures[0], figures[1])}
     for task in ranks[0]:
@@ -116,7 +118,7 @@ def preservation(
     result["protocol"] = {
         "text": "Wikipedia, held-out articles", "articles": len(texts), "windows": len(windows), "window": window,
         "known_tokens": bundle.vocabulary.first_added, "split": "test", "ranking": WHOLE,
-        "beam_width": beam_width, "exclude_history": exclude_history, "bundle": bundle.info.bundle_id,
+        "beam_width": beam_width, "exclude_history": excluded, "bundle": bundle.info.bundle_id,
         "data": bundle.info.data.get("name"), "method": settings.get("method"),
         "backbone": settings.get("backbone.name"), "layers": settings.get("backbone.layers"),
     }  # fmt: skip

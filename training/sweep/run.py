@@ -17,7 +17,7 @@ from index.sequence.events import Task
 from training.config import TrainConfig, modern
 from training.data.dataset import DataSet
 from training.data.general_text import held_out_articles, token_windows
-from training.evaluation.candidates import Candidates
+from training.evaluation.candidates import Candidates, excludes_history
 from training.evaluation.metrics import per_case
 from training.evaluation.ranking import cases_of, draw_cases, rank_cases, target_ranks
 from training.fit import Trained, fit
@@ -96,13 +96,14 @@ def _measure(
 ) -> dict[str, Any]:
     encoder = trained.prepared.encoder(config)
     chosen = draw_cases(trained.split.test, spec.cases, seed=0)
+    candidates = Candidates(excludes_history(spec.exclude_history, trained.split.validation))
     result: dict[str, Any] = {"steps": trained.record["steps"], "validation": trained.record["validation"]}
     with console.status("ranking the test cases"):
         for task in Task:
             cases = cases_of(task, chosen)
             rankings = rank_cases(
                 trained.engine, encoder, cases, task, beam_width=spec.beam_width, limit=10,
-                candidates=Candidates(spec.exclude_history),
+                candidates=candidates,
             )  # fmt: skip
             values = per_case(target_ranks(rankings, cases))
             result[task.value] = {name: float(values[name].mean()) for name in METRICS}

@@ -33,7 +33,7 @@ class SweepSpec(BaseModel):
     seeds: tuple[Annotated[int, Field(ge=0, le=SEEDS)], ...] = Field((0,), min_length=1)
     cases: int = Field(2000, ge=1, le=MOST, description="test cases, drawn once")
     beam_width: int = Field(20, ge=1, le=MOST_BEAMS)
-    exclude_history: bool = False
+    exclude_history: bool | None = None
     baseline: str | None = Field(None, description="variant that the others are compared with, seed by seed")
     text_tokens: int = Field(8192, ge=0, le=MOST, description="held-out general text; 0 for none")
 

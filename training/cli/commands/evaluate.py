@@ -11,6 +11,7 @@ from rich.console import Console
 from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import BeamWidth, Seed, Threads
 from training.cli.common.paths import BundlePath, JsonFile, output_file
+from training.cli.common.protocol import ExcludeHistory
 from training.cli.common.quiet import quiet_libraries
 from training.settings import MOST
 
@@ -37,9 +38,7 @@ def evaluate_command(
             help="'pool' as a server ranks, or 'beam' for the model alone; else what the bundle has"
         ),
     ] = None,
-    exclude_history: Annotated[
-        bool, typer.Option(help="never rank items of the history, floors too")
-    ] = False,
+    exclude_history: ExcludeHistory = None,
     sampled_negatives: Annotated[
         int | None,
         typer.Option(

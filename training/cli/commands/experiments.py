@@ -12,6 +12,7 @@ from rich.console import Console
 from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import BeamWidth, Threads, finite, whole_numbers
 from training.cli.common.paths import output_folder
+from training.cli.common.protocol import ExcludeHistory
 from training.cli.common.quiet import quiet_libraries
 from training.outputs import write_json, write_text
 from training.settings import MOST, SEEDS
@@ -90,7 +91,7 @@ def reproduce_command(
     negatives: Annotated[
         int, typer.Option(min=1, max=MOST, help="items of the sampled ranking besides the target")
     ] = 99,
-    exclude_history: Annotated[bool, typer.Option(help="never rank items of the history")] = False,
+    exclude_history: ExcludeHistory = None,
     beam_width: BeamWidth = 50,
     table: Annotated[
         Path | None,
@@ -108,6 +109,8 @@ def reproduce_command(
     that fails does not end the others: it is shown with its reason, and the exit code is 1.
     """
     from training.data.dataset import DataSet  # slow imports, not for --help
+    from training.data.splits import leave_one_out
+    from training.evaluation.candidates import excludes_history
     from training.reproduce.data import check_source, data_folder
     from training.reproduce.job import Protocol
     from training.reproduce.markdown import markdown
@@ -122,9 +125,11 @@ def reproduce_command(
     check_source(data, source)
     chosen = choose(load_systems(table), names)
     check(chosen, tuning)
+    folder = data_folder(data, source, out / "data")
+    validation = leave_one_out(DataSet.load(folder)).validation
     plan = Plan(
         systems=chosen,
-        data=data_folder(data, source, out / "data"),
+        data=folder,
         out=out,
         budget=budget,
         seeds=whole_numbers(seeds, least=0, most=SEEDS),
@@ -137,7 +142,7 @@ def reproduce_command(
             validation_cases=validation_cases,
             beam_width=beam_width,
             negatives=negatives,
-            exclude_history=exclude_history,
+            exclude_history=excludes_history(exclude_history, validation),
         ),
     )
     runs = run_all(plan, console)

@@ -11,6 +11,7 @@ from rich.console import Console
 from training.cli.common.device import DeviceOption
 from training.cli.common.numbers import BeamWidth, Threads
 from training.cli.common.paths import output_file
+from training.cli.common.protocol import ExcludeHistory
 from training.cli.common.quiet import quiet_libraries
 from training.outputs import check_output
 from training.settings import MOST
@@ -23,7 +24,7 @@ def preservation_command(
     window: Annotated[int, typer.Option(min=2, max=1_000_000, help="tokens that are read together")] = 256,
     cases: Annotated[int, typer.Option(min=1, max=MOST, help="at most this many test cases")] = 500,
     beam_width: BeamWidth = 20,
-    exclude_history: Annotated[bool, typer.Option(help="never rank items of the history")] = False,
+    exclude_history: ExcludeHistory = None,
     threads: Threads = None,
     device: DeviceOption = "auto",
     json_file: Annotated[
