@@ -1,8 +1,9 @@
 """The items of a bundle at one moment: their texts, identifiers and attributes, and the removed ones.
 
-    catalogue/items.jsonl     every item, removed ones included, row by row
+    catalogue/                every item, removed ones included, row by row (`StoredCatalogue`)
     trie/*.npy                their identifiers
     filters/                  the items of each attribute value
+    titles/                   titles by the beginnings of their words; older bundles have none
     pool/                     what ranks candidates besides the beam (`PoolIndex`); older bundles have none
     index.json                version, the bundle it belongs to, and the removed rows
 
@@ -12,7 +13,7 @@ never returned. Rows are only added: a row means the same item in all later vers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from index.bundle.index_record import IndexRecord
 from index.bundle.manifest import BundleError
 from index.catalogue import Catalogue
 from index.pool.pool_index import PoolIndex
+from index.stored_catalogue import open_catalogue, save_catalogue
+from index.titles import TitleIndex
 from index.trie.allowed import SlotSet
 from index.trie.filters import Filters
 from index.trie.trie import Trie
 
 POOL = "pool"
+TITLES = "titles"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,7 @@ class ItemIndex:
     removed: rows of removed items, ascending.
     living: slots of the other items; None if no item is removed.
     pool: None in a bundle of an older program, which is ranked by the beam alone.
+    stored_titles: titles of the living items; None in a bundle of an older program.
     """
 
     bundle_id: str
@@ -50,6 +55,7 @@ class ItemIndex:
     removed: tuple[int, ...]
     living: SlotSet | None
     pool: PoolIndex | None = None
+    stored_titles: TitleIndex | None = None
 
     @classmethod
     def build(
@@ -61,20 +67,35 @@ class ItemIndex:
         codes: NDArray[np.integer],
         removed: Sequence[int] = (),
         pool: PoolIndex | None = None,
+        before: ItemIndex | None = None,
+        changed: Collection[int] = (),
     ) -> ItemIndex:
-        """Build the trie and the filters of a catalogue.
+        """Build the trie, the filters and the titles of a catalogue.
 
         codes: int [N, L], the identifiers of the catalogue's rows.
         removed: rows of removed items, in any order.
         pool: of the same catalogue.
+        before: an earlier version, of which only the changed rows, and later ones, are read again. Its other items are
+        the same.
         Raises `BundleError` if items and identifiers differ in number, `TrieError` for codes that form no trie.
         """
         if len(codes) != len(catalogue):
             raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
         trie = Trie.build(codes)
         rows, living = _split_removed(trie, removed)
-        filters = Filters.build(catalogue, trie, living)
-        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living, pool)
+        if before is None:
+            filters = Filters.build(catalogue, trie, living)
+            titles = TitleIndex.build(catalogue.titles, rows)
+        else:
+            filters = before.filters.updated(before.trie, catalogue, changed, trie, living)
+            titles = before.titles().updated(catalogue.titles, changed, rows)
+        return cls(bundle_id, version, created, catalogue, trie, filters, rows, living, pool, titles)
+
+    def titles(self) -> TitleIndex:
+        """Return the titles of the living items. Slow if they are not stored."""
+        if self.stored_titles is None:
+            return TitleIndex.build(self.catalogue.titles, self.removed)
+        return self.stored_titles
 
     @property
     def living_count(self) -> int:
@@ -84,9 +105,11 @@ class ItemIndex:
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
         (folder / "catalogue").mkdir()
-        self.catalogue.save(folder / "catalogue" / "items.jsonl")
+        save_catalogue(self.catalogue, folder / "catalogue")
         self.trie.save(folder / "trie")
         self.filters.save(folder / "filters")
+        if self.stored_titles is not None:
+            self.stored_titles.save(folder / TITLES)
         if self.pool is not None:
             self.pool.save(folder / POOL)
         about = (self.bundle_id, self.version, self.created, len(self.catalogue), self.removed)
@@ -99,7 +122,7 @@ class ItemIndex:
         Raises `BundleError` or `ValueError` if a part is wrong, or the parts do not fit each other.
         """
         about = IndexRecord.load(folder)
-        catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
+        catalogue = open_catalogue(folder / "catalogue")
         trie = Trie.open(folder / "trie")
         if not about.items == trie.items == len(catalogue):
             raise BundleError(
@@ -108,8 +131,18 @@ class ItemIndex:
         rows, living = _split_removed(trie, about.removed)
         filters = Filters.open(folder / "filters", trie.items, living)
         pool = PoolIndex.open(folder / POOL, catalogue) if (folder / POOL).exists() else None
+        titles = TitleIndex.open(folder / TITLES, trie.items) if (folder / TITLES).exists() else None
         return cls(
-            about.bundle_id, about.version, about.created, catalogue, trie, filters, rows, living, pool
+            about.bundle_id,
+            about.version,
+            about.created,
+            catalogue,
+            trie,
+            filters,
+            rows,
+            living,
+            pool,
+            titles,
         )
 
 

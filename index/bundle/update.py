@@ -8,7 +8,7 @@ keeps its row under an id that nobody else has, so that what was learned of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -106,13 +106,14 @@ def update_index(
         if new:
             codes = np.concatenate([codes, names_of(new, codes, bundle, now.pool, embed)])
         retired = {row: _retired(now.catalogue, given, row) for row in replaced}
-        kept = existing | retired
-        catalogue = Catalogue([*(kept.get(row, item) for row, item in enumerate(now.catalogue)), *new])
+        others = existing | retired
+        catalogue = now.catalogue.updated(others, new)
         gone = sorted((gone_before - set(existing)) | leaving)
         pool = now.pool
         if pool is not None:
-            pool = pool.updated(catalogue, _dense(pool.dense, bundle, now.catalogue, existing, new, embed))
-        version = _publish(bundle, versions, catalogue, codes, gone, pool)
+            dense = _dense(pool.dense, bundle, now.catalogue, existing, new, embed)
+            pool = pool.updated(catalogue, others, dense)
+        version = _publish(bundle, versions, catalogue, codes, gone, pool, now, others)
         return Update(version, len(new), len(changed), len(leaving), versions.prune(keep, now.version))
 
 
@@ -128,7 +129,7 @@ def replace_pool(bundle: Bundle, pool: PoolIndex, *, keep: int = 3) -> str:
         now = bundle.refreshed().index
         if now.version != bundle.index.version:
             raise BundleError(f"{bundle.path} has moved on to version {now.version}; try again")
-        version = _publish(bundle, versions, now.catalogue, now.trie.codes(), now.removed, pool)
+        version = _publish(bundle, versions, now.catalogue, now.trie.codes(), now.removed, pool, now)
         versions.prune(keep, now.version)
         return version
 
@@ -140,11 +141,15 @@ def _publish(
     codes: NDArray[np.int64],
     removed: Sequence[int],
     pool: PoolIndex | None,
+    before: ItemIndex,
+    changed: Collection[int] = (),
 ) -> str:
-    """Publish the next version of the index, point to it, and return its name."""
+    """Publish the next version of the index, point to it, and return its name. before, changed: see `ItemIndex`."""
     version = versions.next_name()
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    index = ItemIndex.build(bundle.info.bundle_id, version, created, catalogue, codes, removed, pool)
+    index = ItemIndex.build(
+        bundle.info.bundle_id, version, created, catalogue, codes, removed, pool, before, changed
+    )
     versions.publish(version, index.save)
     return version
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from index.bundle.item_index import ItemIndex
 from index.trie.allowed import Allowed, SlotSet
-from index.trie.filters import Condition, FilterError
+from index.trie.attribute import Condition, FilterError
 from server.api.errors import InvalidRequestError
 from server.api.filter import FilterCondition, NumberRange
 from server.api.requests import RecommendRequest

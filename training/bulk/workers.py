@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -69,8 +70,12 @@ def rank_here(
     worker: Worker, slices: Iterator[Slice], progress: Callable[[int], object]
 ) -> Iterator[tuple[Slice, Ranked]]:
     """Rank slices in this process, one after the other."""
-    for each in slices:
-        yield each, worker.rank(each.entries, progress)
+    gc.freeze()  # garbage collections visit every object of the catalogue, and find nothing
+    try:
+        for each in slices:
+            yield each, worker.rank(each.entries, progress)
+    finally:
+        gc.unfreeze()
 
 
 def rank_in_processes(
@@ -130,6 +135,7 @@ def _begin(path: Path, version: str, settings: dict[str, Any], column: str, batc
         if reader.bundle.index.version != version:
             raise BulkError(f"the index of {path} was changed to {reader.bundle.index.version} meanwhile")
         _WORKER = Worker(OfflineRanker.open(reader, chosen), column, batch)
+        gc.freeze()
     except Exception as error:  # an exception here would only break the pool, without a reason
         _REFUSED = error
 
