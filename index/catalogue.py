@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 
 from index.records import parse_json
 
@@ -87,7 +88,8 @@ class Item:
             categories = []
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
-        attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
+        # each JSON text has names of its own: a million items would hold them a million times
+        attributes = {intern(k): v for k, v in record.items() if k not in FIELDS and v is not None}
         for attribute, value in attributes.items():
             if not _is_attribute(value):
                 raise CatalogueError(

@@ -158,7 +158,7 @@ class UpdatedCatalogue(Catalogue):
         return [self.item_id(row) for row in range(self._count)]
 
     @cached_property
-    def titles(self) -> Sequence[str]:  # type: ignore[override]
+    def titles(self) -> Sequence[str]:
         return [self.title(row) for row in range(self._count)]
 
     def item_id(self, row: int) -> str:
