@@ -64,7 +64,7 @@ class StoredCatalogue(Catalogue):
 
     def __getitem__(self, row: int) -> Item:  # type: ignore[override]
         if isinstance(row, slice):
-            return [self[k] for k in range(len(self))[row]]  # type: ignore[return-value]
+            return [self[k] for k in range(len(self))[row]]
         row = range(len(self))[row]
         begin, end = self._lines[row : row + 2].tolist()
         return self._item(row, os.pread(self._file.fileno(), end - begin, begin))
@@ -142,7 +142,7 @@ class UpdatedCatalogue(Catalogue):
 
     def __getitem__(self, row: int) -> Item:  # type: ignore[override]
         if isinstance(row, slice):
-            return [self[k] for k in range(self._count)[row]]  # type: ignore[return-value]
+            return [self[k] for k in range(self._count)[row]]
         row = range(self._count)[row]
         found = self._changed.get(row)
         return self._before[row] if found is None else found

@@ -94,7 +94,8 @@ class TitleWords:
         length = np.outer(norm, lengths)
         cosine = np.divide(squares @ has, length, out=np.zeros(length.shape), where=length > 0)
         cosine[rows[:, None] == histories] = 0
-        return cosine.max(axis=1).clip(max=1).astype(np.float32)
+        best: NDArray[np.float32] = cosine.max(axis=1).clip(max=1).astype(np.float32)
+        return best
 
     def save(self, folder: Path) -> None:
         """Write `title_first.npy`, `title_terms.npy` and `title_words.npy`."""
