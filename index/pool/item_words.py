@@ -61,7 +61,7 @@ class ItemWords:
         number: dict[str, int] = {}
         rows, title_words = array("q"), array("i")
         held, titled = (array("i"), array("i"), array("i")), (array("i"), array("i"))
-        keys: tuple[list[tuple[str, int]], ...] = ([], [], [])
+        keys = [(array("Q"), array("i")) for _ in range(3)]  # by title, code and category
         for row, item in items:
             rows.append(row)
             counted = Counter(_terms(item, attributes))
@@ -74,10 +74,14 @@ class ItemWords:
             named |= dict.fromkeys(terms(item.title))
             titled[0].extend([row] * len(named))
             titled[1].extend([number.setdefault(term, len(number)) for term in named])
-            keys[0].append(("".join(title), row))
-            keys[1].extend((key, row) for key in _codes(item, attributes))
-            keys[2].extend((label(text), row) for text in _categories(item))
-        by_title, by_code, by_category = map(_hashed, keys)
+            named_by = (["".join(title)], _codes(item, attributes), map(label, _categories(item)))
+            for (hashes, owners), texts in zip(keys, named_by, strict=True):
+                found = [hash_of(text) for text in texts if text]
+                hashes.extend(found)
+                owners.extend([row] * len(found))
+        by_title, by_code, by_category = (
+            (np.array(hashes, np.uint64), np.array(owners, np.int32)) for hashes, owners in keys
+        )
         return cls(
             np.array(rows, np.int64),
             list(number),
@@ -164,11 +168,6 @@ def spread(first: NDArray[np.int64]) -> NDArray[np.int32]:
 def _distinct(keys: Hashed) -> Hashed:
     hashes, rows = distinct(*keys)
     return hashes, rows
-
-
-def _hashed(keys: list[tuple[str, int]]) -> Hashed:
-    named = [(hash_of(key), row) for key, row in keys if key]
-    return np.array([key for key, _ in named], np.uint64), np.array([row for _, row in named], np.int32)
 
 
 def _terms(item: Item, attributes: Sequence[str]) -> list[str]:

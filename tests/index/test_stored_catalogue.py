@@ -78,7 +78,7 @@ def test_an_update_with_an_id_twice_is_refused(folder: Path, twice: list[Item]) 
 
 
 def test_a_catalogue_without_columns_is_read_line_by_line(folder: Path) -> None:
-    """As in a bundle of an older program."""
+    """A bundle of an older program has none."""
     for path in (folder / COLUMNS).iterdir():
         path.unlink()
     (folder / COLUMNS).rmdir()
