@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,8 +78,8 @@ next(batches.epoch(0))
 """
 
 
-def draw_files(folder: Path, interactions: int, items: int) -> None:
-    """Write both files in both formats. The items have a price and a brand, as attributes."""
+def draw_files(folder: Path, interactions: int, items: int, formats: Sequence[str] = FORMATS) -> None:
+    """Write both files in the formats. The items have a price and a brand, as attributes."""
     rng = np.random.default_rng(0)
     words = pl.Series([f"word{k}" for k in range(5000)])
     parts = [words.gather(rng.integers(0, len(words), items)) for _ in range(4)]
@@ -92,7 +93,8 @@ def draw_files(folder: Path, interactions: int, items: int) -> None:
         }
     )
     frame.write_parquet(folder / "items.parquet")
-    frame.write_ndjson(folder / "items.jsonl")
+    if "jsonl" in formats:
+        frame.write_ndjson(folder / "items.jsonl")
     ids = frame["item_id"]
     people = max(1, interactions // EVENTS_OF_A_PERSON)
     users = pl.Series([f"user{k}" for k in range(people)])
@@ -119,7 +121,8 @@ def draw_files(folder: Path, interactions: int, items: int) -> None:
                     "query": pl.select(pl.when(search).then(query)).to_series(),
                 }
             )
-            piece.write_ndjson(lines)
+            if "jsonl" in formats:
+                piece.write_ndjson(lines)
             piece.write_parquet(folder / f"part-{start:012d}.parquet")
     pl.scan_parquet(folder / "part-*.parquet").sink_parquet(folder / "interactions.parquet")
     for part in folder.glob("part-*.parquet"):

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from index.catalogue import Catalogue, Item
 from index.pool.lexical import LexicalIndex
-from index.pool.top import top
+from index.pool.match import top
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 from index.words import terms

@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 
 from index.records import parse_json
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # one for all: it is made anew by each `json.dumps`
 REQUIRED_FIELDS = ("item_id", "title")
 FIELDS = (*REQUIRED_FIELDS, "description", "categories")  # any other field of a record is an attribute
 MAX_ID_CHARS = 512
@@ -86,7 +88,8 @@ class Item:
             categories = []
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise CatalogueError(f"item {item_id!r}: 'categories' must be a list of strings")
-        attributes = {k: v for k, v in record.items() if k not in FIELDS and v is not None}
+        # each JSON text has names of its own: a million items would hold them a million times
+        attributes = {intern(k): v for k, v in record.items() if k not in FIELDS and v is not None}
         for attribute, value in attributes.items():
             if not _is_attribute(value):
                 raise CatalogueError(
@@ -113,7 +116,12 @@ class Catalogue(Sequence[Item]):
                 )
         if not self._items:
             raise CatalogueError("the catalogue is empty; at least one item is needed")
-        attributes: set[str] = set().union(*(item.attributes for item in self._items))
+        self.check_attributes(self._items)
+
+    @staticmethod
+    def check_attributes(items: Iterable[Item]) -> None:
+        """Raise `CatalogueError` if items have more than `MAX_ATTRIBUTES` different attributes."""
+        attributes: set[str] = set().union(*(item.attributes for item in items))
         if len(attributes) > MAX_ATTRIBUTES:
             raise CatalogueError(
                 f"the items have {len(attributes):,} different attributes, at most {MAX_ATTRIBUTES:,} are possible; "
@@ -138,22 +146,53 @@ class Catalogue(Sequence[Item]):
         """Ids of all items, in the order of the rows."""
         return [item.item_id for item in self]
 
+    @property
+    def titles(self) -> Sequence[str]:
+        """Titles of all items, in the order of the rows."""
+        return [item.title for item in self._items]
+
+    def item_id(self, row: int) -> str:
+        """Return the id of the item of a row."""
+        return self._items[row].item_id
+
+    def title(self, row: int) -> str:
+        """Return the title of the item of a row."""
+        return self._items[row].title
+
     def texts(self) -> list[str]:
         """Return the text of each item, in the order of the rows."""
         return [item.text() for item in self._items]
 
+    def updated(self, changed: Mapping[int, Item], new: Sequence[Item]) -> Catalogue:
+        """Return a catalogue with other items in some rows, and with new ones behind.
+
+        Raises `CatalogueError` if two items have one id.
+        """
+        return Catalogue([*(changed.get(row, item) for row, item in enumerate(self)), *new])
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the items as lines of a JSON Lines file, in the order of the rows."""
+        yield from map(line_of, self._items)
+
     def save(self, path: Path) -> None:
         """Write the items as JSON Lines."""
-        encode = json.JSONEncoder(
-            ensure_ascii=False
-        ).encode  # one for all: it is made anew by each `json.dumps`
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(encode(item.to_json()) + "\n" for item in self._items)
+        with path.open("wb") as file:
+            file.writelines(self.lines())
 
     @classmethod
     def load(cls, path: Path) -> Catalogue:
         """Read the items that `save` wrote. Raises `CatalogueError` that names the line."""
         return cls(_items(path))
+
+
+def line_of(item: Item) -> bytes:
+    """Return an item as a line of a JSON Lines file."""
+    return (_ENCODE(item.to_json()) + "\n").encode()
+
+
+def has_control(text: str) -> bool:
+    """Whether a text holds a control character."""
+    return _CONTROL.search(text) is not None
 
 
 def _is_attribute(value: object) -> bool:

@@ -22,6 +22,8 @@ ALLOWED = {
     "index.records": "",
     "index.catalogue": "index.records",
     "index.files": "index.records",
+    "index.texts": "index.files",
+    "index.stored_catalogue": "index.catalogue index.files index.records index.texts",
     "index.contents": "index.records",
     "index.extensions": "",
     "index.words": "",
@@ -31,14 +33,14 @@ ALLOWED = {
     "index.identifiers.quantisers": "index.identifiers",
     "index.identifiers.schemes": "index.identifiers index.sequence",
     "index.trie": "index.catalogue index.files index.records",
+    "index.titles": "index.files index.texts index.words",
     "index.pool": "index.catalogue index.files index.records index.sequence index.trie index.words",
     "index.bundle": (
         "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes index.pool "
-        "index.records index.sequence index.trie index.words"
+        "index.records index.sequence index.stored_catalogue index.titles index.trie index.words"
     ),
     "index.embeddings": "index.catalogue",
     "index.popularity": "index.trie",
-    "index.titles": "index.words",
     # the request side: imports index
     "server.engine": "index.bundle index.sequence index.trie",
     "server.engine.torch_backend": "index.bundle index.sequence index.trie server.engine",

@@ -227,7 +227,7 @@ class Bundle:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             check_tokenizer(path, tokenizer, vocabulary)
             index = _open_index(path, info)
-            check_text(tokenizer, vocabulary, [item.title for item in index.catalogue])
+            check_text(tokenizer, vocabulary, index.catalogue.titles)
             return cls(path, info, index, tokenizer, vocabulary, _encoder(info, index, tokenizer, vocabulary))
 
     def refreshed(self) -> Bundle:

@@ -1,9 +1,10 @@
 """The items of a bundle at one moment: their texts, identifiers and attributes, and the removed ones.
 
-    catalogue/items.jsonl     every item, removed ones included, row by row
+    catalogue/                every item, removed ones included, row by row (`StoredCatalogue`)
     trie/*.npy                their identifiers
     filters/                  the items of each attribute value
     search/trie/, filters/    the same for searches, if they have identifiers of their own
+    titles/                   titles by the beginnings of their words; older bundles have none
     pool/                     what ranks candidates besides the beam (`PoolIndex`); older bundles have none
     index.json                version, the bundle it belongs to, and the removed rows
 
@@ -13,7 +14,7 @@ never returned. Rows are only added: a row means the same item in all later vers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,15 @@ from index.bundle.manifest import BundleError
 from index.catalogue import Catalogue
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
+from index.stored_catalogue import open_catalogue, save_catalogue
+from index.titles import TitleIndex
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.filters import Filters
 from index.trie.trie import Trie
 
 POOL = "pool"
 SEARCH = "search"
+TITLES = "titles"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +49,22 @@ class NamedItems:
     living: SlotSet | None
 
     @classmethod
-    def build(cls, catalogue: Catalogue, codes: NDArray[np.integer], removed: Sequence[int]) -> NamedItems:
+    def build(
+        cls,
+        catalogue: Catalogue,
+        codes: NDArray[np.integer],
+        removed: Sequence[int],
+        before: NamedItems | None = None,
+        changed: Collection[int] = (),
+    ) -> NamedItems:
         """Build the trie and the filters. See `ItemIndex.build`."""
         if len(codes) != len(catalogue):
             raise BundleError(f"{len(codes)} identifiers for {len(catalogue)} items")
         trie = Trie.build(codes)
         living = _living(trie, removed)
-        return cls(trie, Filters.build(catalogue, trie, living), living)
+        if before is None:
+            return cls(trie, Filters.build(catalogue, trie, living), living)
+        return cls(trie, before.filters.updated(before.trie, catalogue, changed, trie, living), living)
 
     @property
     def everything(self) -> Allowed:
@@ -83,6 +96,7 @@ class ItemIndex:
     removed: rows of removed items, ascending.
     pool: None in a bundle of an older program, which is ranked by the beam alone.
     search_names: the items under the identifiers that searches write, if they have their own.
+    stored_titles: titles of the living items; None in a bundle of an older program.
     """
 
     bundle_id: str
@@ -92,6 +106,7 @@ class ItemIndex:
     names: NamedItems
     removed: tuple[int, ...]
     pool: PoolIndex | None = None
+    stored_titles: TitleIndex | None = None
     search_names: NamedItems | None = None
 
     def named(self, task: Task) -> NamedItems:
@@ -139,19 +154,38 @@ class ItemIndex:
         removed: Sequence[int] = (),
         pool: PoolIndex | None = None,
         search_codes: NDArray[np.integer] | None = None,
+        before: ItemIndex | None = None,
+        changed: Collection[int] = (),
     ) -> ItemIndex:
-        """Build the trie and the filters of a catalogue.
+        """Build the trie, the filters and the titles of a catalogue.
 
         codes: int [N, L], the identifiers of the catalogue's rows.
         removed: rows of removed items, in any order.
         pool: of the same catalogue.
         search_codes: int [N, L], the identifiers that searches write, if they have their own.
+        before: an earlier version, of which only the changed rows, and later ones, are read again. Its other items are
+        the same.
         Raises `BundleError` if items and identifiers differ in number, `TrieError` for codes that form no trie.
         """
         rows = tuple(sorted(set(removed)))
-        names = NamedItems.build(catalogue, codes, rows)
-        searched = None if search_codes is None else NamedItems.build(catalogue, search_codes, rows)
-        return cls(bundle_id, version, created, catalogue, names, rows, pool, searched)
+        known, searched = (None, None) if before is None else (before.names, before.search_names)
+        names = NamedItems.build(catalogue, codes, rows, known, changed)
+        search_names = (
+            None
+            if search_codes is None
+            else NamedItems.build(catalogue, search_codes, rows, searched, changed)
+        )
+        if before is None:
+            titles = TitleIndex.build(catalogue.titles, rows)
+        else:
+            titles = before.titles().updated(catalogue.titles, changed, rows)
+        return cls(bundle_id, version, created, catalogue, names, rows, pool, titles, search_names)
+
+    def titles(self) -> TitleIndex:
+        """Return the titles of the living items. Slow if they are not stored."""
+        if self.stored_titles is None:
+            return TitleIndex.build(self.catalogue.titles, self.removed)
+        return self.stored_titles
 
     @property
     def living_count(self) -> int:
@@ -161,10 +195,12 @@ class ItemIndex:
     def save(self, folder: Path) -> None:
         """Write all parts into an existing folder."""
         (folder / "catalogue").mkdir()
-        self.catalogue.save(folder / "catalogue" / "items.jsonl")
+        save_catalogue(self.catalogue, folder / "catalogue")
         self.names.save(folder)
         if self.search_names is not None:
             self.search_names.save(folder / SEARCH)
+        if self.stored_titles is not None:
+            self.stored_titles.save(folder / TITLES)
         if self.pool is not None:
             self.pool.save(folder / POOL)
         about = (self.bundle_id, self.version, self.created, len(self.catalogue), self.removed)
@@ -177,7 +213,7 @@ class ItemIndex:
         Raises `BundleError` or `ValueError` if a part is wrong, or the parts do not fit each other.
         """
         about = IndexRecord.load(folder)
-        catalogue = Catalogue.load(folder / "catalogue" / "items.jsonl")
+        catalogue = open_catalogue(folder / "catalogue")
         if about.items != len(catalogue):
             raise BundleError(
                 f"{folder}: {len(catalogue)} items in the catalogue, and {about.items} by index.json"
@@ -187,8 +223,17 @@ class ItemIndex:
         if (folder / SEARCH).exists():
             searched = NamedItems.open(folder / SEARCH, about.items, about.removed)
         pool = PoolIndex.open(folder / POOL, catalogue) if (folder / POOL).exists() else None
+        titles = TitleIndex.open(folder / TITLES, about.items) if (folder / TITLES).exists() else None
         return cls(
-            about.bundle_id, about.version, about.created, catalogue, names, about.removed, pool, searched
+            about.bundle_id,
+            about.version,
+            about.created,
+            catalogue,
+            names,
+            about.removed,
+            pool,
+            titles,
+            searched,
         )
 
 

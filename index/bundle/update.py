@@ -8,7 +8,7 @@ keeps its row under an id that nobody else has, so that what was learned of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -110,13 +110,14 @@ def update_index(
                 for task, known in codes.items()
             }
         retired = {row: _retired(now.catalogue, given, row) for row in replaced}
-        kept = existing | retired
-        catalogue = Catalogue([*(kept.get(row, item) for row, item in enumerate(now.catalogue)), *new])
+        others = existing | retired
+        catalogue = now.catalogue.updated(others, new)
         gone = sorted((gone_before - set(existing)) | leaving)
         pool = now.pool
         if pool is not None:
-            pool = pool.updated(catalogue, _dense(pool.dense, bundle, now.catalogue, existing, new, embed))
-        version = _publish(bundle, versions, catalogue, codes, gone, pool)
+            dense = _dense(pool.dense, bundle, now.catalogue, existing, new, embed)
+            pool = pool.updated(catalogue, others, dense)
+        version = _publish(bundle, versions, catalogue, codes, gone, pool, now, others)
         return Update(version, len(new), len(changed), len(leaving), versions.prune(keep, now.version))
 
 
@@ -133,7 +134,7 @@ def replace_pool(bundle: Bundle, pool: PoolIndex, *, keep: int = 3) -> str:
         if now.version != bundle.index.version:
             raise BundleError(f"{bundle.path} has moved on to version {now.version}; try again")
         codes = {task: now.named(task).trie.codes() for task in now.tasks}
-        version = _publish(bundle, versions, now.catalogue, codes, now.removed, pool)
+        version = _publish(bundle, versions, now.catalogue, codes, now.removed, pool, now)
         versions.prune(keep, now.version)
         return version
 
@@ -145,13 +146,18 @@ def _publish(
     codes: Mapping[Task, NDArray[np.int64]],
     removed: Sequence[int],
     pool: PoolIndex | None,
+    before: ItemIndex,
+    changed: Collection[int] = (),
 ) -> str:
-    """Publish the next version of the index, point to it, and return its name. codes: of `ItemIndex.tasks`."""
+    """Publish the next version of the index, point to it, and return its name.
+
+    codes: of `ItemIndex.tasks`. before, changed: see `ItemIndex.build`.
+    """
     version = versions.next_name()
     created = datetime.now(UTC).isoformat(timespec="seconds")
     index = ItemIndex.build(
         bundle.info.bundle_id, version, created, catalogue, codes[Task.RECOMMENDATION], removed, pool,
-        codes.get(Task.SEARCH),
+        codes.get(Task.SEARCH), before, changed,
     )  # fmt: skip
     versions.publish(version, index.save)
     return version

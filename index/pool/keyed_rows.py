@@ -68,6 +68,10 @@ class KeyedRows:
         first = firsts(hashes)
         return cls(hashes[first], np.append(first, len(rows)), np.ascontiguousarray(rows))
 
+    def pairs(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+        """Return the hash of each row's key, and the rows: what `of` is called with."""
+        return np.repeat(self.hashes, np.diff(self.first)), self.rows
+
     def range_of(self, key: str) -> slice:
         """Return the range of `rows` that a key has; empty for an unknown key."""
         wanted = np.uint64(hash_of(key))

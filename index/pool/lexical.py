@@ -10,8 +10,7 @@ beginnings for the last word. Their scores count less. A word that some item has
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,32 +18,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalogue import FIELDS, Catalogue, CatalogueError, Item
+from index.catalogue import FIELDS, Catalogue, CatalogueError
 from index.pool.arrays import read_record
+from index.pool.item_words import ItemWords, code, label, spread
 from index.pool.keyed_rows import KeyedRows
 from index.pool.lexicon import Lexicon
 from index.pool.match import LexicalMatch, MatchedWord
 from index.pool.postings import Postings
 from index.pool.title_words import TitleWords
-from index.trie.filters import PATH
-from index.words import QueryWord, is_unspaced, query_words, terms, words
+from index.words import QueryWord, is_unspaced, query_words, words
 
-FORMAT = 2
-WITHOUT_CATEGORIES = 1  # an older format
+FORMAT = 3
+WITHOUT_COUNTS = 2  # older formats: scores in place of counts
+WITHOUT_CATEGORIES = 1
 MOST_ITEMS = 2**31 - 1  # rows are int32
 MOST_WORDS = 32  # of a query; later ones are not looked up
 MOST_REPLACED = 4  # words of a query that are compared with every term
 MAX_NAMED = 20  # attributes in a message
-
-
-def code(text: str) -> str:
-    """Return the form in which titles and codes are compared as a whole: the words without spaces between them."""
-    return "".join(words(text))
-
-
-def label(text: str) -> str:
-    """Return the form in which categories are compared as a whole: the distinct words, in alphabetical order."""
-    return " ".join(sorted(set(words(text))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,44 +73,53 @@ class LexicalIndex:
         Raises `CatalogueError` if no item has such an attribute.
         """
         check_attributes(catalogue, attributes)
-        number: dict[str, int] = {}
-        terms_of: list[array[int]] = []  # arrays: a list for each of a million items takes gigabytes
-        title_terms = array("i")
-        title_ends = [0]
-        title_words: list[int] = []
-        by_title: list[tuple[str, int]] = []
-        by_code: list[tuple[str, int]] = []
-        by_category: list[tuple[str, int]] = []
-        for row, item in enumerate(catalogue):
-            terms_of.append(
-                array("i", (number.setdefault(term, len(number)) for term in _terms(item, attributes)))
-            )
-            title = words(item.title)
-            by_title.append(("".join(title), row))
-            by_code += [(key, row) for key in _codes(item, attributes)]
-            by_category += [(label(text), row) for text in _categories(item)]
-            named = dict.fromkeys(title)
-            title_words.append(len(named))
-            named |= dict.fromkeys(terms(item.title))
-            title_terms.extend(number.setdefault(term, len(number)) for term in named)
-            title_ends.append(len(title_terms))
-        ascending = sorted(number)
-        order = [number[term] for term in ascending]
-        place = np.empty(len(order), np.int32)
-        place[order] = np.arange(len(order), dtype=np.int32)
+        return cls._of(ItemWords.read(enumerate(catalogue), attributes), attributes)
+
+    def updated(self, catalogue: Catalogue, changed: Iterable[int]) -> LexicalIndex:
+        """Return the index of a catalogue with later rows and changed items: what `build` returns, without the rest.
+
+        changed: rows whose items are others. An index of an older format reads all items.
+        """
+        if self.postings.counts is None:
+            return LexicalIndex.build(catalogue, self.attributes)
+        rows = [*sorted(changed), *range(self.items, len(catalogue))]
+        read = ItemWords.read(((row, catalogue[row]) for row in rows), self.attributes)
+        kept = self._words().without(np.array(rows, np.int64))
+        return LexicalIndex._of(kept.merged(read), self.attributes)
+
+    @classmethod
+    def _of(cls, read: ItemWords, attributes: Sequence[str]) -> LexicalIndex:
+        """Return the index of the words of all rows."""
+        read = read.sorted()
+        items, rows = len(read.rows), np.arange(len(read.rows) + 1)
         return cls(
-            len(catalogue),
+            items,
             tuple(attributes),
-            Lexicon.of(ascending),
-            Postings.build(terms_of, number, order),
+            Lexicon.of(read.terms),
+            Postings.build(read.held, len(read.terms), items),
             TitleWords(
-                np.array(title_ends, np.int64),
-                place[np.asarray(title_terms)],
-                np.array(title_words, np.int32),
+                np.searchsorted(read.title_rows, rows).astype(np.int64), read.title_terms, read.title_words
             ),
-            KeyedRows.build(by_title),
-            KeyedRows.build(by_code),
-            KeyedRows.build(by_category),
+            KeyedRows.of(*read.by_title),
+            KeyedRows.of(*read.by_code),
+            KeyedRows.of(*read.by_category),
+        )
+
+    def _words(self) -> ItemWords:
+        """Return what the index was made of."""
+        postings, titles = self.postings, self.titles
+        assert postings.counts is not None
+        held = (postings.rows, spread(postings.first), postings.counts.astype(np.int32))
+        return ItemWords(
+            np.arange(self.items),
+            self.lexicon.terms(),
+            np.stack(held),
+            spread(titles.first),
+            titles.terms,
+            titles.words,
+            self.by_title.pairs(),
+            self.by_code.pairs(),
+            self.by_category.pairs(),
         )
 
     def match(self, query: str) -> LexicalMatch:
@@ -208,7 +207,7 @@ class LexicalIndex:
             items,
             tuple(attributes),
             lexicon,
-            Postings.open(folder, len(lexicon), items),
+            Postings.open(folder, len(lexicon), items, counted=written > WITHOUT_COUNTS),
             TitleWords.open(folder, items, len(lexicon)),
             KeyedRows.open(folder, "by_title", items),
             KeyedRows.open(folder, "by_code", items),
@@ -229,37 +228,3 @@ def check_attributes(catalogue: Catalogue, attributes: Sequence[str]) -> None:
         more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
         names = ", ".join(known[:MAX_NAMED]) or "none"
         raise CatalogueError(f"no item has the attribute {wanted!r}; the attributes are: {names}{more}")
-
-
-def _terms(item: Item, attributes: Sequence[str]) -> list[str]:
-    """Return the terms of an item, as often as they occur."""
-    found = terms(item.text())
-    for name in attributes:
-        if not isinstance(item.attributes.get(name), str):  # strings are in the text
-            for value in _values(item, name):
-                found += terms(value)
-    return found
-
-
-def _codes(item: Item, attributes: Sequence[str]) -> Iterator[str]:
-    """Yield the codes that name an item as a whole."""
-    yield code(item.item_id)
-    for name in attributes:
-        yield from map(code, _values(item, name))
-
-
-def _categories(item: Item) -> Iterator[str]:
-    """Yield what names the categories of an item: "Hair > Shampoos" is `Hair > Shampoos` and `Shampoos`."""
-    for category in item.categories:
-        yield category
-        yield category.rpartition(PATH)[2]
-
-
-def _values(item: Item, name: str) -> Iterator[str]:
-    """Yield the values of a search attribute as people type them; truth values are none."""
-    value = item.attributes.get(name)
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, float) and one.is_integer():
-            yield str(int(one))
-        elif isinstance(one, str | int | float) and not isinstance(one, bool):
-            yield str(one)

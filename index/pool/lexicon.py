@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,11 @@ class Lexicon:
     def term(self, place: int) -> str:
         """Return the term at a place."""
         return self._written(place).decode()
+
+    def terms(self) -> list[str]:
+        """Return all terms, ascending."""
+        letters = self.letters.tobytes()
+        return [letters[begin:end].decode() for begin, end in pairwise(self.first.tolist())]
 
     def near(self, word: str, frequency: NDArray[np.integer], *, unfinished: bool) -> list[tuple[int, float]]:
         """Return the places and penalties of at most `NEAREST` terms that may stand for a word which is not a term.

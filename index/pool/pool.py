@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, WORDS, relevance
-from index.pool.match import LexicalMatch
+from index.pool.match import LexicalMatch, top
 from index.pool.pool_index import PoolIndex
-from index.pool.top import top
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
 
@@ -245,6 +244,6 @@ def _fresh(
         if len(rows) <= FRESH_ITEMS:
             few: list[int] = allowed.of_rows(rows).tolist()
             return few
-        match = index.lexical.match(" ".join(index.catalogue[row].title for row in history[-LAST_ITEMS:]))
+        match = index.lexical.match(" ".join(index.catalogue.title(row) for row in history[-LAST_ITEMS:]))
     best: list[int] = top(match, allowed, FRESH_ITEMS, index.counts, among=rows).tolist()
     return best

@@ -97,16 +97,17 @@ class PoolIndex:
             transitions,
         )
 
-    def updated(self, catalogue: Catalogue, dense: DenseIndex | None) -> PoolIndex:
+    def updated(self, catalogue: Catalogue, changed: Iterable[int], dense: DenseIndex | None) -> PoolIndex:
         """Return the index of a catalogue with later rows, which are fresh, and with changed items.
 
+        changed: rows of the changed items.
         dense: of the new catalogue; None if items have no vectors.
         """
         later = len(catalogue) - len(self.catalogue)
         return replace(
             self,
             catalogue=catalogue,
-            lexical=LexicalIndex.build(catalogue, self.lexical.attributes),
+            lexical=self.lexical.updated(catalogue, changed),
             fresh=np.pad(self.fresh, (0, later), constant_values=True),
             counts=np.pad(self.counts, (0, later)),
             transitions=None if self.transitions is None else self.transitions.updated(later),

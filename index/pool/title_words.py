@@ -75,24 +75,27 @@ class TitleWords:
         rows = np.asarray(rows, np.int64)
         owner, place = ranges(self.first[rows], self.first[rows + 1])
         term = self.terms[place]
-        square = weight[term] ** 2
+        square = weight[term].astype(np.float64) ** 2
         norm = np.sqrt(np.bincount(owner, square, minlength=len(rows)))
-        distinct, which = np.unique(
-            term, return_inverse=True
-        )  # once, in place of `isin` for each other title
-        best = np.zeros(len(rows))
-        for other in others:
-            mine = self.terms[self.first[other] : self.first[other + 1]]
-            at = np.searchsorted(distinct, mine)
-            here = distinct[np.minimum(at, len(distinct) - 1)] == mine if len(distinct) else at > 0
-            held = np.zeros(len(distinct), bool)
-            held[at[here]] = True
-            shared = held[which]
-            both = np.bincount(owner[shared], square[shared], minlength=len(rows))
-            length = norm * np.sqrt((weight[mine] ** 2).sum())
-            cosine = np.divide(both, length, out=np.zeros(len(rows)), where=length > 0)
-            best = np.maximum(best, np.where(rows == other, 0, cosine))
-        return best.clip(max=1).astype(np.float32)
+        histories = np.asarray(others, np.int64)
+        other, their_place = ranges(self.first[histories], self.first[histories + 1])
+        theirs = self.terms[their_place]
+        known = np.unique(theirs)
+        if not len(known) or not len(rows):
+            return np.zeros(len(rows), np.float32)
+        # small tables in place of a loop over the others: squares of the titles by term, and who else has the term
+        at = np.minimum(np.searchsorted(known, term), len(known) - 1)
+        shared = known[at] == term
+        squares = np.zeros((len(rows), len(known)))
+        squares[owner[shared], at[shared]] = square[shared]
+        has = np.zeros((len(known), len(histories)))
+        has[np.searchsorted(known, theirs), other] = 1
+        lengths = np.sqrt((weight[known].astype(np.float64) ** 2) @ has)
+        length = np.outer(norm, lengths)
+        cosine = np.divide(squares @ has, length, out=np.zeros(length.shape), where=length > 0)
+        cosine[rows[:, None] == histories] = 0
+        best: NDArray[np.float32] = cosine.max(axis=1).clip(max=1).astype(np.float32)
+        return best
 
     def save(self, folder: Path) -> None:
         """Write `title_first.npy`, `title_terms.npy` and `title_words.npy`."""

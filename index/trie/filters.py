@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import json
 import sys
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -30,109 +27,13 @@ from index.catalogue import Catalogue, Item
 from index.files import read_array
 from index.records import Record
 from index.trie.allowed import SlotSet
+from index.trie.attribute import ARRAYS, Attribute, Condition, FilterError, Value
 from index.trie.trie import Trie
 
-Value = str | int | float | bool
-Condition = Value | list[Value] | Mapping[str, int | float]
-BOUNDS = ("gt", "gte", "lt", "lte")
 PATH = " > "
 MAX_TEXT_CHARS = 512  # nobody filters by longer texts
 MAX_NAMED = 20  # attributes in a message
 COMPILED_BYTES = 2**28  # size of the cache of filters that requests have used
-ARRAYS: dict[str, type[np.generic]] = {  # those of an attribute, as they are stored
-    "term_first": np.int64,
-    "term_slots": np.int32,
-    "numbers": np.float64,
-    "number_slots": np.int32,
-}
-
-
-class FilterError(ValueError):
-    """The catalogue cannot answer a filter. The message names the known attributes or bounds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Attribute:
-    """The items of each value of an attribute.
-
-    terms: strings and booleans as JSON, ascending.
-    term_first, term_slots: term_slots[term_first[k] : term_first[k + 1]], int32, are the slots of terms[k].
-    numbers: float64, ascending.
-    number_slots: int32, the slot of each number.
-    """
-
-    terms: list[str]
-    term_first: NDArray[np.int64]
-    term_slots: NDArray[np.int32]
-    numbers: NDArray[np.float64]
-    number_slots: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, found: list[tuple[int, Value]]) -> Attribute:
-        """Build the lists of an attribute. found: pairs (slot, value), one for each value of each item."""
-        numbers = sorted((float(value), slot) for slot, value in found if not isinstance(value, str | bool))
-        of_term: dict[str, list[int]] = {}
-        for slot, value in found:
-            if isinstance(value, str | bool):
-                of_term.setdefault(json.dumps(value), []).append(slot)
-        terms = sorted(of_term)
-        return cls(
-            terms,
-            np.cumsum([0, *(len(of_term[term]) for term in terms)], dtype=np.int64),
-            np.array([slot for term in terms for slot in of_term[term]], np.int32),
-            np.array([number for number, _ in numbers], np.float64),
-            np.array([slot for _, slot in numbers], np.int32),
-        )
-
-    def slots(self, condition: Condition) -> NDArray[np.int32]:
-        """Return the slots that meet a condition, in any order; a slot may repeat.
-
-        Raises `FilterError` for an unknown bound, or a range without one.
-        """
-        if isinstance(condition, list):
-            return np.concatenate([np.empty(0, np.int32), *(self._equal(value) for value in condition)])
-        if isinstance(condition, Mapping):
-            return self._range(condition)
-        return self._equal(condition)
-
-    def fault(self, slots: int) -> str | None:
-        """Return what is wrong with the lists, if they are to be those of `slots` slots; None if nothing is."""
-        first, listed = self.term_first, (self.term_slots, self.number_slots)
-        if any(one >= other for one, other in pairwise(self.terms)):
-            return "the terms do not ascend"
-        if len(first) != len(self.terms) + 1 or first[0] != 0 or first[-1] != len(self.term_slots):
-            return "term_first does not fit the terms"
-        if not (first[1:] > first[:-1]).all():
-            return "term_first does not ascend"
-        if len(self.numbers) != len(self.number_slots) or not np.isfinite(self.numbers).all():
-            return "the numbers are no numbers of slots"
-        if not (self.numbers[1:] >= self.numbers[:-1]).all():
-            return "the numbers do not ascend"
-        if any(len(each) and (each.min() < 0 or each.max() >= slots) for each in listed):
-            return f"a slot is none of the {slots}"
-        return None
-
-    def _equal(self, value: Value) -> NDArray[np.int32]:
-        if not isinstance(value, str | bool):
-            return self._range({"gte": value, "lte": value})
-        term = json.dumps(value)
-        k = bisect_left(self.terms, term)
-        if k == len(self.terms) or self.terms[k] != term:
-            return np.empty(0, np.int32)
-        return self.term_slots[self.term_first[k] : self.term_first[k + 1]]
-
-    def _range(self, bounds: Mapping[str, int | float]) -> NDArray[np.int32]:
-        if not bounds or not set(bounds) <= set(BOUNDS):
-            raise FilterError(f"a range takes {', '.join(BOUNDS)}, at least one of them")
-        first, last = 0, len(self.numbers)
-        for name, bound in bounds.items():
-            if name in ("gt", "gte"):
-                side = "left" if name == "gte" else "right"
-                first = max(first, int(np.searchsorted(self.numbers, bound, side)))  # type: ignore[call-overload]
-            else:
-                side = "right" if name == "lte" else "left"
-                last = min(last, int(np.searchsorted(self.numbers, bound, side)))  # type: ignore[call-overload]
-        return self.number_slots[first:last]
 
 
 class Filters:
@@ -159,11 +60,27 @@ class Filters:
 
         Only booleans, texts of at most `MAX_TEXT_CHARS`, and numbers that a double can hold are indexed.
         """
-        found: dict[str, list[tuple[int, Value]]] = {}
-        for slot, item in zip(trie.slot_of_item.tolist(), catalogue, strict=True):
-            for name, value in _values(item):
-                found.setdefault(name, []).append((slot, value))
-        return cls({name: Attribute.of(values) for name, values in found.items()}, trie.items, living)
+        return cls(_attributes(zip(trie.slot_of_item.tolist(), catalogue, strict=True)), trie.items, living)
+
+    def updated(
+        self,
+        before: Trie,
+        catalogue: Catalogue,
+        changed: Collection[int],
+        trie: Trie,
+        living: SlotSet | None,
+    ) -> Filters:
+        """Return what `build` returns for a later catalogue, and read only its changed and its later rows.
+
+        before: the trie of these filters. trie, living: those of the later catalogue.
+        """
+        slot_of = trie.slot_of_item[before.slot_items]
+        slot_of[before.slot_of_item[list(changed)]] = -1
+        rows = [*sorted(changed), *range(before.items, trie.items)]
+        read = _attributes((int(trie.slot_of_item[row]), catalogue[row]) for row in rows)
+        moved = {name: each.moved(slot_of, read.get(name)) for name, each in self._attributes.items()}
+        found = read | moved
+        return Filters({name: each for name, each in found.items() if each}, trie.items, living)
 
     def select(self, asked: Mapping[str, Condition]) -> SlotSet:
         """Return the slots of the living items that meet every condition.
@@ -224,6 +141,15 @@ class Filters:
             if wrong:
                 raise ValueError(f"{folder}: of attribute {k}, {wrong}")
         return cls(attributes, slots, living)
+
+
+def _attributes(items: Iterable[tuple[int, Item]]) -> dict[str, Attribute]:
+    """Return the attributes of items with their slots."""
+    found: dict[str, list[tuple[int, Value]]] = {}
+    for slot, item in items:
+        for name, value in _values(item):
+            found.setdefault(name, []).append((slot, value))
+    return {name: Attribute.of(values) for name, values in found.items()}
 
 
 def _values(item: Item) -> Iterator[tuple[str, Value]]:

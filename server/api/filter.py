@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from index.trie.filters import BOUNDS, MAX_TEXT_CHARS
+from index.trie.attribute import BOUNDS
+from index.trie.filters import MAX_TEXT_CHARS
 
 MAX_ATTRIBUTES = 32
 MAX_VALUES = 1000  # of one attribute

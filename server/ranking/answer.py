@@ -21,6 +21,7 @@ def answer_of(
     started: time at which it arrived, on the clock of `time.perf_counter`.
     """
     bundle, history = parsed.bundle, parsed.history
+    catalogue = bundle.index.catalogue
     relevance: Sequence[float | None] = ranked.relevance or [None] * len(ranked.items)
     facts = zip(ranked.items, ranked.scores, ranked.sources, relevance, strict=True)
     return Answer(
@@ -31,8 +32,8 @@ def answer_of(
         items=[
             RankedItem(
                 rank=rank,
-                item_id=bundle.index.catalogue[row].item_id,
-                title=bundle.index.catalogue[row].title,
+                item_id=catalogue.item_id(row),
+                title=catalogue.title(row),
                 score=score,
                 source=source,
                 relevance=share,

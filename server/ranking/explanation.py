@@ -62,13 +62,13 @@ async def explain(
     effects = [
         HistoryEffect(
             position=positions[k],
-            item_id=bundle.index.catalogue[events[k].item].item_id,
+            item_id=bundle.index.catalogue.item_id(events[k].item),
             effect=score - ranking.scores[0],
         )
         for k, ranking in zip(left_out, without, strict=True)
     ]
     effects.sort(key=lambda each: abs(each.effect), reverse=True)
-    return Explanation(item_id=bundle.index.catalogue[row].item_id, history=effects, unexplained=first)
+    return Explanation(item_id=bundle.index.catalogue.item_id(row), history=effects, unexplained=first)
 
 
 async def _all(scheduler: Scheduler, requests: Sequence[RankRequest], timeout: float) -> list[Ranking]:

@@ -11,7 +11,7 @@ import numpy as np
 from index.bundle.item_index import ItemIndex, NamedItems
 from index.sequence.events import Task
 from index.trie.allowed import Allowed, SlotSet
-from index.trie.filters import Condition, FilterError
+from index.trie.attribute import Condition, FilterError
 from server.api.errors import InvalidRequestError
 from server.api.filter import FilterCondition, NumberRange
 from server.api.requests import RecommendRequest

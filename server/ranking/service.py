@@ -169,7 +169,7 @@ class Service:
         began = time.perf_counter()
         explanation = None
         if ranked.items and parsed.is_fresh(ranked.items[0]):  # the model cannot tell what mattered
-            item_id = parsed.bundle.index.catalogue[ranked.items[0]].item_id
+            item_id = parsed.bundle.index.catalogue.item_id(ranked.items[0])
             explanation = Explanation(
                 item_id=item_id,
                 signals=dict(ranked.signals or {}),

@@ -59,7 +59,8 @@ def lookup(deployments: Deployments) -> APIRouter:
             rows = contents.titles.find(query.prefix, query.limit)
         else:
             rows = [row for row in map(catalogue.row, dict.fromkeys(query.id)) if row is not None]
-        found = [catalogue[row] for row in rows]
-        return FoundItems(items=[FoundItem(item_id=item.item_id, title=item.title) for item in found])
+        return FoundItems(
+            items=[FoundItem(item_id=catalogue.item_id(row), title=catalogue.title(row)) for row in rows]
+        )
 
     return router

@@ -33,8 +33,7 @@ class Contents:
     @classmethod
     def of(cls, bundle: Bundle) -> Contents:
         """Make everything that is looked up in. Slow: call it on a thread. Raises `BundleError`."""
-        titles = [item.title for item in bundle.index.catalogue]
-        return cls(bundle, popularity_of(bundle), TitleIndex.build(titles, bundle.index.removed))
+        return cls(bundle, popularity_of(bundle), bundle.index.titles())
 
 
 def popularity_of(bundle: Bundle) -> Popularity | None:

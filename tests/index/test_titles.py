@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -102,3 +106,40 @@ def test_it_finds_what_comparing_every_title_finds(
     rows = [row for row, title in enumerate(titles) if asked and row not in removed and matches(title)]
     gone = [row for row in removed if row < len(titles)]
     assert TitleIndex.build(titles, gone).find(text, limit) == sorted(rows, key=order)[:limit]
+
+
+@given(st.lists(TEXT, min_size=1, max_size=10), st.lists(TEXT, max_size=6), st.data())
+def test_an_update_gives_the_index_that_is_built_anew(
+    before: list[str], given: list[str], data: st.DataObject
+) -> None:
+    """Titles are changed and added, rows are removed and come back; the others are not read again."""
+    rows = data.draw(st.lists(st.integers(0, len(before) - 1), unique=True, max_size=len(given)))
+    changed = dict(zip(rows, given, strict=False))
+    after = [changed.get(row, title) for row, title in enumerate(before)] + given[len(rows) :]
+    gone, later_gone = (data.draw(st.sets(st.integers(0, len(t) - 1))) for t in (before, after))
+    updated = TitleIndex.build(before, sorted(gone)).updated(after, changed, sorted(later_gone))
+    assert stored(updated) == stored(TitleIndex.build(after, sorted(later_gone)))
+
+
+def stored(index: TitleIndex) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        index.save(Path(name) / "titles")
+        return {path.name: path.read_bytes() for path in (Path(name) / "titles").iterdir()}
+
+
+def test_the_way_to_disk_and_back(tmp_path: Path) -> None:
+    INDEX.save(tmp_path / "titles")
+    again = TitleIndex.open(tmp_path / "titles", len(TITLES))
+    assert stored(again) == stored(INDEX)
+    assert all(again.find(text, 5) == INDEX.find(text, 5) for text in ("star", "a", "the w", ""))
+
+
+@pytest.mark.parametrize("name", ["rows", "places", "first", "title_first", "term_first", "title_letters"])
+def test_damaged_arrays_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    INDEX.save(tmp_path / "titles")
+    path = tmp_path / "titles" / f"{name}.npy"
+    values = np.load(path)
+    values[len(values) // 2] = 255 if name == "title_letters" else len(TITLES) + 10**6
+    np.save(path, values)
+    with pytest.raises(ValueError, match=name.split("_")[0]):
+        TitleIndex.open(tmp_path / "titles", len(TITLES))

@@ -22,6 +22,7 @@ from server.settings import Settings, SettingsError, read_settings
 from training.bulk.entry import BulkError, Entry, Source, check, told
 from training.bulk.parts import Parts, check_place, is_complete
 from training.bulk.plan import Plan, bundle_facts
+from training.bulk.ray_workers import rank_on_ray
 from training.bulk.table import Tally
 from training.bulk.workers import Ranked, Slice, Worker, rank_here, rank_in_processes
 from training.data.schema import package_version
@@ -67,6 +68,7 @@ def rank(
     device: DeviceName = "auto",
     save_seconds: float = 10.0,
     resume: bool = False,
+    ray: str | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Write the server's answers for all entries of a source to `out`.
@@ -79,11 +81,12 @@ def rank(
     threads: CPU threads of each; None for an equal share of the cores.
     save_seconds: seconds of work after which it is kept.
     resume: whether a run that was killed goes on.
+    ray: address of a Ray cluster whose machines rank; None for this machine. Its workers have one thread by default.
     Raises `UserError`, `BundleError` and `EngineError`; what is done is kept.
     """
     check_place(out, resume)
     given = {
-        "threads": threads or max(1, (os.cpu_count() or 1) // workers),
+        "threads": threads or (1 if ray else max(1, (os.cpu_count() or 1) // workers)),
         "device": engine_device(device),
     }
     try:
@@ -106,7 +109,7 @@ def rank(
             progress = partial(bar.advance, row)
             try:
                 for each, (table, tally) in _ranked(
-                    reader, settings, given, source, batch, workers, slices, progress
+                    reader, settings, given, source, batch, workers, slices, progress, ray
                 ):
                     parts.write(each.start, each.stop, table, tally)
             except (EngineError, ServerError, UserError) as error:
@@ -127,12 +130,15 @@ def _ranked(
     workers: int,
     slices: Iterator[Slice],
     progress: Callable[[int], None],
+    ray: str | None,
 ) -> Iterator[tuple[Slice, Ranked]]:
-    """Rank slices here or in processes. Nothing is opened if there is none."""
+    """Rank slices here, in processes or on a cluster. Nothing is opened if there is none."""
     first = next(slices, None)
     if first is None:
         return iter(())
     slices = chain([first], slices)
+    if ray is not None:
+        return rank_on_ray(ray, workers, reader.bundle, given, source.column, batch, slices, progress)
     if workers == 1:
         worker = Worker(OfflineRanker.open(reader, settings), source.column, batch)
         return rank_here(worker, slices, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -69,8 +70,12 @@ def rank_here(
     worker: Worker, slices: Iterator[Slice], progress: Callable[[int], object]
 ) -> Iterator[tuple[Slice, Ranked]]:
     """Rank slices in this process, one after the other."""
-    for each in slices:
-        yield each, worker.rank(each.entries, progress)
+    gc.freeze()  # garbage collections visit every object of the catalogue, and find nothing
+    try:
+        for each in slices:
+            yield each, worker.rank(each.entries, progress)
+    finally:
+        gc.unfreeze()
 
 
 def rank_in_processes(
@@ -124,14 +129,23 @@ def _begin(path: Path, version: str, settings: dict[str, Any], column: str, batc
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        disable_progress_bar()
-        chosen = read_settings(settings)
-        reader = OfflineReader(Bundle.open(path), chosen)
-        if reader.bundle.index.version != version:
-            raise BulkError(f"the index of {path} was changed to {reader.bundle.index.version} meanwhile")
-        _WORKER = Worker(OfflineRanker.open(reader, chosen), column, batch)
+        _WORKER, _ = open_worker(path, version, settings, column, batch)
     except Exception as error:  # an exception here would only break the pool, without a reason
         _REFUSED = error
+
+
+def open_worker(
+    path: Path, version: str, settings: dict[str, Any], column: str, batch: int
+) -> tuple[Worker, Bundle]:
+    """Open the bundle at `path` in a process that only ranks. Raises `BulkError` for another version of its index."""
+    disable_progress_bar()
+    chosen = read_settings(settings)
+    reader = OfflineReader(Bundle.open(path), chosen)
+    if reader.bundle.index.version != version:
+        raise BulkError(f"the index of {path} was changed to {reader.bundle.index.version} meanwhile")
+    worker = Worker(OfflineRanker.open(reader, chosen), column, batch)
+    gc.freeze()
+    return worker, reader.bundle
 
 
 def _rank(entries: Sequence[Entry]) -> Ranked:

@@ -25,5 +25,8 @@ def atomic_identifiers(items: int) -> Identifiers:
     Raises `IdentifierError` above `ATOMIC_LIMIT` items: the vocabulary would be larger than the rest of the model.
     """
     if items > ATOMIC_LIMIT:
-        raise IdentifierError(f"{items} items are too many for atomic identifiers; use the semantic scheme")
+        raise IdentifierError(
+            f"{items:,} items are too many for atomic identifiers, which are for {ATOMIC_LIMIT:,} at most: use the "
+            "semantic scheme, whose vocabulary does not grow with the catalogue"
+        )
     return Identifiers("atomic", np.arange(items, dtype=np.int32)[:, None], (items,))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -90,9 +93,16 @@ def test_whole_categories_in_any_order_and_the_last_part_of_a_path(query: str, f
     assert np.flatnonzero(match.exact_category(EVERY)).tolist() == match.category_rows.tolist()
 
 
-def test_an_index_from_before_categories_has_none(folder: Path) -> None:
+def older(folder: Path, written: int) -> None:
+    """Make a stored index one of an older format: with scores in place of counts."""
+    np.save(folder / "posting_scores.npy", INDEX.postings.scores)
+    (folder / "posting_counts.npy").unlink()
     record = json.loads((folder / "lexical.json").read_text("utf-8"))
-    (folder / "lexical.json").write_text(json.dumps(record | {"format": 1}), "utf-8")
+    (folder / "lexical.json").write_text(json.dumps(record | {"format": written}), "utf-8")
+
+
+def test_an_index_from_before_categories_has_none(folder: Path) -> None:
+    older(folder, 1)
     for path in folder.glob("by_category_*"):
         path.unlink()
     match = LexicalIndex.open(folder).match("films")
@@ -253,6 +263,52 @@ def test_likeness_is_the_largest_cosine_of_titles(catalogue: Catalogue, history:
     np.testing.assert_allclose(index.likeness(np.arange(len(catalogue)), history), expected, atol=1e-5)
 
 
+def assert_same_index(one: LexicalIndex, other: LexicalIndex, folder: Path) -> None:
+    for name, index in (("one", one), ("other", other)):
+        index.save(folder / name)
+    for path in (folder / "other").iterdir():
+        assert (folder / "one" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert one.postings.scores.tolist() == other.postings.scores.tolist()
+
+
+@given(CATALOGUES, CATALOGUES, st.data())
+@settings(max_examples=100, deadline=None)
+def test_an_update_gives_the_index_that_is_built_anew(
+    before: Catalogue, given: Catalogue, data: st.DataObject
+) -> None:
+    """Items are changed and added; the words of all others are not read again."""
+    rows = data.draw(st.lists(st.integers(0, len(before) - 1), unique=True, max_size=len(given)))
+    changed = {
+        row: replace(item, item_id=before[row].item_id) for row, item in zip(rows, given, strict=False)
+    }
+    new = [replace(item, item_id=f"new {item.item_id}") for item in given[len(rows) :]]
+    after = before.updated(changed, new)
+    updated = LexicalIndex.build(before, ["code"]).updated(after, changed)
+    with tempfile.TemporaryDirectory() as folder:
+        assert_same_index(updated, LexicalIndex.build(after, ["code"]), Path(folder))
+
+
+def test_an_update_of_an_older_index_reads_all_items(folder: Path, tmp_path: Path) -> None:
+    older(folder, 2)
+    later = Catalogue([*ITEMS, Item("later", "Later films")])
+    index = LexicalIndex.open(folder)
+    assert index.match("films 2019").scores.tolist() == INDEX.match("films 2019").scores.tolist()
+    assert_same_index(index.updated(later, []), LexicalIndex.build(later, ATTRIBUTES), tmp_path)
+
+
+def test_scores_are_those_of_bm25s() -> None:
+    index = LexicalIndex.build(Catalogue(ITEMS))
+    number = {term: k for k, term in enumerate(index.lexicon.terms())}
+    model = bm25s.BM25(k1=K1, b=B, method="lucene")
+    texts = [[number[term] for term in terms(item.text())] for item in ITEMS]
+    model.index((texts, number), create_empty_token=False, show_progress=False)
+    for place in number.values():
+        rows, scores = index.postings.of_term(place)
+        begin, end = model.scores["indptr"][place : place + 2]
+        expected = dict(zip(model.scores["indices"][begin:end], model.scores["data"][begin:end], strict=True))
+        assert dict(zip(rows.tolist(), scores.tolist(), strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
 @given(CATALOGUES, TEXTS, st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_the_order_of_items_does_not_matter(catalogue: Catalogue, query: str, random: object) -> None:
@@ -287,7 +343,7 @@ def test_a_stored_index_gives_the_same_matches(folder: Path) -> None:
 INDEX_FILES = [
     "by_category_first", "by_category_hashes", "by_category_rows",
     "by_code_first", "by_code_hashes", "by_code_rows", "by_title_first", "by_title_hashes", "by_title_rows",
-    "posting_first", "posting_rows", "posting_scores", "term_first", "term_letters", "title_first", "title_terms",
+    "posting_counts", "posting_first", "posting_rows", "term_first", "term_letters", "title_first", "title_terms",
     "title_words",
 ]  # fmt: skip
 
@@ -341,7 +397,7 @@ def test_no_number_is_used_before_it_is_checked(folder: Path, name: str) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"items": 8}, {"items": 10**12}, {"items": 0}, {"items": "9"}, {"attributes": [1]}, {"format": 3}],
+    [{"items": 8}, {"items": 10**12}, {"items": 0}, {"items": "9"}, {"attributes": [1]}, {"format": 4}],
 )
 def test_a_wrong_description_is_refused(folder: Path, change: dict[str, object]) -> None:
     path = folder / "lexical.json"

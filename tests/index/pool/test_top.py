@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from index.catalogue import Catalogue, Item
 from index.pool.lexical import LexicalIndex
-from index.pool.match import LexicalMatch
-from index.pool.top import top
+from index.pool.match import LexicalMatch, top
 from index.trie.allowed import Allowed, SlotSet
 from index.trie.trie import Trie
 
@@ -55,9 +54,9 @@ def test_top_is_what_sorting_all_allowed_items_gives(
     match = index.match(query)
     rows = sorted((set(range(items)) if chosen is None else chosen) - excluded)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("index.pool.top.GROUP", group)
-        patch.setattr("index.pool.top.FEW", few)
-        patch.setattr("index.pool.top.MORE", 2)
+        patch.setattr("index.pool.match.GROUP", group)
+        patch.setattr("index.pool.match.FEW", few)
+        patch.setattr("index.pool.match.MORE", 2)
         found = top(match, allowed, limit, popularity)
     assert found.tolist() == expected(match, rows, limit, popularity)
     assert found.dtype == np.int64

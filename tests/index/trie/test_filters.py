@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from index.catalogue import Catalogue, Item
 from index.trie.allowed import SlotSet
-from index.trie.filters import BOUNDS, FilterError, Filters
+from index.trie.attribute import BOUNDS, FilterError
+from index.trie.filters import Filters
 from index.trie.trie import Trie
 
 texts = st.sampled_from(["red", "blue", "green", "true", "1", "", "Señorita 星"])
@@ -76,6 +78,29 @@ def test_items_that_meet_every_condition_are_chosen(
         if all(name in item.attributes and meets(item.attributes[name], c) for name, c in asked.items())
     ]
     assert rows == expected
+
+
+@given(catalogues, catalogues, st.data())
+def test_an_update_gives_the_filters_that_are_built_anew(
+    old: list[dict[str, Any]], given: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    """Items are changed and added, and all get other slots; the others are not read again."""
+    before, trie = world(old)
+    rows = data.draw(st.lists(st.integers(0, len(old) - 1), unique=True, max_size=len(given)))
+    changed = {
+        row: Item(f"{row}", "Changed", attributes=each) for row, each in zip(rows, given, strict=False)
+    }
+    new = [Item(f"new {k}", "New", attributes=each) for k, each in enumerate(given[len(rows) :])]
+    after = before.updated(changed, new)
+    later = Trie.build(np.random.default_rng(len(after)).permutation(len(after))[:, None])
+    updated = Filters.build(before, trie).updated(trie, after, changed, later, None)
+    anew = Filters.build(after, later)
+    with tempfile.TemporaryDirectory() as name:
+        for each, folder in ((updated, "updated"), (anew, "anew")):
+            each.save(Path(name) / folder)
+        for path in (Path(name) / "anew").iterdir():
+            assert (Path(name) / "updated" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert updated.names == anew.names
 
 
 def test_categories_are_found_by_every_step_of_their_path() -> None:

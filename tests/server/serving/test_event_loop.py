@@ -34,13 +34,13 @@ WAIT = 20  # seconds until a test that waits in vain fails
 # What takes long with a large bundle, on a slow disk or with a large model.
 OPENING_AN_INDEX = (
     "index.bundle.versions.verify",  # hashing
-    "index.bundle.item_index.Catalogue.load",
+    "index.bundle.item_index.open_catalogue",
     "index.bundle.item_index.Trie.open",
     "index.bundle.item_index.Filters.open",
     "index.bundle.bundle.SequenceEncoder.__init__",
     "index.bundle.bundle.read_array",  # popularity
     "server.serving.deployment.Popularity.of",
-    "server.serving.deployment.TitleIndex.build",
+    "index.bundle.item_index.TitleIndex.open",
 )
 ENGINE_OPENS_IT = ("server.engine.in_process.InProcess.prepare",)
 OPENING_A_BUNDLE = (
@@ -56,7 +56,13 @@ STEPS = [
     *(("bundle", step) for step in (*OPENING_AN_INDEX, *OPENING_A_BUNDLE)),
 ]
 # All of `index` that may run on the loop during administration: attributes that are there already.
-LIGHT = {"ItemIndex.living_count", "Catalogue.__len__", "Trie.levels", "Trie.items", "Trie.slot_of_item"}
+LIGHT = {
+    "ItemIndex.living_count",
+    "StoredCatalogue.__len__",
+    "Trie.levels",
+    "Trie.items",
+    "Trie.slot_of_item",
+}
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +225,7 @@ def test_the_watch_sees_what_is_read_and_built_on_a_loop(path: Path) -> None:
     with watch.on():
         asyncio.run(open_it())
     assert any(name.endswith("manifest.json") for name in watch.files)
-    assert "Catalogue.load" in watch.calls
+    assert "open_catalogue" in watch.calls
 
 
 @pytest.mark.parametrize("kind", ["index", "bundle"])
@@ -230,7 +236,7 @@ def test_an_opening_that_hangs_is_given_up_and_blocks_no_later_one(
     release = threading.Event()
     with monkeypatch.context() as patched:
         patched.setattr(deployments, "OPENING_SECONDS", 0.2)
-        patched.setattr("server.serving.deployment.TitleIndex.build", lambda *_: release.wait(WAIT))
+        patched.setattr("index.bundle.item_index.TitleIndex.open", lambda *_: release.wait(WAIT))
         answer = client.post(f"/admin/{kind}/refresh", headers=ADMIN)
     assert answer.status_code == 409
     assert "was not open after 0.2 s" in answer.json()["detail"]

@@ -95,6 +95,13 @@ def rank_command(
     workers: Annotated[
         int, typer.Option(min=1, max=MOST_WORKERS, help="processes that rank, each with the model in memory")
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="a Ray cluster whose machines rank, by address ('auto': this machine's); each holds the bundle "
+            "under the same path"
+        ),
+    ] = None,
     threads: Threads = None,
     device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="requests that are ranked together")] = 32,
@@ -153,6 +160,7 @@ def rank_command(
         device=device,
         save_seconds=save_seconds,
         resume=resume,
+        ray=ray,
         console=console,
     )
     print_outcome(outcome, out, console)
