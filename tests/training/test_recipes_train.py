@@ -65,7 +65,9 @@ def test_a_recipe_trains(recipe: str, tmp_path: Path) -> None:
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     ]
     steps = [line for line in lines if "learning_rate" in line]
-    assert len(steps) >= 4
+    assert len(steps) >= (
+        4 if config.codes.learner is None else 2
+    )  # the stage that learns codes has the other half
     losses = {name for step in steps for name in step if name.endswith(".loss")}
     assert losses == {f"{task.value}.loss" for task in config.sequence.trained_tasks}
     assert trained.record["validation"]["score"] > -100

@@ -69,7 +69,7 @@ def test_a_bundle_with_one_identifier_an_item_is_as_it_was(tiny_bundle: Path) ->
     names = {path.relative_to(tiny_bundle).parts[0] for path in tiny_bundle.rglob("*")}
     assert not {"search_codebooks", "search"} & names
     assert {path.name for path in current(tiny_bundle).iterdir()} == {
-        "catalogue", "trie", "filters", "index.json", "manifest.json",
+        "catalogue", "titles", "trie", "filters", "index.json", "manifest.json",
     }  # fmt: skip
 
 
