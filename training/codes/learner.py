@@ -1,4 +1,4 @@
-"""What a learner of codes is: a module that holds the language model and what makes the codes, trained step by step."""
+"""Learner of codes: a module that holds the language model and what makes the codes, trained step by step."""
 
 from __future__ import annotations
 

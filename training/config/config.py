@@ -11,19 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from index.extensions import choices, one_of
 from index.identifiers.registry import load_scheme
-from training.config.groups import (
-    BackboneSettings,
-    CodeSettings,
-    GemsSettings,
-    IdentifierSettings,
-    KnowledgeSettings,
-    LoraSettings,
-    OptimiserSettings,
-    RunFolderSettings,
-    SchemeSettings,
-    SequenceSettings,
-    ValidationSettings,
-)
+from training.config.groups import OptimiserSettings, RunFolderSettings, SequenceSettings, ValidationSettings
+from training.config.method_groups import GemsSettings, KnowledgeSettings, LoraSettings
+from training.config.model_groups import BackboneSettings, CodeSettings, IdentifierSettings, SchemeSettings
 from training.config.renamed import new_name, old_names
 from training.errors import UserError
 from training.inputs import YAML, InputError, read_text

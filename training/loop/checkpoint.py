@@ -32,7 +32,7 @@ EXACT = "exact.safetensors"
 
 
 class Stateful(Protocol):
-    """What a checkpoint holds besides weights: a method, or the optimisers of one."""
+    """Part of a checkpoint besides weights: a method, or the optimisers of one."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -16,7 +16,7 @@ from index.identifiers.identifiers import SPELLED
 from index.records import Record
 from training.config import ConfigError, TrainConfig
 from training.config.config import SCRATCH
-from training.config.groups import AUTO
+from training.config.model_groups import AUTO
 from training.settings import flat, nested
 
 RATE: Final = 0.2  # of the learning rate of a training from nothing

@@ -16,7 +16,7 @@ from support.walks import SETTINGS, make_data, settings
 from gems import GEMS
 from index.bundle.bundle import MAX_TOKENS
 from training.config import ConfigError, TrainConfig, modern
-from training.config.groups import GemsSettings, KnowledgeSettings
+from training.config.method_groups import GemsSettings, KnowledgeSettings
 from training.config.renamed import RENAMED
 from training.methods.registry import make_method
 from training.methods.tuning import gems as gems_method

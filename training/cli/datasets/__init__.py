@@ -1,1 +1,1 @@
-"""What commands that make data sets share, and the commands of published logs."""
+"""Commands of published logs, and the parts that all commands share which make data sets."""

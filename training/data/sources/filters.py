@@ -1,4 +1,4 @@
-"""What is kept of a log, as papers choose it: each filter is one switch, and says how many interactions it drops."""
+"""Filters of a log, as papers choose them: each is one switch, and says how many interactions it drops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CatalogueOf(StrEnum):
 
 @dataclass(frozen=True)
 class Filters:
-    """What is kept of a log. The defaults keep everything that was chosen.
+    """Choice of what is kept of a log. The defaults keep everything that was chosen.
 
     both_behaviours: only people who have both searches and recommendations.
     core: people and items with fewer interactions are dropped, again and again until there are none; 0: none are.

@@ -20,7 +20,7 @@ WORD_NUMBERS = r"^\s*\[[\d,\s]*\]\s*$"
 
 
 class Column(StrEnum):
-    """What a column holds; ids and texts are read as text, numbers as int64 or float64."""
+    """Content of a column; ids and texts are read as text, numbers as int64 or float64."""
 
     ID = "whole numbers or text"
     TEXT = "text"
