@@ -66,11 +66,11 @@ class EngineProcess:
     @property
     def everything(self) -> Allowed:
         """All items of the index version that was prepared last, without removed ones."""
-        return self._index.names.everything
+        return self._everything[Task.RECOMMENDATION]
 
     def everything_for(self, task: Task) -> Allowed:
         """Return all living items under the identifiers of a task; see `Engine.everything_for`."""
-        return self._index.named(task).everything
+        return self._everything[task]
 
     @property
     def running(self) -> bool:
@@ -145,7 +145,9 @@ class EngineProcess:
                 child.forget()
 
     def _know(self, index: ItemIndex) -> None:
-        self._index = index
+        # not the index itself: texts of a version that was replaced would stay in memory until the next one
+        self._version = index.version
+        self._everything = {task: index.named(task).everything for task in Task}
         for kind, names in enumerate(index.every_names):
             self._versions[names.trie] = (index.version, kind, names.living)
 
@@ -217,7 +219,7 @@ class EngineProcess:
 
     def _spawn(self) -> Child:
         """Start a process that has opened the bundle and ranked the warm-up. Raises `EngineError`."""
-        child = Child(self._path, self._index.version, *self._options, self._lose)
+        child = Child(self._path, self._version, *self._options, self._lose)
         try:
             warmed_up(rank_by_submitting(partial(self._submit_to, child), self._warm_up))
         except EngineLostError as error:

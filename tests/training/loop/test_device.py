@@ -91,7 +91,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_autocast_misplaces_nothing() -> None:
-    """A float32 model: products in bfloat16 end near those of the host, through first bases and refreshes."""
+    """A float32 model: products in bfloat16 end as near those of the host as bfloat16 rounds one number.
+
+    They are not the same to the bit: the host's attention rounds at other places than the stand-in for a device's does.
+    """
     found = []
     for device in (nullcontext(), pretend_device()):
         with device as there:
@@ -103,7 +106,7 @@ def test_autocast_misplaces_nothing() -> None:
             under = autocast if there is None else PretendAutocast
             with forward_under(model, "autocast", under):
                 found.append(train(model, method))
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[1] == pytest.approx(found[0], rel=torch.finfo(torch.bfloat16).eps / 2)
 
 
 # their weights come from solvers that stop at 1e-8; those of the others follow from closed formulas

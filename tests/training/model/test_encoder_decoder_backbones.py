@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -345,8 +345,8 @@ def test_a_run_that_is_killed_resumes_to_the_same_weights(
 ) -> None:
     whole = BatchSource.epoch
 
-    def broken(self: BatchSource, epoch: int) -> Iterator[Batch]:
-        yield from islice(whole(self, epoch), None if epoch < 4 else 3)
+    def broken(self: BatchSource, epoch: int, done: Callable[[], float]) -> Iterator[Batch]:
+        yield from islice(whole(self, epoch, done), None if epoch < 4 else 3)
         if epoch == 4:
             raise MemoryError("killed")
 

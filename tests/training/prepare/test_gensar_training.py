@@ -135,6 +135,6 @@ def test_what_cannot_be_learned_is_said_before_anything_is_written(data: Path, t
 
 
 def test_the_recipe_is_of_the_paper_and_of_the_size_of_tiger() -> None:
-    config, tiger = (TrainConfig.load(name, {}) for name in ("gensar", "t5-tiger"))
+    config, tiger = (TrainConfig.load(None, {}, name) for name in ("gensar", "tiger"))
     assert config.backbone == tiger.backbone
     assert codebook_sizes(config, 1000)[:-1] == (256, 256, 512, 512)
