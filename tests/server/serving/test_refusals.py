@@ -115,7 +115,7 @@ OF_THE_INDEX: dict[str, tuple[Damage, str]] = {
     "no attributes": (content("filters/attributes.json", "{}"), "do not fit the arrays"),
     "a deep item": (lines(lambda all_: [*all_[:-1], f'{{"a": {DEEP}}}']), "line 60"),
     "an item too few": (lines(lambda all_: all_[:-1]), "59 items in the catalogue, and 60 by index.json"),
-    "an item too many": (lines(lambda all_: [*all_, '{"item_id": "x", "title": "x"}\n']), "61 items in the catalogue, and 60 by index.json"),
+    "an item too many": (lines(lambda all_: [*all_, '{"item_id": "x", "title": "x"}\n']), "61 items in the catalogue"),
     "an item twice": (lines(lambda all_: [*all_[:-1], all_[0]]), "names two items"),
     "an item that is none": (lines(lambda all_: [*all_[:-1], "[]"]), "must be a JSON object"),
     "a title that no answer can hold": (
