@@ -27,7 +27,7 @@ from rich.console import Console
 
 from bench.data import REPORT, draw_files
 from training.cli.common.command import run_command
-from training.cli.common.paths import JsonFile
+from training.cli.common.paths import JsonFile, output_folder
 from training.cli.common.quiet import quiet_libraries
 from training.outputs import write_json
 from training.run.server_process import ServerProcess
@@ -180,8 +180,12 @@ def _seconds(make: Callable[[], object]) -> float:
 
 def main(
     items: Annotated[int, typer.Option(min=100, max=50_000_000, help="items of the catalogue")] = 100_000,
-    folder: Annotated[
-        Path | None, typer.Option(help="where the files stay; steps whose output is there are not repeated")
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder where the files stay; steps whose output is there are not repeated",
+            callback=output_folder,
+        ),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -200,12 +204,12 @@ def main(
             write_json(json_file, figures)
 
     with tempfile.TemporaryDirectory() as name:
-        place = folder or Path(name)
+        place = out or Path(name)
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "later.npy").exists():
             draw(place, items)
-        for step, out in (("import", place / "data"), ("train", place / "run" / "bundle")):
-            if not out.exists():
+        for step, made in (("import", place / "data"), ("train", place / "run" / "bundle")):
+            if not made.exists():
                 tell(step, measured(step, place))
         tell("serve", serve(place))
         for step in ("update", "parts"):

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from index.identifiers.autoencoder import Encoder, latent_width, learn
+from index.identifiers.autoencoder import Encoder, code_losses, latent_width, learn
 from index.identifiers.codebooks import Codebooks
 from index.identifiers.levels import fit_levels, sampled_rows
 
@@ -116,7 +116,6 @@ def _descend(residual: Tensor, books: Sequence[Tensor]) -> tuple[Tensor, Tensor]
     quantised, loss = torch.zeros_like(residual), torch.zeros(())
     for book in books:
         code = book[torch.cdist(residual.detach(), book.detach()).argmin(1)]
-        loss = loss + (residual.detach() - code).square().sum(1).mean()
-        loss = loss + COMMITMENT * (residual - code.detach()).square().sum(1).mean()
+        loss = loss + code_losses(residual, code, COMMITMENT)
         quantised, residual = quantised + code, residual - code.detach()
     return quantised, loss
