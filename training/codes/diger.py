@@ -56,10 +56,8 @@ class Diger(CodeLearner):
 
         histories: training events of each person.
         """
-        super().__init__()
-        self.model = prepared.model
-        self._config, self._tokens = config, ItemTokens(prepared.vocabulary)
-        self._vectors = np.load(prepared.vectors, allow_pickle=False).astype(np.float32)
+        super().__init__(prepared, config)
+        self._tokens = ItemTokens(prepared.vocabulary)
         known = prepared.identifiers.codebooks
         assert known is not None
         codes = config.codes

@@ -94,10 +94,8 @@ class GenRet(CodeLearner):
 
         histories: training events of each person.
         """
-        super().__init__()
-        self.model = prepared.model
-        self._config, self._vocabulary = config, prepared.vocabulary
-        self._vectors = np.load(prepared.vectors, allow_pickle=False).astype(np.float32)
+        super().__init__(prepared, config)
+        self._vocabulary = prepared.vocabulary
         self._texts = Documents.of(prepared.encoder(config), prepared.tokenizer, catalogue, histories)
         self._sizes = self._vocabulary.codebook_sizes[:-1]
         width = int(self.model.config.d_model)

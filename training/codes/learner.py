@@ -13,8 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from index.identifiers.codebooks import Codebooks
+from training.config import TrainConfig
 from training.config.groups import OptimiserSettings
 from training.methods.adamw import AdamWTuning, split_by_decay
+from training.prepare.preparation import Prepared
 
 
 class CodeLearner(nn.Module, ABC):
@@ -24,9 +26,15 @@ class CodeLearner(nn.Module, ABC):
     steps_per_epoch: steps in which the log is read once.
     """
 
-    model: PreTrainedModel
     optimisers: Optimisers
     steps_per_epoch: int
+
+    def __init__(self, prepared: Prepared, config: TrainConfig) -> None:
+        """Take the model and the item vectors of a preparation with semantic identifiers."""
+        super().__init__()
+        self.model: PreTrainedModel = prepared.model
+        self._config = config
+        self._vectors: NDArray[np.float32] = np.load(prepared.vectors, allow_pickle=False).astype(np.float32)
 
     @abstractmethod
     def batches(self, step: int) -> Iterator[Any]:
