@@ -224,12 +224,15 @@ class SequenceEncoder:
         level = np.full(len(ids), -1, np.int8)
         item = np.full(len(ids), -1, np.int64)
         ends = np.cumsum([len(tokens) for tokens in kept])
-        for event, end in zip(answered, ends, strict=True):  # each event ends with its identifier
-            written = self._names[self.task_of(event)].lengths[event.item]
+        tasks = [self.task_of(event) for event in answered]
+        for event, task, end in zip(
+            answered, tasks, ends, strict=True
+        ):  # each event ends with its identifier
+            written = self._names[task].lengths[event.item]
             level[end - written : end] = np.arange(written)
             item[end - written] = event.item
-        tasks = np.array([TASKS.index(self.task_of(event)) for event in answered], np.int8)
-        return Sample(ids, level, np.repeat(tasks, [len(tokens) for tokens in kept]), item)
+        places = np.array([TASKS.index(task) for task in tasks], np.int8)
+        return Sample(ids, level, np.repeat(places, [len(tokens) for tokens in kept]), item)
 
     def pair(self, history: Sequence[Event], event: Event, start: int) -> Sample:
         """Return a training sample for an encoder-decoder.
