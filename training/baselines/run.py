@@ -98,9 +98,7 @@ def run_baseline(
     system: name in comparisons; default: the settings' name.
     Raises `UserError` with a message for the user.
     """
-    dataset = DataSet.load(data)
-    split = split_users(dataset, settings.users)
-    settings = _for_log(settings, split)
+    dataset, split, settings = _on_log(data, settings)
     candidates = Candidates(bool(settings.exclude_history), settings.sampled_negatives)
     for task in settings.tasks:
         cases = cases_of(task, split.test)
@@ -114,7 +112,7 @@ def run_baseline(
             return Record.read(out / EVALUATION).fields
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{error}; delete {out / EVALUATION} to measure that run again") from error
-    trained = train_baseline(data, out, settings, language=language, resume=resume, console=console)
+    trained = _train(data, out, settings, dataset, split, started, language, console)
     result = _measure(trained, settings, candidates, out, system or settings.system, console)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return result
@@ -133,10 +131,30 @@ def train_baseline(
 
     The arguments are those of `run_baseline`. Raises `UserError`.
     """
+    dataset, split, settings = _on_log(data, settings)
+    started = check_run(out, settings, dataset, resume)
+    return _train(data, out, settings, dataset, split, started, language, console)
+
+
+def _on_log(data: Path, settings: BaselineSettings) -> tuple[DataSet, Split, BaselineSettings]:
+    """Return the data set, its split, and the settings with what the log decides: whether the history is ranked."""
     dataset = DataSet.load(data)
     split = split_users(dataset, settings.users)
-    settings = _for_log(settings, split)
-    started = check_run(out, settings, dataset, resume)
+    excluded = excludes_history(settings.exclude_history, split.validation)
+    return dataset, split, settings.model_copy(update={"exclude_history": excluded})
+
+
+def _train(
+    data: Path,
+    out: Path,
+    settings: BaselineSettings,
+    dataset: DataSet,
+    split: Split,
+    started: bool,
+    language: Path | None,
+    console: Console,
+) -> TrainedBaseline:
+    """Train on a log that was read. started: whether OUT is a run already."""
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(settings.seed)
     kept = out / LANGUAGE_FILE
@@ -155,12 +173,6 @@ def train_baseline(
     if baseline.vectors is not None:
         save_vectors(out / VECTORS_FILE, dataset.catalogue.item_ids, baseline.vectors())
     return TrainedBaseline(dataset, split, baseline, progress)
-
-
-def _for_log(settings: BaselineSettings, split: Split) -> BaselineSettings:
-    """Return the settings with what the log decides: whether items of the history are ranked."""
-    excluded = excludes_history(settings.exclude_history, split.validation)
-    return settings.model_copy(update={"exclude_history": excluded})
 
 
 def _make(

@@ -126,7 +126,7 @@ def reproduce_command(
     chosen = choose(load_systems(table), names)
     check(chosen, tuning)
     folder = data_folder(data, source, out / "data")
-    validation = leave_one_out(DataSet.load(folder)).validation
+    dataset = DataSet.load(folder)
     plan = Plan(
         systems=chosen,
         data=folder,
@@ -142,12 +142,12 @@ def reproduce_command(
             validation_cases=validation_cases,
             beam_width=beam_width,
             negatives=negatives,
-            exclude_history=excludes_history(exclude_history, validation),
+            exclude_history=excludes_history(exclude_history, leave_one_out(dataset).validation),
         ),
     )
     runs = run_all(plan, console)
     with console.status("putting the systems into tables"):
-        found = tables(plan, runs, DataSet.load(plan.data).info)
+        found = tables(plan, runs, dataset.info)
     write_json(out / "tables.json", found)
     write_text(out / "tables.md", markdown(found))
     write_text(out / "report.html", render(found))
