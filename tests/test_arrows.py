@@ -131,7 +131,8 @@ ALLOWED = {
     ),
     "training.loop": (
         "gems gems.weights index.catalogue index.files index.records index.sequence index.words server.engine "
-        "training.config training.data training.errors training.evaluation training.methods training.model training.run"
+        "training.config training.data training.errors training.evaluation training.methods training.model "
+        "training.run training.settings"
     ),
     "training.baselines.networks": "",
     "training.baselines": (

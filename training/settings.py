@@ -20,6 +20,11 @@ MOST_BEAMS = 10_000
 SEEDS = 2**32 - 1  # the largest that every random generator takes
 
 DeviceName = Literal["auto", "cpu", "cuda"]  # 'auto': a GPU if there is one
+Clock = Literal["wall", "cpu"]
+CLOCK_HELP = (
+    "clock of the minutes: 'wall', or 'cpu', the processor time of the process divided by its threads, which other "
+    "programs on the machine do not use up"
+)
 
 MOST_GROUPS = 8  # within each other
 MOST_VALUES = 100_000  # in a file of settings; references in YAML can make few lines many

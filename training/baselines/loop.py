@@ -22,6 +22,7 @@ from training.baselines.settings import BaselineError, BaselineSettings
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
+from training.loop.clock import minutes_of
 from training.loop.schedule import rate_factor
 from training.run.metrics_log import MetricsLog
 
@@ -88,7 +89,7 @@ def fit(
                 shown = track(
                     parts, f"epoch {progress.epoch}", total=len(parts), console=console, transient=True
                 )
-                clock = partial(_spent, settings, progress.seconds, wall)
+                clock = partial(_spent, settings, progress, wall, cpu)
                 rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs, clock)
                 loss = _epoch(baseline, optimizer, shown, rates)
             model.eval()
@@ -116,19 +117,21 @@ def fit(
 
 def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings) -> bool:
     waited = progress.epoch - progress.best_epoch
-    late = settings.minutes is not None and progress.seconds >= 60 * settings.minutes
+    late = _spent(settings, progress, time.perf_counter(), time.process_time()) >= 1
     return progress.epoch < baseline.epochs and waited < settings.patience and not late
 
 
-def _spent(settings: BaselineSettings, seconds: float, since: float) -> float:
+def _spent(settings: BaselineSettings, progress: Progress, wall: float, cpu: float) -> float:
     """Return the share of the minutes that are spent; 0 without a limit.
 
-    seconds: those of the finished epochs.
-    since: time on the clock of `time.perf_counter` when this epoch began.
+    progress: at the end of the last epoch.
+    wall, cpu: times of `time.perf_counter` and `time.process_time` when this epoch began.
     """
     if settings.minutes is None:
         return 0.0
-    return (seconds + time.perf_counter() - since) / (60 * settings.minutes)
+    seconds = progress.seconds + time.perf_counter() - wall
+    cpu_seconds = progress.cpu_seconds + time.process_time() - cpu
+    return minutes_of(settings.clock, seconds, cpu_seconds) / settings.minutes
 
 
 def _validate(baseline: Baseline, settings: BaselineSettings, validation: TaskCases, task: Task) -> float:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from index.sequence.events import Task
 from training.errors import UserError
-from training.settings import RunSettings
+from training.settings import CLOCK_HELP, Clock, RunSettings
 
 Users = Literal["leave-one-out", "chronological"]
 ItemKind = Literal["id", "language-init", "adapter", "alphafuse"]
@@ -55,6 +55,7 @@ class BaselineSettings(RunSettings):
     minutes: float | None = Field(
         None, gt=0, description="length of training in minutes: the last epoch ends then, if not before"
     )
+    clock: Clock = Field("wall", description=CLOCK_HELP)
 
     @property
     def system(self) -> str:

@@ -17,6 +17,7 @@ from index.files import atomic_write
 from training.codes.learner import CodeLearner
 from training.config import TrainConfig
 from training.loop.checkpoint import load_checkpoint, save_checkpoint
+from training.loop.clock import minutes_of
 from training.loop.trainer import DivergedError, TrainingError
 from training.run.interrupts import interrupts
 
@@ -28,11 +29,13 @@ RECORDS = 50  # figures that are kept of the whole stage
 class CodeProgress:
     """Progress of the stage, which a checkpoint holds in addition to weights and optimisers.
 
+    seconds, cpu_seconds: wall and processor time.
     figures: those of some steps, in their order.
     """
 
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     figures: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -44,17 +47,19 @@ def learn(learner: CodeLearner, folder: Path, config: TrainConfig, console: Cons
     """
     optimiser, part = config.optimiser, config.codes.share
     steps = max(1, round(part * optimiser.epochs * learner.steps_per_epoch))
-    seconds = math.inf if optimiser.minutes is None else 60 * part * optimiser.minutes
+    minutes = math.inf if optimiser.minutes is None else part * optimiser.minutes
     folder.mkdir(parents=True, exist_ok=True)
     found = load_checkpoint(folder, learner, learner.optimisers)
     progress = CodeProgress() if found is None else CodeProgress(**found)
     if found is not None:
         console.print(f"codes: resumed at step {progress.step} of {steps}")
     begin = time.perf_counter() - progress.seconds
+    cpu_begin = time.process_time() - progress.cpu_seconds
     saved = progress.seconds
 
     def share() -> float:
-        return min(1.0, max(progress.step / steps, progress.seconds / seconds))
+        spent = minutes_of(optimiser.clock, progress.seconds, progress.cpu_seconds)
+        return min(1.0, max(progress.step / steps, spent / minutes))
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
@@ -76,6 +81,7 @@ def learn(learner: CodeLearner, folder: Path, config: TrainConfig, console: Cons
                 ) from error
             progress.step += 1
             progress.seconds = time.perf_counter() - begin
+            progress.cpu_seconds = time.process_time() - cpu_begin
             if int(RECORDS * done) >= len(progress.figures):
                 progress.figures.append({"step": progress.step, "seconds": progress.seconds, **figures})
             bar.update(row, completed=share(), figures=_shown(figures))

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from index.sequence.events import Task
 from training.config.extra_task import ExtraTask, check_stages
-from training.settings import SettingsGroup, parse_yaml
+from training.settings import CLOCK_HELP, Clock, SettingsGroup, parse_yaml
 
 
 class SequenceSettings(SettingsGroup):
@@ -125,6 +125,7 @@ class OptimiserSettings(SettingsGroup):
     minutes: float | None = Field(
         None, gt=0, description="length of training in minutes: the schedule ends then, if not before"
     )
+    clock: Clock = Field("wall", description=CLOCK_HELP)
     logit_temperature: float = Field(
         1.0,
         gt=0,

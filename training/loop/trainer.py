@@ -30,6 +30,7 @@ from training.loop.checkpoint import (
     save_checkpoint,
     save_sharded_checkpoint,
 )
+from training.loop.clock import minutes_of
 from training.loop.losses import item_losses
 from training.loop.parts import Part, samples_of
 from training.loop.probe import ConflictProbe
@@ -164,12 +165,10 @@ class Trainer:
             if self.progress.step == 0 and self.probe is not None:
                 self._log(log, {"conflict": self._probe()})
             for position, batch in self._remaining():
-                self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
+                self._read_clocks(begin, cpu_begin)
                 figures = self._step(position, batch)
-                self.progress.seconds, interrupted = self.parallel.agree(
-                    (time.perf_counter() - begin, bool(received))
-                )
-                self.progress.cpu_seconds = time.process_time() - cpu_begin
+                self._read_clocks(begin, cpu_begin)
+                interrupted = self.parallel.agree(bool(received))
                 self._log(log, figures | {"seconds": self.progress.seconds})
                 if self.progress.step == 1:
                     self._log(log, {"cost": self.method.costs()})
@@ -182,8 +181,7 @@ class Trainer:
                     bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
                     if self.probe is not None:
                         self._log(log, {"conflict": self._probe()})
-                    self.progress.seconds = self.parallel.agree(time.perf_counter() - begin)
-                    self.progress.cpu_seconds = time.process_time() - cpu_begin
+                    self._read_clocks(begin, cpu_begin)
                     exhausted = (
                         self.progress.bad_validations >= self.config.validation.patience
                         and self._share() >= self.config.sequence.last_stage
@@ -268,11 +266,18 @@ class Trainer:
             f"{self.run / 'checkpoints'} and {self.run / 'best'}"
         )
 
+    def _read_clocks(self, begin: float, cpu_begin: float) -> None:
+        """Record the time since the training began, which is the main process's on every process."""
+        self.progress.seconds, self.progress.cpu_seconds = self.parallel.agree(
+            (time.perf_counter() - begin, time.process_time() - cpu_begin)
+        )
+
     def _share(self, ahead: int = 0) -> float:
         """Return the progress of the run in [0, 1]: by steps, or by the clock if `minutes` ends it sooner."""
         by_steps = (self.progress.step + ahead) / self.total_steps
-        minutes = self.config.optimiser.minutes
-        by_clock = self.progress.seconds / (60 * minutes) if minutes else 0.0
+        optimiser, progress = self.config.optimiser, self.progress
+        spent = minutes_of(optimiser.clock, progress.seconds, progress.cpu_seconds)
+        by_clock = spent / optimiser.minutes if optimiser.minutes else 0.0
         return min(1.0, max(by_steps, by_clock))
 
     def _validate(self) -> dict[str, float]:

@@ -36,7 +36,7 @@ from training.report.run_log import RunLog
 from training.reproduce.rankers import EngineRanker, Ranker, ScoreRanker
 from training.reproduce.systems import RunSize, System
 from training.run.run_folder import fingerprint
-from training.settings import DeviceName
+from training.settings import Clock, DeviceName
 
 JOB, RESULT, FAILED = "job.json", "result.json", "failed.json"
 FULL, SAMPLED = "full.npz", "sampled.npz"
@@ -80,6 +80,7 @@ class Job(BaseModel):
     point: dict[str, Any]
     seed: int
     minutes: float
+    clock: Clock
     threads: int
     device: DeviceName
     part: str
@@ -89,7 +90,7 @@ class Job(BaseModel):
 
     @property
     def size(self) -> RunSize:
-        return RunSize(self.minutes, self.threads, self.device)
+        return RunSize(self.minutes, self.clock, self.threads, self.device)
 
 
 def run_job(job: Job, folder: Path, console: Console) -> dict[str, Any]:

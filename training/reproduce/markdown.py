@@ -40,9 +40,10 @@ def conditions(found: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{count:,} {what}" for what, count in data["counts"].items())
     history = "are left out" if protocol["exclude_history"] else "are ranked, too"
     tried = f"{found['tuning']} settings of each system were tried for {found['tuning_minutes']:g} min each"
+    time = "min" if found["clock"] == "wall" else "min of processor time a thread"
     lines = [
         f"Data: {data['name']} ({counts}).",
-        f"Every training took {found['budget']:g} min, or less where its patience ended it; seeds: "
+        f"Every training took {found['budget']:g} {time}, or less where its patience ended it; seeds: "
         f"{', '.join(map(str, found['seeds']))}; threads: {machine['threads']}, of {machine['processor']} "
         f"({machine['instructions']}).",
         f"{tried}, and the best by NDCG@10 (mean of its tasks) on {protocol['validation_cases']} validation cases "

@@ -25,7 +25,7 @@ from training.reproduce.job import Job, Protocol
 from training.reproduce.systems import ReproduceError, System, check
 from training.run.locks import claim
 from training.run.run_folder import fingerprint
-from training.settings import DeviceName
+from training.settings import Clock, DeviceName
 
 RECORD = "reproduce.json"
 
@@ -34,7 +34,7 @@ RECORD = "reproduce.json"
 class Plan:
     """Systems to train and to measure, and the conditions that all of them share.
 
-    budget: minutes of each training that is measured.
+    budget, clock: minutes of each training that is measured, and by which clock (`training.loop.clock.minutes_of`).
     tuning: number of settings that are tried for each system; 1: the first ones are taken.
     tuning_share: minutes of a try, as a share of the budget.
     """
@@ -43,6 +43,7 @@ class Plan:
     data: Path
     out: Path
     budget: float
+    clock: Clock = "wall"
     seeds: Sequence[int] = (0,)
     tuning: int = 1
     tuning_share: float = 0.25
@@ -54,8 +55,8 @@ class Plan:
         """Return a job of a system. part: see `Job`."""
         minutes = self.budget * (self.tuning_share if part == "validation" else 1)
         return Job(
-            name=name, system=self.systems[name], point=point, seed=seed, minutes=minutes, threads=self.threads,
-            device=self.device, part=part, protocol=self.protocol, data=self.data.resolve(),
+            name=name, system=self.systems[name], point=point, seed=seed, minutes=minutes, clock=self.clock,
+            threads=self.threads, device=self.device, part=part, protocol=self.protocol, data=self.data.resolve(),
             shared=self.out.resolve(),
         )  # fmt: skip
 
@@ -63,7 +64,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Conditions that all jobs of one folder agree in. Systems and seeds may be added later."""
         return {
-            "budget": self.budget, "tuning": self.tuning, "tuning_share": self.tuning_share,
+            "budget": self.budget, "clock": self.clock, "tuning": self.tuning, "tuning_share": self.tuning_share,
             "threads": self.threads, "device": self.device, "protocol": self.protocol.model_dump(mode="json"),
         }  # fmt: skip
 

@@ -16,7 +16,7 @@ from training.config import TrainConfig, recipe_names
 from training.errors import UserError
 from training.evaluation.floors import FLOORS
 from training.inputs import YAML, read_text
-from training.settings import DeviceName, flat, parse_yaml
+from training.settings import Clock, DeviceName, flat, parse_yaml
 
 TABLE = Path(__file__).parent / "systems.yaml"
 Kind = Literal["floor", "baseline", "recipe"]
@@ -31,11 +31,12 @@ class ReproduceError(UserError):
 class RunSize:
     """Time and place of one training.
 
-    minutes: length of the training.
+    minutes, clock: length of the training, and by which clock (`training.loop.clock.minutes_of`).
     device: where recipes are trained; baselines are trained on the CPU.
     """
 
     minutes: float
+    clock: Clock
     threads: int
     device: DeviceName
 
@@ -93,7 +94,7 @@ class System(BaseModel):
 
         given: a point of the grid.
         """
-        own = {"seed": seed, "threads": run.threads, "minutes": run.minutes}
+        own = {"seed": seed, "threads": run.threads, "minutes": run.minutes, "clock": run.clock}
         return settings_from(SETTINGS[self.of], self.settings | dict(given) | own)
 
     def recipe_settings(self, given: Mapping[str, Any], seed: int, run: RunSize) -> TrainConfig:
@@ -101,13 +102,16 @@ class System(BaseModel):
 
         given: a point of the grid.
         """
-        own = {"seed": seed, "threads": run.threads, "device": run.device, "optimiser.minutes": run.minutes}
+        own = {
+            "seed": seed, "threads": run.threads, "device": run.device, "optimiser.minutes": run.minutes,
+            "optimiser.clock": run.clock,
+        }  # fmt: skip
         endless = {"optimiser.epochs": ENDLESS}
         return TrainConfig.load(None, endless | flat(self.settings) | dict(given) | own, self.of)
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise `UserError` if it cannot be trained with these settings."""
-        size = RunSize(minutes=1.0, threads=1, device="cpu")
+        size = RunSize(minutes=1.0, clock="wall", threads=1, device="cpu")
         if self.kind == "baseline":
             self.baseline_settings(given, 0, size)
         elif self.kind == "recipe":

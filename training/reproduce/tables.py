@@ -23,7 +23,7 @@ VERDICT = "ndcg@10"  # the figure by which a system beats another
 def tables(plan: Plan, runs: Mapping[str, SystemRuns], info: DataInfo) -> dict[str, Any]:
     """Return the figures of all systems, JSON-ready:
 
-    data, machine, protocol, budget, tuning, tuning_minutes, seeds    description
+    data, machine, protocol, budget, clock, tuning, tuning_minutes, seeds    description
     reference                      name of the system that the others are compared with; None if all failed
     rankings.<full|sampled>.<task> {cases, systems: name → figures of `gems compare`}
     systems.<name>                 {kind, of, settings: the chosen ones, edge, tried: [{settings, score | failed}],
@@ -47,6 +47,7 @@ def tables(plan: Plan, runs: Mapping[str, SystemRuns], info: DataInfo) -> dict[s
         "machine": machine(plan.threads),
         "protocol": plan.protocol.model_dump(mode="json"),
         "budget": plan.budget,
+        "clock": plan.clock,
         "tuning": plan.tuning,
         "tuning_minutes": plan.budget * plan.tuning_share,
         "seeds": list(plan.seeds),

@@ -46,7 +46,7 @@ OTHER: dict[str, Any] = {
     ),
     "optimiser.learning_rate": 0.5, "optimiser.relative": False, "optimiser.weight_decay": 0.2,
     "optimiser.warmup": 0.3, "optimiser.final_rate": 0.4, "optimiser.clip": 3.0, "optimiser.batch_size": 5,
-    "optimiser.part_tokens": 100, "optimiser.epochs": 2.5, "optimiser.minutes": 4.5,
+    "optimiser.part_tokens": 100, "optimiser.epochs": 2.5, "optimiser.minutes": 4.5, "optimiser.clock": "cpu",
     "optimiser.other_weights": "trained", "optimiser.logit_temperature": 0.7,
     "gems.rank": 6, "gems.task_rank": 2, "gems.scale": 2.0, "gems.rank_scaling": True, "gems.growth_limit": 1.5,
     "gems.refresh_every": 7, "gems.stagger": 3, "gems.transport": False, "gems.multi_subspace": False,

@@ -81,8 +81,8 @@ def test_the_list_of_old_names_covers_every_setting_but_the_new_ones() -> None:
         "backbone.shard", "backbone.precision",
         "knowledge.source", "knowledge.histories",
         "codes.learner", "codes.share", "codes.rate", "codes.temperature", "codes.schedule",
-        "sequence.extra_tasks", "sequence.log_after", "optimiser.logit_temperature", "lora.layers", "lora.balance",
-        "lora.delta",
+        "sequence.extra_tasks", "sequence.log_after", "optimiser.logit_temperature", "optimiser.clock", "lora.layers",
+        "lora.balance", "lora.delta",
     }  # fmt: skip
     assert len(set(RENAMED.values())) == len(RENAMED)
 

@@ -15,7 +15,7 @@ from training.cli.common.paths import output_folder
 from training.cli.common.protocol import ExcludeHistory
 from training.cli.common.quiet import quiet_libraries
 from training.outputs import write_json, write_text
-from training.settings import MOST, SEEDS
+from training.settings import CLOCK_HELP, MOST, SEEDS, Clock
 
 
 def sweep_command(
@@ -71,6 +71,7 @@ def reproduce_command(
     budget: Annotated[
         float, typer.Option(min=1e-3, max=1e6, callback=finite, help="minutes of each training")
     ] = 10.0,
+    clock: Annotated[Clock, typer.Option(help=CLOCK_HELP)] = "wall",
     systems: Annotated[
         str | None, typer.Option(help="names, comma-separated, of the systems (default: all of the table)")
     ] = None,
@@ -132,6 +133,7 @@ def reproduce_command(
         data=folder,
         out=out,
         budget=budget,
+        clock=clock,
         seeds=whole_numbers(seeds, least=0, most=SEEDS),
         tuning=tuning,
         tuning_share=tuning_share,
