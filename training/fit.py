@@ -30,14 +30,13 @@ from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.data.splits import Split, leave_one_out
 from training.evaluation.ranking import cases_of
-from training.loop.batches import BatchSource
-from training.loop.extra_tasks import ExtraTasks, check_tasks
+from training.loop.batches import BatchSource, logged_batches
+from training.loop.extra_tasks import check_tasks
 from training.loop.pairs import Pairs
 from training.loop.probe import ConflictProbe
 from training.loop.sharding import ShardedModel, check_sharding
 from training.loop.trainer import Trainer
 from training.loop.validation import Validator
-from training.loop.word_queries import WordQueries
 from training.methods.method import Method
 from training.methods.registry import make_method
 from training.model.forward import checkpoint_blocks
@@ -172,22 +171,15 @@ def fit(
         searches=_searches(prepared),
     )
     pairs = Pairs.of(prepared.model, encoder, config.sequence.targets)
-    batches = BatchSource(
+    batches = logged_batches(
         encoder,
         split.train,
-        batch_size=config.optimiser.batch_size,
-        part_tokens=config.optimiser.part_tokens,
-        query_dropout=config.sequence.query_dropout,
-        event_dropout=config.sequence.event_dropout,
-        word_queries=WordQueries(dataset.catalogue, config.sequence.word_queries),
-        tasks=config.sequence.trained_tasks,
-        seed=config.seed,
-        min_parts=parallel.size,
-        pairs=pairs,
-        extra=ExtraTasks(
-            config.sequence.tasks_beside_log, dataset.catalogue, encoder, pairs, config.sequence.trained_tasks
-        ),
+        dataset.catalogue,
+        config,
+        pairs,
+        beside=config.sequence.tasks_beside_log,
         log_after=config.sequence.log_after,
+        min_parts=parallel.size,
     )
     sharded = ShardedModel(prepared.model, parallel) if config.backbone.shard else None
     model = prepared.model if sharded is None else sharded.trained

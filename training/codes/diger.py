@@ -30,8 +30,7 @@ from training.codes.item_tokens import ItemTokens
 from training.codes.learner import CodeLearner, Optimisers
 from training.codes.soft_codebooks import SoftCodebooks
 from training.config import TrainConfig
-from training.loop.batches import Batch, BatchSource
-from training.loop.extra_tasks import ExtraTasks
+from training.loop.batches import Batch, logged_batches
 from training.loop.pairs import Pairs
 from training.loop.parts import Part
 from training.loop.schedule import rate_factor
@@ -75,18 +74,8 @@ class Diger(CodeLearner):
         pairs = Pairs.of(self.model, self._encoder, sequence.targets)
         # only identifiers are written here: texts have no soft codes
         beside = [task for task in sequence.tasks_beside_log if task.write == "identifier"]
-        self._source = BatchSource(
-            self._encoder,
-            histories,
-            batch_size=config.optimiser.batch_size,
-            part_tokens=config.optimiser.part_tokens,
-            query_dropout=sequence.query_dropout,
-            event_dropout=sequence.event_dropout,
-            tasks=sequence.trained_tasks,
-            seed=config.seed,
-            pairs=pairs,
-            extra=ExtraTasks(beside, catalogue, self._encoder, pairs, sequence.trained_tasks),
-        )
+        # the log from the first step on: codes are learned from it, whenever the training after this stage takes it in
+        self._source = logged_batches(self._encoder, histories, catalogue, config, pairs, beside=beside)
         self.steps_per_epoch = self._source.steps_per_epoch
 
     def batches(self, step: int) -> Iterator[Batch]:

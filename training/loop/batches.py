@@ -13,8 +13,11 @@ from itertools import accumulate
 
 import numpy as np
 
+from index.catalogue import Catalogue
 from index.sequence.encoder import TASKS, TEXT, Sample, SequenceEncoder
 from index.sequence.events import Event, Task
+from training.config import TrainConfig
+from training.config.extra_task import ExtraTask
 from training.loop.extra_tasks import ExtraTasks, LoggedEvents
 from training.loop.pairs import Pairs
 from training.loop.parts import Part, parts_of
@@ -178,3 +181,37 @@ class BatchSource:
         targets = {task: int(count[k]) for k, task in enumerate(TASKS)}
         parts = parts_of(samples, self._part_tokens, self._min_parts) if samples else []
         return Batch(parts, targets, sum(map(len, samples)))
+
+
+def logged_batches(
+    encoder: SequenceEncoder,
+    histories: Sequence[Sequence[Event]],
+    catalogue: Catalogue,
+    config: TrainConfig,
+    pairs: Pairs | None,
+    *,
+    beside: Sequence[ExtraTask],
+    log_after: float = 0.0,
+    min_parts: int = 1,
+) -> BatchSource:
+    """Return the batches that the settings of a training ask for.
+
+    beside: tasks beside the log.
+    Others: see `BatchSource`.
+    """
+    sequence = config.sequence
+    return BatchSource(
+        encoder,
+        histories,
+        batch_size=config.optimiser.batch_size,
+        part_tokens=config.optimiser.part_tokens,
+        query_dropout=sequence.query_dropout,
+        event_dropout=sequence.event_dropout,
+        word_queries=WordQueries(catalogue, sequence.word_queries),
+        tasks=sequence.trained_tasks,
+        seed=config.seed,
+        min_parts=min_parts,
+        pairs=pairs,
+        extra=ExtraTasks(beside, catalogue, encoder, pairs, sequence.trained_tasks),
+        log_after=log_after,
+    )

@@ -11,6 +11,7 @@ from support.preparations import code_settings, prepare_walks, walk_vectors
 from support.walks import make_data
 
 from index.identifiers.quantisers import kmeans, rqvae
+from index.sequence.events import Task
 from training.codes.diger import Diger
 from training.codes.soft_codebooks import KEPT, LAMBDA, SoftCodebooks, sharpness_of
 from training.data.dataset import DataSet
@@ -86,6 +87,14 @@ def test_with_hard_codes_the_loss_is_that_of_the_training(
         for loss in item_losses(prepared.model, prepared.vocabulary, part, normalisation).values()
     )
     assert own == pytest.approx(expected, rel=1e-4)
+
+
+def test_codes_are_learned_from_the_samples_that_the_training_draws(walks: DataSet, tmp_path: Path) -> None:
+    wanted = {"sequence": {"word_queries": 1.0, "log_after": 0.5}}
+    config = code_settings("diger", "scratch", wanted)
+    prepared = prepare_walks(tmp_path / "p", walks, config)
+    batch = next(Diger(prepared, config, leave_one_out(walks).train, walks.catalogue).batches(0))
+    assert batch.targets[Task.SEARCH] > 0 == batch.targets[Task.RECOMMENDATION]
 
 
 def test_rare_codes_are_chosen_hard_and_popular_ones_sampled() -> None:
