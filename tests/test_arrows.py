@@ -110,7 +110,7 @@ ALLOWED = {
         "training.outputs training.run training.settings"
     ),
     "training.cli.common": (
-        "gems index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
+        "index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
         "training.data.importing training.errors training.extras training.outputs training.settings"
     ),
     "training.data.sources": (

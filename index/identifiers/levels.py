@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
 from index.identifiers.balancing import balance
 from index.identifiers.codebooks import Codebooks, Layer, costs
@@ -48,6 +47,8 @@ def fit_levels(
 
 def k_means(vectors: NDArray[np.float32], size: int, seed: int) -> NDArray[np.float32]:
     """Return the centres of k-means, float32 [K, h]; K is `size` or the number of distinct vectors, if smaller."""
+    from sklearn.cluster import KMeans  # slow import, only for those who make codes
+
     distinct = len(np.unique(vectors.round(6), axis=0))
     kmeans = KMeans(min(size, distinct), n_init=STARTS, max_iter=50, random_state=seed).fit(vectors)
     centres: NDArray[np.float32] = kmeans.cluster_centers_.astype(np.float32)

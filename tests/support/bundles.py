@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +149,13 @@ def make_model(
     return model.eval()
 
 
-def make_bundle(
-    path: Path,
+def make_bundle(path: Path, **choices: Any) -> Path:
+    """Publish a tiny bundle to `path`, and return `path`. choices: see `make_parts`."""
+    publish(path, **make_parts(**choices))
+    return path
+
+
+def make_parts(
     *,
     items: int = 60,
     arch: str = "llama",
@@ -164,8 +170,8 @@ def make_bundle(
     atomic: bool = False,
     of_each_task: bool = False,
     pool: bool = False,
-) -> Path:
-    """Publish a tiny bundle to `path`, and return `path`.
+) -> dict[str, Any]:
+    """Return what `publish` writes of a tiny bundle.
 
     codebooks: sizes; identifiers are then quantised `text_vectors`, so that items can be added.
     spelling: most tokens of an identifier; identifiers are then the titles.
@@ -202,14 +208,12 @@ def make_bundle(
         training={"method": "none"},
     )
     model = make_model(vocabulary.size, arch, positions=max_tokens, hidden=hidden, seed=seed)
-    publish(
-        path,
-        model=model,
-        tokenizer=tokenizer,
-        catalogue=catalogue,
-        identifiers=identifiers,
-        info=info,
-        popularity=np.arange(items) * 7 % 23,
-        pool=make_pool(catalogue, make_dense(item_vectors(catalogue), hidden)) if pool else None,
-    )
-    return path
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "catalogue": catalogue,
+        "identifiers": identifiers,
+        "info": info,
+        "popularity": np.arange(items) * 7 % 23,
+        "pool": make_pool(catalogue, make_dense(item_vectors(catalogue), hidden)) if pool else None,
+    }

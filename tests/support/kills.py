@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.bundle.bundle import Bundle
+from index.bundle.bundle import Bundle, publish
 from index.bundle.manifest import BundleError
 from index.bundle.update import update_index
 from index.catalogue import Item
-from support.bundles import item_vectors, make_bundle
+from support.bundles import item_vectors, make_parts
 
 NEW = [
     Item("new-1", "Silent River Returns", "A story of the river.", ("Drama",), {"year": 2020}),
@@ -118,9 +118,10 @@ def update_killed(path: Path) -> None:
 
 def publish_killed(folder: Path) -> None:
     """Check that there is no bundle or the whole one."""
+    parts = make_parts(items=20, codebooks=(2, 3))
     for call in range(1, 1000):
         target = folder / f"{call}" / "bundle"
-        killed = killed_at(call, lambda t=target: make_bundle(t, items=20, codebooks=(2, 3)))  # type: ignore[misc]
+        killed = killed_at(call, lambda t=target: publish(t, **parts))  # type: ignore[misc]
         if target.exists():
             Bundle.open(target)
         elif killed:

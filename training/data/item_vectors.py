@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from rich.console import Console
 
-from index.bundle.bundle import BundleInfo
 from index.catalogue import Catalogue, Item
 from index.embeddings import FILES, EmbeddingError, TextEncoder, check_texts, encoder_hash
 from index.identifiers.codebooks import Layer
@@ -28,6 +28,9 @@ from training.data.embedding import embed_items, embedding_folder
 from training.data.schema import DataError
 from training.data.vectors import read_vectors
 from training.errors import UserError
+
+if TYPE_CHECKING:
+    from index.bundle.bundle import BundleInfo  # slow import, of torch, which those who make data do not need
 
 MINILM = "minilm"  # name of the asset
 LOOKED_AT = 2_000  # texts of a catalogue

@@ -139,8 +139,10 @@ def run_job(job: Job, folder: Path, console: Console) -> dict[str, Any]:
 
 
 def about_of(job: Job) -> dict[str, Any]:
-    """Return what two jobs must agree in to have the same result."""
-    return job.model_dump(mode="json", exclude={"data", "shared", "device"})
+    """Return what two jobs must agree in to have the same result: of the grid, only the point."""
+    return job.model_dump(
+        mode="json", exclude={"data": True, "shared": True, "device": True, "system": {"grid"}}
+    )
 
 
 def _score(ranks: dict[Task, TaskRanks]) -> float:

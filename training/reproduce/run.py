@@ -1,7 +1,7 @@
 """`gems reproduce`: tries settings of each system, trains it with the best ones, and puts all systems into tables.
 
-OUT/tuning/NAME-K and OUT/NAME-seedS are the jobs (`training.reproduce.job`), OUT/prepared is what they share, and
-`reproduce.json` records what all of them have in common.
+OUT/tuning/NAME-SETTINGS and OUT/NAME-seedS are the jobs (`training.reproduce.job`), OUT/prepared is what they share,
+and `reproduce.json` records what all of them have in common.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from rich.console import Console
@@ -153,10 +154,10 @@ def _run_system(plan: Plan, name: str, console: Console) -> SystemRuns:
     points = system.points(plan.tuning)
     tried: list[tuple[dict[str, Any], Outcome]] = []
     if trained and plan.tuning > 1:
-        for k, point in enumerate(points):
+        for point in points:
             console.print(f"trying {_shown(point)}", highlight=False, markup=False)
             job = plan.job(name, point, plan.seeds[0], "validation")
-            tried.append((point, do_job(job, plan.out / "tuning" / f"{name}-{k}")))
+            tried.append((point, do_job(job, plan.out / "tuning" / f"{name}-{_file_name(point)}")))
     scores = [(float(outcome.result["score"]), k) for k, (_, outcome) in enumerate(tried) if outcome.result]
     if tried and not scores:
         return SystemRuns(tried, None, {})
@@ -185,6 +186,11 @@ def _check_record(plan: Plan, data: str) -> None:
         raise ReproduceError(
             f"{plan.out} was begun with other {', '.join(changed)}; go on with the same ones, or choose another --out"
         )
+
+
+def _file_name(point: dict[str, Any]) -> str:
+    """Return a name of a point, so that its result is found in a grid that was widened, too."""
+    return quote(",".join(f"{name}={value}" for name, value in point.items()), safe="=,")
 
 
 def _shown(point: dict[str, Any]) -> str:

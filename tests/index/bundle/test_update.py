@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -246,12 +247,22 @@ def alone(scenario: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_killed_at_any_moment_of_an_update_a_reader_sees_the_old_or_the_new_version(path: Path) -> None:
-    alone("update", path)
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Path]:
+    """Yield a new folder in memory where there is such: thousands of syncs of a disk would take minutes."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
 
 
-def test_killed_at_any_moment_of_a_publish_there_is_no_bundle_or_the_whole_one(tmp_path: Path) -> None:
-    alone("publish", tmp_path)
+def test_killed_at_any_moment_of_an_update_a_reader_sees_the_old_or_the_new_version(
+    published: Path, in_memory: Path
+) -> None:
+    alone("update", Path(shutil.copytree(published, in_memory / "bundle")))
+
+
+def test_killed_at_any_moment_of_a_publish_there_is_no_bundle_or_the_whole_one(in_memory: Path) -> None:
+    alone("publish", in_memory)
 
 
 def check_damage(bundle: Path, count: int, seed: int) -> None:

@@ -102,6 +102,24 @@ def test_what_is_exported_is_what_was_stored_and_can_be_imported(
     assert source == f"imported from items.jsonl and {named}"
 
 
+def test_a_log_is_imported_without_torch(items: Path, tmp_path: Path) -> None:
+    """It takes seconds to load, and has nothing to do with logs."""
+    log = tmp_path / "log.jsonl"
+    row = {"user_id": "u", "item_id": "i1", "timestamp": 1, "behaviour": "recommendation"}
+    log.write_text(json.dumps(row) + "\n")
+    words = ["data", "import", "--items", items, "--interactions", log, "--out", tmp_path / "data"]
+    script = (
+        "import sys; from training.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('loaded:', sorted({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
 def test_events_of_items_that_are_gone_are_named_by_the_store(
     store: str, items: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from index.contents import contents_of
 from server.command_line import main as serve
 from training.bulk.queries import Queries
 from training.bulk.requests import Requests
-from training.cli.common.command import USER_ERRORS, one_line_errors
+from training.cli.common.command import one_line_errors, user_errors
 from training.cli.common.paths import input_bundle
 from training.config import RECIPES, TrainConfig
 from training.data.dataset import DataSet
@@ -303,7 +303,7 @@ def test_a_file_of_another_kind_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert name in line or tmp_path.name in line or "settings cannot be used: items" in line
     assert len(line) < 700
-    assert isinstance(ended.value.__context__, USER_ERRORS)
+    assert isinstance(ended.value.__context__, user_errors())
 
 
 @pytest.mark.parametrize("name", sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))

@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from gems import GemsError
 from index.bundle.manifest import BundleError
 from index.catalogue import CatalogueError
 from index.embeddings import EmbeddingError
@@ -25,7 +24,6 @@ USER_ERRORS = (
     EmbeddingError,
     IdentifierError,
     EngineError,
-    GemsError,
 )
 
 
@@ -37,7 +35,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except USER_ERRORS as error:
+    except user_errors() as error:
         listed = isinstance(error, UserError) and not error.one_line
         _end(f"{program}: {error if listed else ' '.join(str(error).split())}")
     except ModuleNotFoundError as error:
@@ -48,6 +46,12 @@ def one_line_errors(program: str) -> Iterator[None]:
     except OSError as error:  # a full disk, a folder that was taken away
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{program}: {place}{error.strerror or error}")
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that the user can correct; those of `gems` only if it was imported, which takes seconds."""
+    gems = sys.modules.get("gems")
+    return USER_ERRORS if gems is None else (*USER_ERRORS, gems.GemsError)
 
 
 def run_command(main: Callable[..., Any], program: str) -> None:
