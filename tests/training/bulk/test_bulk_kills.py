@@ -19,7 +19,7 @@ from training.bulk.parts import parts_folder
 from training.cli.main import main
 from training.pipeline import train
 
-KILLS = 5
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
