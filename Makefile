@@ -38,7 +38,7 @@ demo: setup
 
 # Two tests at a time, with a thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --durations 20 --durations-min 5
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import COMMANDS, Command, Parameter
@@ -38,6 +39,21 @@ def wrong_values() -> list[tuple[Command, Parameter, str]]:
     return found
 
 
+def some_wrong_values() -> list[Any]:
+    """Return the wrong values, of which those of a setting are slow but two in turn: its field checks them."""
+    wrong: dict[tuple[str, str], list[Any]] = {}
+    for each in wrong_values():
+        wrong.setdefault((each[0].name, each[1].name), []).append(each)
+    found = []
+    for k, values in enumerate(wrong.values()):
+        chosen = {k % len(values), (k + 1) % len(values)} if values[0][1].setting else set(range(len(values)))
+        found += [
+            pytest.param(*each, marks=[] if place in chosen else [pytest.mark.slow])
+            for place, each in enumerate(values)
+        ]
+    return found
+
+
 def test_every_number_of_a_command_has_bounds() -> None:
     for command, parameter in NUMBERS:
         if not parameter.setting:
@@ -47,7 +63,7 @@ def test_every_number_of_a_command_has_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "parameter", "value"), wrong_values(), ids=lambda each: getattr(each, "flag", str(each))
+    ("command", "parameter", "value"), some_wrong_values(), ids=lambda each: getattr(each, "flag", str(each))
 )
 def test_a_number_out_of_bounds_is_refused_before_anything_is_read(
     command: Command,
