@@ -225,9 +225,8 @@ class SequenceEncoder:
         item = np.full(len(ids), -1, np.int64)
         ends = np.cumsum([len(tokens) for tokens in kept])
         tasks = [self.task_of(event) for event in answered]
-        for event, task, end in zip(
-            answered, tasks, ends, strict=True
-        ):  # each event ends with its identifier
+        # each event ends with its identifier
+        for event, task, end in zip(answered, tasks, ends, strict=True):
             written = self._names[task].lengths[event.item]
             level[end - written : end] = np.arange(written)
             item[end - written] = event.item

@@ -129,6 +129,7 @@ def publish_killed(folder: Path) -> None:
                 Bundle.open(target)
         if not killed:
             break
+        shutil.rmtree(target.parent, ignore_errors=True)
     assert call > 40
     assert target.exists()
 

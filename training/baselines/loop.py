@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from training.baselines.settings import BaselineError, BaselineSettings
 from training.evaluation.candidates import Candidates
 from training.evaluation.metrics import per_case
 from training.evaluation.scoring import score_ranks
-from training.loop.clock import minutes_of
+from training.loop.clock import Stopwatch, minutes_of
 from training.loop.schedule import rate_factor
 from training.run.metrics_log import MetricsLog
 
@@ -80,7 +79,7 @@ def fit(
             ) from error
     with MetricsLog(out) as log:
         while _goes_on(progress, baseline, settings):
-            wall, cpu = time.perf_counter(), time.process_time()
+            watch = Stopwatch(progress.seconds, progress.cpu_seconds)
             progress.epoch += 1
             loss = None
             if progress.epoch:
@@ -89,7 +88,7 @@ def fit(
                 shown = track(
                     parts, f"epoch {progress.epoch}", total=len(parts), console=console, transient=True
                 )
-                clock = partial(_spent, settings, progress, wall, cpu)
+                clock = partial(_spent, settings, watch)
                 rates = learning_rates(settings, progress.epoch - 1, len(parts), baseline.epochs, clock)
                 loss = _epoch(baseline, optimizer, shown, rates)
             model.eval()
@@ -100,8 +99,7 @@ def fit(
             if score > progress.score:
                 progress.score, progress.best_epoch = score, progress.epoch
                 best = {name: value.clone() for name, value in model.state_dict().items()}
-            progress.seconds += time.perf_counter() - wall
-            progress.cpu_seconds += time.process_time() - cpu
+            progress.seconds, progress.cpu_seconds = watch.read()
             _save(out / CHECKPOINT, model, optimizer, progress, best)
             log.write(
                 {"step": progress.epoch, "loss": loss, "validation": _figures(score, by_task),
@@ -117,21 +115,13 @@ def fit(
 
 def _goes_on(progress: Progress, baseline: Baseline, settings: BaselineSettings) -> bool:
     waited = progress.epoch - progress.best_epoch
-    late = _spent(settings, progress, time.perf_counter(), time.process_time()) >= 1
+    late = _spent(settings, Stopwatch(progress.seconds, progress.cpu_seconds)) >= 1
     return progress.epoch < baseline.epochs and waited < settings.patience and not late
 
 
-def _spent(settings: BaselineSettings, progress: Progress, wall: float, cpu: float) -> float:
-    """Return the share of the minutes that are spent; 0 without a limit.
-
-    progress: at the end of the last epoch.
-    wall, cpu: times of `time.perf_counter` and `time.process_time` when this epoch began.
-    """
-    if settings.minutes is None:
-        return 0.0
-    seconds = progress.seconds + time.perf_counter() - wall
-    cpu_seconds = progress.cpu_seconds + time.process_time() - cpu
-    return minutes_of(settings.clock, seconds, cpu_seconds) / settings.minutes
+def _spent(settings: BaselineSettings, watch: Stopwatch) -> float:
+    """Return the share of the minutes that are spent; 0 without a limit."""
+    return 0.0 if settings.minutes is None else minutes_of(settings.clock, *watch.read()) / settings.minutes
 
 
 def _validate(baseline: Baseline, settings: BaselineSettings, validation: TaskCases, task: Task) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from index.files import atomic_write
 from training.codes.learner import CodeLearner
 from training.config import TrainConfig
 from training.loop.checkpoint import load_checkpoint, save_checkpoint
-from training.loop.clock import minutes_of
+from training.loop.clock import Stopwatch, minutes_of
 from training.loop.trainer import DivergedError, TrainingError
 from training.run.interrupts import interrupts
 
@@ -53,8 +52,7 @@ def learn(learner: CodeLearner, folder: Path, config: TrainConfig, console: Cons
     progress = CodeProgress() if found is None else CodeProgress(**found)
     if found is not None:
         console.print(f"codes: resumed at step {progress.step} of {steps}")
-    begin = time.perf_counter() - progress.seconds
-    cpu_begin = time.process_time() - progress.cpu_seconds
+    watch = Stopwatch(progress.seconds, progress.cpu_seconds)
     saved = progress.seconds
 
     def share() -> float:
@@ -80,8 +78,7 @@ def learn(learner: CodeLearner, folder: Path, config: TrainConfig, console: Cons
                     "--optimiser.learning-rate"
                 ) from error
             progress.step += 1
-            progress.seconds = time.perf_counter() - begin
-            progress.cpu_seconds = time.process_time() - cpu_begin
+            progress.seconds, progress.cpu_seconds = watch.read()
             if int(RECORDS * done) >= len(progress.figures):
                 progress.figures.append({"step": progress.step, "seconds": progress.seconds, **figures})
             bar.update(row, completed=share(), figures=_shown(figures))

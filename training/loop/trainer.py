@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from training.loop.checkpoint import (
     save_checkpoint,
     save_sharded_checkpoint,
 )
-from training.loop.clock import minutes_of
+from training.loop.clock import Stopwatch, minutes_of
 from training.loop.losses import item_losses
 from training.loop.parts import Part, samples_of
 from training.loop.probe import ConflictProbe
@@ -146,8 +145,7 @@ class Trainer:
         return self.parallel.agree(self.validator() if self.parallel.main else {})
 
     def _train(self) -> None:
-        begin = time.perf_counter() - self.progress.seconds
-        cpu_begin = time.process_time() - self.progress.cpu_seconds
+        watch = Stopwatch(self.progress.seconds, self.progress.cpu_seconds)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -165,10 +163,10 @@ class Trainer:
             if self.progress.step == 0 and self.probe is not None:
                 self._log(log, {"conflict": self._probe()})
             for position, batch in self._remaining():
-                self._read_clocks(begin, cpu_begin)
+                self._note_time(self.parallel.agree(watch.read()))
                 figures = self._step(position, batch)
-                self._read_clocks(begin, cpu_begin)
-                interrupted = self.parallel.agree(bool(received))
+                now, interrupted = self.parallel.agree((watch.read(), bool(received)))
+                self._note_time(now)
                 self._log(log, figures | {"seconds": self.progress.seconds})
                 if self.progress.step == 1:
                     self._log(log, {"cost": self.method.costs()})
@@ -181,7 +179,7 @@ class Trainer:
                     bar.console.print(f"step {self.progress.step:6d}  validation  {_show(validation)}")
                     if self.probe is not None:
                         self._log(log, {"conflict": self._probe()})
-                    self._read_clocks(begin, cpu_begin)
+                    self._note_time(self.parallel.agree(watch.read()))
                     exhausted = (
                         self.progress.bad_validations >= self.config.validation.patience
                         and self._share() >= self.config.sequence.last_stage
@@ -266,11 +264,9 @@ class Trainer:
             f"{self.run / 'checkpoints'} and {self.run / 'best'}"
         )
 
-    def _read_clocks(self, begin: float, cpu_begin: float) -> None:
-        """Record the time since the training began, which is the main process's on every process."""
-        self.progress.seconds, self.progress.cpu_seconds = self.parallel.agree(
-            (time.perf_counter() - begin, time.process_time() - cpu_begin)
-        )
+    def _note_time(self, now: tuple[float, float]) -> None:
+        """Record the time of the training. now: what the main process's stopwatch reads."""
+        self.progress.seconds, self.progress.cpu_seconds = now
 
     def _share(self, ahead: int = 0) -> float:
         """Return the progress of the run in [0, 1]: by steps, or by the clock if `minutes` ends it sooner."""

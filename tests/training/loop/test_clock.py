@@ -11,12 +11,11 @@ import torch
 from rich.console import Console
 from support.walks import make_data
 
-from training.baselines import loop
 from training.baselines.run import run_baseline
 from training.baselines.settings import NCFSettings
 from training.config import TrainConfig
 from training.fit import fit
-from training.loop import trainer
+from training.loop import clock
 from training.loop.clock import minutes_of
 
 MINUTES = 0.05
@@ -41,7 +40,7 @@ def test_processor_time_is_that_of_a_thread() -> None:
 def test_a_baseline_on_a_busy_machine_loses_no_processor_time(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "time", BUSY)
+    monkeypatch.setattr(clock, "time", BUSY)
     wanted = NCFSettings(
         hidden=8, epochs=10**6, patience=10**6, threads=1, minutes=MINUTES, clock="cpu", validation_cases=5
     )
@@ -52,7 +51,7 @@ def test_a_baseline_on_a_busy_machine_loses_no_processor_time(
 def test_a_language_model_on_a_busy_machine_loses_no_processor_time(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "time", BUSY)
+    monkeypatch.setattr(clock, "time", BUSY)
     length = {"optimiser.minutes": MINUTES, "optimiser.clock": "cpu", "optimiser.epochs": 10**6}
     rare = {"validation.every": 10**5, "validation.cases": 4, "validation.conflict_cases": 0}
     tiny = {"backbone.hidden": 16, "backbone.layers": 1, "backbone.heads": 2, "identifiers.scheme": "atomic"}
