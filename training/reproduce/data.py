@@ -7,7 +7,9 @@ from pathlib import Path
 from training.data.dataset import DataSet
 from training.data.schema import is_data_set
 from training.data.sources import amazon_beauty, movielens
+from training.reproduce.run import LOCK
 from training.reproduce.systems import ReproduceError
+from training.run.locks import claim
 
 BUILT_IN = {"movielens": movielens.NAME, "beauty": amazon_beauty.NAME}
 
@@ -31,18 +33,18 @@ def data_folder(name: str, source: Path | None, made: Path) -> Path:
     """
     if name not in BUILT_IN:
         return Path(name)
-    if is_data_set(made):
-        found = DataSet.load(made).info.name
-        if found != BUILT_IN[name]:
-            raise ReproduceError(f"{made} holds the data set {found!r}, not {name!r}; choose another --out")
-        return made
-    if name == "beauty":
-        if source is None:
-            raise ReproduceError(
-                "--data beauty needs --source, the folder of its items.jsonl and users.jsonl, which may not be "
-                "distributed with the program"
-            )
-        amazon_beauty.amazon_beauty(source).save(made)
-    else:
-        movielens.movielens().save(made)
+    if name == "beauty" and source is None and not is_data_set(made):
+        raise ReproduceError(
+            "--data beauty needs --source, the folder of its items.jsonl and users.jsonl, which may not be "
+            "distributed with the program"
+        )
+    with claim(made.parent / LOCK, wait=True):  # processes that share the folder make it once
+        if is_data_set(made):
+            found = DataSet.load(made).info.name
+            if found != BUILT_IN[name]:
+                raise ReproduceError(f"{made} holds the data set {found!r}, not {name!r}; choose another --out")
+        elif source is not None:
+            amazon_beauty.amazon_beauty(source).save(made)
+        else:
+            movielens.movielens().save(made)
     return made

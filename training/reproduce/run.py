@@ -29,6 +29,7 @@ from training.run.run_folder import fingerprint
 from training.settings import Clock, DeviceName
 
 RECORD = "reproduce.json"
+LOCK, LOCKS = "lock", "locks"  # of the folder, and of each system
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ def machine(threads: int) -> dict[str, Any]:
 def run_all(plan: Plan, console: Console) -> dict[str, SystemRuns]:
     """Do all jobs, system after system. Those that are done are only read, and one that fails stops no other.
 
+    Several processes may share the folder: each takes the next system that no other works on, and waits for the
+    others at the end.
+
     Raises `ReproduceError` before any work for systems that this build lacks, for data without test cases, and for a
     folder that was begun in another way; and if this process is told to stop.
     """
@@ -127,25 +131,31 @@ def run_all(plan: Plan, console: Console) -> dict[str, SystemRuns]:
     if not cases:
         raise ReproduceError(f"{plan.data} has no user with three interactions, so no case to measure")
     plan.protocol.sampled.check(cases, len(dataset.catalogue))
-    with claim(plan.out / "lock") as mine:
-        if not mine:
-            raise ReproduceError(f"another process works in {plan.out}; wait for it, or choose another --out")
+    with claim(plan.out / LOCK, wait=True):
         _check_record(plan, fingerprint(dataset))
-        about = machine(plan.threads)
-        console.print(
-            f"systems: {len(plan.systems)}; minutes of each training: {plan.budget:g}; threads: {about['threads']}, of "
-            f"{about['processor']} ({about['instructions']})",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-        found: dict[str, SystemRuns] = {}
+    about = machine(plan.threads)
+    console.print(
+        f"systems: {len(plan.systems)}; minutes of each training: {plan.budget:g}; threads: {about['threads']}, of "
+        f"{about['processor']} ({about['instructions']})",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    found: dict[str, SystemRuns] = {}
+    for wait in (False, True):
         for place, name in enumerate(plan.systems, start=1):
-            console.rule(f"{place} of {len(plan.systems)}: {name}")
-            found[name] = _run_system(plan, name, console)
+            if name in found:
+                continue
+            with claim(plan.out / LOCKS / name, wait=wait) as mine:
+                if not mine:
+                    continue
+                console.rule(f"{place} of {len(plan.systems)}: {name}")
+                found[name] = _run_system(plan, name, console)
             if found[name].reason:
                 console.print(
                     f"{name} failed: {found[name].reason}", highlight=False, markup=False, soft_wrap=True
                 )
-        return found
+        if others := [name for name in plan.systems if name not in found]:
+            console.print(f"waiting for other processes: {', '.join(others)}", highlight=False, markup=False)
+    return {name: found[name] for name in plan.systems}
 
 
 def _run_system(plan: Plan, name: str, console: Console) -> SystemRuns:
@@ -173,7 +183,7 @@ def _check_record(plan: Plan, data: str) -> None:
     """Record what all jobs have in common. Raises `ReproduceError` if the folder was begun in another way."""
     path, wanted = plan.out / RECORD, plan.record | {"data": data}
     if not path.exists():
-        if others := sorted({each.name for each in plan.out.iterdir()} - {"data", "lock"}):
+        if others := sorted({each.name for each in plan.out.iterdir()} - {"data", LOCK, LOCKS}):
             raise ReproduceError(f"{plan.out} holds other files, such as {others[0]}; choose another --out")
         write_json(path, wanted)
         return

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +28,10 @@ from training.evaluation.floors import FLOORS, floor_scores
 from training.reproduce.child import Outcome
 from training.reproduce.job import Protocol
 from training.reproduce.markdown import markdown
-from training.reproduce.run import Plan, SystemRuns, run_all
+from training.reproduce.run import LOCKS, Plan, SystemRuns, run_all
 from training.reproduce.systems import ReproduceError, load_systems
 from training.reproduce.tables import tables
+from training.run.locks import claim
 
 QUIET = Console(quiet=True)
 
@@ -223,6 +226,24 @@ def test_settings_are_tried_on_validation_cases_and_the_best_is_measured(data: P
     result = plan.out / "ncf-seed1" / "result.json"
     result.write_text("{}", "utf-8")
     assert "made with other settings; delete it" in run_all(plan, QUIET)["ncf"].reason
+
+
+def test_two_processes_share_a_folder_each_takes_what_no_other_works_on(data: Path, tmp_path: Path) -> None:
+    """The other process is a lock on one system, held until all else is done."""
+    systems = load_systems(table_file(tmp_path, "ncf", "popularity"))
+    plan = Plan(systems, data, tmp_path / "out", 5.0, threads=1, protocol=Protocol(negatives=9))
+    said = Console(file=StringIO(), width=200)
+    with ThreadPoolExecutor(1) as pool:
+        with claim(plan.out / LOCKS / "ncf"):
+            working = pool.submit(run_all, plan, said)
+            while not working.done() and "waiting for other processes: ncf" not in said.file.getvalue():
+                time.sleep(0.01)
+            assert not working.done()
+            assert (plan.out / "popularity-seed0" / "result.json").exists()
+            assert not (plan.out / "ncf-seed0").exists()
+        runs = working.result()
+    assert list(runs) == list(systems)
+    assert all(found.runs[0].result for found in runs.values())
 
 
 def test_only_a_value_inside_of_the_tried_ones_is_at_no_edge() -> None:

@@ -28,7 +28,7 @@ from training.reproduce.systems import ReproduceError, System, check, choose, lo
 NAMES = {
     "popularity", "transitions", "bm25", "ncf", "sasrec", "sasrec-alphafuse", "dreamrec", "ance", "unified-ssr",
     "tiger", "letter", "genret", "webultron", "bsr", "sem-bsr", "sem-bsr-moe", "gensar", "diger", "lora",
-    "lora-moe", "full", "gems",
+    "lora-moe", "gems",
 }  # fmt: skip
 
 
