@@ -20,12 +20,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from index.bundle.consistency import (
     check_backbone,
@@ -45,8 +45,10 @@ from index.pool.pool_index import PoolIndex
 from index.records import Record
 from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Task
-from index.sequence.language_model import load_language_model
 from index.sequence.vocabulary import IdentifierVocabulary
+
+if TYPE_CHECKING:  # transformers' models take two seconds and 120 MB, which the HTTP process does not need
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 3
 OF_EACH_TASK = 4  # format of a bundle with identifiers for each task: an older program would mix them up
@@ -294,6 +296,8 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     Raises `LanguageModelError` if the weights are not those that `config.json` describes; any other error of
     transformers goes to the caller.
     """
+    from index.sequence.language_model import load_language_model  # slow, see above
+
     return load_language_model(path, dtype, local=True)
 
 

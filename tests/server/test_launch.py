@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from support.paths import ROOT
 from support.servers import Server, wait_until
 
 from server.command_line import main
@@ -37,6 +40,19 @@ def server(copy: Path) -> Iterator[Server]:
         copy, GEMS_DRAIN_SECONDS="0.6", GEMS_MAX_BODY_BYTES="100000", GEMS_MAX_BATCH_SIZE="1"
     ) as started:
         yield started
+
+
+def test_the_api_and_a_bundle_load_no_code_of_models(tiny_bundle: Path) -> None:
+    """Only the engine's process computes."""
+    code = (
+        "import sys; from pathlib import Path; import server.launch; from index.bundle.bundle import Bundle; "
+        "Bundle.open(Path(sys.argv[1])); "
+        "print({'torch_backend', 'modeling_utils'} & {name.split('.')[-1] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "set()\n", done
 
 
 def test_the_engine_keeps_few_compiled_kernels(server: Server) -> None:

@@ -42,7 +42,9 @@ def data_folder(name: str, source: Path | None, made: Path) -> Path:
         if is_data_set(made):
             found = DataSet.load(made).info.name
             if found != BUILT_IN[name]:
-                raise ReproduceError(f"{made} holds the data set {found!r}, not {name!r}; choose another --out")
+                raise ReproduceError(
+                    f"{made} holds the data set {found!r}, not {name!r}; choose another --out"
+                )
         elif source is not None:
             amazon_beauty.amazon_beauty(source).save(made)
         else:

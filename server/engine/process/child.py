@@ -19,7 +19,7 @@ from typing import Any
 
 from server.engine.contract import EngineError, EngineLostError, OnDone, Outcome, RankRequest
 from server.engine.options import EngineOptions
-from server.engine.process import worker
+from server.engine.process import entry
 from server.engine.process.template import CONTEXT
 from server.engine.process.wire import (
     Command,
@@ -87,7 +87,7 @@ class Child:
         self._killed = False
         self._end: EngineLostError | None = None
         self.process: ForkServerProcess = CONTEXT.Process(
-            target=worker.run,
+            target=entry.run,
             args=(theirs, held, self._cancelled, path, version, options, log_level, bundle_id),
             name="gems-engine",
             daemon=True,
