@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from training.run.run_folder import fingerprint
 from training.settings import Clock, DeviceName
 
 RECORD = "reproduce.json"
+LONGEST = 180  # characters of a point in the name of its folder; file systems take 255 in all
 LOCK, LOCKS = "lock", "locks"  # of the folder, and of each system
 
 
@@ -167,7 +169,7 @@ def _run_system(plan: Plan, name: str, console: Console) -> SystemRuns:
         for point in points:
             console.print(f"trying {_shown(point)}", highlight=False, markup=False)
             job = plan.job(name, point, plan.seeds[0], "validation")
-            tried.append((point, do_job(job, plan.out / "tuning" / f"{name}-{_file_name(point)}")))
+            tried.append((point, do_job(job, plan.out / "tuning" / f"{name}-{point_name(point)}")))
     scores = [(float(outcome.result["score"]), k) for k, (_, outcome) in enumerate(tried) if outcome.result]
     if tried and not scores:
         return SystemRuns(tried, None, {})
@@ -198,9 +200,10 @@ def _check_record(plan: Plan, data: str) -> None:
         )
 
 
-def _file_name(point: dict[str, Any]) -> str:
-    """Return a name of a point, so that its result is found in a grid that was widened, too."""
-    return quote(",".join(f"{name}={value}" for name, value in point.items()), safe="=,")
+def point_name(point: dict[str, Any]) -> str:
+    """Return the name of a point in its folder's, so that its result is found in a grid that was widened, too."""
+    name = quote(",".join(f"{name}={value}" for name, value in point.items()), safe="=,")
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _shown(point: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from training.evaluation.floors import FLOORS, floor_scores
 from training.reproduce.child import Outcome
 from training.reproduce.job import Protocol
 from training.reproduce.markdown import markdown
-from training.reproduce.run import LOCKS, Plan, SystemRuns, run_all
+from training.reproduce.run import LOCKS, LONGEST, Plan, SystemRuns, point_name, run_all
 from training.reproduce.systems import ReproduceError, load_systems
 from training.reproduce.tables import tables
 from training.run.locks import claim
@@ -244,6 +244,14 @@ def test_two_processes_share_a_folder_each_takes_what_no_other_works_on(data: Pa
         runs = working.result()
     assert list(runs) == list(systems)
     assert all(found.runs[0].result for found in runs.values())
+
+
+def test_a_point_of_many_settings_has_a_short_name_of_its_own() -> None:
+    points = [{f"optimiser.setting_{k}": value for k in range(20)} for value in (1, 2)]
+    names = {point_name(point) for point in points}
+    assert len(names) == 2
+    assert max(map(len, names)) == LONGEST
+    assert point_name({"optimiser.learning_rate": 0.01}) == "optimiser.learning_rate=0.01"
 
 
 def test_only_a_value_inside_of_the_tried_ones_is_at_no_edge() -> None:
