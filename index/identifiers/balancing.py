@@ -80,7 +80,10 @@ def _prices(
 def _moved(
     vectors: NDArray[np.float32], code: NDArray[np.int64], book: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return each code at the mean of its vectors; a code without vectors moves to a vector far from its own code."""
+    """Return each code at the mean of its vectors; a code without vectors moves to a vector far from its own code.
+
+    Each vector is taken once. If there are fewer than such codes, the last ones stay where they are.
+    """
     count = np.bincount(code, minlength=len(book))
     order = np.argsort(code, kind="stable")
     first = np.searchsorted(code[order], np.arange(len(book)))
@@ -89,5 +92,6 @@ def _moved(
     dead = np.flatnonzero(count == 0)
     if len(dead):
         far = ((vectors - book[code]) ** 2).sum(axis=1)
-        moved[dead] = vectors[np.argsort(-far, kind="stable")[: len(dead)]]
+        moved[dead] = book[dead]
+        moved[dead[: len(vectors)]] = vectors[np.argsort(-far, kind="stable")[: len(dead)]]
     return moved.astype(np.float32)

@@ -139,6 +139,16 @@ def test_dead_codes_come_to_life() -> None:
     assert np.bincount(costs(vectors, moved, prices).argmin(axis=1), minlength=8).tolist() == [50] * 8
 
 
+def test_fewer_vectors_than_codes_have_a_code_each() -> None:
+    """Most codes are dead then, more than there are vectors."""
+    vectors = clustered(20)
+    moved, prices = balance(vectors, np.repeat(vectors[:1], 64, axis=0), 2.0)
+    code = costs(vectors, moved, prices).argmin(axis=1)
+    assert len(set(code.tolist())) == 20
+    assert distortion(vectors, moved, code) < 1e-6
+    assert {tuple(row) for row in moved.tolist()} == {tuple(row) for row in vectors.tolist()}
+
+
 def test_without_a_limit_codes_stay_as_they_are_and_the_nearest_one_names() -> None:
     vectors = lopsided(300)
     book = vectors[:8]
