@@ -73,7 +73,7 @@ class Pool:
     allowed: items that may be returned.
     rows: catalogue rows, int64 [n], each once. sources: of each row.
     match: of the query; None for a recommendation. chosen: people who chose a row for this query.
-    following: scores of the transitions to a row.
+    following: rows that the history leads to, ascending, and the scores of these transitions.
     history: catalogue rows of the person's last items.
     """
 
@@ -84,7 +84,7 @@ class Pool:
     sources: list[Source]
     match: LexicalMatch | None
     chosen: dict[int, int]
-    following: dict[int, float]
+    following: tuple[NDArray[np.int64], NDArray[np.float64]]
     history: Sequence[int]
 
     @classmethod
@@ -98,8 +98,7 @@ class Pool:
         chosen: dict[int, int] = {}
         match = None
         one_code = allowed.trie.levels == 1
-        after, scores = _following(index, history)
-        following = dict(zip(after.tolist(), scores.tolist(), strict=True))
+        after, scores = following = _following(index, history)
         if query is None:
             best = allowed.of_rows(after[np.lexsort((after, -scores))])
             most = OF_ONE_CODE if one_code else TRANSITIONS
@@ -180,7 +179,7 @@ class Pool:
             "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
             "popularity": np.log1p(self.index.counts[rows]) * known,
             "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
-            "transitions": np.log1p([self.following.get(row, 0.0) / FEW for row in rows.tolist()]) * known,
+            "transitions": np.log1p(_value_of(rows, *self.following) / FEW) * known,
             "likeness": likeness * known,
             "dense": dense * known,
             "fresh": (~known).astype(np.float64),
@@ -211,6 +210,16 @@ class Pool:
         return np.array([values[name] for name in NOTHING_SIGNALS[self.task]])
 
 
+def _value_of(
+    rows: NDArray[np.int64], known: NDArray[np.int64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the value of each row, 0 for an unknown one: float64 [rows]. known: ascending, with their `values`."""
+    if not len(known):
+        return np.zeros(len(rows))
+    place = np.searchsorted(known, rows).clip(max=len(known) - 1)
+    return np.where(known[place] == rows, values[place], 0.0)
+
+
 def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:
     """Return the signals `WORDS` of these rows."""
     found = (
@@ -228,7 +237,8 @@ def _following(index: PoolIndex, history: Sequence[int]) -> tuple[NDArray[np.int
     """Return the known rows that followed the known items of a history in training, and their scores."""
     if index.transitions is None:
         return np.empty(0, np.int64), np.empty(0)
-    rows, scores = index.transitions.after([row for row in history if not index.fresh[row]])
+    taken = np.asarray(history, np.int64)
+    rows, scores = index.transitions.after(taken[~index.fresh[taken]])
     known = ~index.fresh[rows]
     return rows[known], scores[known]
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.pool.arrays import read_numbers, read_offsets, read_places
+from index.trie.trie import ranges
 
 WINDOW = 3  # events
 BACKWARD = 0.25
@@ -29,6 +30,7 @@ SHRINKAGE = 10.0  # events
 DECAY = 0.7
 FOLLOWERS = 64  # of an item at most
 LAST_ITEMS = 20  # of a history that count
+DECAYS = DECAY ** np.arange(LAST_ITEMS)  # of each of them, the latest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +66,17 @@ class Transitions:
         offsets = np.searchsorted(owner[kept], np.arange(items + 1))
         return cls(offsets.astype(np.int64), follower[kept].astype(np.int32), weights[kept])
 
-    def after(self, history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def after(
+        self, history: Sequence[int] | NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return what may come after a history: rows int64, ascending, each once, and their scores, float64.
 
         history: catalogue rows, oldest first.
         """
-        parts = [slice(*self.offsets[row : row + 2]) for row in reversed(history[-LAST_ITEMS:])]
-        if not parts:
-            return np.empty(0, np.int64), np.empty(0)
-        found = np.concatenate([self.followers[part] for part in parts])
-        weights = np.concatenate(
-            [DECAY**k * self.weights[part].astype(float) for k, part in enumerate(parts)]
-        )
-        rows, place = np.unique(found, return_inverse=True)
+        last = np.asarray(history[: -LAST_ITEMS - 1 : -1], np.int64)  # the latest first
+        owner, place = ranges(self.offsets[last], self.offsets[last + 1])
+        weights = DECAYS[owner] * self.weights[place]
+        rows, place = np.unique(self.followers[place], return_inverse=True)
         return rows.astype(np.int64), np.bincount(place, weights, minlength=len(rows)).astype(np.float64)
 
     def updated(self, later: int) -> Transitions:

@@ -97,7 +97,10 @@ class Allowed:
     def holds(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each slot is allowed: bool, same shape."""
         held = np.ones(slots.shape, bool) if self.chosen is None else self.chosen.bits.holds(slots)
-        return held & ~np.isin(slots, self.excluded) if len(self.excluded) else held
+        if len(self.excluded):  # a search among few sorted slots takes a tenth of the time of `isin`
+            place = np.searchsorted(self.excluded, slots).clip(max=len(self.excluded) - 1)
+            held &= self.excluded[place] != slots
+        return held
 
     def of_rows(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return those of the catalogue rows that are allowed, in the same order."""
