@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from index.bundle.consistency import (
     check_backbone,
@@ -47,7 +46,10 @@ from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 
-if TYPE_CHECKING:  # transformers' models take two seconds and 120 MB, which the HTTP process does not need
+if (
+    TYPE_CHECKING
+):  # torch and transformers' models take four seconds and 300 MB, which the API's process does not need
+    import torch
     from transformers import PreTrainedModel
 
 FORMAT_VERSION = 3
@@ -226,7 +228,8 @@ class Bundle:
             verify(path, apart=INDEX)
             info = read_info(path)
             vocabulary = info.vocabulary()
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            # of any class: the file holds all that the class of the backbone's tokenizer has set up
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
             check_tokenizer(path, tokenizer, vocabulary)
             index = _open_index(path, info)
             check_text(tokenizer, vocabulary, index.catalogue.titles)
@@ -284,19 +287,20 @@ class Bundle:
                 raise BundleError(f"{path} does not hold one count, at least 0, for each of the first items")
             return counts
 
-    def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """Return the model, in evaluation mode. Raises `BundleError` if it cannot be loaded."""
+    def load_model(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Return the model, in evaluation mode. dtype: None: float32. Raises `BundleError` if it cannot be loaded."""
         with refusing(self.path, "opened"):
             return load_model(self.path, dtype)
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Return the model of the bundle at `path`, in evaluation mode.
 
+    dtype: None: float32.
     Raises `LanguageModelError` if the weights are not those that `config.json` describes; any other error of
     transformers goes to the caller.
     """
-    from index.sequence.language_model import load_language_model  # slow, see above
+    from index.sequence.language_model import load_language_model  # see above
 
     return load_language_model(path, dtype, local=True)
 

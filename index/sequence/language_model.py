@@ -17,15 +17,17 @@ class LanguageModelError(ValueError):
 
 
 def load_language_model(
-    source: str | Path, dtype: torch.dtype = torch.float32, *, local: bool = False
+    source: str | Path, dtype: torch.dtype | None = None, *, local: bool = False
 ) -> PreTrainedModel:
     """Load a checkpoint in evaluation mode.
 
     source: a folder, or a name on the hub.
+    dtype: None: float32.
     local: whether it is a folder that this program wrote. Then weights must be safetensors, never a pickle.
     Raises `LanguageModelError` for an encoder-decoder other than T5, and for a local one whose weights are not exactly
     those that its `config.json` describes; errors of transformers go to the caller.
     """
+    dtype = dtype or torch.float32
     config = AutoConfig.from_pretrained(source, local_files_only=local)
     if not config.is_encoder_decoder:
         model = _load(AutoModelForCausalLM, source, dtype, local)

@@ -45,7 +45,7 @@ OPENING_AN_INDEX = (
 ENGINE_OPENS_IT = ("server.engine.in_process.InProcess.prepare",)
 OPENING_A_BUNDLE = (
     "index.bundle.bundle.verify",
-    "index.bundle.bundle.AutoTokenizer.from_pretrained",
+    "index.bundle.bundle.PreTrainedTokenizerFast.from_pretrained",
     "index.bundle.bundle.check_tokenizer",
     "server.serving.deployment.Deployment._warm_up",
     "server.engine.in_process.InProcess.start",
