@@ -46,9 +46,8 @@ from index.sequence.encoder import SequenceEncoder
 from index.sequence.events import Task
 from index.sequence.vocabulary import IdentifierVocabulary
 
-if (
-    TYPE_CHECKING
-):  # torch and transformers' models take four seconds and 300 MB, which the API's process does not need
+# torch and transformers' models take three seconds and 300 MB to import, and the API's process needs neither
+if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
