@@ -65,16 +65,3 @@ def read_numbers(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArra
     if not np.isfinite(numbers).all():
         raise ValueError(f"{path} is damaged: not all of its numbers are finite")
     return numbers.reshape(shape)
-
-
-def places_in(
-    ascending: NDArray[np.integer], values: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return where each value is in an ascending array, int64 [n], and whether it is there, bool [n].
-
-    A few values are found without a look at the whole array, which `np.isin` would sort.
-    """
-    place = np.searchsorted(ascending, values).astype(np.int64)
-    there = place < len(ascending)
-    there[there] = ascending[place[there]] == values[there]
-    return place, there

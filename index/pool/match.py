@@ -9,9 +9,9 @@ from itertools import chain, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import places_in
 from index.pool.title_words import TitleWords
 from index.trie.allowed import Allowed
+from index.trie.trie import places_in
 
 GROUP = 64  # rows
 MORE = 8  # times as many rows are looked at if a filter leaves too few

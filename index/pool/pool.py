@@ -25,6 +25,7 @@ from index.pool.match import LexicalMatch, top
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
+from index.trie.trie import places_in
 
 Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense"]
 LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8, 8  # candidates of each source at most
@@ -214,10 +215,10 @@ def _value_of(
     rows: NDArray[np.int64], known: NDArray[np.int64], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the value of each row, 0 for an unknown one: float64 [rows]. known: ascending, with their `values`."""
-    if not len(known):
-        return np.zeros(len(rows))
-    place = np.searchsorted(known, rows).clip(max=len(known) - 1)
-    return np.where(known[place] == rows, values[place], 0.0)
+    place, there = places_in(known, rows)
+    found = np.zeros(len(rows))
+    found[there] = values[place[there]]
+    return found
 
 
 def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:

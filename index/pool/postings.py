@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import places_in, read_offsets, read_places, read_vector
+from index.pool.arrays import read_offsets, read_places, read_vector
 from index.pool.item_words import MOST_COUNT
+from index.trie.trie import places_in
 
 K1, B = 1.5, 0.75
 MOST_SCORE = 64.0  # an idf above it would need more items than there are

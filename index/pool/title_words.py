@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.pool.arrays import read_offsets, read_places, read_vector
-from index.trie.trie import ranges
+from index.trie.trie import places_in, ranges
 
 Spellings = Sequence[Sequence[int]]  # of a query word: terms, all of one spelling have to be there
 
@@ -84,8 +84,7 @@ class TitleWords:
         if not len(known) or not len(rows):
             return np.zeros(len(rows), np.float32)
         # small tables in place of a loop over the others: squares of the titles by term, and who else has the term
-        at = np.minimum(np.searchsorted(known, term), len(known) - 1)
-        shared = known[at] == term
+        at, shared = places_in(known, term)
         squares = np.zeros((len(rows), len(known)))
         squares[owner[shared], at[shared]] = square[shared]
         has = np.zeros((len(known), len(histories)))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.trie.ranked_bits import RankedBits
-from index.trie.trie import Trie, ranges
+from index.trie.trie import Trie, places_in, ranges
 
 Children = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -97,10 +97,7 @@ class Allowed:
     def holds(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each slot is allowed: bool, same shape."""
         held = np.ones(slots.shape, bool) if self.chosen is None else self.chosen.bits.holds(slots)
-        if len(self.excluded):  # a search among few sorted slots takes a tenth of the time of `isin`
-            place = np.searchsorted(self.excluded, slots).clip(max=len(self.excluded) - 1)
-            held &= self.excluded[place] != slots
-        return held
+        return held & ~places_in(self.excluded, slots)[1] if len(self.excluded) else held
 
     def of_rows(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return those of the catalogue rows that are allowed, in the same order."""

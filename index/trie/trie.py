@@ -234,6 +234,19 @@ def ranges(begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np
     return owner, value
 
 
+def places_in(
+    ascending: NDArray[np.integer], values: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where each value is in an ascending array, int64 [n], and whether it is there, bool [n].
+
+    A few values are found without a look at the whole array, which `np.isin` would sort.
+    """
+    place = np.searchsorted(ascending, values).astype(np.int64)
+    there = place < len(ascending)
+    there[there] = ascending[place[there]] == values[there]
+    return place, there
+
+
 def _members(positions: NDArray[np.integer], total: int) -> NDArray[np.bool_]:
     """Return a mask that is true at the positions: bool [total]."""
     member = np.zeros(total, bool)
