@@ -2,9 +2,9 @@
 
 Two searches in turn, one at a time: of a ranked pool, and of the beam alone, each with another history and query, and
 without a prefix cache; then two recommendations in the same way. Titles are Zipf-distributed letter sequences (as in
-`bench.lexical`), a query is one to four neighbouring words of a title, every item has 20 random transitions, and
-identifiers are those of `bench.pool_engine`: two random codes of 256, and a number behind them. The weights are those
-that a fit starts from. On a shared machine only the ratios count.
+`bench.lexical`), a query is one to four neighbouring words of a title, every item has 20 random transitions and 20
+random co-occurrences, and identifiers are those of `bench.pool_engine`: two random codes of 256, and a number behind
+them. The weights are those that a fit starts from. On a shared machine only the ratios count.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from bench.pool_engine import colliding_identifiers
 from bench.untrained import publish_untrained
 from index.catalogue import Catalogue, Item
 from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, Fusion, TaskFusion
+from index.pool.links.co_occurrence import CoOccurrence
+from index.pool.links.transitions import Transitions
 from index.pool.pool_index import PoolIndex
-from index.pool.transitions import Transitions
 from index.sequence.events import Task
 from training.cli.common.command import run_command
 from training.cli.common.numbers import whole_numbers
@@ -42,7 +43,7 @@ from training.settings import MOST, MOST_BEAMS, MOST_THREADS
 
 SEARCHES = 6  # one event of so many is a search, which makes prompts of about 300 tokens
 VOCABULARY = 300_000  # distinct words of the titles
-FOLLOWERS = 20  # transitions of an item
+FOLLOWERS = 20  # links of an item, of each kind
 WARM_UP = 3  # requests of each kind that are not counted
 
 
@@ -80,12 +81,17 @@ def _publish(path: Path, size: int, backbone: str, layers: int | None) -> Catalo
     catalogue = Catalogue(draw_items(np.random.default_rng(0), size, VOCABULARY))
     rng = np.random.default_rng(1)
     counts = rng.zipf(1.5, size).clip(max=10**6)
-    transitions = Transitions(
-        np.arange(size + 1) * FOLLOWERS,
-        np.sort(rng.integers(0, size, (size, FOLLOWERS), np.int32), axis=1).ravel(),
-        rng.random(size * FOLLOWERS, np.float32),
+    arrays = [
+        (
+            np.arange(size + 1) * FOLLOWERS,
+            np.sort(rng.integers(0, size, (size, FOLLOWERS), np.int32), axis=1).ravel(),
+            rng.random(size * FOLLOWERS, np.float32),
+        )
+        for _ in range(2)
+    ]
+    pool = PoolIndex.build(
+        catalogue, [], counts, transitions=Transitions(*arrays[0]), co_occurrence=CoOccurrence(*arrays[1])
     )
-    pool = PoolIndex.build(catalogue, [], counts, transitions=transitions)
     weights = {
         task: TaskFusion({name: PRIOR[name][0] for name in (*ITEM_SIGNALS[task], *NOTHING_SIGNALS[task])})
         for task in Task

@@ -34,7 +34,11 @@ ALLOWED = {
     "index.identifiers.schemes": "index.identifiers index.sequence",
     "index.trie": "index.catalogue index.files index.records",
     "index.titles": "index.files index.texts index.words",
-    "index.pool": "index.catalogue index.files index.records index.sequence index.trie index.words",
+    "index.arrays": "index.files index.records",
+    "index.pool.links": "index.arrays index.trie",
+    "index.pool": (
+        "index.arrays index.catalogue index.files index.pool.links index.records index.sequence index.trie index.words"
+    ),
     "index.bundle": (
         "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes index.pool "
         "index.records index.sequence index.stored_catalogue index.titles index.trie index.words"
@@ -95,6 +99,7 @@ ALLOWED = {
     "training.inputs": "index.contents training.errors",
     "training.outputs": "index.files training.errors",
     "training.settings": "index.records",
+    "training.co_occurrence": "index.pool.links",
     "training.config": (
         "index.extensions index.identifiers index.sequence training.errors training.inputs training.settings"
     ),
@@ -105,9 +110,9 @@ ALLOWED = {
     "training.data.importing": "index.catalogue index.contents index.sequence training.data training.inputs",
     "training.run": "index.contents index.files index.records training.data training.errors training.settings",
     "training.evaluation": (
-        "index.bundle index.catalogue index.contents index.pool index.records index.sequence index.trie "
-        "index.words server.engine server.engine.torch_backend training.data training.errors training.inputs "
-        "training.outputs training.run training.settings"
+        "index.bundle index.catalogue index.contents index.pool index.pool.links index.records index.sequence "
+        "index.trie index.words server.engine server.engine.torch_backend training.co_occurrence training.data "
+        "training.errors training.inputs training.outputs training.run training.settings"
     ),
     "training.cli.common": (
         "index.bundle index.catalogue index.embeddings index.extensions index.identifiers server.engine "
@@ -147,9 +152,9 @@ ALLOWED = {
     ),
     "training.dense": "index.pool index.sequence training.loop training.model",
     "training.fusion": (
-        "index.bundle index.catalogue index.pool index.sequence index.trie index.words server.engine "
-        "server.engine.torch_backend training.data training.errors training.evaluation training.run "
-        "training.settings"
+        "index.bundle index.catalogue index.pool index.pool.links index.sequence index.trie index.words "
+        "server.engine server.engine.torch_backend training.co_occurrence training.data training.errors "
+        "training.evaluation training.run training.settings"
     ),
     "training.prepare": (
         "gems index.bundle index.catalogue index.embeddings index.files index.identifiers "

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_numbers, read_record
+from index.arrays import read_numbers, read_record
 
 SAMPLE = 4096  # items whose mean an item is compared with
 HALVES = 2

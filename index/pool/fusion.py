@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,39 @@ from numpy.typing import NDArray
 from index.records import Record, RecordError
 from index.sequence.events import Task
 
+Link = Literal["transitions", "co_occurrence"]
+LINKS: tuple[Link, ...] = ("transitions", "co_occurrence")
 WORDS = ("bm25", "all_words", "title_share", "exact_title", "exact_attribute", "exact_category")
 FRESH = ("fresh", "fresh_likeness", "fresh_dense", *(f"fresh_{name}" for name in WORDS))
 
 # Signals about an item. `code`: log p(identifier | prompt); `popularity`: log(1 + events in training); `query_log`:
-# log(1 + people who chose it for this query); `transitions`: see `index.pool.transitions`; `likeness`: of its title to
-# those of the history, see `LexicalIndex.likeness`; `dense`: see `index.pool.dense`; `WORDS`: see `index.pool.lexical`.
+# log(1 + people who chose it for this query); `transitions`, `co_occurrence`: see `index.pool.linked`; `likeness`: of
+# its title to those of the history, see `LexicalIndex.likeness`; `dense`: see `index.pool.dense`; `WORDS`: see
+# `index.pool.lexical`.
 # The model knows no fresh item (added after training): its words, likeness and vector count with weights of their own,
 # and `fresh` stands for the other signals. A recommendation leaves popularity to the model, which has learned it: as a
 # signal of its own it ranked worse on test cases. So it does with the vectors of known items, which added nothing.
 ITEM_SIGNALS: Mapping[Task, tuple[str, ...]] = {
-    Task.SEARCH: ("code", "popularity", "query_log", "transitions", "likeness", "dense", *WORDS, *FRESH),
-    Task.RECOMMENDATION: ("code", "transitions", "likeness", "fresh", "fresh_likeness", "fresh_dense"),
+    Task.SEARCH: (
+        "code",
+        "popularity",
+        "query_log",
+        "transitions",
+        "co_occurrence",
+        "likeness",
+        "dense",
+        *WORDS,
+        *FRESH,
+    ),
+    Task.RECOMMENDATION: (
+        "code",
+        "transitions",
+        "co_occurrence",
+        "likeness",
+        "fresh",
+        "fresh_likeness",
+        "fresh_dense",
+    ),
 }
 # Signals that nothing fits: a constant, and the share of the query's words that the catalogue does not hold.
 NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
@@ -43,7 +64,7 @@ NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
 }
 UNBOUNDED = ("fresh", "nothing")  # weights that may be negative
 LATER = (
-    "transitions",
+    *LINKS,
     "likeness",
     "dense",
     "fresh_likeness",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_offsets, read_places, read_vector
+from index.arrays import read_offsets, read_places, read_vector
 
 
 def hash_of(key: str) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from index.arrays import read_record
 from index.catalogue import FIELDS, Catalogue, CatalogueError
-from index.pool.arrays import read_record
 from index.pool.item_words import ItemWords, code, label, spread
 from index.pool.keyed_rows import KeyedRows
 from index.pool.lexicon import Lexicon

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import OSA
 
-from index.pool.arrays import read_offsets, read_vector
+from index.arrays import read_offsets, read_vector
 
 SHORTEST = 3  # characters of a word that may have a typing error, and of a beginning
 LONG = 8  # characters of a word that may have two

@@ -2,7 +2,8 @@
 
     beam        the best identifiers by the model
     query_log   what people chose for the very same query
-    transitions what people took soon after the person's last items; for a recommendation
+    links       what people took soon after the person's last items (`transitions`), or with them (`co_occurrence`); for
+                a search those that hold all words, where an identifier is one code
     lexical     the best matches by words, and the most popular of those that hold all words
     fresh       items added after training, by words; for a recommendation by the words of the person's last items
     dense       items added after training, by their vectors and the model's hidden state
@@ -20,17 +21,16 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.fusion import ITEM_SIGNALS, NOTHING_SIGNALS, WORDS, relevance
+from index.pool.fusion import ITEM_SIGNALS, LINKS, NOTHING_SIGNALS, WORDS, relevance
+from index.pool.linked import Linked
 from index.pool.match import LexicalMatch, top
 from index.pool.pool_index import PoolIndex
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
-from index.trie.trie import places_in
 
-Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense"]
-LEXICAL, TRANSITIONS, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8, 8  # candidates of each source at most
+Source = Literal["beam", "query_log", "transitions", "co_occurrence", "lexical", "fresh", "dense"]
+LEXICAL, LINKED, QUERY_LOG, FRESH_ITEMS, DENSE = 12, 8, 8, 8, 8  # candidates of each source at most
 OF_ONE_CODE = 24  # of the first two where the prompt's own pass scores all items
-FEW = 0.01  # score of a transition that counts log 2
 LAST_ITEMS = 3  # items of a history whose titles look for fresh items
 LIKE_ITEMS = 10  # items of a history, the last ones, that an item may be like
 
@@ -74,7 +74,7 @@ class Pool:
     allowed: items that may be returned.
     rows: catalogue rows, int64 [n], each once. sources: of each row.
     match: of the query; None for a recommendation. chosen: people who chose a row for this query.
-    following: rows that the history leads to, ascending, and the scores of these transitions.
+    linked: where the history leads.
     history: catalogue rows of the person's last items.
     """
 
@@ -85,7 +85,7 @@ class Pool:
     sources: list[Source]
     match: LexicalMatch | None
     chosen: dict[int, int]
-    following: tuple[NDArray[np.int64], NDArray[np.float64]]
+    linked: Linked
     history: Sequence[int]
 
     @classmethod
@@ -99,11 +99,9 @@ class Pool:
         chosen: dict[int, int] = {}
         match = None
         one_code = allowed.trie.levels == 1
-        after, scores = following = _following(index, history)
+        linked = Linked.by(index, history)
         if query is None:
-            best = allowed.of_rows(after[np.lexsort((after, -scores))])
-            most = OF_ONE_CODE if one_code else TRANSITIONS
-            found |= dict.fromkeys(best[:most].tolist(), "transitions")
+            found |= linked.best(allowed, OF_ONE_CODE if one_code else LINKED)
         else:
             match = index.lexical.match(query)
             rows, people = index.query_log.chosen(query)
@@ -113,6 +111,8 @@ class Pool:
             most = OF_ONE_CODE if one_code else LEXICAL
             for row in top(match, allowed, most, index.counts).tolist():
                 found.setdefault(row, "fresh" if index.fresh[row] else "lexical")
+            if one_code:
+                found = {**linked.best(allowed, OF_ONE_CODE, match.all_words), **found}
         for row in _fresh(index, allowed, match, history):
             found[row] = "fresh"
         task = Task.RECOMMENDATION if query is None else Task.SEARCH
@@ -124,7 +124,7 @@ class Pool:
             list(found.values()),
             match,
             chosen,
-            following,
+            linked,
             history[-LIKE_ITEMS:],
         )
 
@@ -180,7 +180,7 @@ class Pool:
             "code": np.array([code.get(row, 0.0) for row in rows.tolist()]) * known,
             "popularity": np.log1p(self.index.counts[rows]) * known,
             "query_log": np.log1p([self.chosen.get(row, 0) for row in rows.tolist()]) * known,
-            "transitions": np.log1p(_value_of(rows, *self.following) / FEW) * known,
+            **dict(zip(LINKS, self.linked.strength(rows) * known, strict=True)),
             "likeness": likeness * known,
             "dense": dense * known,
             "fresh": (~known).astype(np.float64),
@@ -211,16 +211,6 @@ class Pool:
         return np.array([values[name] for name in NOTHING_SIGNALS[self.task]])
 
 
-def _value_of(
-    rows: NDArray[np.int64], known: NDArray[np.int64], values: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the value of each row, 0 for an unknown one: float64 [rows]. known: ascending, with their `values`."""
-    place, there = places_in(known, rows)
-    found = np.zeros(len(rows))
-    found[there] = values[place[there]]
-    return found
-
-
 def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.float64]]:
     """Return the signals `WORDS` of these rows."""
     found = (
@@ -232,16 +222,6 @@ def _words(match: LexicalMatch, rows: NDArray[np.int64]) -> list[NDArray[np.floa
         match.exact_category(rows),
     )
     return [np.asarray(values, np.float64) for values in found]
-
-
-def _following(index: PoolIndex, history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the known rows that followed the known items of a history in training, and their scores."""
-    if index.transitions is None:
-        return np.empty(0, np.int64), np.empty(0)
-    taken = np.asarray(history, np.int64)
-    rows, scores = index.transitions.after(taken[~index.fresh[taken]])
-    known = ~index.fresh[rows]
-    return rows[known], scores[known]
 
 
 def _fresh(

@@ -3,6 +3,7 @@
     lexical/        words of the items (`LexicalIndex`)
     query_log/      items that people chose for a query (`QueryLog`)
     transitions/    what people took soon after an item (`Transitions`), unless the bundle is older
+    co_occurrence/  what people took together (`CoOccurrence`), unless the bundle is older
     dense/          rows of the items by their vectors (`DenseIndex`), if items have vectors
     counts.npy      events of each row in training
     fusion.json     fitted weights (`Fusion`), if there are any
@@ -28,8 +29,9 @@ from index.files import read_array
 from index.pool.dense import DenseIndex, Floats
 from index.pool.fusion import Fusion
 from index.pool.lexical import LexicalIndex
+from index.pool.links.co_occurrence import CoOccurrence
+from index.pool.links.transitions import Transitions
 from index.pool.query_log import QueryLog
-from index.pool.transitions import Transitions
 from index.records import Record
 
 
@@ -43,7 +45,7 @@ class PoolIndex:
 
     fresh: whether the model does not know a row, bool [items].
     counts: events of each row in training, int64 [items].
-    transitions: None in older bundles.
+    transitions, co_occurrence: None in older bundles.
     dense: None if items have no vectors.
     fusion: None as long as no weights were fitted; the beam alone ranks then.
     """
@@ -54,6 +56,7 @@ class PoolIndex:
     fresh: NDArray[np.bool_]
     counts: NDArray[np.int64]
     transitions: Transitions | None = None
+    co_occurrence: CoOccurrence | None = None
     dense: DenseIndex | None = None
     fusion: Fusion | None = None
 
@@ -81,6 +84,7 @@ class PoolIndex:
         counts: NDArray[np.integer],
         search_attributes: Sequence[str] = (),
         transitions: Transitions | None = None,
+        co_occurrence: CoOccurrence | None = None,
     ) -> PoolIndex:
         """Build the index of a catalogue that the model was trained on.
 
@@ -95,6 +99,7 @@ class PoolIndex:
             np.zeros(len(catalogue), bool),
             counts.astype(np.int64),
             transitions,
+            co_occurrence,
         )
 
     def updated(self, catalogue: Catalogue, changed: Iterable[int], dense: DenseIndex | None) -> PoolIndex:
@@ -111,6 +116,7 @@ class PoolIndex:
             fresh=np.pad(self.fresh, (0, later), constant_values=True),
             counts=np.pad(self.counts, (0, later)),
             transitions=None if self.transitions is None else self.transitions.updated(later),
+            co_occurrence=None if self.co_occurrence is None else self.co_occurrence.updated(later),
             dense=dense,
         )
 
@@ -122,6 +128,8 @@ class PoolIndex:
         np.save(folder / "counts.npy", self.counts)
         if self.transitions is not None:
             self.transitions.save(folder / "transitions")
+        if self.co_occurrence is not None:
+            self.co_occurrence.save(folder / "co_occurrence")
         if self.dense is not None:
             self.dense.save(folder / "dense")
         if self.fusion is not None:
@@ -139,7 +147,8 @@ class PoolIndex:
         lexical = LexicalIndex.open(folder / "lexical")
         if lexical.items != items:
             raise PoolIndexError(f"{folder / 'lexical'} holds {lexical.items} items, the catalogue {items}")
-        transitions, dense, fusion = folder / "transitions", folder / "dense", folder / "fusion.json"
+        transitions, together = folder / "transitions", folder / "co_occurrence"
+        dense, fusion = folder / "dense", folder / "fusion.json"
         return cls(
             catalogue,
             lexical,
@@ -147,6 +156,7 @@ class PoolIndex:
             np.arange(items) >= trained,
             counts,
             Transitions.open(transitions, items) if os.path.lexists(transitions) else None,
+            CoOccurrence.open(together, items) if os.path.lexists(together) else None,
             DenseIndex.open(dense, items, trained) if os.path.lexists(dense) else None,
             Fusion.open(fusion) if os.path.lexists(fusion) else None,
         )

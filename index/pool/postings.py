@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_offsets, read_places, read_vector
+from index.arrays import read_offsets, read_places, read_vector
 from index.pool.item_words import MOST_COUNT
 from index.trie.trie import places_in
 

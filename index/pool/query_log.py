@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_record, read_vector
+from index.arrays import read_record, read_vector
 from index.pool.keyed_rows import KeyedRows, distinct, firsts, hash_of
 from index.words import words
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.arrays import read_offsets, read_places, read_vector
+from index.arrays import read_offsets, read_places, read_vector
 from index.trie.trie import places_in, ranges
 
 Spellings = Sequence[Sequence[int]]  # of a query word: terms, all of one spelling have to be there

@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field
 
 from server.api.requests import TaskName
 
-Source = Literal["beam", "query_log", "transitions", "lexical", "fresh", "dense", "popularity"]
+Source = Literal[
+    "beam", "query_log", "transitions", "co_occurrence", "lexical", "fresh", "dense", "popularity"
+]
 RankingName = Literal["pool", "beam"]
 StoredHistory = Literal["read", "unavailable"]
 FallbackReason = Literal["cold_start", "engine_failed", "engine_unavailable", "deadline_exceeded"]

@@ -304,7 +304,14 @@ def test_the_commands_of_the_guide_to_baselines_work(
     ours = CaseRanks.load(shop / "runs" / "mine" / "ranks.npz")
     floors = {"bm25", "popularity_in_query", "popularity_in_same_query"}
     beside = {
-        "recommendation": {"sasrec, id", "ncf", "dreamrec, id", "unified-ssr", "transitions"},
+        "recommendation": {
+            "sasrec, id",
+            "ncf",
+            "dreamrec, id",
+            "unified-ssr",
+            "transitions",
+            "co_occurrence",
+        },
         "search": {"dense", "unified-ssr", *floors},
     }
     for task, names in beside.items():

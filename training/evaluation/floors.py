@@ -1,15 +1,16 @@
 """Floors: simple rankings that a useful model must beat.
 
     popularity                items by their number of training events
-    transitions               what people took soon after the items of the history (`index.pool.transitions`), then by
-                              popularity
+    transitions               what people took soon after those of the history (`index.pool.links`), then by popularity
+    co_occurrence             what people took together with those items (`training.co_occurrence`), then by popularity
     popularity_in_query       by popularity, but items whose text contains all words of the query come first
     popularity_in_same_query  items by the number of people who chose them for the same query in training; items that
                               nobody chose for it, and items with equal numbers, in the order of popularity_in_query
     bm25                      BM25 (Lucene variant) of the query against the items' texts
 
-`transitions` is for recommendation only, the last three for search only. Two queries are the same if they have the same
-words in the same order. Every floor scores all items. Items with equal scores rank in catalogue order.
+`transitions` and `co_occurrence` are for recommendation only, the last three for search only. Two queries are the same
+if they have the same words in the same order. Every floor scores all items. Items with equal scores rank in catalogue
+order.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalogue import Catalogue
+from index.pool.links.item_links import ItemLinks
+from index.pool.links.transitions import Transitions
 from index.pool.query_log import QueryLog
-from index.pool.transitions import Transitions
 from index.sequence.events import Event, Task
 from index.words import QueryWord, query_words, terms, words
+from training.co_occurrence import fit_co_occurrence
 from training.data.splits import Case, rows_of, searches
 from training.evaluation.candidates import EVERYTHING, Candidates
 from training.evaluation.scoring import score_ranks
@@ -34,11 +37,12 @@ from training.evaluation.scoring import score_ranks
 FLOORS: dict[str, tuple[Task, ...]] = {
     "popularity": tuple(Task),
     "transitions": (Task.RECOMMENDATION,),
+    "co_occurrence": (Task.RECOMMENDATION,),
     "popularity_in_query": (Task.SEARCH,),
     "popularity_in_same_query": (Task.SEARCH,),
     "bm25": (Task.SEARCH,),
 }
-LEAST = 1e-9  # less than any score of a transition: popularity decides between equal ones
+LEAST = 1e-9  # less than any score of links: popularity decides between equal ones
 Scores = Callable[[Case], NDArray[np.float64]]
 
 
@@ -59,14 +63,8 @@ def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[
     floors: dict[str, Scores] = {"popularity": lambda case: counts}
     if task is Task.RECOMMENDATION:
         transitions = Transitions.build(rows_of(histories), len(catalogue), most=None)
-
-        def following(case: Case) -> NDArray[np.float64]:
-            rows, scores = transitions.after([event.item for event in case.history])
-            found: NDArray[np.float64] = counts / (counts.max() + 1) * LEAST
-            found[rows] += scores
-            return found
-
-        floors["transitions"] = following
+        together = fit_co_occurrence(rows_of(histories), len(catalogue))
+        floors |= {"transitions": _linked(transitions, counts), "co_occurrence": _linked(together, counts)}
     if task is Task.SEARCH:
         matches = _word_matches(catalogue)
         log = QueryLog.build(searches(histories), people=1)  # nothing of it is stored
@@ -85,6 +83,19 @@ def floor_scores(task: Task, catalogue: Catalogue, histories: Sequence[Sequence[
         floors |= {"popularity_in_query": in_query, "popularity_in_same_query": in_same_query}
         floors["bm25"] = _bm25(catalogue)
     return floors
+
+
+def _linked(links: ItemLinks, counts: NDArray[np.float64]) -> Scores:
+    """Return scores by links from the history, then by popularity."""
+    rest = counts / (counts.max() + 1) * LEAST
+
+    def scores(case: Case) -> NDArray[np.float64]:
+        rows, linked = links.after([event.item for event in case.history])
+        found: NDArray[np.float64] = rest.copy()
+        found[rows] += linked
+        return found
+
+    return scores
 
 
 def _word_matches(catalogue: Catalogue) -> Callable[[str], NDArray[np.float64]]:

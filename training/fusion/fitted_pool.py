@@ -10,10 +10,11 @@ from rich.console import Console
 
 from index.catalogue import Catalogue
 from index.pool.dense import DenseIndex
+from index.pool.links.transitions import Transitions
 from index.pool.pool_index import PoolIndex
-from index.pool.transitions import Transitions
 from index.sequence.encoder import SequenceEncoder
 from server.engine.contract import Engine
+from training.co_occurrence import fit_co_occurrence
 from training.data.splits import Split, rows_of, searches
 from training.evaluation.floors import popularity
 from training.fusion.fit import FRESH_SHARE, fit_fusion
@@ -35,7 +36,7 @@ def fitted_pool(
 ) -> PoolIndex:
     """Return the pool of a catalogue.
 
-    Query log, transitions and counts are those of the training events, weights those of the validation cases.
+    Query log, links and counts are those of the training events, weights those of the validation cases.
 
     dense: rows of the items by their vectors, if they have any.
     trained: number of rows that the model was trained on; later ones are fresh.
@@ -45,7 +46,8 @@ def fitted_pool(
     """
     counts = popularity(split.train, len(catalogue)).astype(np.int64)
     transitions = Transitions.build(rows_of(split.train), len(catalogue))
-    pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes, transitions)
+    together = fit_co_occurrence(rows_of(split.train), len(catalogue), seed=seed, console=console)
+    pool = PoolIndex.build(catalogue, searches(split.train), counts, search_attributes, transitions, together)
     pool = replace(pool, fresh=np.arange(len(catalogue)) >= trained, dense=dense)
     fusion = fit_fusion(
         engine,

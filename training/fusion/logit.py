@@ -24,6 +24,7 @@ PRIOR: Mapping[str, tuple[float, float]] = {
     "popularity": (0.1, 0.2),
     "query_log": (0.3, 0.5),
     "transitions": (0.3, 0.5),
+    "co_occurrence": (0.3, 0.5),
     "likeness": (1.0, 2.0),
     "dense": (0.1, 0.3),
     "bm25": (0.2, 0.2),

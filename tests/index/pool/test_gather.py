@@ -1,4 +1,4 @@
-"""Candidates and signals of a pool that need no model: transitions, with known and with fresh items."""
+"""Candidates and signals of a pool that need no model: links, with known and with fresh items."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from support.pools import make_pool
 
 from index.catalogue import Catalogue, Item
 from index.pool.fusion import ITEM_SIGNALS
-from index.pool.pool import FEW, OF_ONE_CODE, TRANSITIONS, Pool
+from index.pool.linked import FEW
+from index.pool.links.transitions import DECAY, Transitions
+from index.pool.pool import LINKED, OF_ONE_CODE, Pool
 from index.pool.pool_index import PoolIndex
-from index.pool.transitions import DECAY, Transitions
 from index.sequence.events import Task
 from index.trie.allowed import Allowed
 from index.trie.trie import Trie
+from training.co_occurrence import fit_co_occurrence
 
 ITEMS = 60
 COLUMN = ITEM_SIGNALS[Task.RECOMMENDATION].index("transitions")
@@ -37,11 +39,15 @@ def index() -> PoolIndex:
 
 
 def gathered(
-    index: PoolIndex, history: list[int], excluded: list[int] | None = None, levels: int = 2
+    index: PoolIndex,
+    history: list[int],
+    excluded: list[int] | None = None,
+    levels: int = 2,
+    query: str | None = None,
 ) -> Pool:
     codes = np.arange(ITEMS)[:, None] if levels == 1 else np.stack(np.divmod(np.arange(ITEMS), 8), axis=1)
     allowed = Allowed.of(Trie.build(codes), None, excluded or [])
-    return Pool.gather(index, allowed, None, history)
+    return Pool.gather(index, allowed, query, history)
 
 
 def signals(pool: Pool) -> dict[int, float]:
@@ -76,12 +82,36 @@ def test_fresh_items_neither_follow_nor_are_followed(index: PoolIndex) -> None:
     assert np.expm1(signals(other)[30]) == pytest.approx(DECAY * np.expm1(before[30]))
 
 
-@pytest.mark.parametrize(("levels", "most"), [(1, OF_ONE_CODE), (2, TRANSITIONS)])
+@pytest.mark.parametrize(("levels", "most"), [(1, OF_ONE_CODE), (2, LINKED)])
 def test_candidates_are_bounded(levels: int, most: int, index: PoolIndex) -> None:
-    many = Transitions.build([[0, k] for k in range(1, ITEMS)], ITEMS)
-    pool = gathered(replace(index, transitions=many), [0], levels=levels)
+    histories = [[0, k] for k in range(1, ITEMS)]
+    many, together = Transitions.build(histories, ITEMS), fit_co_occurrence(histories, ITEMS)
+    pool = gathered(replace(index, transitions=many, co_occurrence=together), [0], levels=levels)
     assert len(pool.rows) == most
 
 
-def test_a_pool_of_an_older_bundle_has_no_transitions(index: PoolIndex) -> None:
-    assert not len(gathered(replace(index, transitions=None), [11]).rows)
+def test_what_was_taken_together_is_a_candidate_in_either_order(index: PoolIndex) -> None:
+    alone = replace(index, transitions=None)
+    for history, together in (([20], [11, 30]), ([11], [20, 30])):
+        pool = gathered(alone, history)
+        assert pool.rows.tolist() == together
+        assert set(pool.sources) == {"co_occurrence"}
+    assert not any(signals(gathered(alone, [11])).values())
+
+
+def test_a_search_takes_linked_items_that_hold_all_words_where_an_identifier_is_one_code(
+    index: PoolIndex,
+) -> None:
+    found = gathered(index, [11], levels=1, query="title 30")
+    sources = dict(zip(found.rows.tolist(), found.sources, strict=True))
+    assert sources[30] == "lexical"  # found by its words first
+    assert 20 not in sources  # holds one word of two
+    many = fit_co_occurrence([[11, *range(12, ITEMS)]] * 2, ITEMS)
+    pool = gathered(replace(index, co_occurrence=many), [11], levels=1, query="title")
+    assert pool.sources.count("lexical") == OF_ONE_CODE
+    assert {"transitions", "co_occurrence"} & set(pool.sources)
+    assert "co_occurrence" not in gathered(replace(index, co_occurrence=many), [11], query="title").sources
+
+
+def test_a_pool_of_an_older_bundle_has_no_links(index: PoolIndex) -> None:
+    assert not len(gathered(replace(index, transitions=None, co_occurrence=None), [11]).rows)

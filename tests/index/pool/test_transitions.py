@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.pool.transitions import BACKWARD, DECAY, LAST_ITEMS, SHRINKAGE, WINDOW, Transitions
+from index.pool.links.transitions import BACKWARD, DECAY, LAST_ITEMS, SHRINKAGE, WINDOW, Transitions
 
 ITEMS = 7
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=9), max_size=6)

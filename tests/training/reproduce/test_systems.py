@@ -26,9 +26,9 @@ from training.reproduce.rankers import EngineRanker
 from training.reproduce.systems import ReproduceError, System, check, choose, load_systems
 
 NAMES = {
-    "popularity", "transitions", "bm25", "ncf", "sasrec", "sasrec-alphafuse", "dreamrec", "ance", "unified-ssr",
-    "tiger", "letter", "genret", "webultron", "bsr", "sem-bsr", "sem-bsr-moe", "gensar", "diger", "lora",
-    "lora-moe", "gems",
+    "popularity", "transitions", "co-occurrence", "bm25", "ncf", "sasrec", "sasrec-alphafuse", "dreamrec", "ance",
+    "unified-ssr", "tiger", "letter", "genret", "webultron", "bsr", "sem-bsr", "sem-bsr-moe", "gensar", "diger",
+    "lora", "lora-moe", "gems",
 }  # fmt: skip
 
 

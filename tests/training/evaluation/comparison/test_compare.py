@@ -191,7 +191,7 @@ def test_the_command_puts_baselines_and_floors_in_one_table(
     assert "| ncf | 1 |" in table
     found = json.loads((tmp_path / "figures.json").read_text())["recommendation"]
     systems = found["all users"]["systems"]
-    assert list(systems) == ["sasrec, id", "ncf", "popularity", "transitions"]
+    assert list(systems) == ["sasrec, id", "ncf", "popularity", "transitions", "co_occurrence"]
     assert systems["sasrec, id"]["hit@10"] == first["recommendation"]["hit@10"]
     assert systems["popularity"]["hit@10"] == first["floors"]["popularity"]["recommendation"]["hit@10"]
     difference = first["differences"]["popularity"]["recommendation"]["hit@10"][0]
