@@ -1,4 +1,4 @@
-"""Where the history of one request leads, by the links of the items that it holds.
+"""Rows that the history of one request leads to, by the links of the items that it holds.
 
 strength    log(1 + s_j / FEW), s_j: the score of a row, see `ItemLinks`; a negative score counts nothing
 """
