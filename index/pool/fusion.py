@@ -36,26 +36,8 @@ FRESH = ("fresh", "fresh_likeness", "fresh_dense", *(f"fresh_{name}" for name in
 # and `fresh` stands for the other signals. A recommendation leaves popularity to the model, which has learned it: as a
 # signal of its own it ranked worse on test cases. So it does with the vectors of known items, which added nothing.
 ITEM_SIGNALS: Mapping[Task, tuple[str, ...]] = {
-    Task.SEARCH: (
-        "code",
-        "popularity",
-        "query_log",
-        "transitions",
-        "co_occurrence",
-        "likeness",
-        "dense",
-        *WORDS,
-        *FRESH,
-    ),
-    Task.RECOMMENDATION: (
-        "code",
-        "transitions",
-        "co_occurrence",
-        "likeness",
-        "fresh",
-        "fresh_likeness",
-        "fresh_dense",
-    ),
+    Task.SEARCH: ("code", "popularity", "query_log", *LINKS, "likeness", "dense", *WORDS, *FRESH),
+    Task.RECOMMENDATION: ("code", *LINKS, "likeness", "fresh", "fresh_likeness", "fresh_dense"),
 }
 # Signals that nothing fits: a constant, and the share of the query's words that the catalogue does not hold.
 NOTHING_SIGNALS: Mapping[Task, tuple[str, ...]] = {
