@@ -3,7 +3,7 @@
 The engine ranks full batches of requests that were read beforehand; `gems rank` reads them, ranks the same batches,
 sums up the signals of the pool, and writes its parts. They run in turn, and medians of their rates are compared: one
 process with one thread, then several such workers. The engine has one thread, or `--threads`. The start of the workers,
-some seconds each time, is not counted.
+some seconds each time, is not counted. Last, what each stage of a request takes of the processor, in milliseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +23,15 @@ from rich.console import Console
 
 from index.bundle.bundle import Bundle
 from server.offline import OfflineRanker, OfflineReader
+from server.ranking.answer import answer_of
 from server.ranking.ranked import Question
 from server.settings import read_settings
 from training.bulk.entry import Source
 from training.bulk.parts import Parts
 from training.bulk.people import read_people
 from training.bulk.rank import plan_of
-from training.bulk.workers import Ranked, Slice, Worker, rank_here, rank_in_processes
+from training.bulk.table import table_of
+from training.bulk.workers import Ranked, Slice, Worker, frozen_objects, rank_here, rank_in_processes
 from training.cli.common.command import run_command
 from training.cli.common.paths import BundlePath, JsonFile
 from training.cli.common.quiet import quiet_libraries
@@ -53,6 +57,35 @@ def rate_of(results: Iterator[tuple[Slice, Ranked]], parts: Parts, skipped: int)
         else:
             counted += len(each.entries)
     return counted / (time.perf_counter() - began)
+
+
+def stages_of(
+    source: Source, people: int, batch: int, reader: OfflineReader, ranker: OfflineRanker
+) -> dict[str, float]:
+    """Return the milliseconds of the processor that each stage takes for a request: the work of `gems rank`."""
+    spent: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        spent[name] += time.process_time() - began
+
+    for start in range(0, people, batch):
+        entries = source.entries(start, min(people, start + batch))
+        with stage("read"):
+            parsed = [reader.read(each.body()) for each in entries]
+        with stage("gather"):
+            questions = [Question.of(each) for each in parsed]
+        with stage("engine"):
+            rankings = ranker.engine.rank([each.request for each in questions])
+        with stage("fuse"):
+            ranked = [each.ranked(ranking) for each, ranking in zip(questions, rankings, strict=True)]
+        with stage("answer"):
+            answers = [answer_of(*each, None, "", 0.0) for each in zip(parsed, ranked, strict=True)]
+        with stage("write"):
+            table_of(source.column, entries, answers)
+    return {stage: 1000 * seconds / people for stage, seconds in spent.items()}
 
 
 def measure(
@@ -102,12 +135,15 @@ def measure(
     for _ in range(rounds):
         for name, run in runs.items():
             rates[name].append(run())
+    with frozen_objects():
+        stages = stages_of(source, people, batch, reader, ranker)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     ratios = {f"{name}_to_engine": medians[name] / medians["engine"] for name in medians if name != "engine"}
     return {
         "requests_per_second": medians,
         **ratios,
         "rounds": rates,
+        "stages_ms": stages,
         "people": people,
         "batch_size": batch,
         "workers": workers,
@@ -135,6 +171,8 @@ def main(
     for name, value in figures.items():
         if name.endswith("_to_engine"):
             console.print(f"{name:24}{value:10.2f}", highlight=False)
+    for stage, milliseconds in figures["stages_ms"].items():
+        console.print(f"{stage:24}{milliseconds:10.3f} ms of the processor", highlight=False)
     if json_file:
         write_json(json_file, figures)
 

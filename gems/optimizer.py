@@ -27,6 +27,7 @@ from gems.model.errors import GemsError, check_numbers
 from gems.model.knowledge import KnowledgeBasis
 from gems.model.layers import find_experts, find_linears, matrices_of
 from gems.model.precision import full_precision
+from gems.state import bytes_of, pack, state_bytes, unpack
 from gems.weights.part import Rates
 from gems.weights.plain import PlainParameters
 from gems.weights.projected import make_weights
@@ -438,60 +439,30 @@ class GEMS(torch.optim.Optimizer):
         Not counted: full gradients of the group that refreshes, and the knowledge basis, which is read at refreshes.
         """
         spaces = [weight.subspaces for weight in self.weights]
-        state = [t for s in spaces for t in (s.basis, s.first, s.second)]
-        parts = [part for weight in self.weights for part in weight.parts]
-        state += [part.remainder.low for part in parts if part.remainder is not None]
         gradients = [s.projected for s in spaces] + [local(p) for p in self._held.plain]
         if self._held.alignment:  # the gate compares the last updates with the gradients
             gradients += [s.first[:, s.columns[task]] for s in spaces for task in self.tasks]
-        return {"state_bytes": _bytes(state + self._plain.tensors()), "gradient_bytes": _bytes(gradients)}
+        return {
+            "state_bytes": state_bytes(self.weights, self._plain),
+            "gradient_bytes": bytes_of(gradients),
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an exact resume needs in addition to the weights, in the form of PyTorch's optimizers.
+        """Return all that an exact resume needs in addition to the weights: what `gems.state` says, and `gems`.
 
-        `state` has an entry for each parameter, by number; for a projected one, the subspaces of its matrices by name.
-        Matrices with one basis have one entry, at the first of them.
         `gems` has what belongs to no parameter: steps, tasks and the gate.
         """
-        number = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        state: dict[int, dict[str, Any]] = {}
-        for weight in self.weights:
-            state.setdefault(number[id(weight.parts[0].parameter)], {})[weight.name] = weight.state_dict()
-        state |= {number[id(self._plain.parameters[k])]: each for k, each in self._plain.state_dict().items()}
-        groups = [
-            {**group, "params": [number[id(p)] for p in group["params"]]} for group in self.param_groups
-        ]
         own = {"steps": self.steps, "tasks": list(self.tasks), "gate": self.gate.state_dict()}
-        return {"state": state, "param_groups": groups, "gems": own}
+        return {**pack(self.weights, self._plain, self.param_groups), "gems": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state. Raises `GemsError` if it is from another configuration."""
         if not {"state", "param_groups", "gems"} <= set(state):
             raise GemsError("this is no state of a GEMS optimizer, or one of an older version")
         own = state["gems"]
-        count = len({id(part.parameter) for weight in self.weights for part in weight.parts})
-        stored = {name: each for k in range(count) for name, each in state["state"].get(k, {}).items()}
-        if list(stored) != [weight.name for weight in self.weights] or tuple(own["tasks"]) != self.tasks:
+        if tuple(own["tasks"]) != self.tasks:
             raise GemsError("the state is of an optimizer with other layers or tasks")
-        for weight in self.weights:
-            try:
-                stored[weight.name] = weight.own_rows(stored[weight.name])
-                weight.check_state(stored[weight.name])
-            except ValueError as error:
-                raise GemsError(f"the state of {weight.name} is of another configuration: {error}") from error
-        plain = {k - count: each for k, each in state["state"].items() if k >= count}
-        sizes = [len(group["params"]) for group in state["param_groups"]]
-        if sizes != [len(group["params"]) for group in self.param_groups] or not self._plain.fits(plain):
-            raise GemsError("the state is of an optimizer with other plain parameters")
-        for weight in self.weights:
-            weight.load_state_dict(stored[weight.name])
-        self._plain.load_state_dict(plain)
+        unpack(state, self.weights, self._plain, self.param_groups)
         self._passes.steps = own["steps"]
         self.gate.load_state_dict(own["gate"])
-        for group, kept in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({name: value for name, value in kept.items() if name != "params"})
         self.zero_grad()
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -35,9 +35,11 @@ ALLOWED = {
     "index.trie": "index.catalogue index.files index.records",
     "index.titles": "index.files index.texts index.words",
     "index.arrays": "index.files index.records",
+    "index.largest": "",
     "index.pool.links": "index.arrays index.trie",
     "index.pool": (
-        "index.arrays index.catalogue index.files index.pool.links index.records index.sequence index.trie index.words"
+        "index.arrays index.catalogue index.files index.largest index.pool.links index.records index.sequence "
+        "index.trie index.words"
     ),
     "index.bundle": (
         "index.catalogue index.contents index.files index.identifiers index.identifiers.schemes index.pool "

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.arrays import read_numbers, read_record
+from index.largest import largest
 
 SAMPLE = 4096  # items whose mean an item is compared with
 HALVES = 2
@@ -96,10 +97,7 @@ class DenseIndex:
         """
         places = np.flatnonzero(allowed)
         found = rows[places] @ self._queried(state)
-        if len(places) > limit:
-            first = np.argpartition(-found, limit - 1)[:limit]
-            places, found = places[first], found[first]
-        return places[np.lexsort((places, -found))]
+        return places[largest([found], limit)]
 
     def updated(self, changed: Sequence[int], later: int, vectors: Floats) -> DenseIndex:
         """Return the index with other rows for changed items, and with rows of later ones.

@@ -5,12 +5,13 @@ strength    log(1 + s_j / FEW), s_j: the score of a row, see `ItemLinks`; a nega
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.largest import largest
 from index.pool.fusion import LINKS, Link
 from index.pool.pool_index import PoolIndex
 from index.trie.allowed import Allowed
@@ -21,9 +22,10 @@ FEW = 0.01  # score that counts log 2
 
 @dataclass(frozen=True, eq=False)
 class Linked:
-    """Rows that a history leads to, by the name of the links: int64, ascending, and their scores, float64."""
+    """Rows that a history leads to, int64 [n], ascending, and their strengths, float64 [links, n]; 0 without a link."""
 
-    found: Mapping[Link, tuple[NDArray[np.int64], NDArray[np.float64]]]
+    rows: NDArray[np.int64]
+    strengths: NDArray[np.float64]
 
     @classmethod
     def by(cls, index: PoolIndex, history: Sequence[int]) -> Linked:
@@ -33,22 +35,22 @@ class Linked:
         """
         taken = np.asarray(history, np.int64)
         taken = taken[~index.fresh[taken]]
-        found: dict[Link, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
-        for name, links in zip(LINKS, (index.transitions, index.co_occurrence), strict=True):
-            if links is not None:
-                rows, scores = links.after(taken)
-                known = ~index.fresh[rows]
-                found[name] = rows[known], scores[known]
-        return cls(found)
+        all_links = [index.transitions, index.co_occurrence]
+        found = [_nothing() if links is None else links.followed(taken) for links in all_links]
+        rows, place = np.unique(np.concatenate([rows for rows, _ in found]), return_inverse=True)
+        parts = np.split(place, np.cumsum([len(rows) for rows, _ in found])[:-1])
+        scores = [
+            np.bincount(part, weights, minlength=len(rows))
+            for part, (_, weights) in zip(parts, found, strict=True)
+        ]
+        known = ~index.fresh[rows]
+        return cls(rows[known].astype(np.int64), np.log1p(np.maximum(scores, 0) / FEW)[:, known])
 
     def strength(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how strongly each row is linked, float64 [links, rows]; 0 for one that is not."""
         strengths = np.zeros((len(LINKS), len(rows)))
-        for column, name in zip(strengths, LINKS, strict=True):
-            if name in self.found:
-                ascending, scores = self.found[name]
-                place, there = places_in(ascending, rows)
-                column[there] = np.log1p(np.maximum(scores[place[there]], 0) / FEW)
+        place, there = places_in(self.rows, rows)
+        strengths[:, there] = self.strengths[:, place[there]]
         return strengths
 
     def best(self, allowed: Allowed, most: int, among: NDArray[np.bool_] | None = None) -> dict[int, Link]:
@@ -56,12 +58,16 @@ class Linked:
 
         among: the rows that may be chosen, bool [items]; None for all.
         """
-        rows = np.unique(np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in self.found.values())]))
+        total = self.strengths.sum(axis=0)
+        wanted = total > 0
         if among is not None:
-            rows = rows[among[rows]]
-        strengths = self.strength(rows)
-        total = strengths.sum(axis=0)
-        order = np.lexsort((rows, -total))
-        chosen = allowed.of_rows(rows[order[total[order] > 0]])[:most]
-        strongest = strengths[:, np.searchsorted(rows, chosen)].argmax(axis=0)
-        return {row: LINKS[k] for row, k in zip(chosen.tolist(), strongest.tolist(), strict=True)}
+            wanted &= among[self.rows]
+        wanted[wanted] = allowed.holds_rows(self.rows[wanted])
+        places = np.flatnonzero(wanted)
+        places = places[largest([total[places]], most)]
+        strongest = self.strengths[:, places].argmax(axis=0)
+        return {row: LINKS[k] for row, k in zip(self.rows[places].tolist(), strongest.tolist(), strict=True)}
+
+
+def _nothing() -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    return np.empty(0, np.int32), np.empty(0)

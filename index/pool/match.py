@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
+from index.largest import Numbers, largest
 from index.pool.title_words import TitleWords
 from index.trie.allowed import Allowed
 from index.trie.trie import places_in
@@ -17,7 +18,6 @@ GROUP = 64  # rows
 MORE = 8  # times as many rows are looked at if a filter leaves too few
 FEW = 50_000  # chosen items that are looked at one by one
 Rows = NDArray[np.int64]
-Numbers = NDArray[np.floating] | NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def top(
         named = np.intersect1d(named, among)
     elif allowed.chosen is not None and len(allowed.chosen) <= FEW:
         among = np.sort(allowed.trie.slot_items[allowed.chosen.members]).astype(np.int64)
-    exact = named[_best([popularity[named], match.scores[named]], max(1, limit // 2))]
+    exact = named[largest([popularity[named], match.scores[named]], max(1, limit // 2))]
     by_words = _leaders(match.scores, 0, popularity, allowed, among, limit)
     with_all_words = np.where(match.all_words, popularity, -np.inf)
     by_popularity = _leaders(with_all_words, -np.inf, match.scores, allowed, among, limit)
@@ -140,7 +140,7 @@ def _leaders(
         while len(rows) < limit and wanted < len(key):
             wanted *= MORE
             rows = allowed.of_rows(_above(key, least, wanted))
-    return rows[_best([key[rows], ties[rows]], limit)]
+    return rows[largest([key[rows], ties[rows]], limit)]
 
 
 def _above(key: Numbers, least: float, wanted: int) -> Rows:
@@ -156,19 +156,3 @@ def _above(key: Numbers, least: float, wanted: int) -> Rows:
         if bound > least:
             return np.flatnonzero(key >= bound)
     return np.flatnonzero(key > least)
-
-
-def _best(keys: list[Numbers], limit: int) -> NDArray[np.int64]:
-    """Return the places of the `limit` largest, by the first key, ties by the next, then by place; in that order."""
-    places = _largest(keys, np.arange(len(keys[0])), limit)
-    return places[np.lexsort([places, *(-key[places] for key in reversed(keys))])]
-
-
-def _largest(keys: list[Numbers], places: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Return the `limit` largest of some places, ascending ones, in any order."""
-    if len(places) <= limit or not keys:
-        return places[:limit]
-    key = keys[0][places]
-    least = np.partition(key, len(key) - limit)[len(key) - limit]
-    above, equal = places[key > least], places[key == least]
-    return np.concatenate([above, _largest(keys[1:], equal, limit - len(above))])

@@ -146,7 +146,7 @@ class Pool:
         fusion = self.index.fusion
         assert fusion is not None
         rows, signals = self.signals(found)
-        parts = signals * fusion.item_weights(self.task)
+        parts = signals * fusion.item_weights(self.task) + 0.0  # an explanation shows no -0.0
         utility = parts.sum(axis=1)
         nothing = float(self.nothing() @ fusion.nothing_weights(self.task))
         order = np.lexsort((rows, -utility))[:limit]
@@ -198,8 +198,7 @@ class Pool:
         dense, fresh = self.index.dense, self.index.fresh_rows
         if dense is None or not len(fresh) or not state:
             return []
-        slots = self.allowed.trie.slot_of_item[fresh].astype(np.int64)
-        best = dense.best(state, self.index.fresh_dense_rows, self.allowed.holds(slots), DENSE)
+        best = dense.best(state, self.index.fresh_dense_rows, self.allowed.holds_rows(fresh), DENSE)
         nearest: list[int] = fresh[best].tolist()
         return nearest
 

@@ -99,10 +99,13 @@ class Allowed:
         held = np.ones(slots.shape, bool) if self.chosen is None else self.chosen.bits.holds(slots)
         return held & ~places_in(self.excluded, slots)[1] if len(self.excluded) else held
 
+    def holds_rows(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether each catalogue row is allowed: bool [rows]."""
+        return self.holds(self.trie.slot_of_item[rows].astype(np.int64))
+
     def of_rows(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return those of the catalogue rows that are allowed, in the same order."""
-        slots = self.trie.slot_of_item[rows].astype(np.int64)
-        return np.asarray(rows, np.int64)[self.holds(slots)]
+        return np.asarray(rows, np.int64)[self.holds_rows(rows)]
 
     def alive(self, depth: int, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether an allowed item lies below each node: bool, same shape."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,10 +71,17 @@ def rank_here(
     worker: Worker, slices: Iterator[Slice], progress: Callable[[int], object]
 ) -> Iterator[tuple[Slice, Ranked]]:
     """Rank slices in this process, one after the other."""
-    gc.freeze()  # garbage collections visit every object of the catalogue, and find nothing
-    try:
+    with frozen_objects():
         for each in slices:
             yield each, worker.rank(each.entries, progress)
+
+
+@contextmanager
+def frozen_objects() -> Iterator[None]:
+    """Keep garbage collections from all objects that exist: they visit the whole catalogue, and find nothing."""
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
 

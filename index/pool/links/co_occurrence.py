@@ -9,14 +9,13 @@ what item i says about j beyond what the others say, and may be negative. The or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.links.item_links import ItemLinks
+from index.pool.links.item_links import ItemLinks, Rows
 
 LAST_ITEMS = 50
 
@@ -27,9 +26,7 @@ class CoOccurrence(ItemLinks):
 
     FACTORS: ClassVar[NDArray[np.float64]] = np.ones(LAST_ITEMS)
 
-    def after(
-        self, history: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return where a history leads, see `ItemLinks`. An item that was taken again counts once."""
+    def followed(self, history: Rows) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return all links of a history's items, see `ItemLinks`. An item that was taken again counts once."""
         latest_first = np.asarray(history, np.int64)[::-1].tolist()
-        return super().after(list(dict.fromkeys(latest_first))[:LAST_ITEMS][::-1])
+        return super().followed(list(dict.fromkeys(latest_first))[:LAST_ITEMS][::-1])

@@ -21,6 +21,7 @@ from index.arrays import read_numbers, read_offsets, read_places
 from index.trie.trie import ranges
 
 FOLLOWERS = 64  # of an item at most
+Rows = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +61,22 @@ class ItemLinks:
         """Bytes of the arrays."""
         return self.offsets.nbytes + self.followers.nbytes + self.weights.nbytes
 
-    def after(
-        self, history: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def followed(self, history: Rows) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return all links of a history's items: the rows they lead to, int32, and f_k w_{i_k, j}, float64.
+
+        history: catalogue rows, oldest first. A row is there once for each item that leads to it.
+        """
+        last = np.asarray(history[: -len(self.FACTORS) - 1 : -1], np.int64)  # the latest first
+        owner, place = ranges(self.offsets[last], self.offsets[last + 1])
+        return self.followers[place], self.FACTORS[owner] * self.weights[place]
+
+    def after(self, history: Rows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return where a history leads: rows int64, ascending, each once, and their scores, float64.
 
         history: catalogue rows, oldest first.
         """
-        last = np.asarray(history[: -len(self.FACTORS) - 1 : -1], np.int64)  # the latest first
-        owner, place = ranges(self.offsets[last], self.offsets[last + 1])
-        weights = self.FACTORS[owner] * self.weights[place]
-        rows, place = np.unique(self.followers[place], return_inverse=True)
+        followers, weights = self.followed(history)
+        rows, place = np.unique(followers, return_inverse=True)
         return rows.astype(np.int64), np.bincount(place, weights, minlength=len(rows)).astype(np.float64)
 
     def updated(self, later: int) -> Self:

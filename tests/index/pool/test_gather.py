@@ -115,3 +115,12 @@ def test_a_search_takes_linked_items_that_hold_all_words_where_an_identifier_is_
 
 def test_a_pool_of_an_older_bundle_has_no_links(index: PoolIndex) -> None:
     assert not len(gathered(replace(index, transitions=None, co_occurrence=None), [11]).rows)
+
+
+def test_what_says_nothing_of_an_item_is_plain_zero_in_an_explanation(index: PoolIndex) -> None:
+    fresh = np.zeros(ITEMS, bool)
+    fresh[20] = True
+    pool = gathered(replace(index, fresh=fresh), [11])
+    found = Unscored([-1.0] * len(pool.to_score), items=[20], scores=[-1.0])
+    parts = pool.fuse(found, ITEMS).signals
+    assert not np.signbit(parts[parts == 0]).any()
