@@ -155,13 +155,13 @@ def _checked_backbone(config: TrainConfig, dataset: DataSet) -> Backbone:
             f"codes.learner 'genret' learns codes inside an encoder-decoder, and {config.backbone.name!r} is none: use "
             "--backbone.name t5-tiger or a T5"
         )
-    _check_method(backbone.model, config)
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
     if positions is not None and config.sequence.max_tokens > positions:
         raise BackboneError(
             f"--sequence.max-tokens {config.sequence.max_tokens} exceeds the backbone's context of {positions} "
             "positions"
         )
+    _check_method(backbone.model, config)
     return backbone
 
 
