@@ -18,7 +18,7 @@ from training.baselines.baseline import Baseline
 from training.baselines.item_vectors import item_vectors
 from training.baselines.language import given_or_made
 from training.baselines.networks.sasrec import SASRec
-from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases
+from training.baselines.sequences import Batch, epoch_batches, item_rows, read_cases, thinned
 from training.baselines.settings import BaselineError, ItemKind, SASRecSettings
 from training.data.dataset import DataSet
 from training.data.splits import Case, Split
@@ -52,7 +52,8 @@ def sasrec(
 
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([settings.seed, epoch])
-        return epoch_batches(histories, settings.max_events, settings.batch_size, rng)
+        seen = thinned(histories, settings.event_dropout, rng) if settings.event_dropout else histories
+        return epoch_batches(seen, settings.max_events, settings.batch_size, rng)
 
     def loss_of(batch: Batch) -> Tensor:
         return torch.stack([score.loss(model, batch) for model in members]).sum()

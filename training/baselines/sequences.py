@@ -34,6 +34,18 @@ def item_rows(histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
     return [np.array([event.item for event in h], np.int64) for h in histories if len(h) > 1]
 
 
+def thinned(
+    histories: Sequence[NDArray[np.int64]], dropout: float, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Return histories without a share of their events, so that an item follows others than the one before it.
+
+    histories: catalogue rows, int64 [events] each. dropout: share of the events that are left out, in [0, 1). Of a
+    history that would keep fewer than two, the last two stay.
+    """
+    kept = [history[rng.random(len(history)) >= dropout] for history in histories]
+    return [some if len(some) > 1 else whole[-2:] for some, whole in zip(kept, histories, strict=True)]
+
+
 def epoch_batches(
     histories: Sequence[NDArray[np.int64]], max_events: int, batch_size: int, rng: np.random.Generator
 ) -> list[Batch]:

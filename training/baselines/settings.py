@@ -102,6 +102,9 @@ class SASRecSettings(BaselineSettings):
         description="scores are divided by it before the softmax (default: 0.07 for cosines, else 1)",
     )
     max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
+    event_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the events that are left out, drawn again each epoch"
+    )
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     batch_size: int = Field(256, ge=1, description="histories a step")

@@ -25,7 +25,7 @@ from training.baselines.ncf import NeuMF, score_users
 from training.baselines.networks.sasrec import SASRec
 from training.baselines.recommender import Score, sasrec
 from training.baselines.run import run_baseline
-from training.baselines.sequences import epoch_batches, read_cases
+from training.baselines.sequences import epoch_batches, read_cases, thinned
 from training.baselines.settings import (
     BaselineError,
     NCFSettings,
@@ -81,6 +81,31 @@ def test_windows_make_every_event_but_the_first_a_target_once(
         inside = batch.targets >= 0
         # Each input comes just before its target.
         assert torch.equal(batch.rows[inside] + 1, batch.targets[inside])
+
+
+def test_thinned_histories_keep_their_order_and_at_least_two_events() -> None:
+    histories = [np.arange(n) for n in (2, 3, 400)]
+    thin = thinned(histories, 0.25, np.random.default_rng(0))
+    assert all(len(events) > 1 and (np.diff(events) > 0).all() for events in thin)
+    assert len(thin[2]) == pytest.approx(300, abs=40)
+    assert [events.tolist() for events in thinned(histories, 0.99, np.random.default_rng(0))[:2]] == [
+        [0, 1],
+        [1, 2],
+    ]
+    again = thinned(histories, 0.25, np.random.default_rng(1))
+    assert thin[2].tolist() != again[2].tolist()  # other events each epoch
+
+
+def test_events_are_left_out_of_each_epoch(data: Path) -> None:
+    dataset = DataSet.load(data)
+
+    def targets(dropout: float, epoch: int) -> list[int]:
+        wanted = SASRecSettings(event_dropout=dropout)
+        baseline = sasrec(wanted, dataset, leave_one_out(dataset), None, QUIET)
+        return [len(batch.targets[batch.targets >= 0]) for batch in baseline.batches(epoch)]
+
+    assert sum(targets(0.5, 1)) < 0.7 * sum(targets(0.0, 1))
+    assert targets(0.5, 1) == targets(0.5, 1) != targets(0.5, 2)
 
 
 def test_sasrec_sees_no_future_and_no_padding() -> None:
