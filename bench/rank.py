@@ -72,8 +72,8 @@ def stages_of(
         spent[name] += time.process_time() - began
 
     for start in range(0, people, batch):
-        entries = source.entries(start, min(people, start + batch))
         with stage("read"):
+            entries = source.entries(start, min(people, start + batch))
             parsed = [reader.read(each.body()) for each in entries]
         with stage("gather"):
             questions = [Question.of(each) for each in parsed]
