@@ -62,7 +62,7 @@ def rate_of(results: Iterator[tuple[Slice, Ranked]], parts: Parts, skipped: int)
 def stages_of(
     source: Source, people: int, batch: int, reader: OfflineReader, ranker: OfflineRanker
 ) -> dict[str, float]:
-    """Return the milliseconds of the processor that each stage takes for a request: the work of `gems rank`."""
+    """Return the milliseconds of the processor that each stage of `gems rank` takes for a request, up to its table."""
     spent: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -83,9 +83,9 @@ def stages_of(
             ranked = [each.ranked(ranking) for each, ranking in zip(questions, rankings, strict=True)]
         with stage("answer"):
             answers = [answer_of(*each, None, "", 0.0) for each in zip(parsed, ranked, strict=True)]
-        with stage("write"):
+        with stage("table"):
             table_of(source.column, entries, answers)
-    return {stage: 1000 * seconds / people for stage, seconds in spent.items()}
+    return {name: 1000 * seconds / people for name, seconds in spent.items()}
 
 
 def measure(

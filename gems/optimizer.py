@@ -448,9 +448,9 @@ class GEMS(torch.optim.Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an exact resume needs in addition to the weights: what `gems.state` says, and `gems`.
+        """Return all that an exact resume needs in addition to the weights: `state` and `param_groups`.
 
-        `gems` has what belongs to no parameter: steps, tasks and the gate.
+        Both are those of `gems.state`; a third part, `gems`, has what belongs to no parameter: steps, tasks, the gate.
         """
         own = {"steps": self.steps, "tasks": list(self.tasks), "gate": self.gate.state_dict()}
         return {**pack(self.weights, self._plain, self.param_groups), "gems": own}
@@ -461,8 +461,9 @@ class GEMS(torch.optim.Optimizer):
             raise GemsError("this is no state of a GEMS optimizer, or one of an older version")
         own = state["gems"]
         if tuple(own["tasks"]) != self.tasks:
-            raise GemsError("the state is of an optimizer with other layers or tasks")
+            raise GemsError(f"the state is of an optimizer with other tasks: {own['tasks']}")
+        steps, gate = own["steps"], own["gate"]
         unpack(state, self.weights, self._plain, self.param_groups)
-        self._passes.steps = own["steps"]
-        self.gate.load_state_dict(own["gate"])
+        self._passes.steps = steps
+        self.gate.load_state_dict(gate)
         self.zero_grad()

@@ -37,7 +37,7 @@ def unpack(
     count = len({id(part.parameter) for weight in weights for part in weight.parts})
     stored = {name: each for k in range(count) for name, each in packed["state"].get(k, {}).items()}
     if list(stored) != [weight.name for weight in weights]:
-        raise GemsError("the state is of an optimizer with other layers or tasks")
+        raise GemsError("the state is of an optimizer with other layers")
     for weight in weights:
         try:
             stored[weight.name] = weight.own_rows(stored[weight.name])

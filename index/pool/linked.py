@@ -5,7 +5,7 @@ strength    log(1 + s_j / FEW), s_j: the score of a row, see `ItemLinks`; a nega
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from index.largest import largest
 from index.pool.fusion import LINKS, Link
+from index.pool.links.item_links import Followed, ItemLinks, summed
 from index.pool.pool_index import PoolIndex
 from index.trie.allowed import Allowed
 from index.trie.trie import places_in
@@ -35,16 +36,15 @@ class Linked:
         """
         taken = np.asarray(history, np.int64)
         taken = taken[~index.fresh[taken]]
-        all_links = [index.transitions, index.co_occurrence]
-        found = [_nothing() if links is None else links.followed(taken) for links in all_links]
-        rows, place = np.unique(np.concatenate([rows for rows, _ in found]), return_inverse=True)
-        parts = np.split(place, np.cumsum([len(rows) for rows, _ in found])[:-1])
-        scores = [
-            np.bincount(part, weights, minlength=len(rows))
-            for part, (_, weights) in zip(parts, found, strict=True)
-        ]
+        kinds: Mapping[Link, ItemLinks | None] = {
+            "transitions": index.transitions,
+            "co_occurrence": index.co_occurrence,
+        }
+        every = [kinds[name] for name in LINKS]
+        found = [_no_links() if links is None else links.followed(taken) for links in every]
+        rows, scores = summed(found)
         known = ~index.fresh[rows]
-        return cls(rows[known].astype(np.int64), np.log1p(np.maximum(scores, 0) / FEW)[:, known])
+        return cls(rows[known], np.log1p(np.maximum(scores, 0) / FEW)[:, known])
 
     def strength(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how strongly each row is linked, float64 [links, rows]; 0 for one that is not."""
@@ -69,5 +69,5 @@ class Linked:
         return {row: LINKS[k] for row, k in zip(self.rows[places].tolist(), strongest.tolist(), strict=True)}
 
 
-def _nothing() -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+def _no_links() -> Followed:
     return np.empty(0, np.int32), np.empty(0)

@@ -37,10 +37,10 @@ def item_rows(histories: Sequence[Sequence[Event]]) -> list[NDArray[np.int64]]:
 def thinned(
     histories: Sequence[NDArray[np.int64]], dropout: float, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Return histories without a share of their events, so that an item follows others than the one before it.
+    """Return histories without some of their events, so that an item follows others than the one before it.
 
-    histories: catalogue rows, int64 [events] each. dropout: share of the events that are left out, in [0, 1). Of a
-    history that would keep fewer than two, the last two stay.
+    histories: catalogue rows, int64 [events] each. dropout: probability with which each event is left out, in [0, 1).
+    Of a history that would keep fewer than two, the last two stay.
     """
     kept = [history[rng.random(len(history)) >= dropout] for history in histories]
     return [some if len(some) > 1 else whole[-2:] for some, whole in zip(kept, histories, strict=True)]

@@ -103,7 +103,10 @@ class SASRecSettings(BaselineSettings):
     )
     max_events: int = Field(50, ge=1, le=1_000_000, description="latest events that are read")
     event_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of the events that are left out, drawn again each epoch"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the events that are left out, as inputs and as targets, drawn again each epoch",
     )
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.pool.links.item_links import ItemLinks, Rows
+from index.pool.links.item_links import Followed, ItemLinks, Rows
 
 LAST_ITEMS = 50
 
@@ -26,7 +26,7 @@ class CoOccurrence(ItemLinks):
 
     FACTORS: ClassVar[NDArray[np.float64]] = np.ones(LAST_ITEMS)
 
-    def followed(self, history: Rows) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Return all links of a history's items, see `ItemLinks`. An item that was taken again counts once."""
+    def followed(self, history: Rows) -> Followed:
+        """Return every single link of a history's items, see `ItemLinks`. An item that was taken again counts once."""
         latest_first = np.asarray(history, np.int64)[::-1].tolist()
         return super().followed(list(dict.fromkeys(latest_first))[:LAST_ITEMS][::-1])

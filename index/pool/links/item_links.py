@@ -22,6 +22,7 @@ from index.trie.trie import ranges
 
 FOLLOWERS = 64  # of an item at most
 Rows = Sequence[int] | NDArray[np.int64]
+Followed = tuple[NDArray[np.int32], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +62,10 @@ class ItemLinks:
         """Bytes of the arrays."""
         return self.offsets.nbytes + self.followers.nbytes + self.weights.nbytes
 
-    def followed(self, history: Rows) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Return all links of a history's items: the rows they lead to, int32, and f_k w_{i_k, j}, float64.
+    def followed(self, history: Rows) -> Followed:
+        """Return every single link of a history's items: the row it leads to, int32, and f_k w_{i_k, j}, float64.
 
-        history: catalogue rows, oldest first. A row is there once for each item that leads to it.
+        A row is there once for each item that leads to it; see `summed`. history: catalogue rows, oldest first.
         """
         last = np.asarray(history[: -len(self.FACTORS) - 1 : -1], np.int64)  # the latest first
         owner, place = ranges(self.offsets[last], self.offsets[last + 1])
@@ -75,9 +76,8 @@ class ItemLinks:
 
         history: catalogue rows, oldest first.
         """
-        followers, weights = self.followed(history)
-        rows, place = np.unique(followers, return_inverse=True)
-        return rows.astype(np.int64), np.bincount(place, weights, minlength=len(rows)).astype(np.float64)
+        rows, scores = summed([self.followed(history)])
+        return rows, scores[0]
 
     def updated(self, later: int) -> Self:
         """Return the links of a catalogue with later rows, which have none."""
@@ -96,6 +96,20 @@ class ItemLinks:
         followers = read_places(folder / "followers.npy", None, items)
         weights = read_numbers(folder / "weights.npy", np.float32, (len(followers),))
         return cls(read_offsets(folder / "offsets.npy", items, len(followers)), followers, weights)
+
+
+def summed(found: Sequence[Followed]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the rows of some links, int64 [n], ascending, each once, and their scores s, float64 [kinds, n].
+
+    found: of each kind of links, what `ItemLinks.followed` returns. One sort of all rows is most of the work.
+    """
+    rows, place = np.unique(np.concatenate([rows for rows, _ in found]), return_inverse=True)
+    parts = np.split(place, np.cumsum([len(rows) for rows, _ in found])[:-1])
+    scores = [
+        np.bincount(part, weights, minlength=len(rows))
+        for part, (_, weights) in zip(parts, found, strict=True)
+    ]
+    return rows.astype(np.int64), np.stack(scores).astype(np.float64)
 
 
 def _leaders(owner: NDArray[np.int64], weights: NDArray[np.float32], most: int) -> NDArray[np.int64]:

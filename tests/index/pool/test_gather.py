@@ -9,8 +9,8 @@ import pytest
 from support.pools import make_pool
 
 from index.catalogue import Catalogue, Item
-from index.pool.fusion import ITEM_SIGNALS
-from index.pool.linked import FEW
+from index.pool.fusion import ITEM_SIGNALS, LINKS
+from index.pool.linked import FEW, Linked
 from index.pool.links.transitions import DECAY, Transitions
 from index.pool.pool import LINKED, OF_ONE_CODE, Pool
 from index.pool.pool_index import PoolIndex
@@ -124,3 +124,12 @@ def test_what_says_nothing_of_an_item_is_plain_zero_in_an_explanation(index: Poo
     found = Unscored([-1.0] * len(pool.to_score), items=[20], scores=[-1.0])
     parts = pool.fuse(found, ITEMS).signals
     assert not np.signbit(parts[parts == 0]).any()
+
+
+@pytest.mark.parametrize("missing", LINKS)
+def test_each_kind_of_links_counts_alone(missing: str, index: PoolIndex) -> None:
+    both, one = (Linked.by(each, [3, 11]) for each in (index, replace(index, **{missing: None})))
+    rows, kept = np.arange(ITEMS), np.array(LINKS) != missing
+    assert both.strength(rows)[kept].any()
+    assert np.array_equal(one.strength(rows)[kept], both.strength(rows)[kept])
+    assert not one.strength(rows)[~kept].any()
